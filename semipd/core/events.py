@@ -1,0 +1,21 @@
+"""One record per life-cycle edge of a request; the same record feeds log, status and dashboard."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from semipd.core.request import SeqId
+
+EventKind = Literal["queued", "admitted", "first_token", "preempted", "finished", "refused", "split_changed"]
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """`data` by kind: admitted {cached_tokens, prompt_tokens}; preempted {tokens_lost, blocks_freed};
+    finished {reason, output_tokens}; refused {code, message}; split_changed {from, to, reason}."""
+
+    at_ns: int
+    kind: EventKind
+    seq: SeqId | None = None
+    request_id: str = ""
+    data: dict[str, int | float | str | list[int]] = field(default_factory=dict)

@@ -1,0 +1,83 @@
+"""Plans and results: the only things that cross between the coordinator and a lane."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from semipd.core.request import SeqId
+from semipd.core.sampling import SamplingParams
+from semipd.core.split import Split
+
+BLOCK_SIZE = 16
+"""Tokens per KV block."""
+
+PADDING_BLOCK = 0
+"""Never handed out: padded writes and reads go there."""
+
+
+class Segment(NamedTuple):
+    """A chunk of a resident sequence: tokens [start, start + length) are computed and their KV written.
+
+    `sample` is true when the chunk ends at the sequence's newest token: its logits yield the next token.
+    `prompt_logprobs`: number of alternatives wanted for the prompt tokens this chunk predicts, or None.
+    """
+
+    seq: SeqId
+    start: int
+    length: int
+    sample: bool
+    prompt_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """A sequence becomes resident in a lane, with its whole history and block table."""
+
+    seq: SeqId
+    token_ids: list[int]  # prompt and everything sampled so far
+    num_prompt_tokens: int
+    params: SamplingParams
+    block_table: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step of one lane. Applied in this order: leaves, joins, new_blocks, then one forward pass.
+
+    `decode` names residents that advance by one token: each computes its newest token (the lane feeds
+    its own samples back, so token ids do not travel) and samples the next. While the batch is
+    unchanged the coordinator passes the same tuple object. `segments` are prefill chunks.
+    A merged step has both. KV of token i goes to block block_table[i // 16], slot i % 16.
+    """
+
+    step_id: int
+    split: Split
+    decode: tuple[SeqId, ...] = ()
+    segments: tuple[Segment, ...] = ()
+    joins: tuple[Join, ...] = ()
+    leaves: tuple[SeqId, ...] = ()
+    new_blocks: tuple[tuple[SeqId, tuple[int, ...]], ...] = ()
+
+
+class TokenLogprobs(NamedTuple):
+    """Log-probabilities (natural log) of the raw logits, before penalties and temperature."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # alternatives, most likely first
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """A finished step. `tokens` are ordered as `plan.decode`, then sampling segments in plan order.
+
+    `logprobs` is None when no sequence of the step asked, else aligned with `tokens`.
+    `prompt_logprobs`: per sequence, entries for prompt tokens start + 1 .. min(start + length, last
+    prompt token): logits at position i predict token i + 1, and prompt token 0 has no prediction.
+    `busy_ns`: time the lane spent on the step.
+    """
+
+    step_id: int
+    tokens: list[int]
+    busy_ns: int
+    logprobs: list[TokenLogprobs | None] | None = None
+    prompt_logprobs: dict[SeqId, list[TokenLogprobs]] | None = None

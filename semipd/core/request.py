@@ -1,0 +1,30 @@
+"""What the daemon hands to the engine when a request is admitted."""
+
+from dataclasses import dataclass
+from typing import NewType
+
+from semipd.core.sampling import SamplingParams
+
+SeqId = NewType("SeqId", int)
+"""Number of a request, unique in a daemon's life: small enough to travel in every step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One sequence to generate.
+
+    Attributes:
+        request_id: public id, for logs and events; `seq` is what plans and steps carry.
+        prompt: token ids, at least one.
+        emitted: tokens an earlier engine already produced for this request (resume); never repeated.
+        namespace: root of the prefix index: requests in different namespaces never share blocks.
+        arrival_ns: CLOCK_MONOTONIC at the daemon; kept over preemption and resume.
+    """
+
+    seq: SeqId
+    request_id: str
+    prompt: list[int]
+    params: SamplingParams
+    arrival_ns: int
+    namespace: str = ""
+    emitted: tuple[int, ...] = ()

@@ -1,0 +1,17 @@
+"""How the device's units (SMs or cores) are divided between the two lanes."""
+
+from typing import NamedTuple
+
+
+class Split(NamedTuple):
+    """Units of each lane. A solo split gives one lane everything and the other nothing."""
+
+    prefill_units: int
+    decode_units: int
+
+    @property
+    def is_solo(self) -> bool:
+        return self.prefill_units == 0 or self.decode_units == 0
+
+    def __str__(self) -> str:
+        return f"{self.prefill_units}+{self.decode_units}"

@@ -1,0 +1,1 @@
+"""Devices: who runs the plans. One contract, several kinds of hardware."""

@@ -1,0 +1,93 @@
+"""The contract between the coordinator and whatever executes plans."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from semipd.core.errors import SemipdError
+from semipd.core.plan import Join, StepPlan, StepResult
+from semipd.core.split import Split
+
+LaneName = Literal["prefill", "decode"]
+
+
+class LaneFailed(SemipdError):  # noqa: N818
+    """A lane cannot go on (worker died, step failed, out of memory). The engine process ends with this."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """Facts fixed at start-up.
+
+    Attributes:
+        name: for people, e.g. "cpu: AMD EPYC, 2 cores".
+        unit: what a split counts.
+        splits: every split with both lanes non-empty, by rising decode share; empty when the device
+            cannot be divided (then only the one-lane schedulers run).
+        solo_prefill, solo_decode: one lane has every unit.
+        num_blocks: size of the KV pool, block 0 (padding) included.
+        memory: bytes by purpose, for the start-up table.
+    """
+
+    kind: str
+    name: str
+    unit: str
+    num_units: int
+    splits: tuple[Split, ...]
+    solo_prefill: Split
+    solo_decode: Split
+    num_blocks: int
+    vocab_size: int
+    max_model_len: int
+    dtype: str
+    memory: dict[str, int]
+
+
+class Lane(Protocol):
+    """An asynchronous executor of plans, in order, with a small number in flight.
+
+    A lane keeps the sequences that joined it *resident*: token history, block table, sampling
+    parameters. Plans carry only changes (see StepPlan). Nothing here blocks.
+    """
+
+    @property
+    def name(self) -> LaneName: ...
+
+    def capacity(self) -> int:
+        """How many more plans `launch` takes right now."""
+
+    def launch(self, plan: StepPlan, now_ns: int) -> None:
+        """Start a step. The caller has checked `capacity() > 0` and that no step in flight on the
+        other lane uses units of `plan.split`'s share for this lane. Raises LaneFailed."""
+
+    def poll(self, now_ns: int) -> list[StepResult]:
+        """Steps finished since the last call, oldest first. Raises LaneFailed."""
+
+    def rebuild(self, residents: Sequence[Join]) -> None:
+        """Forget every resident and take these. Must equal any sequence of deltas leading there.
+        Only while no step is in flight."""
+
+
+class Device(Protocol):
+    """Both lanes, their shared weights and KV pool. Owned by the engine process."""
+
+    @property
+    def info(self) -> DeviceInfo: ...
+
+    @property
+    def prefill(self) -> Lane: ...
+
+    @property
+    def decode(self) -> Lane: ...
+
+    def files(self) -> Sequence[int]:
+        """File descriptors that become readable when a step may have finished."""
+
+    def wake_at_ns(self) -> int | None:
+        """Time of the next internal event, for devices driven by timers instead of files."""
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers of this moment for status (memory, clocks); plain data."""
+
+    def close(self) -> None:
+        """Release everything; no process or memory stays behind. Idempotent."""

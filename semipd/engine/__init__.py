@@ -1,0 +1,1 @@
+"""The engine: the coordinator and the process it lives in."""

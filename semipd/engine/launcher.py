@@ -1,0 +1,34 @@
+"""Starting the engine process: what the daemon sees of this room."""
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChild:
+    """`link` speaks frames. Handshake: the daemon sends {op: start, settings}; the engine answers
+    {op: phase, name, limit_s} for each start-up phase, then {op: ready, info, model, scheduler}
+    or {op: failed, code, message, hint} and exits."""
+
+    process: subprocess.Popen[bytes]
+    link: socket.socket
+
+
+def spawn_engine() -> EngineChild:
+    """Start the engine by exec. Call from the main thread: the child's death signal follows the thread."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with theirs:
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "semipd.engine", str(os.getpid()), str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                process_group=0,
+            )
+        except BaseException:
+            ours.close()
+            raise
+    return EngineChild(process, ours)

@@ -1,0 +1,137 @@
+"""The engine process: opens the device, then hosts the coordinator until the daemon goes away."""
+
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+from semipd import __version__
+from semipd.core.errors import SemipdError
+from semipd.devices.contract import Device
+from semipd.engine.coordinator import Coordinator
+from semipd.engine.link import Link
+from semipd.engine.settings import EngineSettings
+from semipd.wire.engine_link import inbound_from_wire, outbound_to_wire
+
+SETTINGS_LIMIT_S = 10.0
+LAST_WORD_LIMIT_S = 2.0
+IDLE_WAIT_S = 60.0
+
+log = logging.getLogger("semipd.engine")
+
+Report = Callable[[str, float], None]
+"""(phase, time limit in seconds), told before each start-up phase."""
+
+
+def run_engine(link_fd: int) -> int:
+    """Whole life of the process. Returns the exit code: 0 after the daemon's goodbye, 1 on failure."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    stop = _StopFlag()
+    with socket.socket(fileno=link_fd) as sock:
+        link = Link(sock)
+        try:
+            settings = EngineSettings.from_wire(link.receive_first(SETTINGS_LIMIT_S)["settings"])
+            device = open_device(settings, lambda phase, limit_s: _report(link, phase, limit_s))
+            try:
+                return _serve(device, settings, link, stop)
+            finally:
+                device.close()
+        except SemipdError as error:
+            log.error("engine failed [%s]: %s", error.code, error)
+            failure = {"op": "failed", "code": error.code, "message": error.message, "hint": error.hint}
+            link.send_blocking(failure, LAST_WORD_LIMIT_S)
+            return 1
+        except Exception as error:
+            log.exception("engine failed")
+            failure = {
+                "op": "failed",
+                "code": "engine_bug",
+                "message": repr(error),
+                "hint": "Please report it.",
+            }
+            link.send_blocking(failure, LAST_WORD_LIMIT_S)
+            return 1
+
+
+def open_device(settings: EngineSettings, report: Report) -> Device:
+    """The device that the settings name. Raises SemipdError(`unknown_device`) and whatever opening raises."""
+    match settings.device:
+        case "fake":
+            from semipd.devices.fake import FakeDevice
+
+            return FakeDevice.open(settings)
+        case "cpu":
+            from semipd.devices.cpu import CpuDevice
+
+            return CpuDevice.open(settings, report)
+    raise SemipdError(
+        "unknown_device",
+        f"engine.device = {settings.device!r} is not a device of this release; it has cpu and fake.",
+        "Use --device cpu.",
+        param="engine.device",
+    )
+
+
+def _serve(device: Device, settings: EngineSettings, link: Link, stop: "_StopFlag") -> int:
+    coordinator = Coordinator(device, settings)
+    notes = []
+    if coordinator.policy != settings.scheduler:
+        notes.append(
+            f"scheduler {settings.scheduler} needs a device that can be divided; {device.info.name} cannot: "
+            f"running {coordinator.policy}"
+        )
+    ready = {"op": "ready", "info": asdict(device.info), "scheduler": coordinator.policy, "notes": notes}
+    link.send(ready | {"version": __version__, "pid": os.getpid()})
+    _host(coordinator, link, stop)
+    return 0
+
+
+def _host(coordinator: Coordinator, link: Link, stop: "_StopFlag") -> None:
+    """Turn the loop; between turns wait for a lane, a message or a timer."""
+    checked_idle = False
+    while not link.closed and not stop.asked:
+        inbox = [inbound_from_wire(message) for message in link.receive()]
+        turn = coordinator.tick(time.monotonic_ns(), inbox)
+        link.send(*map(outbound_to_wire, turn.outbox))
+        if turn.idle and not checked_idle:
+            coordinator.check_integrity()
+        checked_idle = turn.idle
+        _wait(coordinator.device, link, stop, turn.wake_at_ns)
+
+
+def _wait(device: Device, link: Link, stop: "_StopFlag", wake_at_ns: int | None) -> None:
+    timeout_s = IDLE_WAIT_S
+    if wake_at_ns is not None:
+        timeout_s = max(0.0, (wake_at_ns - time.monotonic_ns()) / 1e9)
+    reading: list[int] = [link.fileno(), stop.fileno(), *device.files()]
+    writing = [link.fileno()] if link.wants_write else []
+    _, writable, _ = select.select(reading, writing, [], timeout_s)
+    if writable:
+        link.flush()
+
+
+def _report(link: Link, phase: str, limit_s: float) -> None:
+    link.send_blocking({"op": "phase", "name": phase, "limit_s": limit_s}, LAST_WORD_LIMIT_S)
+    if link.closed:
+        raise SemipdError("daemon_gone", f"The daemon went away before the phase {phase!r}.")
+
+
+class _StopFlag:
+    """SIGTERM asks for an orderly end; a pipe wakes the loop. SIGINT belongs to the daemon."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGTERM, self._ask)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def _ask(self, signum: int, frame: object) -> None:
+        self.asked = True
+        os.write(self._writer, b"x")
+
+    def fileno(self) -> int:
+        return self._reader

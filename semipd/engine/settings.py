@@ -1,0 +1,43 @@
+"""Everything the engine process needs to know, resolved once by the daemon and sent as the first frame."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+SchedulerName = Literal["semipd", "chunked", "prefill-first"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Attributes:
+    model_dir: local checkpoint folder ("" for devices that need none, e.g. fake).
+    device: "cpu" or "fake".
+    dtype: "auto", "float32", "bfloat16" or "float16".
+    max_model_len: longest prompt plus output; 0: what the checkpoint says.
+    max_num_seqs: most sequences admitted at once (prefilling and decoding).
+    prefill_chunk_tokens: most prompt tokens in one prefill step.
+    step_token_budget: most tokens in one merged step of the scheduler `chunked`.
+    kv_bytes: size of the KV pool; 0: a fraction of the memory that is free after the weights.
+    kv_fraction: that fraction.
+    max_num_blocks: cap on pool blocks, for tests; 0: no cap.
+    prefill_units: prefill's share while both lanes are busy; 0: half.
+    """
+
+    model_dir: str = ""
+    device: str = "cpu"
+    dtype: str = "auto"
+    scheduler: SchedulerName = "semipd"
+    max_model_len: int = 0
+    max_num_seqs: int = 64
+    prefill_chunk_tokens: int = 512
+    step_token_budget: int = 512
+    kv_bytes: int = 0
+    kv_fraction: float = 0.5
+    max_num_blocks: int = 0
+    prefill_units: int = 0
+
+    def to_wire(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_wire(cls, data: dict[str, Any]) -> "EngineSettings":
+        return cls(**data)

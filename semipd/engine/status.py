@@ -1,0 +1,58 @@
+"""The engine's numbers of this moment, as plain data for status, metrics and the dashboard."""
+
+from typing import TYPE_CHECKING, Any
+
+from semipd.core.plan import BLOCK_SIZE
+from semipd.engine.lane_state import LaneState
+from semipd.sched.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from semipd.engine.coordinator import Coordinator
+
+
+def engine_status(coordinator: "Coordinator", now_ns: int) -> dict[str, Any]:
+    """`last_step_age_ms` is None while a lane has never finished a step."""
+    c, info, scheduler = coordinator, coordinator.device.info, coordinator.scheduler
+    oldest = scheduler.waiting.oldest_arrival_ns()
+    return {
+        "scheduler": c.policy,
+        "split": {"prefill": c.split.prefill_units, "decode": c.split.decode_units, "unit": info.unit},
+        "requests": {
+            "waiting": len(scheduler.waiting),
+            "prefilling": len(scheduler.prefilling),
+            "decoding": len(scheduler.decoding),
+            "oldest_waiting_ms": None if oldest is None else (now_ns - oldest) / 1e6,
+        },
+        "kv": _kv(scheduler),
+        "prefix": {
+            "prompt_tokens": scheduler.num_prompt_tokens,
+            "cached_tokens": scheduler.num_cached_tokens,
+        },
+        "preemptions": scheduler.num_preemptions,
+        "lanes": {state.lane.name: _lane(state, now_ns) for state in (c.prefill, c.decode)},
+        "device": c.device.stats(),
+    }
+
+
+def _kv(scheduler: Scheduler) -> dict[str, int]:
+    pool = scheduler.memory.pool
+    return {
+        "block_tokens": BLOCK_SIZE,
+        "total_blocks": pool.num_usable,
+        "used_blocks": pool.num_usable - pool.num_free,
+        "free_blocks": pool.num_free,
+        "cached_blocks": scheduler.memory.num_cached_free,
+    }
+
+
+def _lane(state: LaneState, now_ns: int) -> dict[str, Any]:
+    age = (now_ns - state.last_settled_ns) / 1e6 if state.num_steps else None
+    return {
+        "steps": state.num_steps,
+        "steps_in_flight": len(state.inflight),
+        "residents": len(state.residents),
+        "prefill_tokens": state.num_prefill_tokens,
+        "decode_tokens": state.num_decode_tokens,
+        "busy_ms": state.busy_ns / 1e6,
+        "last_step_age_ms": age,
+    }

@@ -1,0 +1,1 @@
+"""The KV pool as numbers: which block belongs to whom, and which prefixes can be reused."""

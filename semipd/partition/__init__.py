@@ -1,0 +1,1 @@
+"""Which lane holds how many units, and who decided so."""

@@ -1,0 +1,285 @@
+"""Admission, prefill order, decode set and preemption: who runs next, on which blocks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from semipd.core.events import FinishReason
+from semipd.core.messages import Finished
+from semipd.core.plan import BLOCK_SIZE, Segment
+from semipd.core.request import Request, SeqId
+from semipd.memory.kv import KVMemory, blocks_for
+from semipd.sched.outbox import Outbox
+from semipd.sched.preemption import choose_victim
+from semipd.sched.sequence import Sequence
+from semipd.sched.waiting import WaitingQueue
+
+WATERMARK_FRAC = 0.01
+"""Share of the pool kept free when admitting beside running work, so that growth does not thrash."""
+
+Chunk = tuple[Sequence, Segment]
+Growth = tuple[Sequence, int]
+"""A sequence and the block it was given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    max_model_len: int
+    max_num_seqs: int
+    num_blocks: int
+
+
+class Scheduler:
+    """Owns every sequence and every KV block.
+
+        submit ─▶ waiting ─admit─▶ prefilling ─last chunk settles─▶ decoding ─▶ gone
+                     ▲                 └──────────preempt──────────────┤
+                     └────────────── yielding ◀────────────────────────┘
+
+    Blocks of a sequence that is yielding or gone go back to the pool only when no step in flight
+    may still touch them (`retire`); until then it stands in `unsettled`.
+
+    `leave_lanes` is told the moment a sequence must not be resident in any lane.
+    """
+
+    def __init__(self, limits: Limits, leave_lanes: Callable[[SeqId], None]) -> None:
+        self.memory = KVMemory(limits.num_blocks)
+        self.waiting = WaitingQueue()
+        self.prefilling: list[Sequence] = []
+        self.decoding: dict[SeqId, Sequence] = {}
+        self.unsettled: dict[SeqId, Sequence] = {}
+        self.sequences: dict[SeqId, Sequence] = {}
+        self.num_preemptions = 0
+        self.num_prompt_tokens = 0
+        self.num_cached_tokens = 0
+        self._limits = limits
+        self._leave_lanes = leave_lanes
+        self._watermark = max(1, int(limits.num_blocks * WATERMARK_FRAC))
+        self._refused_at_free: int | None = None
+
+    @property
+    def idle(self) -> bool:
+        return not self.sequences and not self.unsettled
+
+    # ---- in and out ----------------------------------------------------------------------------
+
+    def submit(self, request: Request, out: Outbox) -> None:
+        """Queue a request; one that can never fit is answered at once with the arithmetic."""
+        assert request.seq not in self.sequences, f"seq {request.seq} submitted twice"
+        sequence = Sequence.of(request, self._limits.max_model_len)
+        refusal = self._why_impossible(sequence)
+        if refusal:
+            out.event("refused", sequence, code="request_too_large", message=refusal)
+            out.send(Finished(request.seq, "error", code="request_too_large", message=refusal))
+            return
+        self.sequences[request.seq] = sequence
+        self.waiting.add(sequence)
+        self._refused_at_free = None
+        out.event("queued", sequence, prompt_tokens=len(request.prompt))
+        if len(sequence.tokens) >= sequence.max_total_tokens:  # resumed after its last token
+            self.finish(sequence, "length", out)
+
+    def finish(
+        self, sequence: Sequence, reason: FinishReason, out: Outbox, stop_token: int | None = None
+    ) -> None:
+        """The end of a request, whatever its phase."""
+        self._withdraw(sequence)
+        sequence.phase = "gone"
+        del self.sequences[sequence.seq]
+        out.send(Finished(sequence.seq, reason, stop_token, sequence.cached_tokens))
+        out.event("finished", sequence, reason=reason, output_tokens=sequence.num_output_tokens)
+        self.retire(sequence)
+
+    def start_decoding(self, sequence: Sequence, token: int) -> None:
+        """The prompt is computed and has yielded its first new token: same blocks, other set."""
+        sequence.tokens.append(token)
+        sequence.phase = "decoding"
+        self.prefilling.remove(sequence)
+        self.decoding[sequence.seq] = sequence
+
+    def commit(self, sequence: Sequence) -> None:
+        """Its computed blocks become findable as prefixes."""
+        assert sequence.placement is not None, f"seq {sequence.seq} computed without blocks"
+        self.memory.commit(sequence.placement, sequence.tokens, sequence.num_computed)
+
+    def retire(self, sequence: Sequence) -> None:
+        """Give back the blocks of a yielding or gone sequence once no step in flight may touch them."""
+        if sequence.num_inflight:
+            self.unsettled[sequence.seq] = sequence
+            return
+        self.unsettled.pop(sequence.seq, None)
+        if sequence.placement is not None:
+            self.memory.release(sequence.placement)
+            sequence.placement = None
+        if sequence.phase == "yielding":
+            sequence.phase = "waiting"
+            sequence.num_scheduled = sequence.num_computed = sequence.num_slots = 0
+            self.waiting.add(sequence)
+
+    # ---- the decode set ------------------------------------------------------------------------
+
+    def take_decodes(self, out: Outbox) -> tuple[list[Sequence], list[Growth]]:
+        """Sequences that advance by one token, each with a slot for it, and the blocks that were added.
+
+        Marks the step as launched. Under pressure this preempts (also prefilling sequences); a sequence
+        whose block is still on its way sits this step out.
+        """
+        ready = [s for s in self.decoding.values() if s.num_scheduled < s.max_total_tokens - 1]
+        short = [s for s in ready if s.num_scheduled == s.num_slots]
+        grown: list[Growth] = []
+        if short:
+            grown = self._grow(sorted(short, key=lambda s: s.age_key), out)
+            ready = [s for s in ready if s.phase == "decoding" and s.num_scheduled < s.num_slots]
+        for sequence in ready:
+            sequence.num_scheduled += 1
+            sequence.num_inflight += 1
+        return ready, [(s, block) for s, block in grown if s.phase == "decoding"]
+
+    def _grow(self, short: list[Sequence], out: Outbox) -> list[Growth]:
+        """A block for each, oldest first; the latest arrivals pay."""
+        grown: list[Growth] = []
+        num_stalled = 0
+        for sequence in short:
+            self._make_room(sequence, num_stalled, out)
+            if sequence.phase != "decoding":
+                continue
+            if not self.memory.pool.num_free:
+                num_stalled += 1
+                continue
+            assert sequence.placement is not None, f"seq {sequence.seq} decodes without blocks"
+            grown.append((sequence, self.memory.grow(sequence.placement)))
+            sequence.num_slots += BLOCK_SIZE
+        return grown
+
+    def _make_room(self, sequence: Sequence, num_stalled: int, out: Outbox) -> None:
+        """Preempt until a block is free or on its way, or until the sequence itself had to yield."""
+        while not self.memory.pool.num_free and sequence.phase == "decoding":
+            coming = sum(len(s.placement.blocks) for s in self.unsettled.values() if s.placement is not None)
+            victim = choose_victim([*self.prefilling, *self.decoding.values()])
+            if coming > num_stalled or victim is None:
+                return
+            self._preempt(victim, out)
+
+    def _preempt(self, sequence: Sequence, out: Outbox) -> None:
+        """Take its blocks away; its tokens stay and will be computed again."""
+        assert sequence.placement is not None, f"seq {sequence.seq} has nothing to give"
+        self._withdraw(sequence)
+        sequence.phase = "yielding"
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1
+        blocks = len(sequence.placement.blocks)
+        out.event("preempted", sequence, tokens_lost=sequence.num_computed, blocks=blocks)
+        self.retire(sequence)
+
+    def _withdraw(self, sequence: Sequence) -> None:
+        match sequence.phase:
+            case "waiting":
+                self.waiting.remove(sequence)
+            case "prefilling":
+                self.prefilling.remove(sequence)
+            case "decoding":
+                del self.decoding[sequence.seq]
+        self._leave_lanes(sequence.seq)
+
+    # ---- the prefill queue ---------------------------------------------------------------------
+
+    def has_prefill_work(self) -> bool:
+        if any(s.num_scheduled < len(s.tokens) for s in self.prefilling):
+            return True
+        return bool(self.waiting) and self._may_admit()
+
+    def take_chunks(self, budget_tokens: int, out: Outbox) -> list[Chunk]:
+        """Chunks within the budget: sequences already placed first, then new ones from the queue.
+
+        Marks them as launched. Requests are placed only when their first chunk is due, so that they
+        find the prefixes computed until then.
+        """
+        chunks: list[Chunk] = []
+        for sequence in self.prefilling:
+            budget_tokens -= self._take_chunk(sequence, budget_tokens, chunks)
+        while budget_tokens > 0 and self.waiting and self._may_admit():
+            admitted = self._admit_next(out)
+            if admitted is None:
+                break
+            budget_tokens -= self._take_chunk(admitted, budget_tokens, chunks)
+        return chunks
+
+    @staticmethod
+    def _take_chunk(sequence: Sequence, budget_tokens: int, chunks: list[Chunk]) -> int:
+        start = sequence.num_scheduled
+        length = min(len(sequence.tokens) - start, budget_tokens)
+        if length <= 0:
+            return 0
+        sample = start + length == len(sequence.tokens)
+        wanted = None if sequence.may_reuse else sequence.request.params.prompt_logprobs
+        chunks.append((sequence, Segment(sequence.seq, start, length, sample, wanted)))
+        sequence.num_scheduled += length
+        sequence.num_inflight += 1
+        return length
+
+    def _may_admit(self) -> bool:
+        """A seat is free, and memory has changed since the last refusal."""
+        if len(self.prefilling) + len(self.decoding) >= self._limits.max_num_seqs:
+            return False
+        return self._refused_at_free is None or self.memory.pool.num_free > self._refused_at_free
+
+    def _admit_next(self, out: Outbox) -> Sequence | None:
+        """Place the next request of the queue; or None, remembering at which level of free blocks."""
+        sequence = self.waiting.pick(self._cached_tokens)
+        reuse, namespace = sequence.may_reuse, sequence.request.namespace
+        running = bool(self.prefilling or self.decoding or self.unsettled)
+        reserve_blocks = self._watermark if running else 0
+        if not self.memory.can_place(namespace, sequence.tokens, reserve_blocks, reuse=reuse):
+            self._refused_at_free = self.memory.pool.num_free
+            return None
+        self.waiting.take(sequence)
+        sequence.placement = self.memory.place(namespace, sequence.tokens, reuse=reuse)
+        sequence.num_slots = sequence.placement.num_token_slots
+        sequence.num_scheduled = sequence.num_computed = sequence.placement.num_cached_tokens
+        sequence.phase = "prefilling"
+        self.prefilling.append(sequence)
+        self._refused_at_free = None
+        self._note_admission(sequence, out)
+        return sequence
+
+    def _cached_tokens(self, sequence: Sequence) -> int:
+        if not sequence.may_reuse:
+            return 0
+        return self.memory.cached_tokens(sequence.request.namespace, sequence.tokens)
+
+    def _note_admission(self, sequence: Sequence, out: Outbox) -> None:
+        """Hit statistics count a request's first admission only."""
+        cached = sequence.num_computed
+        if not sequence.num_preemptions:
+            sequence.cached_tokens = cached
+            self.num_prompt_tokens += len(sequence.request.prompt)
+            self.num_cached_tokens += cached
+        out.event("admitted", sequence, cached_tokens=cached, tokens=len(sequence.tokens))
+
+    # ---- limits and integrity ------------------------------------------------------------------
+
+    def _why_impossible(self, sequence: Sequence) -> str:
+        need, have = blocks_for(sequence.max_total_tokens), self.memory.pool.num_usable
+        num_prompt, longest = len(sequence.request.prompt), self._limits.max_model_len
+        if num_prompt >= longest:
+            return f"The prompt has {num_prompt} tokens; max_model_len {longest} leaves no room for output."
+        if need > have:
+            return (
+                f"The request may reach {sequence.max_total_tokens} tokens, which need {need} KV blocks of "
+                f"{BLOCK_SIZE}; the whole pool has {have}. Lower max_tokens or raise kv.bytes."
+            )
+        return ""
+
+    def check_integrity(self) -> None:
+        """Recompute sets, blocks and counters from nothing; AssertionError with the numbers on a mismatch."""
+        self.waiting.check_integrity()
+        living = [*self.waiting, *self.prefilling, *self.decoding.values()]
+        yielding = [s for s in self.unsettled.values() if s.phase == "yielding"]
+        assert len(living) + len(yielding) == len(self.sequences), "a sequence stands in no set, or in two"
+        assert {s.seq for s in [*living, *yielding]} == set(self.sequences), "the sets hold strangers"
+        assert all(s.phase == "prefilling" for s in self.prefilling), "not prefilling"
+        assert all(s.phase == "decoding" for s in self.decoding.values()), "not decoding"
+        assert len(self.prefilling) + len(self.decoding) <= self._limits.max_num_seqs, "too many seats taken"
+        holders = [*living, *self.unsettled.values()]
+        for sequence in holders:
+            sequence.check_integrity()
+        self.memory.check_integrity([s.placement for s in holders if s.placement is not None])

@@ -1,0 +1,82 @@
+"""One request as the engine sees it: its tokens, its place in memory and how far it has come."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from semipd.core.request import Request, SeqId
+from semipd.memory.kv import Placement
+
+Phase = Literal["waiting", "prefilling", "decoding", "yielding", "gone"]
+"""yielding: preempted, but a step in flight may still write its blocks; gone: finished, likewise."""
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Mutable, owned by the coordinator.
+
+    `num_scheduled` counts tokens whose KV computation has been launched, `num_computed` those whose
+    step has settled. While decoding, len(tokens) - 1 == num_computed: the newest token is not computed.
+    """
+
+    request: Request
+    tokens: list[int]
+    max_total_tokens: int
+    stop_ids: frozenset[int]
+    phase: Phase = "waiting"
+    placement: Placement | None = None
+    num_slots: int = 0  # tokens its blocks can hold
+    num_scheduled: int = 0
+    num_computed: int = 0
+    num_inflight: int = 0  # steps
+    num_preemptions: int = 0
+    cached_tokens: int = 0
+    overtaken: int = 0
+    first_token_ns: int = 0
+    num_prompt_logprobs: int = 0  # entries already sent
+
+    @classmethod
+    def of(cls, request: Request, max_model_len: int) -> "Sequence":
+        limit = min(len(request.prompt) + request.params.max_tokens, max_model_len)
+        tokens = request.prompt + list(request.emitted)
+        return cls(request, tokens, limit, frozenset(request.params.stop_token_ids))
+
+    @property
+    def seq(self) -> SeqId:
+        return self.request.seq
+
+    @property
+    def age_key(self) -> tuple[int, int]:
+        """Sorts by arrival; unique."""
+        return self.request.arrival_ns, self.request.seq
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def may_reuse(self) -> bool:
+        """A cached prefix has no logits: while prompt log-probabilities are owed, compute everything."""
+        return self.request.params.prompt_logprobs is None or (
+            self.num_prompt_logprobs == len(self.request.prompt) - 1
+        )
+
+    @property
+    def may_stop(self) -> bool:
+        return self.num_output_tokens >= self.request.params.min_tokens
+
+    def check_integrity(self) -> None:
+        numbers = (
+            f"seq {self.seq} {self.phase}: {self.num_computed}/{self.num_scheduled}/{len(self.tokens)} tokens"
+        )
+        assert 0 <= self.num_computed <= self.num_scheduled, numbers
+        assert len(self.tokens) <= self.max_total_tokens, f"{numbers}, limit {self.max_total_tokens}"
+        assert (self.num_inflight == 0) or self.placement is not None, f"{numbers}, in flight without blocks"
+        if self.phase == "waiting":
+            assert self.placement is None, f"{numbers}, waiting with blocks"
+            assert self.num_scheduled == 0, numbers
+        if self.phase in ("prefilling", "decoding"):
+            assert self.placement is not None, f"{numbers}, running without blocks"
+            assert self.num_slots == self.placement.num_token_slots, f"{numbers}, {self.num_slots} slots"
+            assert self.num_scheduled <= self.num_slots, f"{numbers} exceed {self.num_slots} slots"
+        if self.phase == "decoding":
+            assert self.num_computed == len(self.tokens) - 1, numbers

@@ -1,0 +1,124 @@
+"""Daemon and engine over their socketpair: dataclasses of core.messages to and from frames.
+
+Both ends are always the same release (the daemon starts the engine), so positional encoding is safe.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from semipd.core.errors import ProtocolError
+from semipd.core.events import Event
+from semipd.core.messages import (
+    Cancel,
+    Finished,
+    GetStatus,
+    Inbound,
+    Outbound,
+    PromptLogprobs,
+    Status,
+    StepTokens,
+    Submit,
+)
+from semipd.core.plan import TokenLogprobs
+from semipd.core.request import Request, SeqId
+from semipd.wire.sampling import sampling_from_wire, sampling_to_wire
+
+LINK_FRAME_BYTES = 64 * 2**20
+"""The engine link carries whole prompts and log-probabilities: its frames may be larger than a client's."""
+
+
+def request_to_wire(request: Request) -> dict[str, Any]:
+    return {
+        "seq": request.seq,
+        "request_id": request.request_id,
+        "prompt": request.prompt,
+        "params": sampling_to_wire(request.params),
+        "arrival_ns": request.arrival_ns,
+        "namespace": request.namespace,
+        "emitted": list(request.emitted),
+    }
+
+
+def request_from_wire(data: dict[str, Any]) -> Request:
+    return Request(
+        seq=SeqId(data["seq"]),
+        request_id=data["request_id"],
+        prompt=data["prompt"],
+        params=sampling_from_wire(data["params"]),
+        arrival_ns=data["arrival_ns"],
+        namespace=data["namespace"],
+        emitted=tuple(data["emitted"]),
+    )
+
+
+def inbound_to_wire(message: Inbound) -> dict[str, Any]:
+    match message:
+        case Submit(request):
+            return {"op": "submit", "request": request_to_wire(request)}
+        case Cancel(seq):
+            return {"op": "cancel", "seq": seq}
+        case GetStatus(nonce):
+            return {"op": "get_status", "nonce": nonce}
+
+
+def inbound_from_wire(data: dict[str, Any]) -> Inbound:
+    match data.get("op"):
+        case "submit":
+            return Submit(request_from_wire(data["request"]))
+        case "cancel":
+            return Cancel(SeqId(data["seq"]))
+        case "get_status":
+            return GetStatus(data["nonce"])
+    raise ProtocolError("unknown_operation", f"The engine does not know the operation {data.get('op')!r}.")
+
+
+def logprobs_from_wire(entry: list[Any] | None) -> TokenLogprobs | None:
+    if entry is None:
+        return None
+    token_id, logprob, top = entry
+    return TokenLogprobs(token_id, logprob, tuple((t, p) for t, p in top))
+
+
+def outbound_to_wire(message: Outbound) -> dict[str, Any]:
+    match message:
+        case StepTokens(seqs, tokens, logprobs):
+            return {"op": "tokens", "seqs": seqs, "tokens": tokens, "logprobs": logprobs}
+        case PromptLogprobs(seq, entries):
+            return {"op": "prompt_logprobs", "seq": seq, "entries": entries}
+        case Finished():
+            return {"op": "finished"} | {name: getattr(message, name) for name in Finished.__slots__}
+        case Event():
+            return {"op": "event"} | {name: getattr(message, name) for name in Event.__slots__}
+        case Status(nonce, data):
+            return {"op": "status", "nonce": nonce, "data": data}
+
+
+def _tokens(data: dict[str, Any]) -> StepTokens:
+    logprobs = data["logprobs"]
+    entries = None if logprobs is None else [logprobs_from_wire(entry) for entry in logprobs]
+    return StepTokens(tuple(data["seqs"]), data["tokens"], entries)
+
+
+def _prompt_logprobs(data: dict[str, Any]) -> PromptLogprobs:
+    entries = [entry for entry in map(logprobs_from_wire, data["entries"]) if entry is not None]
+    return PromptLogprobs(SeqId(data["seq"]), entries)
+
+
+def _without_op(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if name != "op"}
+
+
+_OUTBOUND: dict[str, Callable[[dict[str, Any]], Outbound]] = {
+    "tokens": _tokens,
+    "prompt_logprobs": _prompt_logprobs,
+    "finished": lambda data: Finished(**_without_op(data)),
+    "event": lambda data: Event(**_without_op(data)),
+    "status": lambda data: Status(data["nonce"], data["data"]),
+}
+
+
+def outbound_from_wire(data: dict[str, Any]) -> Outbound:
+    decode = _OUTBOUND.get(data.get("op", ""))
+    if decode is None:
+        raise ProtocolError("unknown_operation", f"The daemon does not know the message {data.get('op')!r}.")
+    return decode(data)

@@ -1,0 +1,172 @@
+"""The coordinator on the fake device: exact equality with an undisturbed run, whatever happens meanwhile."""
+
+import random
+
+import pytest
+from support.fake_engine import Run, request, submit
+
+from semipd.core.messages import Cancel, Submit
+from semipd.core.request import SeqId
+from semipd.devices.fake import FakeDevice, default_latency
+from semipd.engine.settings import EngineSettings
+
+POLICIES = ("semipd", "chunked", "prefill-first")
+
+
+def settings(policy="semipd", **kwargs):
+    return EngineSettings(device="fake", scheduler=policy, **kwargs)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_tokens_equal_an_undisturbed_run(policy, depth):
+    run = Run(FakeDevice(decode_depth=depth, prefill_depth=depth), settings(policy, prefill_chunk_tokens=7))
+    requests = [request(i, [i, 5, 9, *range(3 * i)], max_tokens=1 + 7 * i) for i in range(1, 9)]
+    run.tick([Submit(r) for r in requests])
+    run.drain()
+    for r in requests:
+        assert run.tokens[r.seq] == run.expected(r)
+        assert run.finished[r.seq].reason == "length"
+    assert run.coordinator.scheduler.memory.pool.num_free == run.device.info.num_blocks - 1
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_stop_tokens_end_a_request(policy):
+    run = Run(FakeDevice(vocab_size=20), settings(policy))
+    r = request(1, [1, 2, 3], max_tokens=500, stop_token_ids=(7,), min_tokens=3)
+    run.tick([Submit(r)])
+    run.drain()
+    expected = run.expected(r)
+    assert expected[-1] == 7
+    assert run.tokens[r.seq] == expected
+    assert (run.finished[r.seq].reason, run.finished[r.seq].stop_token) == ("stop", 7)
+
+
+def test_events_tell_the_life_of_a_request():
+    run = Run(FakeDevice(), settings())
+    run.tick([submit(1, list(range(40)), max_tokens=3)])
+    run.drain()
+    run.tick([submit(2, list(range(40)), max_tokens=3)])
+    run.drain()
+    life = [(e.kind, e.data.get("cached_tokens")) for e in run.events if e.seq == 2]
+    assert life == [("queued", None), ("admitted", 32), ("first_token", None), ("finished", None)]
+    assert run.finished[SeqId(2)].cached_tokens == 32
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_full_pool_preempts_the_latest_and_loses_nothing(policy):
+    run = Run(FakeDevice(num_blocks=12), settings(policy, prefill_chunk_tokens=16, step_token_budget=16))
+    requests = [request(i, [i] * 20, max_tokens=100, arrival_ns=i) for i in range(1, 5)]
+    run.tick([Submit(r) for r in requests])
+    run.drain()
+    preempted = {e.seq for e in run.events if e.kind == "preempted"}
+    assert preempted
+    assert 1 not in preempted
+    for r in requests:
+        assert run.tokens[r.seq] == run.expected(r)
+    assert run.coordinator.scheduler.memory.pool.num_free == 11
+
+
+def test_a_request_that_never_fits_is_answered_with_the_arithmetic():
+    run = Run(FakeDevice(num_blocks=4), settings())
+    run.tick([submit(1, [1] * 20, max_tokens=100)])
+    answer = run.finished[SeqId(1)]
+    assert answer.reason == "error"
+    assert "120 tokens, which need 8 KV blocks" in answer.message
+    assert "pool has 3" in answer.message
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_cancel_in_every_phase_returns_the_blocks(policy):
+    for moment in range(12):
+        run = Run(FakeDevice(decode_depth=2), settings(policy, prefill_chunk_tokens=8, step_token_budget=8))
+        run.tick([submit(1, [1] * 30, max_tokens=5), submit(2, [2] * 30, max_tokens=5)])
+        for _ in range(moment):
+            run.tick()
+        run.tick([Cancel(SeqId(1)), Cancel(SeqId(1))])
+        run.drain()
+        assert run.coordinator.scheduler.memory.pool.num_free == run.device.info.num_blocks - 1
+        assert run.tokens[SeqId(2)] == run.expected(request(2, [2] * 30, max_tokens=5))
+        assert run.finished[SeqId(1)].reason in ("cancelled", "length")
+
+
+def test_resumed_request_continues_where_it_was():
+    run = Run(FakeDevice(), settings())
+    r = request(1, list(range(20)), max_tokens=30)
+    expected = run.expected(r)
+    for done in (0, 1, 17, 29, 30):
+        resumed = type(r)(SeqId(100 + done), "again", r.prompt, r.params, 0, emitted=tuple(expected[:done]))
+        run.tick([Submit(resumed)])
+        run.drain()
+        assert run.tokens.get(resumed.seq, []) == expected[done:]
+        assert run.finished[resumed.seq].reason == "length"
+
+
+def test_namespaces_do_not_share_prefixes():
+    run = Run(FakeDevice(), settings())
+    for seq, namespace in ((1, "a"), (2, "b"), (3, "a")):
+        r = request(seq, list(range(64)), max_tokens=2)
+        run.tick([Submit(type(r)(r.seq, "x", r.prompt, r.params, 0, namespace=namespace))])
+        run.drain()
+    assert [run.finished[SeqId(s)].cached_tokens for s in (1, 2, 3)] == [0, 0, 48]
+
+
+def test_prompt_logprobs_cover_the_prompt_once_despite_hits_and_preemption():
+    run = Run(FakeDevice(num_blocks=14), settings(prefill_chunk_tokens=8))
+    wanted = request(9, list(range(50)), max_tokens=60, arrival_ns=9, prompt_logprobs=2, logprobs=1)
+    run.tick([submit(1, list(range(50)), max_tokens=110, arrival_ns=1)])
+    for _ in range(8):
+        run.tick()
+    run.tick([Submit(wanted)])
+    run.drain()
+    assert any(e.kind == "preempted" and e.seq == 9 for e in run.events)
+    entries = [entry for m in run.messages if type(m).__name__ == "PromptLogprobs" for entry in m.entries]
+    assert [entry.token_id for entry in entries] == wanted.prompt[1:]
+    assert run.tokens[wanted.seq] == run.expected(wanted)
+
+
+def test_both_lanes_work_at_once_and_lend_when_alone():
+    seen: set[tuple[int, int]] = set()
+
+    def latency(lane, plan):
+        seen.add(tuple(plan.split))
+        return default_latency(lane, plan)
+
+    run = Run(FakeDevice(latency=latency), settings(prefill_units=12, prefill_chunk_tokens=32))
+    run.tick([submit(1, [1] * 64, max_tokens=40)])
+    for _ in range(6):
+        run.tick()
+    run.tick([submit(2, [2] * 200, max_tokens=4)])
+    overlapped = False
+    while run.tick():
+        prefill, decode = run.coordinator.prefill, run.coordinator.decode
+        overlapped |= bool(prefill.inflight) and bool(decode.inflight)
+    assert overlapped
+    assert seen == {(16, 0), (12, 4), (0, 16)}
+
+
+def test_lanes_never_hold_the_same_units():
+    run = Run(FakeDevice(decode_depth=2), settings(prefill_chunk_tokens=16))
+    rng = random.Random(3)
+    for seq in range(1, 60):
+        run.tick([submit(seq, [seq] * rng.randint(1, 60), max_tokens=rng.randint(1, 20))])
+        prefill = [f.plan.split.prefill_units for f in run.coordinator.prefill.inflight]
+        decode = [f.plan.split.decode_units for f in run.coordinator.decode.inflight]
+        assert max(prefill, default=0) + max(decode, default=0) <= 16
+    run.drain()
+
+
+def test_rebuild_equals_deltas():
+    """A lane rebuilt from the coordinator's view in mid-run continues with the same tokens."""
+    run = Run(FakeDevice(), settings(prefill_chunk_tokens=16))
+    requests = [request(i, [i] * (5 * i), max_tokens=40) for i in range(1, 6)]
+    run.tick([Submit(r) for r in requests])
+    num_rebuilds = 0
+    while run.tick():
+        for state in (run.coordinator.decode, run.coordinator.prefill):
+            if not state.inflight:
+                state.rebuild(run.coordinator.scheduler.sequences)
+                num_rebuilds += 1
+    assert num_rebuilds > 5
+    for r in requests:
+        assert run.tokens[r.seq] == run.expected(r)

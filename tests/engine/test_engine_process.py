@@ -1,0 +1,125 @@
+"""The real engine process on the fake device, spoken to over its socketpair."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.fake_engine import request
+
+from semipd.core.messages import Cancel, Finished, GetStatus, Status, StepTokens, Submit
+from semipd.devices.fake import expected_tokens
+from semipd.engine.launcher import spawn_engine
+from semipd.engine.settings import EngineSettings
+from semipd.wire.engine_link import LINK_FRAME_BYTES, inbound_to_wire, outbound_from_wire
+from semipd.wire.frames import FrameReader, encode_frame
+
+
+class Peer:
+    """Plays the daemon."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.child = spawn_engine()
+        self.child.link.settimeout(20)
+        self.reader = FrameReader(LINK_FRAME_BYTES)
+        self.pending: list[dict] = []
+        self.child.link.sendall(encode_frame({"op": "start", "settings": settings.to_wire()}))
+
+    def send(self, message) -> None:
+        self.child.link.sendall(encode_frame(inbound_to_wire(message)))
+
+    def next_frame(self) -> dict:
+        while not self.pending:
+            data = self.child.link.recv(65536)
+            assert data, "the engine closed its link"
+            self.pending = self.reader.feed(data)
+        return self.pending.pop(0)
+
+    def next_of(self, kind):
+        while True:
+            message = outbound_from_wire(self.next_frame())
+            if isinstance(message, kind):
+                return message
+
+    def close(self) -> int:
+        self.child.link.close()
+        return self.child.process.wait(timeout=10)
+
+
+@pytest.fixture
+def peer():
+    peer = Peer(EngineSettings(device="fake"))
+    yield peer
+    peer.child.process.kill()
+    peer.close()
+
+
+def test_generates_reports_and_ends_with_the_link(peer):
+    ready = peer.next_frame()
+    assert (ready["op"], ready["scheduler"], ready["info"]["unit"]) == ("ready", "semipd", "unit")
+    wanted = request(1, [1, 2, 3], max_tokens=20, seed=2**64 - 1)
+    peer.send(Submit(wanted))
+    tokens: list[int] = []
+    while len(tokens) < 20:
+        tokens += peer.next_of(StepTokens).tokens
+    assert tokens == expected_tokens(wanted.prompt, wanted.params, 2048, 1000)
+    assert peer.next_of(Finished).reason == "length"
+    peer.send(GetStatus(7))
+    status = peer.next_of(Status)
+    assert status.nonce == 7
+    assert status.data["kv"]["used_blocks"] == 0
+    assert peer.close() == 0
+
+
+def test_cancel_frees_blocks(peer):
+    peer.next_frame()
+    peer.send(Submit(request(1, [1] * 100, max_tokens=1900)))
+    peer.next_of(StepTokens)
+    peer.send(Cancel(1))
+    assert peer.next_of(Finished).reason == "cancelled"
+    deadline = time.monotonic() + 10
+    while True:
+        peer.send(GetStatus(1))
+        if peer.next_of(Status).data["kv"]["used_blocks"] == 0:
+            break
+        assert time.monotonic() < deadline
+
+
+def test_unknown_device_is_a_clear_failure():
+    peer = Peer(EngineSettings(device="abacus"))
+    failed = peer.next_frame()
+    assert (failed["op"], failed["code"]) == ("failed", "unknown_device")
+    assert "abacus" in failed["message"]
+    assert peer.close() == 1
+
+
+def test_sigterm_ends_it_in_order(peer):
+    peer.next_frame()
+    peer.child.process.send_signal(signal.SIGTERM)
+    assert peer.child.process.wait(timeout=10) == 0
+
+
+def test_it_dies_with_its_parent():
+    script = (
+        "import sys, time; from semipd.engine.launcher import spawn_engine; child = spawn_engine();"
+        "print(child.process.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 5
+    while _alive(pid):
+        assert time.monotonic() < deadline, "the engine outlived its parent"
+        time.sleep(0.05)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False

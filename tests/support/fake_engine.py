@@ -1,0 +1,78 @@
+"""Drives a coordinator on the fake device under a virtual clock, and checks what comes out."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from semipd.core.events import Event
+from semipd.core.messages import Cancel, Finished, Inbound, Outbound, StepTokens, Submit
+from semipd.core.request import Request, SeqId
+from semipd.core.sampling import SamplingParams
+from semipd.devices.fake import FakeDevice, expected_tokens
+from semipd.engine.coordinator import Coordinator
+from semipd.engine.settings import EngineSettings
+
+
+@dataclass
+class Run:
+    """A coordinator, its virtual clock and everything it has said."""
+
+    device: FakeDevice
+    settings: EngineSettings
+    now_ns: int = 0
+    check: bool = True
+    tokens: dict[SeqId, list[int]] = field(default_factory=dict)
+    finished: dict[SeqId, Finished] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    messages: list[Outbound] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.coordinator = Coordinator(self.device, self.settings)
+
+    def tick(self, inbox: Iterable[Inbound] = ()) -> bool:
+        """One turn, then virtual time moves to the next event. False when nothing is left to do."""
+        turn = self.coordinator.tick(self.now_ns, inbox)
+        for message in turn.outbox:
+            self._note(message)
+        if self.check:
+            self.coordinator.check_integrity()
+        if turn.wake_at_ns is None:
+            assert turn.idle, "nothing in flight, yet requests are waiting"
+            return False
+        self.now_ns = max(self.now_ns, turn.wake_at_ns)
+        return True
+
+    def drain(self) -> None:
+        while self.tick():
+            pass
+
+    def _note(self, message: Outbound) -> None:
+        match message:
+            case StepTokens(seqs, tokens):
+                assert len(seqs) == len(tokens)
+                for seq, token in zip(seqs, tokens, strict=True):
+                    assert seq not in self.finished, f"a token for finished seq {seq}"
+                    self.tokens.setdefault(seq, []).append(token)
+            case Finished(seq):
+                assert seq not in self.finished, f"seq {seq} finished twice"
+                self.finished[seq] = message
+            case Event():
+                self.events.append(message)
+        self.messages.append(message)
+
+    def expected(self, request: Request) -> list[int]:
+        info = self.device.info
+        return expected_tokens(request.prompt, request.params, info.max_model_len, info.vocab_size)
+
+
+def request(
+    seq: int, prompt: list[int], *, max_tokens: int = 8, arrival_ns: int = 0, **params: object
+) -> Request:
+    sampling = SamplingParams(max_tokens=max_tokens, seed=params.pop("seed", seq), **params)  # type: ignore[arg-type]
+    return Request(SeqId(seq), f"req-{seq}", prompt, sampling, arrival_ns)
+
+
+def submit(seq: int, prompt: list[int], **kwargs: object) -> Submit:
+    return Submit(request(seq, prompt, **kwargs))  # type: ignore[arg-type]
+
+
+__all__ = ["Cancel", "Run", "request", "submit"]
