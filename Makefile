@@ -1,0 +1,62 @@
+# semipd: make start | test | check | soak
+# PYTHON=...        the interpreter for the virtual environment (3.11 or newer)
+# TORCH_INDEX=URL   an extra package index for torch, such as PyTorch's index of CPU builds
+# ARGS="..."        more arguments for semipd-daemon start
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+TORCH_INDEX ?=
+
+# the first interpreter that is new enough and can make virtual environments; a name that only pyenv knows fails here
+CAN_USE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
+	$$python -c '$(CAN_USE)' 2>/dev/null && { command -v $$python; break; }; done)
+
+.PHONY: start test check soak clean
+
+start: $(VENV)/.installed
+	@exec $(BIN)/semipd-daemon start $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/pytest
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest tests/unit tests/daemon/test_cli_lifecycle.py $(wildcard tests/daemon/test_end_to_end*.py)
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/pytest -m soak --timeout 3600
+	@set -e; for script in $(wildcard scripts/soak_*.py scripts/fuzz_*.py); do \
+		echo "$$script"; $(BIN)/python $$script; done
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { \
+		echo "error: no Python 3.11 or newer that can make virtual environments." >&2; \
+		echo "Debian: apt install python3 python3-venv; elsewhere: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; \
+		exit 1; }
+	@$(PYTHON) -c '$(CAN_USE)' || { \
+		echo "error: $(PYTHON) is older than 3.11 or lacks venv (Debian: apt install python3-venv)." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# One pip call resolves everything together, so that no dependency pulls a newer torch later.
+define install
+	@echo "Installing semipd into $(VENV). torch is by far the largest part: a CPU build is about 200 MB to"
+	@echo "download and 900 MB on disk; the CUDA build, which PyPI serves on Linux, is several GB."
+	$(if $(TORCH_INDEX),,@echo "For a machine without a GPU give PyTorch's index of CPU builds: make TORCH_INDEX=URL.")
+	$(BIN)/python -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.$(1)'
+endef
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(call install,$(if $(wildcard $(VENV)/.installed-dev),[dev]))
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	$(call install,[dev])
+	@touch $(VENV)/.installed $@

@@ -1,0 +1,270 @@
+"""The command semipd-daemon: start, stop, status, config."""
+
+import argparse
+import asyncio
+import json
+import os
+import select
+import socket
+import struct
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from semipd import __version__
+from semipd.config import SPECS, Config, Override, load_config
+from semipd.core.errors import SemipdError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_NOT_RUNNING = 3
+EXIT_INTERRUPTED = 130
+_EXITS = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 no daemon is running."
+
+STOP_LIMIT_S = 60.0
+"""For a daemon to say goodbye to its clients and to end its engine."""
+
+REFUSED_LIMIT_S = 5.0
+CONNECT_LIMIT_S = 5.0
+_UCRED = struct.Struct("3i")
+
+_FLAGS = {
+    "--model": "model.name",
+    "--device": "engine.device",
+    "--dtype": "model.dtype",
+    "--host": "server.host",
+    "--port": "server.port",
+    "--socket": "server.socket",
+}
+_EXIT_BY_CODE = {
+    "daemon_not_running": EXIT_NOT_RUNNING,
+    "config_not_found": EXIT_USAGE,
+    "config_unreadable": EXIT_USAGE,
+    "unknown_option": EXIT_USAGE,
+    "invalid_config": EXIT_USAGE,
+    "conflicting_options": EXIT_USAGE,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except SemipdError as error:
+        print(f"error [{error.code}]: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(error.hint, file=sys.stderr)
+        return _EXIT_BY_CODE.get(error.code, EXIT_FAILED)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # the reader of our output has seen enough; the interpreter must not complain when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="semipd-daemon", description="Serve a language model from two lanes.", epilog=_EXITS
+    )
+    parser.add_argument("--version", action="version", version=f"semipd-daemon {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    start = commands.add_parser("start", help="start in the foreground; Ctrl-C stops it", epilog=_EXITS)
+    _add_options(start, _FLAGS)
+    start.set_defaults(run=_start)
+
+    stop = commands.add_parser("stop", help="stop a running daemon and wait until it is gone", epilog=_EXITS)
+    _add_options(stop, ["--socket"])
+    stop.set_defaults(run=_stop)
+
+    status = commands.add_parser("status", help="show a running daemon's numbers", epilog=_EXITS)
+    _add_options(status, ["--socket"])
+    status.add_argument("--json", action="store_true", help="the whole status document")
+    status.set_defaults(run=_status)
+
+    config = commands.add_parser("config", help="print the resolved configuration as TOML", epilog=_EXITS)
+    _add_options(config, _FLAGS)
+    config.add_argument(
+        "--explain", action="store_true", help="each value, where it comes from, what it does"
+    )
+    config.set_defaults(run=_config)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, flags: Sequence[str] | Mapping[str, str]) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file; without it, none is read")
+    for flag in flags:
+        rule = SPECS[_FLAGS[flag]].rule
+        parser.add_argument(flag, metavar="VALUE", help=rule.description)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="any option of the configuration; may be repeated",
+    )
+
+
+def _load(arguments: argparse.Namespace) -> Config:
+    overrides = [
+        Override(key, text, flag)
+        for flag, key in _FLAGS.items()
+        if (text := getattr(arguments, flag[2:], None)) is not None
+    ]
+    for assignment in arguments.set:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            message = f"--set {assignment} has no equals sign."
+            raise SemipdError("invalid_config", message, "Write --set section.key=value.")
+        overrides.append(Override(key.strip(), text, "--set"))
+    return load_config(arguments.config, os.environ, overrides)
+
+
+def _start(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
+    from semipd.daemon.app import run  # here: --help and stop need none of what the daemon imports
+
+    return run(config)
+
+
+def _config(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
+    if not arguments.explain:
+        print(config.to_toml(), end="")
+        return 0
+    for key, value, origin, description in config.explain():
+        print(f"{key} = {value!r}  [{origin}]\n    {description}")
+    return 0
+
+
+def _stop(arguments: argparse.Namespace) -> int:
+    path = _load(arguments).socket_path
+    pid = _peer_pid(path)
+    with suppress(ProcessLookupError):
+        # opened before the daemon is asked, so that the number cannot pass to another process unnoticed
+        process = os.pidfd_open(pid)
+        try:
+            _ask_and_wait(path, process, pid)
+        finally:
+            os.close(process)
+    print(f"The daemon (pid {pid}) has stopped.")
+    return 0
+
+
+def _ask_and_wait(path: Path, process: int, pid: int) -> None:
+    limit_s = STOP_LIMIT_S
+    refused: SemipdError | None = None
+    try:
+        asyncio.run(_ask_to_stop(path))
+    except SemipdError as error:
+        # the daemon may be on its way out already and close connections without an answer
+        refused, limit_s = error, REFUSED_LIMIT_S
+    ended, _, _ = select.select([process], [], [], limit_s)
+    if ended:
+        return
+    if refused is not None:
+        raise refused
+    raise SemipdError(
+        "stop_timeout",
+        f"The daemon (pid {pid}) was asked to stop and has not ended within {limit_s:g} s.",
+        f"Its log says what it waits for; `kill -KILL {pid}` ends it and its engine at once.",
+    )
+
+
+def _peer_pid(path: Path) -> int:
+    """Who listens at `path`. Raises SemipdError(`daemon_not_running`)."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+        peer.settimeout(CONNECT_LIMIT_S)
+        try:
+            peer.connect(os.fspath(path))
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise SemipdError(
+                "daemon_not_running",
+                f"No daemon listens on {path}.",
+                "Start one with `semipd-daemon start`, or give --socket if it uses another path.",
+            ) from error
+        except OSError as error:
+            message = f"The socket {path} cannot be reached: {error}."
+            raise SemipdError("socket_unreachable", message, "Check its path and who owns it.") from error
+        pid, _uid, _gid = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        return int(pid)
+
+
+async def _ask_to_stop(path: Path) -> None:
+    from semipd.client import AsyncClient
+
+    async with await AsyncClient.connect(path) as client:
+        await client.shutdown()
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    path = _load(arguments).socket_path
+    _peer_pid(path)
+    status = asyncio.run(_fetch_status(path))
+    print(json.dumps(status, indent=2) if arguments.json else "\n".join(status_lines(status)))
+    return 0
+
+
+async def _fetch_status(path: Path) -> dict[str, Any]:
+    from semipd.client import AsyncClient
+
+    async with await AsyncClient.connect(path) as client:
+        return await client.status()
+
+
+def status_lines(status: Mapping[str, Any]) -> list[str]:
+    """The status document for people: one fact a line, names in a column."""
+    model, split, requests, prefix = (status[name] for name in ("model", "split", "requests", "prefix"))
+    kv, oldest_ms = status["kv"], requests["oldest_waiting_ms"]
+    waited = "" if oldest_ms is None else f" (the oldest for {oldest_ms / 1000:.1f} s)"
+    rows = [
+        (
+            "daemon",
+            f"{status['state']}, version {status['versions']['daemon']}, up {_duration(status['uptime_s'])}",
+        ),
+        ("model", f"{model['name']}, context {model['max_model_len']} tokens"),
+        ("device", str(status["device_info"]["name"])),
+        ("scheduler", str(status["scheduler"])),
+        ("split", f"prefill {split['prefill']}, decode {split['decode']} ({split['unit']}s)"),
+        (
+            "requests",
+            f"{requests['waiting']} waiting{waited}, {requests['prefilling']} prefilling, "
+            f"{requests['decoding']} decoding",
+        ),
+        (
+            "served",
+            ", ".join(f"{count} {what}" for what, count in sorted(status["totals"].items())) or "nothing yet",
+        ),
+        (
+            "KV blocks",
+            f"{kv['used_blocks']} of {kv['total_blocks']} in use ({kv['block_tokens']} tokens each), "
+            f"{kv['cached_blocks']} free ones hold reusable prefixes",
+        ),
+        ("prefix hits", f"{prefix['cached_tokens']} of {prefix['prompt_tokens']} prompt tokens"),
+        ("preemptions", str(status["preemptions"])),
+    ]
+    rows += [(f"lane {name}", _lane_text(lane)) for name, lane in status["lanes"].items()]
+    return [f"{name:<13}{text}" for name, text in rows] + [f"note: {note}" for note in status["notes"]]
+
+
+def _lane_text(lane: Mapping[str, Any]) -> str:
+    age_ms = lane["last_step_age_ms"]
+    last = "never ran" if age_ms is None else f"last step {_duration(age_ms / 1000)} ago"
+    return (
+        f"{lane['steps']} steps, {lane['prefill_tokens']} prefill and {lane['decode_tokens']} decode tokens, "
+        f"busy {_duration(lane['busy_ms'] / 1000)}, {last}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    return f"{minutes} min" if hours < 2 else f"{hours} h {minutes % 60} min"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""A checkpoint's chat template: Jinja from the hub, sandboxed, with the names that `transformers` offers."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from semipd.core.errors import SemipdError
+
+
+class ChatTemplate:
+    """Compiled once. `special_tokens` (bos_token, eos_token, ...) are names the template may use."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        """Raises SemipdError(`invalid_chat_template`) when the template does not compile."""
+        self._special_tokens = dict(special_tokens)
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise SemipdError(
+                "invalid_chat_template",
+                f"The checkpoint's chat template does not compile: line {error.lineno}: {error.message}.",
+                "Correct chat_template in tokenizer_config.json, or use /v1/completions, which needs none.",
+            ) from error
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **extra: Any
+    ) -> str:
+        """The prompt text; it holds its special tokens, so encode it without adding them again.
+
+        `extra` are further names for the template (tools, documents, enable_thinking, ...).
+        Raises SemipdError: `invalid_messages` when the template refuses the messages or cannot read
+        them, `invalid_chat_template` when it leaves the sandbox.
+        """
+        # tools and documents exist in every template: many ask "is not none", which holds for undefined names
+        names = {"tools": None, "documents": None} | self._special_tokens | extra
+        names |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        try:
+            return self._template.render(names)
+        except _Refused as error:
+            message = f"The chat template refuses these messages: {error.message}"
+            raise SemipdError("invalid_messages", message, param="messages") from error
+        except SecurityError as error:
+            message = f"The checkpoint's chat template leaves its sandbox: {error}."
+            hint = "Do not trust this checkpoint; /v1/completions works without its template."
+            raise SemipdError("invalid_chat_template", message, hint) from error
+        except Exception as error:  # a template is a program: whatever its expressions raise
+            raise SemipdError(
+                "invalid_messages",
+                f"The chat template cannot read these messages: {type(error).__name__}: {error}.",
+                "Give each message a role and a content that this model's template knows.",
+                param="messages",
+            ) from error
+
+
+class _Refused(jinja2.TemplateError):
+    """The template called raise_exception."""
+
+
+class _GenerationTag(Extension):
+    """{% generation %} marks the assistant's text for training; for serving it is its body."""
+
+    tags = {"generation"}  # noqa: RUF012 (declared so by jinja2)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+class _SafeNamespace(Namespace):
+    """Templates may set attributes of a namespace; underscored names could shadow what the sandbox asks."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        for name in dict(*args, **kwargs):
+            _refuse_underscore(name)
+        super().__init__(*args, **kwargs)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_underscore(name)
+        super().__setitem__(name, value)
+
+
+def _refuse_underscore(name: object) -> None:
+    if str(name).startswith("_"):
+        raise SecurityError(f"a namespace takes no attribute named {name!r}")
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise _Refused(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # jinja2's own filter escapes <, > and & for HTML, which models were not trained on
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals |= {
+        "raise_exception": _raise_exception,
+        "strftime_now": _strftime_now,
+        "namespace": _SafeNamespace,
+    }
+    return environment

@@ -1,0 +1,122 @@
+"""Text to token ids and back, over `tokenizers`; streaming never shows half a character."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import tokenizers
+
+from semipd.core.errors import SemipdError
+
+_REPLACEMENT = "\ufffd"
+_MAX_PENDING = 16
+"""Tokens held back at most. A UTF-8 character has 4 bytes, so a longer wait is for text that never comes."""
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer.json. Thread-safe: `encode` releases the GIL, so long texts go to a thread."""
+
+    def __init__(self, inner: tokenizers.Tokenizer) -> None:
+        # some checkpoints carry the truncation they were trained with; a prompt must never lose text silently
+        inner.no_truncation()
+        inner.no_padding()
+        self._inner = inner
+        self._bos_id = self._find_bos()
+        self.special_ids = frozenset(
+            token_id for token_id, token in inner.get_added_tokens_decoder().items() if token.special
+        )
+
+    @classmethod
+    def from_file(cls, path: Path) -> "Tokenizer":
+        """Raises SemipdError(`invalid_tokenizer`)."""
+        try:
+            return cls(tokenizers.Tokenizer.from_file(str(path)))
+        except Exception as error:  # the library raises bare Exception
+            raise SemipdError(
+                "invalid_tokenizer",
+                f"{path} cannot be loaded: {error}.",
+                "Fetch the file again, or save it again with a current `transformers`.",
+            ) from error
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens known, added ones included. A model's own vocabulary may be padded beyond it."""
+        return self._inner.get_vocab_size(with_added_tokens=True)
+
+    def token_id(self, token: str) -> int | None:
+        return self._inner.token_to_id(token)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`. With special tokens the checkpoint's post-processor adds its BOS, unless
+        the text already starts with it. A rendered chat template wants `add_special_tokens=False`.
+
+        Raises SemipdError(`invalid_text`) when `text` is not Unicode text (a lone surrogate).
+        """
+        try:
+            ids = self._inner.encode(text, add_special_tokens=add_special_tokens).ids
+        except (TypeError, UnicodeEncodeError) as error:
+            raise SemipdError(
+                "invalid_text",
+                "The text holds half of a surrogate pair, which is no Unicode character.",
+                "Send valid UTF-8, or write characters above U+FFFF as a full pair in JSON.",
+            ) from error
+        if add_special_tokens and self._bos_id is not None and ids[:2] == [self._bos_id, self._bos_id]:
+            return ids[1:]
+        return ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return self._inner.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def stream_decoder(self) -> "StreamDecoder":
+        return StreamDecoder(self)
+
+    def has_text(self, token_id: int) -> bool:
+        """False for special tokens and for ids beyond the vocabulary (padding of the model's head)."""
+        return token_id not in self.special_ids and self._inner.id_to_token(token_id) is not None
+
+    def _find_bos(self) -> int | None:
+        plain = self._inner.encode("a", add_special_tokens=False).ids
+        special = self._inner.encode("a").ids
+        return special[0] if special[:1] != plain[:1] else None
+
+
+class StreamDecoder:
+    """One sequence's tokens to text, in order; special tokens leave no trace.
+
+    The deltas and the flush joined are `Tokenizer.decode` of all tokens, whatever characters the tokens
+    cut through. Byte-fallback tokenizers have one exception: they turn a whole run of byte tokens into
+    replacement characters when its bytes are not valid UTF-8, and text given out before stays as it was.
+
+    Not `tokenizers.decoders.DecodeStream`: that raises on such a run, cannot be flushed, and keeps
+    ever more tokens when a replacement character is what the model means.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        # Decoding depends on the token before (a leading space is dropped at the start of a text), so:
+        #     window = [tokens of the last delta, kept as context | tokens whose text is still held back]
+        self._window: list[int] = []
+        self._num_context = 0
+        self._context_text = ""
+
+    def step(self, token_id: int) -> str:
+        """Text completed by this token; empty while a character is incomplete."""
+        if not self._tokenizer.has_text(token_id):
+            return ""
+        self._window.append(token_id)
+        text = self._tokenizer.decode(self._window)
+        num_pending = len(self._window) - self._num_context
+        if text.endswith(_REPLACEMENT) and num_pending < _MAX_PENDING:
+            return ""
+        return self._take(text)
+
+    def flush(self) -> str:
+        """What is held back when the sequence ends; an incomplete character shows as U+FFFD."""
+        return self._take(self._tokenizer.decode(self._window))
+
+    def _take(self, text: str) -> str:
+        delta = text[len(self._context_text) :]
+        if delta:
+            del self._window[: self._num_context]
+            self._num_context = len(self._window)
+            self._context_text = self._tokenizer.decode(self._window)
+        return delta

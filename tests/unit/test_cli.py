@@ -1,0 +1,157 @@
+"""The command's parser, configuration output, errors and exit codes; life cycles are in tests/daemon."""
+
+import importlib
+import socket
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from semipd import cli
+from semipd.config import SPECS
+
+
+@pytest.fixture(autouse=True)
+def quiet_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+
+
+def test_config_prints_a_file_that_resolves_to_the_same(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert cli.main(["config", "--port", "99", "--set", "kv.fraction=0.25"]) == 0
+    printed = capsys.readouterr().out
+    assert tomllib.loads(printed)["server"]["port"] == 99
+    path = tmp_path / "all.toml"
+    path.write_text(printed)
+    assert cli.main(["config", "--config", str(path)]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_explain_names_every_value_and_its_origin(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEMIPD__MODEL__DTYPE", "float32")
+    assert cli.main(["config", "--explain", "--host", "::1", "--set", "server.port=7"]) == 0
+    printed = capsys.readouterr().out
+    assert "server.host = '::1'  [flag --host]" in printed
+    assert "server.port = 7  [flag --set]" in printed
+    assert "model.dtype = 'float32'  [environment variable SEMIPD__MODEL__DTYPE]" in printed
+    assert "kv.bytes = 0  [default]" in printed
+    for spec in SPECS.values():
+        assert f"{spec.key} = " in printed
+        assert spec.rule.description in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--port", "x"], "server.port must be a whole number"),
+        (["--port", "70000"], "flag --port"),
+        (["--set", "engine.max_num_seqs=-1"], "1 to 65536"),
+        (["--set", "engine.max_num_seq=1"], "Did you mean engine.max_num_seqs?"),
+        (["--set", "novalue"], "--set section.key=value"),
+        (["--port", "1", "--set", "server.port=2"], "twice"),
+        (["--config", "/no/such.toml"], "/no/such.toml"),
+    ],
+)
+@pytest.mark.parametrize("command", ["start", "config"])
+def test_wrong_configuration_is_one_message_and_exit_2(
+    command: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([command, *arguments]) == cli.EXIT_USAGE
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error [")
+    assert said in captured.err
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("command", ["stop", "status"])
+def test_nothing_runs(command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main([command]) == cli.EXIT_NOT_RUNNING
+    assert str(tmp_path / "runtime" / "semipd" / "daemon.sock") in capsys.readouterr().err
+
+    left_over = tmp_path / "left-over.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(left_over))
+    assert cli.main([command, "--socket", str(left_over)]) == cli.EXIT_NOT_RUNNING
+    assert "semipd-daemon start" in capsys.readouterr().err
+
+
+def test_a_socket_path_that_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status", "--socket", "/x" * 200]) == cli.EXIT_FAILED
+    assert "socket_unreachable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["no-such-command"], ["start", "--no-such-flag"], ["stop", "--model", "x"]]
+)
+def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == cli.EXIT_USAGE
+    assert "usage: semipd-daemon" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith("semipd-daemon 0.")
+
+
+def test_top_says_what_works_today(capsys: pytest.CaptureFixture[str]) -> None:
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tui"))
+    try:
+        top = importlib.import_module("semipd_top.cli")
+    finally:
+        sys.path.pop(0)
+    assert top.main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "semipd-daemon status" in captured.err
+
+
+def status_document() -> dict[str, object]:
+    lane = {"steps": 3, "prefill_tokens": 40, "decode_tokens": 0, "busy_ms": 120.0, "last_step_age_ms": None}
+    return {
+        "state": "ready",
+        "versions": {"daemon": "0.1.0", "engine": "0.1.0"},
+        "uptime_s": 7300.0,
+        "model": {"name": "demo", "max_model_len": 2048},
+        "device_info": {"name": "cpu: two cores"},
+        "scheduler": "semipd",
+        "split": {"prefill": 1, "decode": 1, "unit": "core"},
+        "requests": {"waiting": 2, "prefilling": 1, "decoding": 5, "oldest_waiting_ms": 1500.0},
+        "totals": {"stop": 4},
+        "kv": {
+            "block_tokens": 16,
+            "total_blocks": 100,
+            "used_blocks": 7,
+            "free_blocks": 93,
+            "cached_blocks": 9,
+        },
+        "prefix": {"prompt_tokens": 50, "cached_tokens": 32},
+        "preemptions": 6,
+        "lanes": {"prefill": lane, "decode": lane | {"last_step_age_ms": 250.0}},
+        "notes": ["the cgroup allows 1.5 cores"],
+    }
+
+
+def test_status_table() -> None:
+    lines = cli.status_lines(status_document())
+    text = "\n".join(lines)
+    for fact in (
+        "up 2 h 1 min",
+        "prefill 1, decode 1 (cores)",
+        "2 waiting (the oldest for 1.5 s), 1 prefilling, 5 decoding",
+        "7 of 100 in use (16 tokens each), 9 free ones",
+        "32 of 50 prompt tokens",
+        "4 stop",
+        "never ran",
+        "last step 0.2 s ago",
+        "note: the cgroup allows 1.5 cores",
+    ):
+        assert fact in text

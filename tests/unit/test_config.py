@@ -1,0 +1,195 @@
+"""Configuration: three layers, origins, refusals, and the ready file."""
+
+import dataclasses
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semipd.config import SPECS, Config, Override, load_config
+from semipd.config_schema import nearest_key, toml_literal
+from semipd.core.errors import SemipdError
+from semipd.engine.settings import EngineSettings
+
+DEFAULT_FILE = Path(__file__).parents[2] / "configs" / "default.toml"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "semipd.toml"
+    path.write_text(text)
+    return path
+
+
+def refusal(code: str, *args: object, **kwargs: object) -> SemipdError:
+    with pytest.raises(SemipdError) as refused:
+        load_config(*args, **kwargs)  # type: ignore[arg-type]
+    assert refused.value.code == code
+    return refused.value
+
+
+def test_layers_override_in_order_and_remember_their_origin(tmp_path: Path) -> None:
+    path = write(tmp_path, '[server]\nport = 1\nhost = "a"\nlog_level = "debug"\n[kv]\nfraction = 0.3\n')
+    environ = {"SEMIPD__SERVER__PORT": "2", "SEMIPD__SERVER__HOST": "b", "SEMIPD_PORT": "tcp://10.0.0.1:80"}
+    config = load_config(path, environ, [Override("server.port", "3", "--port")])
+    assert (config.server.port, config.server.host, config.server.log_level) == (3, "b", "debug")
+    assert config.kv.fraction == 0.3
+    assert config.origin("server.port") == "flag --port"
+    assert config.origin("server.host") == "environment variable SEMIPD__SERVER__HOST"
+    assert config.origin("kv.fraction") == f"file {path}"
+    assert config.origin("kv.bytes") == "default"
+
+
+def test_nothing_given_is_all_defaults() -> None:
+    config = load_config()
+    assert config == Config()
+    assert config.engine_settings("") == EngineSettings()
+    assert {entry.origin for entry in config.explain()} == {"default"}
+    assert all(entry.description for entry in config.explain())
+
+
+def test_every_setting_reaches_the_engine() -> None:
+    """max_num_blocks is for tests only; every other field of EngineSettings has an option."""
+    values = {
+        "engine.device": "fake",
+        "engine.scheduler": "chunked",
+        "engine.max_num_seqs": "3",
+        "engine.prefill_chunk_tokens": "5",
+        "engine.step_token_budget": "7",
+        "engine.prefill_units": "2",
+        "model.dtype": "float32",
+        "model.max_model_len": "99",
+        "kv.bytes": "1000000",
+        "kv.fraction": "0.25",
+    }
+    config = load_config(overrides=[Override(key, text, "--set") for key, text in values.items()])
+    settings = config.engine_settings(Path("/models/x"))
+    assert settings.model_dir == "/models/x"
+    for name in (field.name for field in dataclasses.fields(EngineSettings)):
+        assert (getattr(settings, name) == getattr(EngineSettings(), name)) == (name == "max_num_blocks"), (
+            name
+        )
+
+
+def test_ready_file_is_complete_and_holds_the_defaults() -> None:
+    text = DEFAULT_FILE.read_text()
+    assert text == Config().to_toml(), "write it again: semipd-daemon config > configs/default.toml"
+    parsed = tomllib.loads(text)
+    assert {f"{section}.{name}" for section, table in parsed.items() for name in table} == set(SPECS)
+    from_file = load_config(DEFAULT_FILE)
+    assert dataclasses.replace(from_file, origins={}) == dataclasses.replace(Config(), origins={})
+
+
+@given(st.text())
+def test_strings_survive_the_written_file(value: str) -> None:
+    assert tomllib.loads(f"key = {toml_literal(value)}") == {"key": value}
+
+
+def test_a_written_configuration_resolves_to_itself(tmp_path: Path) -> None:
+    overrides = [
+        Override("model.name", 'odd "name"\n\\', "--model"),
+        Override("kv.fraction", "1e-2", "--set"),
+    ]
+    config = load_config(overrides=overrides)
+    again = load_config(write(tmp_path, config.to_toml()))
+    assert again.model == config.model
+    assert again.kv == config.kv
+
+
+@pytest.mark.parametrize(
+    ("key", "raw", "said"),
+    [
+        ("engine.max_num_seqs", "0", "1 to 65536"),
+        ("engine.max_num_seqs", "-4", "1 to 65536"),
+        ("engine.max_num_seqs", "true", "whole number"),
+        ("engine.max_num_seqs", "2.0", "whole number"),
+        ("engine.max_num_seqs", '"64"', "whole number"),
+        ("server.port", "65536", "0 to 65535"),
+        ("server.port", "-1", "0 to 65535"),
+        ("server.host", '""', "not empty"),
+        ("server.host", "8", "a string"),
+        ("model.max_model_len", "-1", "0 to"),
+        ("model.dtype", '"bf16"', "bfloat16"),
+        ("engine.device", '"tpu"', "cpu"),
+        ("kv.fraction", "0", "0.01 to 0.95"),
+        ("kv.fraction", "nan", "0.01 to 0.95"),
+        ("kv.fraction", "1" + "0" * 400, "a number"),
+        ("kv.bytes", "[1]", "whole number"),
+    ],
+)
+def test_bad_values_in_a_file(tmp_path: Path, key: str, raw: str, said: str) -> None:
+    section, _, name = key.partition(".")
+    path = write(tmp_path, f"[{section}]\n{name} = {raw}\n")
+    error = refusal("invalid_config", path)
+    assert error.param == key
+    assert key in error.message
+    assert said in error.message
+    assert f"file {path}" in error.message
+
+
+@pytest.mark.parametrize("text", ["", "x", "1.5", "0", "999999999999"])
+def test_bad_values_as_text(text: str) -> None:
+    error = refusal("invalid_config", None, {"SEMIPD__ENGINE__MAX_NUM_SEQS": text})
+    assert "environment variable SEMIPD__ENGINE__MAX_NUM_SEQS" in error.message
+    assert repr(text) in error.message or text in error.message
+    assert (
+        "flag --set" in refusal("invalid_config", overrides=[Override("server.port", "x", "--set")]).message
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("[server]\nprot = 1", "server.port"),
+        ("[engine]\nmax_model_len = 1", "model.max_model_len"),
+        ("[sever]\nport = 1", "server.port"),
+        ("port = 1", "server.port"),
+        ("[engine]\nmax_num_seq = 1", "engine.max_num_seqs"),
+    ],
+)
+def test_unknown_keys_name_the_nearest(tmp_path: Path, text: str, near: str) -> None:
+    assert near in refusal("unknown_option", write(tmp_path, text)).hint
+
+
+def test_unknown_variables_and_flags() -> None:
+    assert "server.port" in refusal("unknown_option", None, {"SEMIPD__SERVER__PROT": "1"}).hint
+    assert "SEMIPD__SERVER__PORT" in refusal("unknown_option", None, {"SEMIPD__server__port": "1"}).hint
+    assert "kv.fraction" in refusal("unknown_option", overrides=[Override("kv.fracton", "1", "--set")]).hint
+    assert refusal("unknown_option", None, {"SEMIPD__": "1"}).hint
+    assert nearest_key("zzz", SPECS) is None
+
+
+def test_unknown_empty_section(tmp_path: Path) -> None:
+    assert "sections" in refusal("unknown_option", write(tmp_path, "[zzzz]\n")).hint
+
+
+def test_one_option_given_twice() -> None:
+    overrides = [Override("server.port", "1", "--port"), Override("server.port", "2", "--set")]
+    assert "--port" in refusal("conflicting_options", overrides=overrides).message
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    assert str(tmp_path / "no.toml") in refusal("config_not_found", tmp_path / "no.toml").message
+    refusal("config_unreadable", tmp_path)
+    assert "line 1" in refusal("config_unreadable", write(tmp_path, "port == 1")).message
+    path = tmp_path / "bytes.toml"
+    path.write_bytes(b"\xff\xfe")
+    refusal("config_unreadable", path)
+
+
+def test_configuration_is_frozen() -> None:
+    config = load_config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.server.port = 1  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        config.origins["server.port"] = "me"  # type: ignore[index]
+
+
+def test_socket_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert str(load_config(overrides=[Override("server.socket", "/x/y", "--socket")]).socket_path) == "/x/y"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert load_config().socket_path == tmp_path / "semipd" / "daemon.sock"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "relative")
+    assert load_config().socket_path.is_absolute()
+    assert not (tmp_path / "semipd").exists(), "resolving the configuration creates nothing"
