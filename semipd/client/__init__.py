@@ -1,0 +1,5 @@
+"""Client of the daemon's Unix socket."""
+
+from semipd.client.aio import AsyncClient, GenerateStream
+
+__all__ = ["AsyncClient", "GenerateStream"]

@@ -1,0 +1,217 @@
+"""Asyncio client of the Unix socket: many requests in flight on one connection."""
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from semipd.core.errors import SemipdError
+from semipd.wire.address import default_socket_path
+from semipd.wire.client_protocol import HELLO_LIMIT_S, GenerateItem, check_hello, error_from_wire, hello
+from semipd.wire.frames import FrameReader, encode_frame
+
+CONNECT_LIMIT_S = 5.0
+ANSWER_LIMIT_S = 10.0
+READ_BYTES = 2**16
+
+
+class AsyncClient:
+    """A connection. Create it with `connect`; use it as an async context manager or `close` it."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._frames = FrameReader()
+        self._received: deque[dict[str, Any]] = deque()
+        self._inboxes: dict[int, asyncio.Queue[dict[str, Any] | SemipdError]] = {}
+        self._last_id = 0
+        self._gone: SemipdError | None = None
+        self._reading: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def connect(cls, path: Path | str | None = None) -> "AsyncClient":
+        """Connect to the socket at `path` (default: where the daemon puts it).
+
+        Raises SemipdError: `daemon_not_running`, or what the daemon refuses the connection for.
+        """
+        path = path or default_socket_path()
+        try:
+            async with asyncio.timeout(CONNECT_LIMIT_S):
+                client = cls(*await asyncio.open_unix_connection(os.fspath(path)))
+        except OSError as error:
+            raise SemipdError(
+                "daemon_not_running",
+                f"No daemon answers at {path} ({error.strerror or 'timeout'}).",
+                "Start one with `semipd-daemon start`, or name its socket.",
+            ) from error
+        try:
+            await client._greet()
+        except BaseException:
+            await client.close()
+            raise
+        client._reading = asyncio.create_task(client._read(), name="semipd-client-reader")
+        return client
+
+    def generate(
+        self,
+        prompt: str | list[int] | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> "GenerateStream":
+        """Start generating. `options` are the fields of the socket's generate request (max_tokens,
+        temperature, seed, stop, ...). Errors are raised by the iteration."""
+        fields = options | {"prompt": prompt, "messages": messages}
+        given = {name: value for name, value in fields.items() if value is not None}
+        return GenerateStream(self, self._send("generate", given))
+
+    async def cancel(self, request_id: int) -> bool:
+        """End the generation with this id. False: it is over already."""
+        return bool((await self._ask("cancel", {"target": request_id}))["cancelled"])
+
+    async def status(self) -> dict[str, Any]:
+        status: dict[str, Any] = (await self._ask("status", {}))["status"]
+        return status
+
+    async def shutdown(self) -> None:
+        """Ask the daemon to stop; returns when it has agreed."""
+        await self._ask("shutdown", {})
+
+    async def closed(self) -> None:
+        """Wait until the daemon has closed the connection."""
+        if self._reading is not None:
+            await asyncio.wait([self._reading])
+
+    async def close(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
+        self._writer.transport.abort()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _send(self, op: str, fields: Mapping[str, Any]) -> int:
+        if self._gone is not None:
+            raise self._gone
+        self._last_id = request_id = self._last_id + 1
+        frame = encode_frame({"id": request_id, "op": op, **fields})
+        self._inboxes[request_id] = asyncio.Queue()
+        self._writer.write(frame)
+        return request_id
+
+    async def _ask(self, op: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """A request with one answer."""
+        request_id = self._send(op, fields)
+        try:
+            async with asyncio.timeout(ANSWER_LIMIT_S):
+                return await self._answer(request_id)
+        except TimeoutError as error:
+            message = f"The daemon did not answer {op} within {ANSWER_LIMIT_S:g} s."
+            raise SemipdError("daemon_silent", message, "Look at its log.") from error
+        finally:
+            self._forget(request_id)
+
+    async def _answer(self, request_id: int) -> dict[str, Any]:
+        answer = await self._inboxes[request_id].get()
+        if isinstance(answer, SemipdError):
+            raise answer
+        if "error" in answer:
+            raise error_from_wire(answer["error"])
+        return answer
+
+    def _forget(self, request_id: int) -> None:
+        """Frames that still come for this request are dropped."""
+        self._inboxes.pop(request_id, None)
+
+    async def _greet(self) -> None:
+        self._writer.write(encode_frame(hello("semipd-client")))
+        try:
+            async with asyncio.timeout(HELLO_LIMIT_S):
+                message = await self._receive()
+        except (OSError, EOFError) as error:
+            raise SemipdError("daemon_silent", "The daemon closed the connection without a word.") from error
+        check_hello(message)
+
+    async def _receive(self) -> dict[str, Any]:
+        while not self._received:
+            data = await self._reader.read(READ_BYTES)
+            if not data:
+                raise EOFError
+            self._received.extend(self._frames.feed(data))
+        return self._received.popleft()
+
+    async def _read(self) -> None:
+        """Sort frames into inboxes until the connection ends; then every inbox learns why."""
+        gone = SemipdError("connection_lost", "The daemon closed the connection.")
+        try:
+            while True:
+                message = await self._receive()
+                if message.get("id") is None and "error" in message:
+                    gone = error_from_wire(message["error"])
+                elif message.get("id") in self._inboxes:
+                    self._inboxes[message["id"]].put_nowait(message)
+        except (OSError, EOFError):
+            pass
+        except SemipdError as error:
+            gone = error
+        finally:
+            self._gone = gone
+            for inbox in self._inboxes.values():
+                inbox.put_nowait(gone)
+
+
+class GenerateStream:
+    """Items of one generation. Iterate to the end, or `aclose` it to cancel what is left."""
+
+    def __init__(self, client: AsyncClient, request_id: int) -> None:
+        self._client = client
+        self._over = False
+        self.id = request_id
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> GenerateItem:
+        """The last item has a finish reason. Raises SemipdError when the request fails."""
+        if self._over:
+            raise StopAsyncIteration
+        try:
+            item = GenerateItem.from_wire(await self._client._answer(self.id))
+        except SemipdError:
+            self._end()
+            raise
+        if item.finish_reason is not None:
+            self._end()
+        return item
+
+    async def cancel(self) -> bool:
+        """Ask for the end; iteration goes on to the last item, whose finish reason is `cancelled`."""
+        return await self._client.cancel(self.id)
+
+    async def aclose(self) -> None:
+        """Cancel without waiting for the last item."""
+        if not self._over:
+            self._end()
+            if self._client._gone is None:
+                await self._client.cancel(self.id)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _end(self) -> None:
+        self._over = True
+        self._client._forget(self.id)

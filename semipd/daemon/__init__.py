@@ -1,0 +1,1 @@
+"""The daemon: accepts, validates, tokenizes, streams and supervises. Never imports torch."""

@@ -1,0 +1,140 @@
+"""The daemon's life: open everything on one stack, serve until asked to stop, close in reverse."""
+
+import asyncio
+import logging
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, TypeVar
+
+import uvloop
+
+from semipd.config import Config
+from semipd.core.errors import SemipdError
+from semipd.daemon.addresses import claim_http, claim_socket
+from semipd.daemon.generation import GenerationService, Limits
+from semipd.daemon.http import serve_http
+from semipd.daemon.model_files import ModelFiles
+from semipd.daemon.requests import RequestTable
+from semipd.daemon.services import Services
+from semipd.daemon.supervisor import EngineReady, Supervisor
+from semipd.daemon.unix_socket import serve_unix_socket
+from semipd.engine.launcher import EngineChild, spawn_engine
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+EXIT_FORCED = 130
+_LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+
+
+def run(config: Config, spawn: Callable[[], EngineChild] = spawn_engine) -> int:
+    """Run the daemon until it is stopped. Call from the main thread. Returns the exit code: 0 when asked
+    to stop, 1 when the engine died, 130 when asked twice. Raises SemipdError when the start fails."""
+    logging.basicConfig(stream=sys.stderr, format=_LOG_FORMAT, level=config.server.log_level.upper())
+    files = ModelFiles.open(config.model.name)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(Daemon(config, files, spawn).live())
+    except asyncio.CancelledError:
+        return EXIT_FORCED
+
+
+class Daemon:
+    """One life cycle."""
+
+    def __init__(self, config: Config, files: ModelFiles, spawn: Callable[[], EngineChild]) -> None:
+        self._config = config
+        self._stop = asyncio.Event()
+        settings = config.engine_settings(files.folder)
+        self._supervisor = Supervisor(settings, lambda message: self._table.on_message(message), spawn)
+        self._table = RequestTable(self._supervisor)
+        self._generation = GenerationService(files, self._table)
+
+    async def live(self) -> int:
+        """Start, serve, stop. Returns the exit code: 0 when asked to stop, 1 when the engine died.
+        Raises SemipdError when the start fails."""
+        self._main = asyncio.current_task()
+        self._listen_to_signals()
+        async with AsyncExitStack() as stack:
+            port = await self._open(stack)
+            ready = await self._unless_stopped(self._supervisor.start())
+            if ready is None:
+                return 0
+            self._begin(ready, port)
+            error = await self._unless_stopped(self._supervisor.died())
+            if error is None:
+                return 0
+            log.error("%s", error.message)
+            self._table.close(error)
+            return 1
+
+    async def _open(self, stack: AsyncExitStack) -> int:
+        """Everything but the engine. Returns the HTTP port."""
+        server = self._config.server
+        listeners = claim_http(server.host, server.port)
+        port: int = listeners[0].getsockname()[1]
+        for listener in listeners:
+            stack.callback(listener.close)
+        unix_listener = stack.enter_context(claim_socket(self._config.socket_path))
+        stack.push_async_callback(self._supervisor.stop)
+        services = Services(
+            self._config.served_model_name, self._supervisor, self._table, self._generation, self.shut_down
+        )
+        # Served from the beginning, so that /health and /ready tell a slow start from a dead one.
+        await stack.enter_async_context(serve_http(services, listeners, server.host, server.max_body_bytes))
+        await stack.enter_async_context(serve_unix_socket(services, unix_listener))
+        stack.callback(self._table.close, SemipdError("shutting_down", "The daemon is shutting down."))
+        return port
+
+    def _begin(self, ready: EngineReady, port: int) -> None:
+        self._generation.engine_is_ready(Limits(ready.vocab_size, ready.max_model_len))
+        for note in ready.notes:
+            log.warning("%s", note)
+        config = self._config
+        _announce(config.server.host, port, config.socket_path, config.served_model_name)
+
+    def shut_down(self, why: str) -> None:
+        if not self._stop.is_set():
+            log.info("stopping: %s", why)
+            self._stop.set()
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        """The first asks to stop; the second does not wait for anybody any more."""
+        if not self._stop.is_set():
+            self.shut_down(f"received {number.name}; a second one stops at once")
+            return
+        log.warning("received %s again: stopping at once", number.name)
+        self._supervisor.kill()
+        assert self._main is not None
+        self._main.cancel()
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """The coroutine's result; None, and the coroutine cancelled, when somebody asks to stop first."""
+        working = asyncio.create_task(work, name="engine-work")
+        stop = asyncio.create_task(self._stop.wait(), name="stop-watch")
+        try:
+            await asyncio.wait([working, stop], return_when=asyncio.FIRST_COMPLETED)
+            return working.result() if working.done() else None
+        finally:
+            working.cancel()
+            stop.cancel()
+            await asyncio.wait([working, stop])
+
+
+def _announce(host: str, port: int, socket_path: Path, model: str) -> None:
+    """What a person needs to try it."""
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    body = f'{{"model": "{model}", "prompt": "Once upon a time", "max_tokens": 64, "stream": true}}'
+    curl = f"curl -N {url}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    sys.stdout.write(f"semipd serves {model} at {url}\nsocket {socket_path}\ntry: {curl}\n")
+    sys.stdout.flush()

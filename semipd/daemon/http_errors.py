@@ -1,0 +1,88 @@
+"""Errors in OpenAI's shape, and the middleware that gives every answer that shape and a request id."""
+
+import logging
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from semipd.core.errors import SemipdError
+
+log = logging.getLogger(__name__)
+
+REQUEST_ID = web.RequestKey("request_id", str)
+
+_STATUS: dict[str, int] = {
+    "host_not_allowed": 403,
+    "model_not_found": 404,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "request_timeout": 408,
+    "body_too_large": 413,
+    "unsupported_media_type": 415,
+    "internal_error": 500,
+    "engine_crashed": 500,
+    "lane_failed": 500,
+    "overloaded": 503,
+    "engine_not_ready": 503,
+    "engine_silent": 503,
+    "shutting_down": 503,
+}
+"""Every other code is a bad request: 400."""
+
+_CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+_CLIENT_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def status_of(error: SemipdError) -> int:
+    return _STATUS.get(error.code, 400)
+
+
+def error_body(error: SemipdError) -> dict[str, Any]:
+    kind = "invalid_request_error" if status_of(error) < 500 else "server_error"
+    return {"error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}}
+
+
+def error_response(error: SemipdError, headers: Mapping[str, str] | None = None) -> web.Response:
+    return web.json_response(error_body(error), status=status_of(error), headers=headers)
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Outermost: names the request, and turns what goes wrong before the first byte into an answer."""
+    given = request.headers.get("X-Request-ID", "")
+    request[REQUEST_ID] = given if _CLIENT_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    try:
+        return await handler(request)
+    except SemipdError as error:
+        return error_response(error)
+    except web.HTTPException as error:
+        return _from_aiohttp(request, error)
+    except Exception:
+        log.exception("request_id=%s failed", request[REQUEST_ID])
+        return error_response(internal_error(request[REQUEST_ID]))
+
+
+def internal_error(request_id: str) -> SemipdError:
+    return SemipdError("internal_error", f"The daemon failed; its log names request_id={request_id}.")
+
+
+def _from_aiohttp(request: web.Request, error: web.HTTPException) -> web.StreamResponse:
+    if error.status < 400:
+        raise error
+    code = _CODE_OF_STATUS.get(error.status)
+    if code is None:
+        log.warning("request_id=%s: %s", request[REQUEST_ID], error)
+        return error_response(internal_error(request[REQUEST_ID]))
+    allow = error.headers.get("Allow")
+    message = f"{request.method} {request.path:.200}: {error.text or error.reason}."
+    return error_response(SemipdError(code, message), {"Allow": allow} if allow else None)
+
+
+async def add_request_id(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Signal `on_response_prepare`: streams too."""
+    response.headers["X-Request-ID"] = request.get(REQUEST_ID) or uuid.uuid4().hex

@@ -1,0 +1,97 @@
+"""What HTTP and socket handlers share: generation, status, readiness, the way to stop."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any
+
+from semipd import __version__
+from semipd.core.errors import SemipdError
+from semipd.daemon.generation import GenerationService, Usage
+from semipd.daemon.requests import RequestTable
+from semipd.daemon.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+FRESH_ANSWER_S = 1.0
+"""A status answer this young proves readiness without another round trip."""
+
+MAX_IGNORED_NAMES = 256
+"""Names of unknown fields remembered; clients choose them, so their number is bounded."""
+
+
+class Services:
+    """One per daemon. `shut_down(why)` begins the goodbye and returns at once."""
+
+    def __init__(
+        self,
+        model_name: str,
+        supervisor: Supervisor,
+        table: RequestTable,
+        generation: GenerationService,
+        shut_down: Callable[[str], None],
+    ) -> None:
+        self.model_name = model_name
+        self.supervisor = supervisor
+        self.table = table
+        self.generation = generation
+        self.shut_down = shut_down
+        self.started_at_s = int(time.time())
+        self._started_s = time.monotonic()
+        self._ignored_fields: Counter[str] = Counter()
+
+    async def status(self) -> dict[str, Any]:
+        """The status document, the engine's numbers fetched through its loop. Raises SemipdError."""
+        engine = await self.supervisor.status()
+        ready = self.supervisor.ready
+        assert ready is not None, "a status answer before ready"
+        return engine | {
+            "state": self.supervisor.state,
+            "model": {"name": self.model_name, "max_model_len": ready.max_model_len},
+            "device_info": ready.info,
+            "notes": list(ready.notes),
+            "versions": {"daemon": __version__, "engine": ready.version},
+            "uptime_s": time.monotonic() - self._started_s,
+            "startup": [asdict(phase) for phase in self.supervisor.timeline],
+            "totals": dict(self.table.totals),
+            "live_requests": len(self.table),
+            "ignored_fields": dict(self._ignored_fields),
+        }
+
+    async def check_ready(self) -> None:
+        """Raises SemipdError with the reason when the engine is not ready or does not answer."""
+        answered_s = self.supervisor.last_answer_s
+        is_fresh = answered_s is not None and time.monotonic() - answered_s < FRESH_ANSWER_S
+        if self.supervisor.state != "ready" or not is_fresh:
+            await self.supervisor.status()
+
+    def check_model(self, name: str | None) -> None:
+        if name is not None and name != self.model_name:
+            raise SemipdError(
+                "model_not_found",
+                f"The model {name!r:.200} does not exist here.",
+                f"This daemon serves {self.model_name!r}.",
+                param="model",
+            )
+
+    def ignore_fields(self, names: Iterable[str]) -> None:
+        """Count fields that mean nothing to us; each is logged once."""
+        for name in names:
+            name = name[:64]
+            if name not in self._ignored_fields:
+                if len(self._ignored_fields) >= MAX_IGNORED_NAMES:
+                    continue
+                log.info("requests carry the unknown field %r; it is ignored", name)
+            self._ignored_fields[name] += 1
+
+
+def usage_to_wire(usage: Usage) -> dict[str, Any]:
+    """OpenAI's `usage` object; the socket sends the same."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }

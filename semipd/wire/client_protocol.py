@@ -1,0 +1,69 @@
+"""What clients and daemon say over the Unix socket, beside the framing (DESIGN section 7).
+
+First frame each way: {op: hello, protocol, agent}. Then requests {id, op, ...}; every answer carries the
+request's id. `generate` is answered by items, the last with a finish_reason; other operations by one
+frame. A failed request is answered by {id, error: {code, message, hint, param}}; id None: the connection.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from semipd import __version__
+from semipd.core.errors import ProtocolError, SemipdError
+from semipd.wire import PROTOCOL_VERSION
+
+HELLO_LIMIT_S = 5.0
+
+RequestId = int | str
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateItem:
+    """One stream item. `usage` (OpenAI's object) comes with the finish reason:
+    stop, length or cancelled."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str | None = None
+    usage: dict[str, Any] | None = None
+
+    def to_wire(self, request_id: RequestId) -> dict[str, Any]:
+        item: dict[str, Any] = {"id": request_id, "text": self.text, "token_ids": self.token_ids}
+        if self.finish_reason is not None:
+            item |= {"finish_reason": self.finish_reason, "usage": self.usage}
+        return item
+
+    @classmethod
+    def from_wire(cls, data: dict[str, Any]) -> "GenerateItem":
+        return cls(data["text"], data["token_ids"], data.get("finish_reason"), data.get("usage"))
+
+
+def hello(agent: str) -> dict[str, Any]:
+    return {"op": "hello", "protocol": PROTOCOL_VERSION, "agent": f"{agent} {__version__}"}
+
+
+def check_hello(message: dict[str, Any]) -> None:
+    """Raises ProtocolError: the peer's own error, `hello_expected` or `protocol_version`."""
+    if "error" in message:
+        refused = error_from_wire(message["error"])
+        raise ProtocolError(refused.code, refused.message, refused.hint)
+    if message.get("op") != "hello":
+        raise ProtocolError("hello_expected", "The first frame is not a hello.", "Is this a semipd socket?")
+    if message.get("protocol") != PROTOCOL_VERSION:
+        raise ProtocolError(
+            "protocol_version",
+            f"The peer ({message.get('agent', 'unnamed')!s:.64}) speaks protocol "
+            f"{message.get('protocol')!r:.32}, this side {PROTOCOL_VERSION}.",
+            "Install the same version of semipd on both sides.",
+        )
+
+
+def error_frame(request_id: RequestId | None, error: SemipdError) -> dict[str, Any]:
+    details = {"code": error.code, "message": error.message, "hint": error.hint, "param": error.param}
+    return {"id": request_id, "error": details}
+
+
+def error_from_wire(details: dict[str, Any]) -> SemipdError:
+    return SemipdError(
+        details["code"], details["message"], details.get("hint", ""), param=details.get("param")
+    )

@@ -1,0 +1,76 @@
+"""Drives a DenseDecoder by hand: sequences with block tables, merged steps, a poisoned pool."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from semipd.core.plan import BLOCK_SIZE
+from semipd.models.batch import BatchInput
+from semipd.models.config import ModelConfig, load_model_config
+from semipd.models.decoder import DenseDecoder
+from semipd.models.dtypes import DTypeName
+from semipd.models.layout import kv_pool_shape, plan_weights
+from semipd.models.weights import TORCH_DTYPES, load_weights, weight_views
+
+# Several threads on tiny matrices, on cores that others use too, spin more than they work.
+torch.set_num_threads(1)
+
+
+@dataclass
+class Sequence:
+    """`computed` tokens have their KV in the pool."""
+
+    token_ids: list[int]
+    block_table: list[int]
+    computed: int = 0
+    logits: list[Tensor] = field(default_factory=list)  # one [length, vocab] per chunk
+
+
+class PagedModel:
+    """A decoder over a pool full of NaN, blocks handed out by the test."""
+
+    def __init__(self, folder: Path, num_blocks: int = 64, dtype: DTypeName = "float32") -> None:
+        self.config = load_model_config(folder)
+        self.pool = torch.full(kv_pool_shape(self.config, num_blocks), torch.nan, dtype=TORCH_DTYPES[dtype])
+        self.decoder = DenseDecoder(self.config, loaded_weights(folder, self.config, dtype), self.pool)
+
+    def step(self, work: list[tuple[Sequence, int]]) -> None:
+        """Compute the next `length` tokens of each sequence in one merged batch; logits of every row."""
+        logits = self.decoder.forward(batch_input(work))
+        for (sequence, length), rows in zip(work, logits.split([length for _, length in work]), strict=True):
+            sequence.logits.append(rows)
+            sequence.computed += length
+
+    def poison_unused_slots(self, sequence: Sequence) -> None:
+        """NaN after the newest token of the last block in use."""
+        used = sequence.computed % BLOCK_SIZE
+        if used:
+            self.pool[:, :, sequence.block_table[sequence.computed // BLOCK_SIZE], :, used:] = torch.nan
+
+
+def loaded_weights(folder: Path, config: ModelConfig, dtype: DTypeName = "float32") -> dict[str, Tensor]:
+    layout = plan_weights(config, dtype)
+    buffer = torch.zeros(layout.total_bytes, dtype=torch.uint8)
+    load_weights(folder, config, layout, buffer, lambda done, total: None)
+    return weight_views(layout, buffer)
+
+
+def batch_input(work: list[tuple[Sequence, int]]) -> BatchInput:
+    token_ids, positions, slots = [], [], []
+    for sequence, length in work:
+        for position in range(sequence.computed, sequence.computed + length):
+            token_ids.append(sequence.token_ids[position])
+            positions.append(position)
+            slots.append(sequence.block_table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE)
+    width = max(len(sequence.block_table) for sequence, _ in work)
+    return BatchInput(
+        token_ids=torch.tensor(token_ids),
+        positions=torch.tensor(positions),
+        slot_mapping=torch.tensor(slots),
+        query_lens=[length for _, length in work],
+        kv_lens=[sequence.computed + length for sequence, length in work],
+        block_tables=torch.tensor([s.block_table + [0] * (width - len(s.block_table)) for s, _ in work]),
+        logit_rows=torch.arange(len(token_ids)),
+    )

@@ -1,0 +1,19 @@
+"""A whole daemon process around a scripted engine: `python scripted_daemon.py MODEL SOCKET SCRIPT`."""
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from support.scripted_engine import scripted
+else:
+    from scripted_engine import scripted
+
+from semipd.config import Override, load_config
+from semipd.daemon.app import run
+
+if __name__ == "__main__":
+    model, socket_path, script = sys.argv[1:]
+    given = {"model.name": model, "server.socket": socket_path, "server.port": "0"}
+    config = load_config(overrides=[Override(key, text, "test") for key, text in given.items()])
+    sys.exit(run(config, scripted(**json.loads(script))))
