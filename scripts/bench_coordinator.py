@@ -17,9 +17,9 @@ from semipd.core.messages import Submit
 from semipd.core.plan import StepPlan, StepResult
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
+from semipd.core.settings import EngineSettings
 from semipd.devices.fake import FakeDevice, FakeLane
 from semipd.engine.coordinator import Coordinator
-from semipd.engine.settings import EngineSettings
 from semipd.wire.engine_link import outbound_to_wire
 from semipd.wire.frames import encode_frame
 

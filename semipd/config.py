@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, get_args
 
 from semipd.config_schema import OptionSpec, Value, nearest_key, option, section_specs, toml_literal
 from semipd.core.errors import SemipdError
-from semipd.engine.settings import EngineSettings, SchedulerName
+from semipd.core.settings import EngineSettings, SchedulerName
 from semipd.wire.address import default_socket_path
 
 ENV_PREFIX = "SEMIPD__"

@@ -15,8 +15,8 @@ from typing import Any, Literal
 from semipd.core.errors import ProtocolError, SemipdError
 from semipd.core.messages import Cancel, GetStatus, Inbound, Outbound, Status, Submit
 from semipd.core.request import Request, SeqId
+from semipd.core.settings import EngineSettings
 from semipd.engine.launcher import EngineChild, spawn_engine
-from semipd.engine.settings import EngineSettings
 from semipd.wire.engine_link import LINK_FRAME_BYTES, inbound_to_wire, outbound_from_wire
 from semipd.wire.frames import FrameReader, encode_frame
 

@@ -16,9 +16,9 @@ from typing import Any
 from semipd.core.plan import BLOCK_SIZE, Join, StepPlan, StepResult, TokenLogprobs
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
+from semipd.core.settings import EngineSettings
 from semipd.core.split import Split
 from semipd.devices.contract import DeviceInfo, LaneFailed, LaneName
-from semipd.engine.settings import EngineSettings
 
 NUM_UNITS = 16
 DEFAULT_VOCAB_SIZE = 1000

@@ -25,10 +25,10 @@ from semipd.core.messages import (
 )
 from semipd.core.plan import BLOCK_SIZE, Segment, StepResult
 from semipd.core.request import SeqId
+from semipd.core.settings import EngineSettings, SchedulerName
 from semipd.core.split import Split
 from semipd.devices.contract import Device
 from semipd.engine.lane_state import Flight, LaneState
-from semipd.engine.settings import EngineSettings, SchedulerName
 from semipd.engine.status import engine_status
 from semipd.partition.lending import Lending, choose_split
 from semipd.sched.outbox import Outbox

@@ -11,10 +11,10 @@ from dataclasses import asdict
 
 from semipd import __version__
 from semipd.core.errors import SemipdError
+from semipd.core.settings import EngineSettings
 from semipd.devices.contract import Device
 from semipd.engine.coordinator import Coordinator
 from semipd.engine.link import Link
-from semipd.engine.settings import EngineSettings
 from semipd.wire.engine_link import inbound_from_wire, outbound_to_wire
 
 SETTINGS_LIMIT_S = 10.0
@@ -65,7 +65,7 @@ def open_device(settings: EngineSettings, report: Report) -> Device:
 
             return FakeDevice.open(settings)
         case "cpu":
-            from semipd.devices.cpu import CpuDevice
+            from semipd.devices.cpu.device import CpuDevice
 
             return CpuDevice.open(settings, report)
     raise SemipdError(

@@ -11,9 +11,9 @@ from support.daemon import running
 from support.scripted_engine import scripted
 
 from semipd.core.errors import SemipdError
+from semipd.core.settings import EngineSettings
 from semipd.daemon import supervisor as supervisor_module
 from semipd.daemon.supervisor import Supervisor, describe_exit
-from semipd.engine.settings import EngineSettings
 
 
 def make(**script: Any) -> Supervisor:

@@ -7,8 +7,8 @@ from support.fake_engine import Run, request, submit
 
 from semipd.core.messages import Cancel, Submit
 from semipd.core.request import SeqId
+from semipd.core.settings import EngineSettings
 from semipd.devices.fake import FakeDevice, default_latency
-from semipd.engine.settings import EngineSettings
 
 POLICIES = ("semipd", "chunked", "prefill-first")
 

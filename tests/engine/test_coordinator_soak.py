@@ -1,4 +1,4 @@
-"""Random load on a small pool: integrity every turn, every block returned, tokens equal an undisturbed run."""
+"""Random load on a small pool: integrity every turn, no block lost, tokens equal an undisturbed run."""
 
 import random
 
@@ -6,8 +6,8 @@ import pytest
 from support.fake_engine import Run, request
 
 from semipd.core.messages import Cancel, Submit
+from semipd.core.settings import EngineSettings
 from semipd.devices.fake import FakeDevice
-from semipd.engine.settings import EngineSettings
 
 VOCAB = 50
 

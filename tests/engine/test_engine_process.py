@@ -11,9 +11,9 @@ import pytest
 from support.fake_engine import request
 
 from semipd.core.messages import Cancel, Finished, GetStatus, Status, StepTokens, Submit
+from semipd.core.settings import EngineSettings
 from semipd.devices.fake import expected_tokens
 from semipd.engine.launcher import spawn_engine
-from semipd.engine.settings import EngineSettings
 from semipd.wire.engine_link import LINK_FRAME_BYTES, inbound_to_wire, outbound_from_wire
 from semipd.wire.frames import FrameReader, encode_frame
 

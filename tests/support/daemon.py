@@ -13,6 +13,7 @@ from support.byte_model import ByteModel
 from support.scripted_engine import scripted
 
 from semipd.core.errors import SemipdError
+from semipd.core.settings import EngineSettings
 from semipd.daemon.addresses import claim_http, claim_socket
 from semipd.daemon.generation import GenerationService, Limits
 from semipd.daemon.http import serve_http
@@ -20,7 +21,6 @@ from semipd.daemon.requests import RequestTable
 from semipd.daemon.services import Services
 from semipd.daemon.supervisor import Supervisor
 from semipd.daemon.unix_socket import serve_unix_socket
-from semipd.engine.settings import EngineSettings
 
 MAX_BODY_BYTES = 100_000
 

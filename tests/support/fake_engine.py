@@ -7,9 +7,9 @@ from semipd.core.events import Event
 from semipd.core.messages import Cancel, Finished, Inbound, Outbound, StepTokens, Submit
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
+from semipd.core.settings import EngineSettings
 from semipd.devices.fake import FakeDevice, expected_tokens
 from semipd.engine.coordinator import Coordinator
-from semipd.engine.settings import EngineSettings
 
 
 @dataclass

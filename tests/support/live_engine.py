@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from semipd.core.events import Event
 from semipd.core.messages import Finished, Inbound, StepTokens, Submit
 from semipd.core.request import Request, SeqId
+from semipd.core.settings import EngineSettings
 from semipd.devices.contract import Device
 from semipd.engine.coordinator import Coordinator
-from semipd.engine.settings import EngineSettings
 
 
 @dataclass

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
 from support import tiny_tokenizers
+from torch import Tensor
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 CONTEXT_TOKENS = 512
@@ -36,7 +35,7 @@ _built: dict[tuple[Path, str], Path] = {}
 
 
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, family: str, **options: Any) -> Path:
-    """Folder of the session's checkpoint with these options (see `save_tiny_checkpoint`). Do not write to it."""
+    """Folder of the session's checkpoint with these options of `save_tiny_checkpoint`. Do not write to it."""
     base = tmp_path_factory.getbasetemp()
     key = (base, f"{family} {sorted(options.items(), key=lambda item: item[0])}")
     if key not in _built:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from semipd.config import SPECS, Config, Override, load_config
 from semipd.config_schema import nearest_key, toml_literal
 from semipd.core.errors import SemipdError
-from semipd.engine.settings import EngineSettings
+from semipd.core.settings import EngineSettings
 
 DEFAULT_FILE = Path(__file__).parents[2] / "configs" / "default.toml"
 

@@ -36,14 +36,19 @@ def test_a_mostly_cached_request_goes_ahead_but_a_short_one_does_not():
 def test_nobody_is_overtaken_more_often_than_the_bound():
     for seed in range(50):
         rng = random.Random(seed)
-        queue, cached, passed, next_seq = WaitingQueue(), {}, {}, 0
+        queue, passed, next_seq = WaitingQueue(), {}, 0
+        cached: dict[int, int] = {}
+
+        def cached_tokens(sequence: Sequence, cached: dict[int, int] = cached) -> int:
+            return min(cached[sequence.seq], len(sequence.tokens) - 1)
+
         for _ in range(300):
             for _ in range(rng.randint(0, 2)):
                 next_seq += 1
                 queue.add(waiting(next_seq, rng.choice([20, 1000])))
                 cached[next_seq] = rng.choice([0, 0, 16, 900])
             if queue:
-                picked = queue.pick(lambda s: min(cached[s.seq], len(s.tokens) - 1))
+                picked = queue.pick(cached_tokens)
                 for other in queue:
                     if other.age_key < picked.age_key:
                         passed[other.seq] = passed.get(other.seq, 0) + 1

@@ -1,0 +1,228 @@
+"""The CPU device: two worker processes over one copy of the weights and one KV pool (DESIGN section 2)."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from semipd.core.settings import EngineSettings
+from semipd.core.split import Split
+from semipd.devices.contract import DeviceInfo, LaneName
+from semipd.devices.cpu.cgroups import ROOT, read_table
+from semipd.devices.cpu.cores import cpu_model, split_table, usable_cores
+from semipd.devices.cpu.lane import CpuLane
+from semipd.devices.cpu.memory import SharedMemory, available_memory
+from semipd.devices.cpu.messages import Setup
+from semipd.devices.cpu.process import Worker
+from semipd.devices.cpu.sizing import MemoryDemand, num_kv_blocks
+from semipd.models.config import ModelConfig, load_model_config
+from semipd.models.dtypes import DTypeName, resolve_dtype
+from semipd.models.layout import WeightsLayout, kv_block_bytes, plan_weights
+from semipd.models.weights import load_weights
+
+Report = Callable[[str, float], None]
+"""Called with the name of a start-up phase and the seconds it may take; again when it moves on."""
+
+_READ_LIMIT_S = 10.0
+_ATTACH_LIMIT_S = 60.0
+_WARM_UP_LIMIT_S = 180.0
+_LOAD_STALL_LIMIT_S = 60.0
+_LOAD_REPORT_EVERY_S = 1.0
+_RESERVE_BYTES_PER_S = 200 * 2**20
+_WORKER_BYTES = 400 * 2**20
+"""A process with torch imported and warm: about 300 MiB, measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What the settings and the checkpoint together say."""
+
+    config: ModelConfig
+    dtype: DTypeName
+    layout: WeightsLayout
+    max_model_len: int
+
+    @classmethod
+    def read(cls, settings: EngineSettings) -> "_Model":
+        config = load_model_config(settings.model_dir, settings.max_model_len)
+        dtype = resolve_dtype(settings.dtype, config)
+        max_model_len = settings.max_model_len or config.max_position_embeddings
+        return cls(config, dtype, plan_weights(config, dtype), max_model_len)
+
+    def demand(self, settings: EngineSettings) -> MemoryDemand:
+        widest = self.config.vocab_size * settings.max_num_seqs + (
+            (4 * self.config.hidden_size + 3 * self.config.intermediate_size)
+            * max(settings.prefill_chunk_tokens, settings.step_token_budget)
+        )
+        return MemoryDemand(
+            weights_bytes=self.layout.total_bytes,
+            # Activations in fp32, thrice: some operations hold input, output and a temporary.
+            worker_bytes=2 * (_WORKER_BYTES + 3 * 4 * widest),
+            block_bytes=kv_block_bytes(self.config, self.dtype),
+            max_model_len=self.max_model_len,
+            max_num_seqs=settings.max_num_seqs,
+            kv_bytes=settings.kv_bytes,
+            kv_fraction=settings.kv_fraction,
+            max_num_blocks=settings.max_num_blocks,
+        )
+
+
+class CpuDevice:
+    """See devices.contract.Device. Open in the main thread: the workers' death signal follows it."""
+
+    def __init__(self, info: DeviceInfo, prefill: Worker, decode: Worker, stack: ExitStack) -> None:
+        self.info = info
+        self.prefill = CpuLane(prefill)
+        self.decode = CpuLane(decode)
+        self._workers = (prefill, decode)
+        self._stack = stack
+
+    @classmethod
+    def open(cls, settings: EngineSettings, report: Report) -> "CpuDevice":
+        """Reserve memory, start both workers, load the weights meanwhile, warm up.
+
+        Raises SemipdError: what reading the checkpoint raises, or `insufficient_memory`; LaneFailed when a
+        worker does not start. Nothing is left behind then.
+        """
+        assert threading.current_thread() is threading.main_thread(), (
+            "workers must be spawned by the main thread"
+        )
+        with ExitStack() as stack:
+            report("reading configuration", _READ_LIMIT_S)
+            model = _Model.read(settings)
+            demand = model.demand(settings)
+            num_blocks = num_kv_blocks(demand, available_memory())
+            kv_bytes = num_blocks * demand.block_bytes
+            report("reserving memory", 10 + (model.layout.total_bytes + kv_bytes) / _RESERVE_BYTES_PER_S)
+            weights = _reserve(stack, "weights", model.layout.total_bytes)
+            kv_pool = _reserve(stack, "kv-pool", kv_bytes)
+            cores = usable_cores()
+            setup = _setup(settings, model, num_blocks, weights, kv_pool, cores)
+            workers = [_start(stack, setup, lane) for lane in ("prefill", "decode")]
+            _load(model, settings.model_dir, weights, report)
+            _bring_up(workers, report)
+            info = _info(model, demand, num_blocks, cores)
+            return cls(info, workers[0], workers[1], stack.pop_all())
+
+    def files(self) -> Sequence[int]:
+        return [worker.channel.fileno() for worker in self._workers]
+
+    def wake_at_ns(self) -> int | None:
+        return None
+
+    def stats(self) -> dict[str, Any]:
+        """Per lane the worker's pid and resident bytes (shared memory it has touched included)."""
+        workers = {
+            worker.lane: {"pid": worker.process.pid, "rss_bytes": _rss_bytes(worker.process.pid)}
+            for worker in self._workers
+        }
+        return {
+            "workers": workers,
+            "memory": dict(self.info.memory),
+            "available": available_memory()._asdict(),
+        }
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def _reserve(stack: ExitStack, name: str, num_bytes: int) -> SharedMemory:
+    memory = SharedMemory.reserve(name, num_bytes)
+    stack.callback(memory.close)
+    return memory
+
+
+def _setup(
+    settings: EngineSettings,
+    model: _Model,
+    num_blocks: int,
+    weights: SharedMemory,
+    kv_pool: SharedMemory,
+    cores: tuple[int, ...],
+) -> Callable[[LaneName], Setup]:
+    """A lane's first frame."""
+    table = split_table(len(cores))
+
+    def of(lane: LaneName) -> Setup:
+        return Setup(
+            lane=lane,
+            model_dir=settings.model_dir,
+            max_model_len=model.max_model_len,
+            dtype=model.dtype,
+            num_blocks=num_blocks,
+            weights_fd=weights.fd,
+            kv_fd=kv_pool.fd,
+            cores=cores,
+            split=table[len(table) // 2] if table else _solo(lane, len(cores)),
+            warm_up_tokens=min(64, settings.prefill_chunk_tokens),
+        )
+
+    return of
+
+
+def _start(stack: ExitStack, setup_of: Callable[[LaneName], Setup], lane: LaneName) -> Worker:
+    setup = setup_of(lane)
+    worker = Worker(lane, len(setup.cores), (setup.weights_fd, setup.kv_fd))
+    stack.callback(worker.end)
+    worker.channel.send(setup.to_wire())
+    return worker
+
+
+def _load(model: _Model, model_dir: str, memory: SharedMemory, report: Report) -> None:
+    """Slow disks are no error as long as tensors keep coming: every report renews the limit."""
+    reported_s = 0.0
+
+    def progress(done_bytes: int, total_bytes: int) -> None:
+        nonlocal reported_s
+        now_s = time.monotonic()
+        if now_s - reported_s >= _LOAD_REPORT_EVERY_S:
+            reported_s = now_s
+            report(f"loading weights: {100 * done_bytes // total_bytes} %", _LOAD_STALL_LIMIT_S)
+
+    report("loading weights", _LOAD_STALL_LIMIT_S)
+    load_weights(model_dir, model.config, model.layout, memory.tensor(), progress)
+
+
+def _bring_up(workers: list[Worker], report: Report) -> None:
+    report("starting workers", _ATTACH_LIMIT_S)
+    started_s = time.monotonic()
+    for worker in workers:
+        worker.wait_for("attached", "attach", started_s, _ATTACH_LIMIT_S)
+    report("warming up", _WARM_UP_LIMIT_S)
+    started_s = time.monotonic()
+    for worker in workers:
+        worker.channel.send({"op": "warm_up"})
+    for worker in workers:
+        worker.wait_for("ready", "warm up", started_s, _WARM_UP_LIMIT_S)
+
+
+def _solo(lane: LaneName, num_cores: int) -> Split:
+    return Split(num_cores, 0) if lane == "prefill" else Split(0, num_cores)
+
+
+def _info(model: _Model, demand: MemoryDemand, num_blocks: int, cores: tuple[int, ...]) -> DeviceInfo:
+    return DeviceInfo(
+        kind="cpu",
+        name=f"cpu: {cpu_model()}, {len(cores)} {'core' if len(cores) == 1 else 'cores'}",
+        unit="core",
+        num_units=len(cores),
+        splits=split_table(len(cores)),
+        solo_prefill=_solo("prefill", len(cores)),
+        solo_decode=_solo("decode", len(cores)),
+        num_blocks=num_blocks,
+        vocab_size=model.config.vocab_size,
+        max_model_len=model.max_model_len,
+        dtype=model.dtype,
+        memory={
+            "weights": demand.weights_bytes,
+            "kv_pool": num_blocks * demand.block_bytes,
+            "workers": demand.worker_bytes,
+        },
+    )
+
+
+def _rss_bytes(pid: int) -> int:
+    """0 when the process is gone."""
+    return read_table(ROOT / f"proc/{pid}/status").get("VmRSS", 0) * 1024

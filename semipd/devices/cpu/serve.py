@@ -1,0 +1,144 @@
+"""A worker's loop: frames in, plans executed, frames out, until end-of-file."""
+
+import socket
+import traceback
+from collections import deque
+
+import torch
+
+from semipd.core.errors import SemipdError
+from semipd.core.plan import BLOCK_SIZE, PADDING_BLOCK, Join, Segment, StepPlan, StepResult
+from semipd.core.request import SeqId
+from semipd.core.sampling import SamplingParams
+from semipd.core.split import Split
+from semipd.devices.cpu.cores import lane_cores, pin_process
+from semipd.devices.cpu.memory import SharedMemory
+from semipd.devices.cpu.messages import (
+    LANE_FRAME_BYTES,
+    Message,
+    Setup,
+    plan_from_wire,
+    rebuild_from_wire,
+    result_to_wire,
+)
+from semipd.models.config import load_model_config
+from semipd.models.decoder import DenseDecoder
+from semipd.models.layout import kv_pool_shape, plan_weights
+from semipd.models.runner import StepRunner
+from semipd.models.weights import TORCH_DTYPES, weight_views
+from semipd.wire.frames import FrameReader, encode_frame
+
+_WARM_UP_BATCHES = (1, 2, 4, 8)
+
+
+class Executor:
+    """A lane's share of the cores, and the StepRunner that works there."""
+
+    def __init__(self, setup: Setup) -> None:
+        """Attach the shared memory. The weights may still be loading: nothing reads them before `warm_up`."""
+        self._setup = setup
+        self._pinned: tuple[int, ...] = ()
+        self.take_cores(setup.split)
+        self._config = load_model_config(setup.model_dir, setup.max_model_len)
+        self._layout = plan_weights(self._config, setup.dtype)
+        dtype, shape = TORCH_DTYPES[setup.dtype], kv_pool_shape(self._config, setup.num_blocks)
+        kv_bytes = torch.Size(shape).numel() * dtype.itemsize
+        self._weights = SharedMemory(setup.weights_fd, self._layout.total_bytes).tensor()
+        self._kv_pool = SharedMemory(setup.kv_fd, kv_bytes).tensor().view(dtype).view(shape)
+
+    def warm_up(self) -> None:
+        """Build the decoder and run both kinds of step, so that oneDNN's primitives and the allocator's
+        pools exist. Uses blocks that no sequence has yet; what stays in them is never read."""
+        decoder = DenseDecoder(self._config, weight_views(self._layout, self._weights), self._kv_pool)
+        self._runner = StepRunner(decoder, self._config.vocab_size, torch.device("cpu"))
+        for plan in warm_up_plans(self._setup):
+            self._runner.execute(plan)
+            self._runner.rebuild([])
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        self.take_cores(plan.split)
+        return self._runner.execute(plan)
+
+    def rebuild(self, residents: list[Join]) -> None:
+        self._runner.rebuild(residents)
+
+    def take_cores(self, split: Split) -> None:
+        """Move to our share of `split`, if that is another one. Never more threads than cores: two threads
+        on one core ran 20 times slower than one."""
+        cores = lane_cores(self._setup.cores, self._setup.lane, split)
+        if cores != self._pinned:
+            pin_process(cores)
+            torch.set_num_threads(len(cores))
+            self._pinned = cores
+
+
+def warm_up_plans(setup: Setup) -> list[StepPlan]:
+    """One prompt, then decode batches; each plan stands alone."""
+    params = SamplingParams(max_tokens=1, seed=0, top_p=0.9)
+    pool = list(range(PADDING_BLOCK + 1, setup.num_blocks))
+    length = min(setup.warm_up_tokens, setup.max_model_len, len(pool) * BLOCK_SIZE)
+    join = Join(SeqId(0), [0] * length, length, params, pool[: -(-length // BLOCK_SIZE)])
+    plans = [StepPlan(0, setup.split, segments=(Segment(SeqId(0), 0, length, True),), joins=(join,))]
+    for size in _WARM_UP_BATCHES:
+        if size <= len(pool):
+            joins = tuple(Join(SeqId(i), [0], 1, params, [pool[i]]) for i in range(size))
+            plans.append(StepPlan(0, setup.split, decode=tuple(join.seq for join in joins), joins=joins))
+    return plans
+
+
+class _Link:
+    """Blocking frames; EOFError when the engine is gone."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._reader = FrameReader(LANE_FRAME_BYTES)
+        self._arrived: deque[Message] = deque()
+
+    def receive(self) -> Message:
+        while not self._arrived:
+            data = self._sock.recv(2**18)
+            if not data:
+                raise EOFError
+            self._arrived += self._reader.feed(data)
+        return self._arrived.popleft()
+
+    def send(self, message: Message) -> None:
+        self._sock.sendall(encode_frame(message))
+
+
+def serve(sock: socket.socket) -> int:
+    """Exit status: 0 at end-of-file, 1 after an error (which is sent first; nothing can go on after it)."""
+    link = _Link(sock)
+    try:
+        _run(link)
+    except (EOFError, ConnectionError):
+        return 0
+    except SemipdError as error:
+        link.send({"op": "error", "code": error.code, "message": error.message, "hint": error.hint})
+    except Exception as error:
+        traceback.print_exc()
+        message = f"{type(error).__name__}: {error}"
+        link.send(
+            {"op": "error", "code": "step_failed", "message": message, "hint": "See the traceback above."}
+        )
+    return 1
+
+
+def _run(link: _Link) -> None:
+    executor = Executor(Setup.from_wire(link.receive()))
+    link.send({"op": "attached"})
+    decode: tuple[SeqId, ...] = ()
+    while True:
+        message = link.receive()
+        match message["op"]:
+            case "warm_up":
+                executor.warm_up()
+                link.send({"op": "ready"})
+            case "rebuild":
+                executor.rebuild(rebuild_from_wire(message))
+            case "step":
+                plan = plan_from_wire(message, decode)
+                decode = plan.decode
+                link.send(result_to_wire(executor.execute(plan)))
+            case unknown:
+                raise AssertionError(f"unknown message {unknown!r}")

@@ -1,0 +1,120 @@
+"""Rotary position parameters of a checkpoint, in both spellings the field uses. No torch here."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from semipd.core.errors import SemipdError
+from semipd.models.fields import Fields
+
+RopeKind = Literal["default", "linear", "llama3", "yarn"]
+DEFAULT_THETA = 10_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Attributes beyond `kind` and `theta` matter only to the kinds named.
+
+    Attributes:
+        factor: linear, llama3, yarn: how much longer the context becomes.
+        original_context_tokens: llama3, yarn: context of the pre-training.
+        low_freq_factor, high_freq_factor: llama3.
+        beta_fast, beta_slow, truncate: yarn: the ramp between extrapolated and interpolated frequencies.
+        attention_factor, mscale, mscale_all_dim: yarn: scale of cos and sin; None: derived (see rope.py).
+    """
+
+    kind: RopeKind
+    theta: float
+    factor: float = 1.0
+    original_context_tokens: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+
+    def context_tokens(self, max_position_embeddings: int) -> int:
+        """Longest context. Checkpoints with yarn state either the original or the extended length."""
+        if self.kind != "yarn":
+            return max_position_embeddings
+        return max(max_position_embeddings, int(self.factor * self.original_context_tokens))
+
+
+def parse_rope(fields: Fields, max_position_embeddings: int) -> RopeConfig:
+    """`rope_theta` + `rope_scaling` (with `type` or `rope_type`), or the newer `rope_parameters`.
+
+    Raises:
+        SemipdError: `unsupported_rope` for kinds other than default, linear, llama3 and yarn, and for partial
+            rotation; `checkpoint_corrupt` for missing or malformed parameters.
+    """
+    values = _scaling(fields)
+    kind = _kind(values)
+    theta = values.number("rope_theta", fields.number("rope_theta", DEFAULT_THETA))
+    partial = values.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
+    if partial != 1.0:
+        raise SemipdError(
+            "unsupported_rope", f"{fields.path}: partial_rotary_factor {partial} is not supported."
+        )
+    if kind == "default":
+        return RopeConfig(kind, theta)
+    if kind == "linear":
+        return RopeConfig(kind, theta, values.number("factor"))
+    original = fields.count(
+        "original_max_position_embeddings",
+        values.count("original_max_position_embeddings", max_position_embeddings),
+    )
+    if kind == "llama3":
+        return _llama3(values, theta, original)
+    return _yarn(values, theta, original, max_position_embeddings)
+
+
+def _scaling(fields: Fields) -> Fields:
+    key = "rope_scaling" if fields.data.get("rope_scaling") else "rope_parameters"
+    values: Any = fields.data.get(key) or {}
+    if not isinstance(values, dict):
+        raise fields.corrupt(f"{key} must be an object, got {values!r}")
+    if any(isinstance(value, dict) for value in values.values()):
+        raise SemipdError(
+            "unsupported_rope", f"{fields.path}: {key} differs between layers, which is not supported."
+        )
+    return Fields(values, fields.path, prefix=f"{key}.")
+
+
+def _kind(values: Fields) -> RopeKind:
+    kind = values.data.get("rope_type", values.data.get("type")) or "default"
+    if kind not in ("default", "linear", "llama3", "yarn"):
+        raise SemipdError(
+            "unsupported_rope",
+            f"{values.path}: rope type {kind!r} is not supported.",
+            "Supported: default, linear, llama3, yarn.",
+        )
+    return cast(RopeKind, kind)
+
+
+def _llama3(values: Fields, theta: float, original: int) -> RopeConfig:
+    low, high = values.number("low_freq_factor"), values.number("high_freq_factor")
+    if low >= high:
+        raise values.corrupt(f"{values.prefix}low_freq_factor {low} must be below high_freq_factor {high}")
+    return RopeConfig(
+        "llama3", theta, values.number("factor"), original, low_freq_factor=low, high_freq_factor=high
+    )
+
+
+def _yarn(values: Fields, theta: float, original: int, max_position_embeddings: int) -> RopeConfig:
+    def optional(key: str) -> float | None:
+        return values.number(key) if values.data.get(key) else None
+
+    return RopeConfig(
+        "yarn",
+        theta,
+        values.number("factor", max_position_embeddings / original),
+        original,
+        beta_fast=optional("beta_fast") or 32.0,
+        beta_slow=optional("beta_slow") or 1.0,
+        truncate=values.flag("truncate", True),
+        attention_factor=optional("attention_factor"),
+        mscale=optional("mscale"),
+        mscale_all_dim=optional("mscale_all_dim"),
+    )

@@ -1,0 +1,78 @@
+"""Which safetensors files make up a checkpoint. No torch here."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from semipd.core.errors import SemipdError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """`files` in name order; `expected`: the tensors that the index promises in each, {} without an index."""
+
+    files: tuple[Path, ...]
+    expected: dict[Path, frozenset[str]]
+
+
+def find_shards(model_dir: Path) -> Shards:
+    """`model.safetensors`, or the files named by `model.safetensors.index.json`.
+
+    Raises:
+        SemipdError: `model_not_found` when there is neither; `checkpoint_corrupt` when the index is malformed
+            or names a file that is not there.
+    """
+    single, index = model_dir / SINGLE, model_dir / INDEX
+    if single.is_file():
+        return Shards((single,), {})
+    if not index.is_file():
+        raise _no_weights(model_dir)
+    expected: dict[Path, set[str]] = {}
+    for tensor, file in _weight_map(index).items():
+        expected.setdefault(model_dir / file, set()).add(tensor)
+    missing = sorted(path.name for path in expected if not path.is_file())
+    if missing:
+        raise SemipdError(
+            "checkpoint_corrupt",
+            f"{index} names {len(expected)} files, {len(missing)} are missing: {', '.join(missing[:5])}.",
+            "Download the checkpoint again.",
+        )
+    return Shards(tuple(sorted(expected)), {path: frozenset(names) for path, names in expected.items()})
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        data = json.loads(index.read_text(encoding="utf-8"))
+        weight_map = data["weight_map"]
+        files = {str(tensor): str(file) for tensor, file in weight_map.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SemipdError(
+            "checkpoint_corrupt",
+            f"{index} is not a safetensors index: {error!r}.",
+            "Download the file again.",
+        ) from error
+    outside = [file for file in files.values() if Path(file).name != file]
+    if outside or not files:
+        what = f"names the file {outside[0]!r} outside its folder" if outside else "names no tensors"
+        raise SemipdError("checkpoint_corrupt", f"{index} {what}.", "Download the file again.")
+    return files
+
+
+def _no_weights(model_dir: Path) -> SemipdError:
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in model_dir.glob(pattern))
+    if pickles:
+        return SemipdError(
+            "model_not_found",
+            f"{model_dir} has no {SINGLE}, only pickles ({', '.join(pickles[:3])}). Pickles can run code and "
+            "are not read.",
+            "Use a release in safetensors, or convert it: load it with transformers and save_pretrained().",
+        )
+    return SemipdError(
+        "model_not_found",
+        f"{model_dir} has neither {SINGLE} nor {INDEX}.",
+        "Point `model` at a folder with config.json and safetensors files.",
+        param="model",
+    )

@@ -1,0 +1,92 @@
+"""64 greedy tokens against transformers on the real CPU device: families, schedulers, chunks, pressure."""
+
+import random
+
+import pytest
+from support.fake_engine import request
+from support.live_engine import LiveRun
+from support.oracle import GreedyOracle, Verdict
+from support.tiny_models import FAMILIES, tiny_checkpoint
+
+from semipd.core.settings import EngineSettings
+from semipd.devices.cpu.device import CpuDevice
+
+POLICIES = ("semipd", "chunked", "prefill-first")
+NUM_BLOCKS = 40
+MAX_TOKENS = 64
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory):
+    """(device, oracle) on one tiny fp32 checkpoint; the pool is small enough to run full."""
+    model_dir = tiny_checkpoint(tmp_path_factory, request.param)
+    settings = EngineSettings(
+        model_dir=str(model_dir),
+        dtype="float32",
+        max_model_len=256,
+        max_num_blocks=NUM_BLOCKS,
+        max_num_seqs=8,
+    )
+    device = CpuDevice.open(settings, lambda phase, limit_s: None)
+    yield device, GreedyOracle(model_dir)
+    device.close()
+
+
+def judge(run: LiveRun, requests, oracle) -> Verdict:
+    total = Verdict()
+    for r in requests:
+        assert len(run.tokens[r.seq]) == r.params.max_tokens
+        total += oracle.judge(r.prompt, run.tokens[r.seq])
+    return total
+
+
+def prompts(seed: int, count: int, vocab_size: int, longest: int) -> list[list[int]]:
+    """Half of them begin with the same 40 tokens."""
+    rng = random.Random(seed)
+    common = [rng.randrange(vocab_size) for _ in range(40)]
+    result = []
+    for idx in range(count):
+        own = [rng.randrange(vocab_size) for _ in range(rng.randint(1, longest))]
+        result.append(common + own if idx % 2 else own)
+    return result
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 16, 512])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_greedy_tokens_agree(family, policy, chunk_tokens):
+    """Prefix hits: the second half of the requests arrives when the first has filled the cache."""
+    device, oracle = family
+    settings = EngineSettings(
+        scheduler=policy,
+        prefill_chunk_tokens=chunk_tokens,
+        step_token_budget=8 + chunk_tokens,
+        max_num_seqs=3,
+    )
+    run = LiveRun(device, settings)
+    texts = prompts(chunk_tokens, 4, device.info.vocab_size, longest=30 if chunk_tokens == 1 else 90)
+    requests = [
+        request(i, text, max_tokens=MAX_TOKENS, arrival_ns=i, temperature=0.0)
+        for i, text in enumerate(texts, 1)
+    ]
+    run.run(requests[:2])
+    run.run(requests[2:])
+    verdict = judge(run, requests, oracle)
+    hits = sum(e.data["cached_tokens"] for e in run.events if e.kind == "admitted")
+    assert hits >= 32, "no prefix was reused"
+    print(f"{policy} chunk {chunk_tokens}: {verdict}")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_greedy_tokens_agree_when_preempted_half_way(family, policy):
+    device, oracle = family
+    run = LiveRun(device, EngineSettings(scheduler=policy, prefill_chunk_tokens=64, max_num_seqs=8))
+    texts = prompts(5, 8, device.info.vocab_size, longest=40)
+    requests = [
+        request(i, text, max_tokens=MAX_TOKENS, arrival_ns=i, temperature=0.0)
+        for i, text in enumerate(texts, 1)
+    ]
+    run.run(requests)
+    preempted = [e for e in run.events if e.kind == "preempted"]
+    assert preempted, "the pool was large enough"
+    assert any(run.finished[r.seq].reason == "length" for r in requests)
+    print(f"{policy}: {judge(run, requests, oracle)}, {len(preempted)} preemptions")
