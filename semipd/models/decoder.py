@@ -10,6 +10,7 @@ from semipd.models.attention import StepAttention
 from semipd.models.batch import BatchInput
 from semipd.models.config import ModelConfig
 from semipd.models.layout import kv_pool_shape
+from semipd.models.packing import linear
 from semipd.models.rope import inverse_frequencies, rotate, rotation
 
 
@@ -36,7 +37,7 @@ class DenseDecoder:
     Matmuls run in the weights' dtype; norms, RoPE and softmax in float32.
 
     Args:
-        weights: by the names of layout.plan_weights, all on one device and of one dtype.
+        weights: by the names of layout.plan_weights, on one device and of one dtype; matrices may be packed.
         kv_pool: of shape layout.kv_pool_shape(config, num_blocks), same device and dtype; slots that hold no
             token may contain anything.
     """
@@ -47,7 +48,7 @@ class DenseDecoder:
         self._kv_pool = kv_pool
         self._embed = weights["embed"]
         self._norm = weights["norm"]
-        self._lm_head = weights["embed" if config.tie_word_embeddings else "lm_head"]
+        self._lm_head = weights.get("lm_head", self._embed)
         self._layers = [_layer(config, weights, f"layers.{idx}.") for idx in range(config.num_layers)]
         frequencies, self._rope_scale = inverse_frequencies(config.rope, config.head_dim)
         self._frequencies = frequencies.to(kv_pool.device)
@@ -63,16 +64,16 @@ class DenseDecoder:
             if idx == len(self._layers) - 1:
                 # Past the last KV only the rows whose logits are wanted matter.
                 attended, hidden = attended[batch.logit_rows], hidden[batch.logit_rows]
-            hidden.add_(functional.linear(attended, layer.o, layer.o_bias))
+            hidden.add_(linear(attended, layer.o, layer.o_bias))
             hidden.add_(self._mlp(layer, hidden))
-        return functional.linear(self._rms_norm(hidden, self._norm), self._lm_head).float()
+        return linear(self._rms_norm(hidden, self._norm), self._lm_head, None).float()
 
     def _project(self, layer: _Layer, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Rotated queries [T, heads, head_dim], and keys and values [T, 2, kv heads, head_dim]."""
         config = self._config
         num_q, num_kv, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         normed = self._rms_norm(hidden, layer.input_norm)
-        qkv = functional.linear(normed, layer.qkv, layer.qkv_bias).view(-1, num_q + 2 * num_kv, head_dim)
+        qkv = linear(normed, layer.qkv, layer.qkv_bias).view(-1, num_q + 2 * num_kv, head_dim)
         qk = qkv[:, : num_q + num_kv]
         wide = qk.float()
         if layer.qk_norm is not None:
@@ -82,8 +83,8 @@ class DenseDecoder:
 
     def _mlp(self, layer: _Layer, hidden: Tensor) -> Tensor:
         normed = self._rms_norm(hidden, layer.mlp_norm)
-        gate, up = functional.linear(normed, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
-        return functional.linear(functional.silu(gate).mul_(up), layer.down, layer.down_bias)
+        gate, up = linear(normed, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
+        return linear(functional.silu(gate).mul_(up), layer.down, layer.down_bias)
 
     def _rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """arXiv 1910.07467; torch accumulates 16-bit inputs in float32."""

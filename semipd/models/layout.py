@@ -24,20 +24,21 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class WeightsLayout:
-    """`tensors` by rising offset, each aligned to 64 bytes. With tied embeddings there is no `lm_head`."""
+    """`tensors` by rising offset, each aligned to 64 bytes. With tied embeddings there is no `lm_head`,
+    unless matrices will be packed: a packed one cannot serve as a table."""
 
     dtype: DTypeName
     tensors: tuple[TensorSpec, ...]
     total_bytes: int
 
 
-def plan_weights(config: ModelConfig, dtype: DTypeName) -> WeightsLayout:
+def plan_weights(config: ModelConfig, dtype: DTypeName, *, packed: bool = False) -> WeightsLayout:
     """Names: `embed`, `norm`, `lm_head`, and per layer i `layers.{i}.` + `input_norm`, `qkv`, `qkv_bias`,
     `q_norm`, `k_norm`, `o`, `o_bias`, `mlp_norm`, `gate_up`, `gate_up_bias`, `down`, `down_bias`.
     Matrices are [outputs, inputs]."""
     tensors: list[TensorSpec] = []
     offset = 0
-    for name, shape in _shapes(config):
+    for name, shape in _shapes(config, packed):
         tensors.append(TensorSpec(name, shape, offset))
         num_bytes = math.prod(shape) * ITEM_BYTES[dtype]
         offset += -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
@@ -59,13 +60,13 @@ def kv_block_bytes(config: ModelConfig, dtype: DTypeName) -> int:
     return math.prod(kv_pool_shape(config, num_blocks=1)) * ITEM_BYTES[dtype]
 
 
-def _shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _shapes(config: ModelConfig, packed: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "embed", (config.vocab_size, config.hidden_size)
     for idx in range(config.num_layers):
         for name, shape in _layer_shapes(config):
             yield f"layers.{idx}.{name}", shape
     yield "norm", (config.hidden_size,)
-    if not config.tie_word_embeddings:
+    if packed or not config.tie_word_embeddings:
         yield "lm_head", (config.vocab_size, config.hidden_size)
 
 

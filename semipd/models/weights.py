@@ -57,6 +57,8 @@ def load_weights(
             progress(done_bytes, total_bytes)
     if wanted:
         raise _corrupt(Path(model_dir), f"{len(wanted)} tensors are missing, e.g. {_some(wanted)}")
+    if config.tie_word_embeddings and "lm_head" in views:
+        views["lm_head"].copy_(views["embed"])
 
 
 def weight_views(layout: WeightsLayout, buffer: Tensor) -> dict[str, Tensor]:

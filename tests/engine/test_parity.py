@@ -78,9 +78,11 @@ def test_greedy_tokens_agree(family, policy, chunk_tokens):
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_greedy_tokens_agree_when_preempted_half_way(family, policy):
+    """All eight prompts fit at once, all eight outputs do not."""
     device, oracle = family
-    run = LiveRun(device, EngineSettings(scheduler=policy, prefill_chunk_tokens=64, max_num_seqs=8))
-    texts = prompts(5, 8, device.info.vocab_size, longest=40)
+    run = LiveRun(device, EngineSettings(scheduler=policy, max_num_seqs=8))
+    rng = random.Random(5)
+    texts = [[rng.randrange(device.info.vocab_size) for _ in range(60)] for _ in range(8)]
     requests = [
         request(i, text, max_tokens=MAX_TOKENS, arrival_ns=i, temperature=0.0)
         for i, text in enumerate(texts, 1)

@@ -20,7 +20,8 @@ from semipd.devices.cpu.sizing import MemoryDemand, num_kv_blocks
 from semipd.models.config import ModelConfig, load_model_config
 from semipd.models.dtypes import DTypeName, resolve_dtype
 from semipd.models.layout import WeightsLayout, kv_block_bytes, plan_weights
-from semipd.models.weights import load_weights
+from semipd.models.packing import Packed, can_pack, pack_weights
+from semipd.models.weights import TORCH_DTYPES, load_weights
 
 Report = Callable[[str, float], None]
 """Called with the name of a start-up phase and the seconds it may take; again when it moves on."""
@@ -42,6 +43,7 @@ class _Model:
     config: ModelConfig
     dtype: DTypeName
     layout: WeightsLayout
+    packed: bool
     max_model_len: int
 
     @classmethod
@@ -49,7 +51,8 @@ class _Model:
         config = load_model_config(settings.model_dir, settings.max_model_len)
         dtype = resolve_dtype(settings.dtype, config)
         max_model_len = settings.max_model_len or config.max_position_embeddings
-        return cls(config, dtype, plan_weights(config, dtype), max_model_len)
+        packed = can_pack(TORCH_DTYPES[dtype])
+        return cls(config, dtype, plan_weights(config, dtype, packed=packed), packed, max_model_len)
 
     def demand(self, settings: EngineSettings) -> MemoryDemand:
         widest = self.config.vocab_size * settings.max_num_seqs + (
@@ -101,8 +104,7 @@ class CpuDevice:
             cores = usable_cores()
             setup = _setup(settings, model, num_blocks, weights, kv_pool, cores)
             workers = [_start(stack, setup, lane) for lane in ("prefill", "decode")]
-            _load(model, settings.model_dir, weights, report)
-            _bring_up(workers, report)
+            _bring_up(workers, _load(model, settings.model_dir, weights, report), report)
             info = _info(model, demand, num_blocks, cores)
             return cls(info, workers[0], workers[1], stack.pop_all())
 
@@ -151,6 +153,7 @@ def _setup(
             model_dir=settings.model_dir,
             max_model_len=model.max_model_len,
             dtype=model.dtype,
+            packed=model.packed,
             num_blocks=num_blocks,
             weights_fd=weights.fd,
             kv_fd=kv_pool.fd,
@@ -170,7 +173,7 @@ def _start(stack: ExitStack, setup_of: Callable[[LaneName], Setup], lane: LaneNa
     return worker
 
 
-def _load(model: _Model, model_dir: str, memory: SharedMemory, report: Report) -> None:
+def _load(model: _Model, model_dir: str, memory: SharedMemory, report: Report) -> Packed:
     """Slow disks are no error as long as tensors keep coming: every report renews the limit."""
     reported_s = 0.0
 
@@ -183,9 +186,10 @@ def _load(model: _Model, model_dir: str, memory: SharedMemory, report: Report) -
 
     report("loading weights", _LOAD_STALL_LIMIT_S)
     load_weights(model_dir, model.config, model.layout, memory.tensor(), progress)
+    return pack_weights(model.layout, memory.tensor()) if model.packed else {}
 
 
-def _bring_up(workers: list[Worker], report: Report) -> None:
+def _bring_up(workers: list[Worker], packed: Packed, report: Report) -> None:
     report("starting workers", _ATTACH_LIMIT_S)
     started_s = time.monotonic()
     for worker in workers:
@@ -193,7 +197,7 @@ def _bring_up(workers: list[Worker], report: Report) -> None:
     report("warming up", _WARM_UP_LIMIT_S)
     started_s = time.monotonic()
     for worker in workers:
-        worker.channel.send({"op": "warm_up"})
+        worker.channel.send({"op": "warm_up", "packed": packed})
     for worker in workers:
         worker.wait_for("ready", "warm up", started_s, _WARM_UP_LIMIT_S)
 

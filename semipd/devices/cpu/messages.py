@@ -29,6 +29,7 @@ class Setup:
     model_dir: str
     max_model_len: int
     dtype: DTypeName
+    packed: bool
     num_blocks: int
     weights_fd: int
     kv_fd: int

@@ -24,8 +24,9 @@ from semipd.devices.cpu.messages import (
 from semipd.models.config import load_model_config
 from semipd.models.decoder import DenseDecoder
 from semipd.models.layout import kv_pool_shape, plan_weights
+from semipd.models.packing import Packed, packed_views
 from semipd.models.runner import StepRunner
-from semipd.models.weights import TORCH_DTYPES, weight_views
+from semipd.models.weights import TORCH_DTYPES
 from semipd.wire.frames import FrameReader, encode_frame
 
 _WARM_UP_BATCHES = (1, 2, 4, 8)
@@ -40,16 +41,17 @@ class Executor:
         self._pinned: tuple[int, ...] = ()
         self.take_cores(setup.split)
         self._config = load_model_config(setup.model_dir, setup.max_model_len)
-        self._layout = plan_weights(self._config, setup.dtype)
+        self._layout = plan_weights(self._config, setup.dtype, packed=setup.packed)
         dtype, shape = TORCH_DTYPES[setup.dtype], kv_pool_shape(self._config, setup.num_blocks)
         kv_bytes = torch.Size(shape).numel() * dtype.itemsize
         self._weights = SharedMemory(setup.weights_fd, self._layout.total_bytes).tensor()
         self._kv_pool = SharedMemory(setup.kv_fd, kv_bytes).tensor().view(dtype).view(shape)
 
-    def warm_up(self) -> None:
+    def warm_up(self, packed: Packed) -> None:
         """Build the decoder and run both kinds of step, so that oneDNN's primitives and the allocator's
         pools exist. Uses blocks that no sequence has yet; what stays in them is never read."""
-        decoder = DenseDecoder(self._config, weight_views(self._layout, self._weights), self._kv_pool)
+        views = packed_views(self._layout, self._weights, packed)
+        decoder = DenseDecoder(self._config, views, self._kv_pool)
         self._runner = StepRunner(decoder, self._config.vocab_size, torch.device("cpu"))
         for plan in warm_up_plans(self._setup):
             self._runner.execute(plan)
@@ -132,7 +134,7 @@ def _run(link: _Link) -> None:
         message = link.receive()
         match message["op"]:
             case "warm_up":
-                executor.warm_up()
+                executor.warm_up(message["packed"])
                 link.send({"op": "ready"})
             case "rebuild":
                 executor.rebuild(rebuild_from_wire(message))
