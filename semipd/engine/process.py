@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from semipd import __version__
-from semipd.core.errors import SemipdError
+from semipd.core.errors import ProtocolError, SemipdError
 from semipd.core.settings import EngineSettings
 from semipd.devices.contract import Device
 from semipd.engine.coordinator import Coordinator
-from semipd.engine.link import Link
-from semipd.wire.engine_link import inbound_from_wire, outbound_to_wire
+from semipd.wire.channel import Channel
+from semipd.wire.engine_link import LINK_FRAME_BYTES, inbound_from_wire, outbound_to_wire
 
 SETTINGS_LIMIT_S = 10.0
 LAST_WORD_LIMIT_S = 2.0
@@ -32,9 +32,9 @@ def run_engine(link_fd: int) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     stop = _StopFlag()
     with socket.socket(fileno=link_fd) as sock:
-        link = Link(sock)
+        link = Channel(sock, LINK_FRAME_BYTES)
         try:
-            settings = EngineSettings.from_wire(link.receive_first(SETTINGS_LIMIT_S)["settings"])
+            settings = _receive_settings(link)
             device = open_device(settings, lambda phase, limit_s: _report(link, phase, limit_s))
             try:
                 return _serve(device, settings, link, stop)
@@ -42,19 +42,10 @@ def run_engine(link_fd: int) -> int:
                 device.close()
         except SemipdError as error:
             log.error("engine failed [%s]: %s", error.code, error)
-            failure = {"op": "failed", "code": error.code, "message": error.message, "hint": error.hint}
-            link.send_blocking(failure, LAST_WORD_LIMIT_S)
-            return 1
+            return _fail(link, error.code, error.message, error.hint)
         except Exception as error:
             log.exception("engine failed")
-            failure = {
-                "op": "failed",
-                "code": "engine_bug",
-                "message": repr(error),
-                "hint": "Please report it.",
-            }
-            link.send_blocking(failure, LAST_WORD_LIMIT_S)
-            return 1
+            return _fail(link, "engine_bug", repr(error), "Please report it.")
 
 
 def open_device(settings: EngineSettings, report: Report) -> Device:
@@ -76,7 +67,7 @@ def open_device(settings: EngineSettings, report: Report) -> Device:
     )
 
 
-def _serve(device: Device, settings: EngineSettings, link: Link, stop: "_StopFlag") -> int:
+def _serve(device: Device, settings: EngineSettings, link: Channel, stop: "_StopFlag") -> int:
     coordinator = Coordinator(device, settings)
     notes = []
     if coordinator.policy != settings.scheduler:
@@ -90,10 +81,10 @@ def _serve(device: Device, settings: EngineSettings, link: Link, stop: "_StopFla
     return 0
 
 
-def _host(coordinator: Coordinator, link: Link, stop: "_StopFlag") -> None:
+def _host(coordinator: Coordinator, link: Channel, stop: "_StopFlag") -> None:
     """Turn the loop; between turns wait for a lane, a message or a timer."""
     checked_idle = False
-    while not link.closed and not stop.asked:
+    while not link.peer_gone and not stop.asked:
         inbox = [inbound_from_wire(message) for message in link.receive()]
         turn = coordinator.tick(time.monotonic_ns(), inbox)
         link.send(*map(outbound_to_wire, turn.outbox))
@@ -103,21 +94,32 @@ def _host(coordinator: Coordinator, link: Link, stop: "_StopFlag") -> None:
         _wait(coordinator.device, link, stop, turn.wake_at_ns)
 
 
-def _wait(device: Device, link: Link, stop: "_StopFlag", wake_at_ns: int | None) -> None:
+def _wait(device: Device, link: Channel, stop: "_StopFlag", wake_at_ns: int | None) -> None:
     timeout_s = IDLE_WAIT_S
     if wake_at_ns is not None:
         timeout_s = max(0.0, (wake_at_ns - time.monotonic_ns()) / 1e9)
-    reading: list[int] = [link.fileno(), stop.fileno(), *device.files()]
-    writing = [link.fileno()] if link.wants_write else []
-    _, writable, _ = select.select(reading, writing, [], timeout_s)
-    if writable:
-        link.flush()
+    select.select([link.fileno(), stop.fileno(), *device.files()], [], [], timeout_s)
 
 
-def _report(link: Link, phase: str, limit_s: float) -> None:
-    link.send_blocking({"op": "phase", "name": phase, "limit_s": limit_s}, LAST_WORD_LIMIT_S)
-    if link.closed:
+def _report(link: Channel, phase: str, limit_s: float) -> None:
+    link.send({"op": "phase", "name": phase, "limit_s": limit_s})
+    assert not link.receive(), "the daemon speaks before the engine is ready"
+    if link.peer_gone:
         raise SemipdError("daemon_gone", f"The daemon went away before the phase {phase!r}.")
+
+
+def _receive_settings(link: Channel) -> EngineSettings:
+    messages = link.receive_within(SETTINGS_LIMIT_S)
+    if not messages:
+        raise ProtocolError("no_settings", f"The daemon sent no settings within {SETTINGS_LIMIT_S:g} s.")
+    return EngineSettings.from_wire(messages[0]["settings"])
+
+
+def _fail(link: Channel, code: str, message: str, hint: str) -> int:
+    """The last word to the daemon; the process's exit code."""
+    link.send({"op": "failed", "code": code, "message": message, "hint": hint})
+    link.flush_within(LAST_WORD_LIMIT_S)
+    return 1
 
 
 class _StopFlag:

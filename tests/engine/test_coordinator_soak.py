@@ -80,3 +80,13 @@ def test_10_000_random_requests(policy, depth):
     num_preemptions = sum(soak(policy, depth, seed, 210, check_every=1) for seed in range(8))
     print(f"{policy}, depth {depth}: 1,680 requests, {num_preemptions} preemptions, 0 deviations")
     assert num_preemptions > 20, "the load was too easy"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("policy", ["semipd", "chunked", "prefill-first"])
+def test_100_000_random_requests(policy, depth):
+    """Other seeds than above; integrity in every eighth turn."""
+    num_preemptions = sum(soak(policy, depth, 1000 + seed, 1000, check_every=8) for seed in range(17))
+    print(f"{policy}, depth {depth}: 17,000 requests, {num_preemptions} preemptions, 0 deviations")
+    assert num_preemptions > 100, "the load was too easy"

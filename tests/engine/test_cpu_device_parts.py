@@ -18,7 +18,6 @@ from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.split import Split
 from semipd.devices.cpu.cgroups import cpu_quota
-from semipd.devices.cpu.channel import Channel
 from semipd.devices.cpu.cores import lane_cores, split_table, usable_cores
 from semipd.devices.cpu.memory import Available, SharedMemory, available_memory
 from semipd.devices.cpu.messages import (
@@ -31,6 +30,7 @@ from semipd.devices.cpu.messages import (
     result_to_wire,
 )
 from semipd.devices.cpu.sizing import DEFAULT_KV_BYTES, MemoryDemand, num_kv_blocks
+from semipd.wire.channel import Channel
 from semipd.wire.frames import FrameReader, encode_frame
 
 GIB = 2**30
@@ -260,7 +260,7 @@ def test_results_survive_the_wire() -> None:
 def test_a_large_frame_neither_blocks_nor_gets_lost() -> None:
     """Nobody reads at first; then epoll alone must bring everything through."""
     ours, theirs = socket.socketpair()
-    channel = Channel(ours)
+    channel = Channel(ours, LANE_FRAME_BYTES)
     sent = [{"numbers": list(range(300_000)), "i": i} for i in range(3)]
     for message in sent:
         channel.send(message)

@@ -11,8 +11,8 @@ import time
 from collections.abc import Sequence
 
 from semipd.devices.contract import LaneFailed, LaneName
-from semipd.devices.cpu.channel import Channel
-from semipd.devices.cpu.messages import Message
+from semipd.devices.cpu.messages import LANE_FRAME_BYTES, Message
+from semipd.wire.channel import Channel
 
 _STDERR_TAIL_BYTES = 2000
 _EOF_GRACE_S = 1.0
@@ -51,7 +51,7 @@ class Worker:
         assert self.process.stderr is not None
         self._stderr_fd: int | None = self.process.stderr.fileno()
         os.set_blocking(self._stderr_fd, False)
-        self.channel = Channel(ours)
+        self.channel = Channel(ours, LANE_FRAME_BYTES)
         self.channel.watch(self._stderr_fd)
 
     def receive(self) -> list[Message]:

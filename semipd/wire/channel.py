@@ -2,8 +2,9 @@
 
 import select
 import socket
+import time
+from typing import Any
 
-from semipd.devices.cpu.messages import LANE_FRAME_BYTES, Message
 from semipd.wire.frames import FrameReader, encode_frame
 
 _READ_BYTES = 2**18
@@ -17,10 +18,10 @@ class Channel:
     it calls `receive`, which does all of that.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, max_frame_bytes: int) -> None:
         sock.setblocking(False)
         self._sock = sock
-        self._reader = FrameReader(LANE_FRAME_BYTES)
+        self._reader = FrameReader(max_frame_bytes)
         self._unsent = memoryview(b"")
         self._epoll = select.epoll()
         self._epoll.register(sock, select.EPOLLIN)
@@ -36,17 +37,17 @@ class Channel:
     def unwatch(self, fd: int) -> None:
         self._epoll.unregister(fd)
 
-    def send(self, message: Message) -> None:
-        """Queue a frame and send what the socket takes. A lost peer shows in `peer_gone`, not here."""
-        frame = encode_frame(message)
+    def send(self, *messages: dict[str, Any]) -> None:
+        """Queue frames and send what the socket takes. A lost peer shows in `peer_gone`, not here."""
+        frame = b"".join(map(encode_frame, messages))
         self._unsent = memoryview(bytes(self._unsent) + frame if self._unsent else frame)
         self._flush()
 
-    def receive(self) -> list[Message]:
+    def receive(self) -> list[dict[str, Any]]:
         """Every frame that has arrived. Raises ProtocolError."""
         if self._unsent:
             self._flush()
-        messages: list[Message] = []
+        messages: list[dict[str, Any]] = []
         while not self.peer_gone:
             try:
                 data = self._sock.recv(_READ_BYTES)
@@ -57,6 +58,22 @@ class Channel:
             self.peer_gone = not data
             messages += self._reader.feed(data)
         return messages
+
+    def receive_within(self, limit_s: float) -> list[dict[str, Any]]:
+        """The next frames, waited for; none when the time is up or the peer is gone."""
+        deadline_s = time.monotonic() + limit_s
+        messages = self.receive()
+        while not messages and not self.peer_gone and (left_s := deadline_s - time.monotonic()) > 0:
+            self._epoll.poll(left_s)
+            messages = self.receive()
+        return messages
+
+    def flush_within(self, limit_s: float) -> None:
+        """Wait until everything is sent, for the last words of a process that is about to end."""
+        deadline_s = time.monotonic() + limit_s
+        while self._unsent and (left_s := deadline_s - time.monotonic()) > 0:
+            select.select([], [self._sock], [], left_s)
+            self._flush()
 
     def close(self) -> None:
         """Idempotent. The peer reads end-of-file."""
