@@ -10,7 +10,7 @@ from pathlib import Path
 from support.daemon import running
 
 from semipd.client import AsyncClient
-from semipd.daemon.generation import INLINE_ENCODE_CHARS
+from semipd.daemon.prompts import INLINE_ENCODE_CHARS
 
 BLOCKING = {"time.sleep", "open", "subprocess.Popen", "socket.getaddrinfo", "os.listdir", "os.scandir"}
 
@@ -62,7 +62,7 @@ async def test_serving_makes_no_blocking_call(tmp_path: Path) -> None:
 async def test_long_texts_are_tokenized_beside_the_loop(tmp_path: Path) -> None:
     threads: list[int] = []
     async with running(tmp_path) as daemon:
-        tokenizer = daemon.services.generation._model.tokenizer
+        tokenizer = daemon.services.generation.model.tokenizer
         encode = tokenizer.encode
 
         def noting(text: str, *, add_special_tokens: bool = True) -> list[int]:

@@ -41,5 +41,5 @@ async def test_errors_are_the_clients_own(tmp_path: Path) -> None:
             await client.completions.create(model="other", prompt="a")
         assert missing.value.code == "model_not_found"
         with pytest.raises(openai.BadRequestError) as refused:
-            await client.completions.create(model="bytes", prompt="a", n=2)
-        assert (refused.value.code, refused.value.param) == ("unsupported_value", "n")
+            await client.completions.create(model="bytes", prompt="a", suffix="x")
+        assert (refused.value.code, refused.value.param) == ("unsupported_value", "suffix")
