@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,12 +15,16 @@ import uvloop
 
 from semipd.config import Config
 from semipd.core.errors import SemipdError
+from semipd.core.logs import configure_logging
 from semipd.daemon.addresses import claim_http, claim_socket
-from semipd.daemon.generation import GenerationService, Limits
+from semipd.daemon.generation import GenerationService
 from semipd.daemon.http import serve_http
 from semipd.daemon.model_files import ModelFiles
+from semipd.daemon.params import Limits
+from semipd.daemon.process_limits import raise_file_limit
 from semipd.daemon.requests import RequestTable
 from semipd.daemon.services import Services
+from semipd.daemon.slo import SloTargets
 from semipd.daemon.supervisor import EngineReady, Supervisor
 from semipd.daemon.unix_socket import serve_unix_socket
 from semipd.engine.launcher import EngineChild, spawn_engine
@@ -29,13 +34,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 EXIT_FORCED = 130
-_LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 
 def run(config: Config, spawn: Callable[[], EngineChild] = spawn_engine) -> int:
     """Run the daemon until it is stopped. Call from the main thread. Returns the exit code: 0 when asked
     to stop, 1 when the engine died, 130 when asked twice. Raises SemipdError when the start fails."""
-    logging.basicConfig(stream=sys.stderr, format=_LOG_FORMAT, level=config.server.log_level.upper())
+    configure_logging(config.server.log_format, config.server.log_level)
+    if note := raise_file_limit():
+        log.warning("%s", note)
     files = ModelFiles.open(config.model.name)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -76,18 +82,25 @@ class Daemon:
     async def _open(self, stack: AsyncExitStack) -> int:
         """Everything but the engine. Returns the HTTP port."""
         server = self._config.server
-        listeners = claim_http(server.host, server.port)
+        listeners = claim_http(server.host, server.port, server.backlog)
         port: int = listeners[0].getsockname()[1]
         for listener in listeners:
             stack.callback(listener.close)
-        unix_listener = stack.enter_context(claim_socket(self._config.socket_path))
+        unix_listener = stack.enter_context(claim_socket(self._config.socket_path, server.backlog))
         stack.push_async_callback(self._supervisor.stop)
         services = Services(
-            self._config.served_model_name, self._supervisor, self._table, self._generation, self.shut_down
+            self._config.served_model_name,
+            self._supervisor,
+            self._table,
+            self._generation,
+            self.shut_down,
+            SloTargets(**asdict(self._config.slo)),
         )
+        await stack.enter_async_context(services.vitals.watched())
         # Served from the beginning, so that /health and /ready tell a slow start from a dead one.
-        await stack.enter_async_context(serve_http(services, listeners, server.host, server.max_body_bytes))
-        await stack.enter_async_context(serve_unix_socket(services, unix_listener))
+        http = serve_http(services, listeners, server.host, server.max_body_bytes, server.backlog)
+        await stack.enter_async_context(http)
+        await stack.enter_async_context(serve_unix_socket(services, unix_listener, server.backlog))
         stack.callback(self._table.close, SemipdError("shutting_down", "The daemon is shutting down."))
         return port
 

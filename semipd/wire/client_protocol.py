@@ -1,11 +1,12 @@
 """What clients and daemon say over the Unix socket, beside the framing (DESIGN section 7).
 
 First frame each way: {op: hello, protocol, agent}. Then requests {id, op, ...}; every answer carries the
-request's id. `generate` is answered by items, the last with a finish_reason; other operations by one
-frame. A failed request is answered by {id, error: {code, message, hint, param}}; id None: the connection.
+request's id. `generate` is answered by items, the last with a finish_reason; `subscribe` by state frames
+until one with `ended`; other operations by one frame. A failed request is answered by
+{id, error: {code, message, hint, param}}; id None: the connection. docs/protocol.md has it all.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from semipd import __version__
@@ -13,6 +14,20 @@ from semipd.core.errors import ProtocolError, SemipdError
 from semipd.wire import PROTOCOL_VERSION
 
 HELLO_LIMIT_S = 5.0
+
+OPERATIONS = (
+    "generate",
+    "cancel",
+    "status",
+    "requests",
+    "subscribe",
+    "unsubscribe",
+    "shutdown",
+)
+
+MIN_INTERVAL_MS = 100
+MAX_INTERVAL_MS = 60_000
+"""Of a subscription's state frames."""
 
 RequestId = int | str
 
@@ -36,6 +51,31 @@ class GenerateItem:
     @classmethod
     def from_wire(cls, data: dict[str, Any]) -> "GenerateItem":
         return cls(data["text"], data["token_ids"], data.get("finish_reason"), data.get("usage"))
+
+
+@dataclass(frozen=True, slots=True)
+class StateFrame:
+    """One frame of a subscription. `events` are those since the frame before, oldest first; `lost` of them
+    were overwritten before they could be sent. The last frame has no state and says why it `ended`."""
+
+    state: dict[str, Any] | None = None
+    events: list[dict[str, Any]] = field(default_factory=list)
+    lost: int = 0
+    ended: str | None = None
+
+    def to_wire(self, request_id: RequestId) -> dict[str, Any]:
+        if self.ended is not None:
+            return {"id": request_id, "ended": self.ended}
+        frame: dict[str, Any] = {"id": request_id, "state": self.state}
+        if self.events:
+            frame["events"] = self.events
+        if self.lost:
+            frame["lost"] = self.lost
+        return frame
+
+    @classmethod
+    def from_wire(cls, data: dict[str, Any]) -> "StateFrame":
+        return cls(data.get("state"), data.get("events", []), data.get("lost", 0), data.get("ended"))
 
 
 def hello(agent: str) -> dict[str, Any]:
