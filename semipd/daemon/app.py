@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from semipd.config import Config
 from semipd.core.errors import SemipdError
 from semipd.core.logs import configure_logging
 from semipd.daemon.addresses import claim_http, claim_socket
+from semipd.daemon.detach import claim_pid_file
 from semipd.daemon.generation import GenerationService
 from semipd.daemon.http import serve_http
 from semipd.daemon.model_files import ModelFiles
@@ -36,25 +37,42 @@ T = TypeVar("T")
 EXIT_FORCED = 130
 
 
-def run(config: Config, spawn: Callable[[], EngineChild] = spawn_engine) -> int:
-    """Run the daemon until it is stopped. Call from the main thread. Returns the exit code: 0 when asked
-    to stop, 1 when the engine died, 130 when asked twice. Raises SemipdError when the start fails."""
+def run(
+    config: Config,
+    spawn: Callable[[], EngineChild] = spawn_engine,
+    *,
+    pid_file: Path | None = None,
+    on_ready: Callable[[str], None] = lambda _announcement: None,
+) -> int:
+    """Run the daemon until it is stopped. Call from the main thread. `on_ready` gets what a person needs to
+    try it. Returns the exit code: 0 when asked to stop, 1 when the engine died, 130 when asked twice. Raises
+    SemipdError when the start fails."""
     configure_logging(config.server.log_format, config.server.log_level)
     if note := raise_file_limit():
         log.warning("%s", note)
-    files = ModelFiles.open(config.model.name)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(Daemon(config, files, spawn).live())
-    except asyncio.CancelledError:
-        return EXIT_FORCED
+    with ExitStack() as stack:
+        if pid_file is not None and (stale := stack.enter_context(claim_pid_file(pid_file))) is not None:
+            log.warning("the daemon before, pid %d, left its pid file %s behind", stale, pid_file)
+        files = ModelFiles.open(config.model.name)
+        runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
+        try:
+            return runner.run(Daemon(config, files, spawn, on_ready).live())
+        except asyncio.CancelledError:
+            return EXIT_FORCED
 
 
 class Daemon:
     """One life cycle."""
 
-    def __init__(self, config: Config, files: ModelFiles, spawn: Callable[[], EngineChild]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        files: ModelFiles,
+        spawn: Callable[[], EngineChild],
+        on_ready: Callable[[str], None],
+    ) -> None:
         self._config = config
+        self._on_ready = on_ready
         self._stop = asyncio.Event()
         settings = config.engine_settings(files.folder)
         self._supervisor = Supervisor(settings, lambda message: self._table.on_message(message), spawn)
@@ -109,7 +127,10 @@ class Daemon:
         for note in ready.notes:
             log.warning("%s", note)
         config = self._config
-        _announce(config.server.host, port, config.socket_path, config.served_model_name)
+        text = _announcement(config.server.host, port, config.socket_path, config.served_model_name)
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        self._on_ready(text)
 
     def shut_down(self, why: str) -> None:
         if not self._stop.is_set():
@@ -144,10 +165,9 @@ class Daemon:
             await asyncio.wait([working, stop])
 
 
-def _announce(host: str, port: int, socket_path: Path, model: str) -> None:
+def _announcement(host: str, port: int, socket_path: Path, model: str) -> str:
     """What a person needs to try it."""
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     body = f'{{"model": "{model}", "prompt": "Once upon a time", "max_tokens": 64, "stream": true}}'
     curl = f"curl -N {url}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
-    sys.stdout.write(f"semipd serves {model} at {url}\nsocket {socket_path}\ntry: {curl}\n")
-    sys.stdout.flush()
+    return f"semipd serves {model} at {url}\nsocket {socket_path}\ntry: {curl}\n"

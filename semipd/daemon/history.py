@@ -261,7 +261,8 @@ class RequestHistory:
         entry = self.journal.add(at_ns, kind, data, request_id)
         if record is not None and len(record.timeline) < MAX_TIMELINE:
             record.timeline.append(entry)
-        log.debug("%s %s", kind, data, extra={"request_id": request_id} if request_id else None)
+        facts = {"request_id": request_id} if request_id else {}
+        log.debug("%s", kind, extra={**facts, "data": data})
 
 
 def timing_to_wire(records: Sequence[RequestRecord], now_ns: int) -> Timing:

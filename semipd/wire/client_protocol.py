@@ -6,6 +6,7 @@ until one with `ended`; other operations by one frame. A failed request is answe
 {id, error: {code, message, hint, param}}; id None: the connection. docs/protocol.md has it all.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,9 @@ OPERATIONS = (
 MIN_INTERVAL_MS = 100
 MAX_INTERVAL_MS = 60_000
 """Of a subscription's state frames."""
+
+MAX_UNREAD_EVENTS = 4096
+"""A client keeps that many for a consumer that is slower than the frames come."""
 
 RequestId = int | str
 
@@ -76,6 +80,18 @@ class StateFrame:
     @classmethod
     def from_wire(cls, data: dict[str, Any]) -> "StateFrame":
         return cls(data.get("state"), data.get("events", []), data.get("lost", 0), data.get("ended"))
+
+    def then(self, later: "StateFrame") -> "StateFrame":
+        """Both frames as one: the later state, the events of both, as many as a reader may leave unread."""
+        events = self.events + later.events
+        dropped = max(len(events) - MAX_UNREAD_EVENTS, 0)
+        lost = self.lost + later.lost + dropped
+        return StateFrame(later.state or self.state, events[dropped:], lost, later.ended)
+
+
+def given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the fields that are None: requests name only what they mean."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def hello(agent: str) -> dict[str, Any]:
