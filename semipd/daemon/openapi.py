@@ -60,14 +60,7 @@ def _describe(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": schemas[id(operation.answer), "serialization"]}}
     if operation.chunk is not None:
         chunk = schemas[id(operation.chunk), "serialization"]
-        content["text/event-stream"] = {
-            "schema": {
-                "type": "string",
-                "contentMediaType": "text/event-stream",
-                "description": 'With stream=true: one "data:" line per chunk, then "data: [DONE]".',
-                "x-chunk": chunk,
-            }
-        }
+        content["text/event-stream"] = {"schema": _event(chunk)}
     failed = {"application/json": {"schema": schemas[id(ErrorAnswer), "serialization"]}}
     shown: dict[str, Any] = {
         "operationId": operation.name,
@@ -86,3 +79,15 @@ def _describe(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
         body = schemas[id(operation.body), "validation"]
         shown["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     return shown
+
+
+def _event(chunk: dict[str, Any]) -> dict[str, Any]:
+    """One event of a stream: its data is JSON text."""
+    return {
+        "type": "object",
+        "description": "With stream=true: an event per chunk; the data of the last one is [DONE].",
+        "properties": {
+            "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": chunk}
+        },
+        "required": ["data"],
+    }

@@ -18,6 +18,15 @@ def _stops(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
+"""JSON has one kind of number: some languages write 16 as 16.0."""
+
+Integer = Annotated[int, WHOLE]
+
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 StopStrings = Annotated[
@@ -32,17 +41,17 @@ class SamplingOptions(BaseModel):
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
-    max_tokens: int | None = None
+    max_tokens: Integer | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Integer | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
-    seed: Annotated[int, Field(ge=_MIN_SEED, lt=2**64)] | None = None
-    min_tokens: int | None = None
+    seed: Annotated[int, Field(ge=_MIN_SEED, lt=2**64), WHOLE] | None = None
+    min_tokens: Integer | None = None
     ignore_eos: bool | None = None
     stop: StopStrings | None = None
     stop_token_ids: TokenIds | None = None

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from semipd.core.errors import SemipdError
 from semipd.core.sampling import MAX_LOGPROBS
 from semipd.daemon.fields import CHAT_FIELDS, COMPLETION_FIELDS, STREAM_FIELDS, Allowed, refuse_unsupported
-from semipd.daemon.schema import SamplingOptions, TokenIds
+from semipd.daemon.schema import WHOLE, Integer, SamplingOptions, TokenIds
 
 MAX_N = 128
 """OpenAI's."""
@@ -38,7 +38,7 @@ Prompt = Annotated[
         custom_error_message="Input should be a string or a list",
     ),
 ]
-NumLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
+NumLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE]
 
 
 class HttpBody(BaseModel):
@@ -67,8 +67,8 @@ class StreamOptions(BaseModel):
 class AnswerOptions(HttpBody, SamplingOptions):
     """What both OpenAI endpoints take."""
 
-    n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
-    max_completion_tokens: int | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_N), WHOLE] | None = None
+    max_completion_tokens: Integer | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     prompt_logprobs: NumLogprobs | None = None
@@ -113,7 +113,7 @@ class CompletionRequest(AnswerOptions):
     known_fields = COMPLETION_FIELDS
 
     prompt: Prompt
-    best_of: int | None = None
+    best_of: Integer | None = None
     echo: bool | None = None
     logprobs: NumLogprobs | None = None
 
@@ -224,27 +224,21 @@ class ChatMessage(BaseModel):
 
 
 def _tool_calls_as_values(fields: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI sends arguments as JSON text; templates write them as JSON themselves."""
-    calls = fields.get("tool_calls")
-    if calls is None:
-        return {name: value for name, value in fields.items() if value is not None}
+    """OpenAI sends arguments as JSON text; templates write them as JSON themselves. Nulls are left out:
+    templates ask whether a field is there."""
+    shown = {name: value for name, value in fields.items() if value is not None}
+    if isinstance(calls := shown.get("tool_calls"), list):
+        shown["tool_calls"] = [_call_as_values(call) for call in calls]
+    return shown
+
+
+def _call_as_values(call: Any) -> Any:
+    """Unchanged if it is no call of a function or its arguments, which a model wrote, are no JSON."""
     try:
-        return fields | {"tool_calls": [_call_as_values(call) for call in calls]}
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise SemipdError(
-            "invalid_value",
-            f"tool_calls of a message cannot be read: {type(error).__name__}: {error}.",
-            'Each is {"id": ..., "type": "function", "function": {"name": ..., "arguments": "<JSON>"}}.',
-            param="messages",
-        ) from error
-
-
-def _call_as_values(call: dict[str, Any]) -> dict[str, Any]:
-    function = dict(call["function"])
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        function["arguments"] = json.loads(arguments or "{}")
-    return call | {"function": function}
+        function = call["function"]
+        return call | {"function": function | {"arguments": json.loads(function["arguments"])}}
+    except (TypeError, KeyError, ValueError):
+        return call
 
 
 Messages = Annotated[list[ChatMessage], Field(min_length=1)]

@@ -1,5 +1,6 @@
 """Text to token ids and back, over `tokenizers`; streaming never shows half a character."""
 
+import codecs
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -145,9 +146,13 @@ class StreamDecoder:
         self._context_text = ""
 
     def prime(self, prompt: Sequence[int]) -> None:
-        """The text to come continues this one: a space at its start is kept. Call before the first step."""
+        """The text to come continues that of `prompt`: a space at its start is kept, and a character that
+        the prompt has begun is given out when it is complete. Call before the first step."""
         for token_id in prompt[-_MAX_PENDING:]:
             self.step(token_id)
+        pending = b"".join(map(self._tokenizer.token_bytes, self._window[self._num_context :]))
+        if not _ends_inside_character(pending):
+            self.flush()
 
     def step(self, token_id: int) -> str:
         """Text completed by this token; empty while a character is incomplete."""
@@ -174,3 +179,9 @@ class StreamDecoder:
             self._num_context = len(self._window)
             self._context_text = self._decode()
         return delta
+
+
+def _ends_inside_character(data: bytes) -> bool:
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(data)
+    return bool(decoder.getstate()[0])

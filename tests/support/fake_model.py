@@ -1,4 +1,4 @@
-"""A checkpoint's folder for the fake device: no weights, but a tokenizer, a chat template and a vocabulary."""
+"""A checkpoint's folder for the fake device: tokenizer, chat template and vocabulary, but no weights."""
 
 import json
 from pathlib import Path
