@@ -87,9 +87,9 @@ class Vitals:
         return self._answer
 
     async def _watch(self) -> None:
+        lag_s = 0.0
         while True:
-            due_s = time.monotonic() + SAMPLE_INTERVAL_S
+            began_s, history = time.monotonic(), self._history
+            self._samples.append(_Sample(began_s, lag_s, history.prompt_tokens, history.output_tokens))
             await asyncio.sleep(SAMPLE_INTERVAL_S)
-            now_s, history = time.monotonic(), self._history
-            lag_s = max(now_s - due_s, 0.0)
-            self._samples.append(_Sample(now_s, lag_s, history.prompt_tokens, history.output_tokens))
+            lag_s = max(time.monotonic() - began_s - SAMPLE_INTERVAL_S, 0.0)
