@@ -19,7 +19,8 @@ from semipd.daemon.generation import Piece
 from semipd.daemon.http_errors import ARRIVAL_NS, REQUEST_ID
 from semipd.daemon.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
 from semipd.daemon.prompts import Prompt, Prompts
-from semipd.daemon.schema_openai import ChatCompletionRequest, ChatMessage, TemplateOptions
+from semipd.daemon.schema_messages import ChatMessage
+from semipd.daemon.schema_openai import ChatCompletionRequest, TemplateOptions
 from semipd.daemon.services import Services
 
 

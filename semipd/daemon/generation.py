@@ -1,10 +1,10 @@
 """Generation for HTTP and socket alike: validate, submit, and give text as it becomes certain."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from semipd.core.errors import SemipdError
 from semipd.core.events import FinishReason
@@ -212,18 +212,6 @@ class GenerationService:
         namespace = options.cache_salt or ""
         live = self.table.admit(request_id, prompt.token_ids, params, namespace, arrival_ns, news)
         return Generation(live, self._text_stream(prepared), self.table, options)
-
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The prompt of a conversation, special tokens included. Raises SemipdError."""
-        template = self.model.chat_template
-        if template is None:
-            raise SemipdError(
-                "no_chat_template",
-                "The model has no chat template.",
-                "Send a prompt instead of messages.",
-                param="messages",
-            )
-        return template.render(messages)
 
     def _text_stream(self, prepared: Prepared) -> TextStream:
         # The engine gets no stop strings: they are found here.

@@ -1,11 +1,12 @@
 """What requests of HTTP and socket share: how to generate, and refusals in plain words."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from semipd.core.errors import SemipdError
 from semipd.daemon.history import MAX_RECENT
+from semipd.daemon.schema_messages import Messages
 from semipd.wire.client_protocol import MAX_INTERVAL_MS, MIN_INTERVAL_MS
 
 MAX_STOPS = 64
@@ -97,7 +98,7 @@ class GenerateRequest(SamplingOptions, SocketRequest):
     op: Literal["generate"]
     request_id: Annotated[str, Field(pattern=r"^[!-~]{1,128}$")] | None = None
     prompt: str | TokenIds | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: Messages | None = None
 
 
 class CancelRequest(SocketRequest):

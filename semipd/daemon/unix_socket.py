@@ -18,6 +18,7 @@ from semipd.core.errors import ProtocolError, SemipdError
 from semipd.daemon.addresses import DEFAULT_BACKLOG, peer_credentials
 from semipd.daemon.generation import Generation
 from semipd.daemon.history import timing_to_wire
+from semipd.daemon.prompts import Prompt
 from semipd.daemon.schema import (
     CancelRequest,
     GenerateRequest,
@@ -258,14 +259,13 @@ class _Connection:
             raise
 
     async def _generate_as(self, request_id: str, request: GenerateRequest, arrival_ns: int) -> None:
-        options, prompt = request, request.prompt
+        prompt: str | list[int] | Prompt | None = request.prompt
         if (prompt is None) == (request.messages is None):
             raise SemipdError("invalid_value", "Send either prompt or messages.", param="prompt")
         if prompt is None:
-            prompt = self._services.generation.render(request.messages or [])
-            # A template writes its special tokens itself.
-            options = request.model_copy(update={"add_special_tokens": False})
-        opened = self._services.generation.open(request_id, prompt, options, arrival_ns=arrival_ns)
+            messages = [message.for_template() for message in request.messages or []]
+            prompt = await self._services.generation.prompts.of_messages(messages)
+        opened = self._services.generation.open(request_id, prompt, request, arrival_ns=arrival_ns)
         async with opened as generation:
             self._generations[request.id] = generation
             try:
