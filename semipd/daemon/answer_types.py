@@ -180,3 +180,7 @@ class TokenizeAnswer(TypedDict):
 
 class DetokenizeAnswer(TypedDict):
     prompt: str
+
+
+class HealthAnswer(TypedDict):
+    status: str

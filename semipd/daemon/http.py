@@ -9,6 +9,7 @@ from aiohttp import web
 
 from semipd.core.errors import SemipdError
 from semipd.daemon.addresses import DEFAULT_BACKLOG
+from semipd.daemon.api import add_document
 from semipd.daemon.http_errors import Handler, add_request_id, answer_errors, error_response
 from semipd.daemon.openai_routes import add_routes as add_openai
 from semipd.daemon.operations import add_routes as add_operations
@@ -69,6 +70,7 @@ def make_app(services: Services, host: str, max_body_bytes: int) -> web.Applicat
     app.router.add_get("/ready", operations.ready)
     add_openai(app, services)
     add_operations(app, services)
+    add_document(app)
     return app
 
 

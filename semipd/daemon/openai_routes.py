@@ -2,78 +2,24 @@
 
 from aiohttp import web
 
-from semipd import __version__
-from semipd.daemon.answer_types import (
-    ChatChunk,
-    ChatCompletion,
-    Completion,
-    DetokenizeAnswer,
-    ModelCard,
-    ModelList,
-    TokenizeAnswer,
-)
+from semipd.daemon.answer_types import ModelCard, ModelList
 from semipd.daemon.chat import Chat
 from semipd.daemon.completions import Completions
 from semipd.daemon.logprobs import TokenTexts
-from semipd.daemon.openapi import Operation, document
-from semipd.daemon.schema_openai import (
-    ChatCompletionRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    TokenizeRequest,
-)
 from semipd.daemon.services import Services
 from semipd.daemon.tokenize import Tokenize
-
-OPERATIONS = (
-    Operation(
-        "post",
-        "/v1/completions",
-        "createCompletion",
-        "Continue one or more prompts.",
-        Completion,
-        CompletionRequest,
-        Completion,
-    ),
-    Operation(
-        "post",
-        "/v1/chat/completions",
-        "createChatCompletion",
-        "Answer a conversation.",
-        ChatCompletion,
-        ChatCompletionRequest,
-        ChatChunk,
-    ),
-    Operation("get", "/v1/models", "listModels", "The model that is served.", ModelList),
-    Operation("get", "/v1/models/{model}", "retrieveModel", "The same, by name.", ModelCard),
-    Operation(
-        "post",
-        "/tokenize",
-        "tokenize",
-        "Token ids of a text or conversation.",
-        TokenizeAnswer,
-        TokenizeRequest,
-    ),
-    Operation("post", "/detokenize", "detokenize", "Text of token ids.", DetokenizeAnswer, DetokenizeRequest),
-)
 
 
 def add_routes(app: web.Application, services: Services) -> None:
     texts = TokenTexts(services.generation.model.tokenizer)
     tokenize = Tokenize(services)
     models = _Models(services)
-    openapi = document(OPERATIONS, __version__)
-
-    async def show_document(_request: web.Request) -> web.Response:
-        return web.json_response(openapi)
-
     app.router.add_post("/v1/completions", Completions(services, texts).handle)
     app.router.add_post("/v1/chat/completions", Chat(services, texts).handle)
     app.router.add_get("/v1/models", models.all)
     app.router.add_get("/v1/models/{name:.+}", models.one)
     app.router.add_post("/tokenize", tokenize.tokenize)
     app.router.add_post("/detokenize", tokenize.detokenize)
-    app.router.add_get("/openapi.json", show_document)
 
 
 class _Models:

@@ -14,7 +14,7 @@ _REF = "#/components/schemas/{model}"
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One route. `chunk`: type of a stream's events, for a route that can stream."""
+    """One route. `chunk`: type of a stream's events, for a route that can stream. `media`: of its answer."""
 
     method: Literal["get", "post", "put", "patch", "delete"]
     path: str
@@ -23,6 +23,7 @@ class Operation:
     answer: Any
     body: Any = None
     chunk: Any = None
+    media: str = "application/json"
 
     @property
     def types(self) -> list[tuple[Any, JsonSchemaMode]]:
@@ -57,7 +58,7 @@ def document(operations: Iterable[Operation], version: str) -> dict[str, Any]:
 
 
 def _describe(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
-    content: dict[str, Any] = {"application/json": {"schema": schemas[id(operation.answer), "serialization"]}}
+    content: dict[str, Any] = {operation.media: {"schema": schemas[id(operation.answer), "serialization"]}}
     if operation.chunk is not None:
         chunk = schemas[id(operation.chunk), "serialization"]
         content["text/event-stream"] = {"schema": _event(chunk)}

@@ -16,7 +16,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from semipd import __version__
-from semipd.daemon.openai_routes import OPERATIONS
+from semipd.daemon.api import OPERATIONS
 from semipd.daemon.openapi import document
 
 _OPENAI_FILE = Path(__file__).parents[1] / "data" / "openai" / "openai_min_openapi.json"
