@@ -104,8 +104,8 @@ class LoadRun:
 
     async def _until(self, due_s: float) -> None:
         """Wait for the time, or for `stop`."""
-        delay_s = due_s - self._now_s()
-        if delay_s > 0:
+        # a loop whose clock ticks in milliseconds may wake up a little early
+        while (delay_s := due_s - self._now_s()) > 0 and not self.was_stopped:
             with suppress(TimeoutError):
                 async with asyncio.timeout(delay_s):
                     await self._stop.wait()
