@@ -286,5 +286,6 @@ class StateIterator(_Iterator):
             frame = frame.then(StateFrame.from_wire(later))
         if frame.ended is not None:
             self._end()
-            raise StopIteration
+            if not frame.state:
+                raise StopIteration
         return frame

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from semipd.client.blocking import Client
 from semipd.core.errors import SemipdError
 
 _OPTIONS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "ignore_eos", "include_timing")
@@ -81,26 +82,19 @@ def _sampling_options() -> argparse.ArgumentParser:
     return options
 
 
-def _connect(args: argparse.Namespace) -> Any:
-    from semipd.client.blocking import Client  # here: --help needs no msgpack
-
-    return Client.connect(args.socket)
-
-
 def _generate(args: argparse.Namespace) -> int:
     text = sys.stdin.read() if args.prompt == "-" else args.prompt
     asked: dict[str, Any] = {"prompt": text}
     if args.chat:
         asked = {"messages": [{"role": "user", "content": text}]}
-    with _connect(args) as client:
-        _answer(client, asked, args)
+    with Client.connect(args.socket) as client:
+        _answer(client, asked, args, [])
     return 0
 
 
-def _answer(client: Any, asked: dict[str, Any], args: argparse.Namespace) -> str:
-    """Print an answer as it comes; returns its text."""
+def _answer(client: Client, asked: dict[str, Any], args: argparse.Namespace, pieces: list[str]) -> None:
+    """Print an answer as it comes, and add its text to `pieces`."""
     options = {name: getattr(args, name) for name in _OPTIONS}
-    pieces: list[str] = []
     with client.generate(**asked, **options) as stream:
         for item in stream:
             line = json.dumps(item.to_wire(stream.id)) + "\n"
@@ -108,9 +102,8 @@ def _answer(client: Any, asked: dict[str, Any], args: argparse.Namespace) -> str
             pieces.append(item.text)
     if not args.json:
         print()
-        if args.include_timing:
+        if args.include_timing and item.usage is not None:
             print(_timing_line(item.usage["timing"]), file=sys.stderr)
-    return "".join(pieces)
 
 
 def _timing_line(timing: dict[str, Any]) -> str:
@@ -124,10 +117,10 @@ def _timing_line(timing: dict[str, Any]) -> str:
 
 def _chat(args: argparse.Namespace) -> int:
     messages = [{"role": "system", "content": args.system}] if args.system else []
-    with _connect(args) as client:
+    with Client.connect(args.socket) as client:
         if not sys.stdin.isatty():
             messages.append({"role": "user", "content": sys.stdin.read()})
-            _answer(client, {"messages": messages}, args)
+            _answer(client, {"messages": messages}, args, [])
             return 0
         print("Ctrl-C ends an answer, Ctrl-D the conversation.", file=sys.stderr)
         while (said := _ask_person()) is not None:
@@ -147,16 +140,18 @@ def _ask_person() -> str | None:
         return None
 
 
-def _interruptible(client: Any, messages: list[dict[str, str]], args: argparse.Namespace) -> str:
+def _interruptible(client: Client, messages: list[dict[str, str]], args: argparse.Namespace) -> str:
+    """The answer, or what had come of it."""
+    pieces: list[str] = []
     try:
-        return _answer(client, {"messages": messages}, args)
+        _answer(client, {"messages": messages}, args, pieces)
     except KeyboardInterrupt:
         print(" [interrupted]")
-        return ""
+    return "".join(pieces)
 
 
 def _status(args: argparse.Namespace) -> int:
-    with _connect(args) as client:
+    with Client.connect(args.socket) as client:
         status = client.status()
     if args.json:
         print(json.dumps(status))
@@ -169,7 +164,7 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _watch(args: argparse.Namespace) -> int:
-    with _connect(args) as client:
+    with Client.connect(args.socket) as client:
         frames = client.subscribe(interval_ms=round(args.interval * 1000), events=args.events)
         for count, frame in enumerate(frames, start=1):
             for event in frame.events:

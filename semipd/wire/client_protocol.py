@@ -62,7 +62,7 @@ class StateFrame:
     """One frame of a subscription. `events` are those since the frame before, oldest first; `lost` of them
     were overwritten before they could be sent. The last frame has no state and says why it `ended`."""
 
-    state: dict[str, Any] | None = None
+    state: dict[str, Any] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
     lost: int = 0
     ended: str | None = None
@@ -79,7 +79,7 @@ class StateFrame:
 
     @classmethod
     def from_wire(cls, data: dict[str, Any]) -> "StateFrame":
-        return cls(data.get("state"), data.get("events", []), data.get("lost", 0), data.get("ended"))
+        return cls(data.get("state", {}), data.get("events", []), data.get("lost", 0), data.get("ended"))
 
     def then(self, later: "StateFrame") -> "StateFrame":
         """Both frames as one: the later state, the events of both, as many as a reader may leave unread."""
