@@ -83,12 +83,11 @@ def _describe(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _event(chunk: dict[str, Any]) -> dict[str, Any]:
-    """One event of a stream: its data is JSON text."""
+    """One event of a stream: its data is JSON text, that of the last one a word."""
+    text = {"type": "string", "contentMediaType": "application/json", "contentSchema": chunk}
     return {
         "type": "object",
-        "description": "With stream=true: an event per chunk; the data of the last one is [DONE].",
-        "properties": {
-            "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": chunk}
-        },
+        "description": "With stream=true: an event per chunk, then [DONE].",
+        "properties": {"data": {"anyOf": [{"const": "[DONE]"}, text]}},
         "required": ["data"],
     }
