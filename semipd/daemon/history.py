@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -118,20 +118,22 @@ class RequestHistory:
         self._write(record, request.arrival_ns, "arrived", arrival)
         return record
 
-    def stepped(self, records: Iterable[RequestRecord], now_ns: int) -> None:
+    def stepped(self, records: Sequence[RequestRecord], now_ns: int) -> None:
         """Each record has one more token. Called once a step; most of a batch share one gap."""
         gaps: dict[int, int] = {}
         for record in records:
             last_ns = record.last_token_ns
-            if last_ns:
-                gaps[last_ns] = gaps.get(last_ns, 0) + 1
+            if last_ns in gaps:
+                gaps[last_ns] += 1
+            elif last_ns:
+                gaps[last_ns] = 1
             else:
                 record.first_token_ns = now_ns
                 self.prompt_tokens += record.prompt_tokens
             record.last_token_ns = now_ns
-            record.state = "decoding"
             record.output_tokens += 1
-            self.output_tokens += 1
+            record.state = "decoding"
+        self.output_tokens += len(records)
         for last_ns, count in gaps.items():
             for observe in self.on_gap:
                 observe(now_ns - last_ns, count)
