@@ -27,8 +27,8 @@ def add_routes(app: web.Application, services: Services) -> None:
     operations = _Operations(services)
     app.router.add_get("/metrics", operations.metrics)
     app.router.add_get("/v1/requests", operations.requests)
-    app.router.add_get("/v1/requests/{id}", operations.request)
-    app.router.add_delete("/v1/requests/{id}", operations.cancel)
+    app.router.add_get("/v1/requests/{id:.+}", operations.request)
+    app.router.add_delete("/v1/requests/{id:.+}", operations.cancel)
     app.router.add_get("/v1/events", operations.events)
 
 

@@ -76,11 +76,11 @@ async def test_requests_are_listed_without_their_text(tmp_path: Path) -> None:
             {"prompt": "x", "max_tokens": 3, "n": 2, "ignore_eos": True}, **{"X-Request-ID": "b"}
         )
         status, listed = await get(daemon, "/v1/requests")
-        one = await get(daemon, "/v1/requests/b")
+        one = await get(daemon, "/v1/requests/b/1")
         limited = await get(daemon, "/v1/requests?limit=1&state=finished")
         live = await get(daemon, "/v1/requests?state=live")
     assert status == 200
-    assert [record["id"] for record in listed["data"]] == ["b", "b", "a"]
+    assert [record["id"] for record in listed["data"]] == ["b/1", "b/1", "a"]
     record = listed["data"][-1]
     assert (record["state"], record["finish_reason"], record["error_code"]) == ("finished", "length", None)
     assert (record["prompt_tokens"], record["output_tokens"], record["max_tokens"]) == (7, 4, 4)
