@@ -73,7 +73,7 @@ async def test_requests_are_listed_without_their_text(tmp_path: Path) -> None:
     async with running(tmp_path, fake=FAKE) as daemon:
         await daemon.post({"prompt": "secret", "max_tokens": 4, "ignore_eos": True}, **{"X-Request-ID": "a"})
         await daemon.post(
-            {"prompt": "x", "max_tokens": 3, "n": 2, "ignore_eos": True}, **{"X-Request-ID": "b"}
+            {"prompt": "x", "max_tokens": 3, "n": 2, "ignore_eos": True}, **{"X-Request-ID": "b/1"}
         )
         status, listed = await get(daemon, "/v1/requests")
         one = await get(daemon, "/v1/requests/b/1")
