@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import logging
 import os
 import select
 import socket
@@ -16,6 +17,8 @@ from typing import Any
 from semipd import __version__
 from semipd.config import SPECS, Config, Override, load_config
 from semipd.core.errors import SemipdError
+
+log = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -37,6 +40,7 @@ _FLAGS = {
     "--host": "server.host",
     "--port": "server.port",
     "--socket": "server.socket",
+    "--log-format": "server.log_format",
 }
 _EXIT_BY_CODE = {
     "daemon_not_running": EXIT_NOT_RUNNING,
@@ -50,19 +54,24 @@ _EXIT_BY_CODE = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    arguments.argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return int(arguments.run(arguments))
     except SemipdError as error:
         print(f"error [{error.code}]: {error.message}", file=sys.stderr)
         if error.hint:
             print(error.hint, file=sys.stderr)
-        return _EXIT_BY_CODE.get(error.code, EXIT_FAILED)
+        return _exit_code(error)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # the reader of our output has seen enough; the interpreter must not complain when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
+
+
+def _exit_code(error: SemipdError) -> int:
+    return _EXIT_BY_CODE.get(error.code, EXIT_FAILED)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,8 +81,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"semipd-daemon {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    start = commands.add_parser("start", help="start in the foreground; Ctrl-C stops it", epilog=_EXITS)
+    start = commands.add_parser(
+        "start", help="start in the foreground (Ctrl-C stops it), or detached", epilog=_EXITS
+    )
     _add_options(start, _FLAGS)
+    start.add_argument(
+        "--detach",
+        action="store_true",
+        help="in the background; returns when the daemon is ready or has failed",
+    )
+    start.add_argument("--pid-file", type=Path, metavar="FILE", help="default: the socket's path with .pid")
+    start.add_argument("--log-file", type=Path, metavar="FILE", help="default: the socket's path with .log")
+    start.add_argument("--report-fd", type=int, help=argparse.SUPPRESS)  # how the detached process is started
     start.set_defaults(run=_start)
 
     stop = commands.add_parser("stop", help="stop a running daemon and wait until it is gone", epilog=_EXITS)
@@ -112,7 +131,7 @@ def _load(arguments: argparse.Namespace) -> Config:
     overrides = [
         Override(key, text, flag)
         for flag, key in _FLAGS.items()
-        if (text := getattr(arguments, flag[2:], None)) is not None
+        if (text := getattr(arguments, flag[2:].replace("-", "_"), None)) is not None
     ]
     for assignment in arguments.set:
         key, equals, text = assignment.partition("=")
@@ -125,9 +144,45 @@ def _load(arguments: argparse.Namespace) -> Config:
 
 def _start(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
+    if not arguments.detach:
+        _refuse_background_flags(arguments)
+    elif arguments.report_fd is None:
+        return _detach(arguments, config)
     from semipd.daemon.app import run  # here: --help and stop need none of what the daemon imports
 
-    return run(config)
+    if arguments.report_fd is None:
+        return run(config)
+    from semipd.daemon.detach import Report
+
+    report = Report(arguments.report_fd)
+    try:
+        return run(config, pid_file=_pid_file(arguments, config), on_ready=report.ready)
+    except SemipdError as error:
+        report.failed(error)
+        log.error("the start failed [%s]: %s", error.code, error)
+        return _exit_code(error)
+
+
+def _refuse_background_flags(arguments: argparse.Namespace) -> None:
+    for flag, given in (("--pid-file", arguments.pid_file), ("--log-file", arguments.log_file)):
+        if given is not None:
+            message = f"{flag} is for a detached daemon."
+            raise SemipdError("conflicting_options", message, f"Add --detach, or leave {flag} out.")
+
+
+def _detach(arguments: argparse.Namespace, config: Config) -> int:
+    from semipd.daemon.detach import start_detached
+
+    log_file = arguments.log_file or config.socket_path.with_suffix(".log")
+    pid, announcement = start_detached(arguments.argv, log_file)
+    print(announcement, end="")
+    print(f"pid {pid} ({_pid_file(arguments, config)}), log {log_file}; stop it with: semipd-daemon stop")
+    return 0
+
+
+def _pid_file(arguments: argparse.Namespace, config: Config) -> Path:
+    path: Path = arguments.pid_file or config.socket_path.with_suffix(".pid")
+    return path
 
 
 def _config(arguments: argparse.Namespace) -> int:

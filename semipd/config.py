@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, get_args
 
 from semipd.config_schema import OptionSpec, Value, nearest_key, option, section_specs, toml_literal
 from semipd.core.errors import SemipdError
+from semipd.core.logs import LOG_FORMATS, LogFormat
 from semipd.core.settings import EngineSettings, SchedulerName
 from semipd.wire.address import default_socket_path
 
@@ -28,8 +29,17 @@ class ServerConfig:
     max_body_bytes: int = option(
         8 * _MiB, "Largest HTTP request body accepted.", minimum=1024, maximum=1024 * _MiB
     )
+    backlog: int = option(
+        1024,
+        "Connections that may wait to be accepted; the system caps it at net.core.somaxconn.",
+        minimum=1,
+        maximum=65535,
+    )
     log_level: str = option(
         "info", "Least severe log lines written to stderr.", choices=("debug", "info", "warning", "error")
+    )
+    log_format: LogFormat = option(
+        "text", "text, or json: one object a line, for log collectors.", choices=LOG_FORMATS
     )
 
 
@@ -83,6 +93,22 @@ class KvConfig:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class SloConfig:
+    ttft_ms: float = option(
+        500.0, "Target from arrival to the first token, in milliseconds.", minimum=0.001, maximum=1e9
+    )
+    tpot_ms: float = option(
+        50.0, "Target of the mean time per further token, in milliseconds.", minimum=0.001, maximum=1e9
+    )
+    percentile: float = option(
+        90.0, "Share of requests, in percent, that should meet both targets.", minimum=1.0, maximum=100.0
+    )
+    window_s: float = option(
+        60.0, "Sliding window over which that is measured, in seconds.", minimum=1.0, maximum=86400.0
+    )
+
+
 class Explained(NamedTuple):
     key: str
     value: Value
@@ -106,6 +132,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     kv: KvConfig = field(default_factory=KvConfig)
+    slo: SloConfig = field(default_factory=SloConfig)
     origins: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
@@ -160,6 +187,7 @@ class Config:
             kv_bytes=self.kv.bytes,
             kv_fraction=self.kv.fraction,
             prefill_units=self.engine.prefill_units,
+            log_format=self.server.log_format,
         )
 
 
@@ -168,6 +196,7 @@ SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "engine": EngineConfig,
     "kv": KvConfig,
+    "slo": SloConfig,
 }
 
 SPECS: dict[str, OptionSpec] = {

@@ -6,11 +6,19 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 from semipd.core.errors import SemipdError
 from semipd.wire.address import default_socket_path
-from semipd.wire.client_protocol import HELLO_LIMIT_S, GenerateItem, check_hello, error_from_wire, hello
+from semipd.wire.client_protocol import (
+    HELLO_LIMIT_S,
+    GenerateItem,
+    StateFrame,
+    check_hello,
+    error_from_wire,
+    given,
+    hello,
+)
 from semipd.wire.frames import FrameReader, encode_frame
 
 CONNECT_LIMIT_S = 5.0
@@ -26,7 +34,7 @@ class AsyncClient:
         self._writer = writer
         self._frames = FrameReader()
         self._received: deque[dict[str, Any]] = deque()
-        self._inboxes: dict[int, asyncio.Queue[dict[str, Any] | SemipdError]] = {}
+        self._inboxes: dict[int, _Inbox] = {}
         self._last_id = 0
         self._gone: SemipdError | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -65,12 +73,32 @@ class AsyncClient:
         """Start generating. `options` are the fields of the socket's generate request (max_tokens,
         temperature, seed, stop, ...). Errors are raised by the iteration."""
         fields = options | {"prompt": prompt, "messages": messages}
-        given = {name: value for name, value in fields.items() if value is not None}
-        return GenerateStream(self, self._send("generate", given))
+        return GenerateStream(self, self._send("generate", given(fields)))
 
-    async def cancel(self, request_id: int) -> bool:
-        """End the generation with this id. False: it is over already."""
-        return bool((await self._ask("cancel", {"target": request_id}))["cancelled"])
+    def subscribe(
+        self, *, interval_ms: int = 1000, events: bool = False, after: str | None = None
+    ) -> "StateStream":
+        """The daemon's state at this rate. `events`: also what happens, from the event `after` on, or from
+        now on. A consumer that is slower gets the newest state, and every event since. Errors are raised by
+        the iteration."""
+        fields = {"interval_ms": interval_ms, "events": events, "after": after}
+        return StateStream(self, self._send("subscribe", given(fields), _NewestState()))
+
+    async def cancel(self, target: int) -> bool:
+        """End the generation with this id on this connection. False: it is over already."""
+        return bool((await self._ask("cancel", {"target": target}))["cancelled"])
+
+    async def cancel_request(self, request_id: str) -> str:
+        """End any request by its public id: `cancelled`, `already_finished` or `not_found`."""
+        return str((await self._ask("cancel", {"request_id": request_id}))["result"])
+
+    async def requests(
+        self, *, state: str | None = None, limit: int | None = None, request_id: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Live and recent requests; with `request_id` that one only, and its events."""
+        fields = given({"state": state, "limit": limit, "request_id": request_id})
+        listed: list[dict[str, Any]] = (await self._ask("requests", fields))["requests"]
+        return listed
 
     async def status(self) -> dict[str, Any]:
         status: dict[str, Any] = (await self._ask("status", {}))["status"]
@@ -99,12 +127,12 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    def _send(self, op: str, fields: Mapping[str, Any]) -> int:
+    def _send(self, op: str, fields: Mapping[str, Any], inbox: "_Inbox | None" = None) -> int:
         if self._gone is not None:
             raise self._gone
         self._last_id = request_id = self._last_id + 1
         frame = encode_frame({"id": request_id, "op": op, **fields})
-        self._inboxes[request_id] = asyncio.Queue()
+        self._inboxes[request_id] = inbox or asyncio.Queue()
         self._writer.write(frame)
         return request_id
 
@@ -169,8 +197,30 @@ class AsyncClient:
                 inbox.put_nowait(gone)
 
 
-class GenerateStream:
-    """Items of one generation. Iterate to the end, or `aclose` it to cancel what is left."""
+_Inbox = asyncio.Queue[dict[str, Any] | SemipdError]
+
+
+class _NewestState(_Inbox):
+    """Unread state frames become one, so that a slow consumer leaves no backlog."""
+
+    def _put(self, message: dict[str, Any] | SemipdError) -> None:
+        queue: deque[dict[str, Any] | SemipdError] = self._queue  # type: ignore[attr-defined]
+        unread = queue[-1] if queue else None
+        if _has_state(unread) and _has_state(message):
+            merged = StateFrame.from_wire(unread).then(StateFrame.from_wire(message))
+            queue[-1] = merged.to_wire(message["id"])
+        else:
+            queue.append(message)
+
+
+def _has_state(message: object) -> TypeGuard[dict[str, Any]]:
+    return isinstance(message, dict) and "state" in message
+
+
+class _Stream:
+    """Frames that answer one request. Leaving the context, or `aclose`, ends it without waiting for more."""
+
+    _end_op: str
 
     def __init__(self, client: AsyncClient, request_id: int) -> None:
         self._client = client
@@ -180,29 +230,11 @@ class GenerateStream:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> GenerateItem:
-        """The last item has a finish reason. Raises SemipdError when the request fails."""
-        if self._over:
-            raise StopAsyncIteration
-        try:
-            item = GenerateItem.from_wire(await self._client._answer(self.id))
-        except SemipdError:
-            self._end()
-            raise
-        if item.finish_reason is not None:
-            self._end()
-        return item
-
-    async def cancel(self) -> bool:
-        """Ask for the end; iteration goes on to the last item, whose finish reason is `cancelled`."""
-        return await self._client.cancel(self.id)
-
     async def aclose(self) -> None:
-        """Cancel without waiting for the last item."""
         if not self._over:
             self._end()
             if self._client._gone is None:
-                await self._client.cancel(self.id)
+                await self._client._ask(self._end_op, {"target": self.id})
 
     async def __aenter__(self) -> Self:
         return self
@@ -212,6 +244,47 @@ class GenerateStream:
     ) -> None:
         await self.aclose()
 
+    async def _next(self) -> dict[str, Any]:
+        if self._over:
+            raise StopAsyncIteration
+        try:
+            return await self._client._answer(self.id)
+        except SemipdError:
+            self._end()
+            raise
+
     def _end(self) -> None:
         self._over = True
         self._client._forget(self.id)
+
+
+class GenerateStream(_Stream):
+    """Items of one generation. Iterate to the end, or `aclose` it to cancel what is left."""
+
+    _end_op = "cancel"
+
+    async def __anext__(self) -> GenerateItem:
+        """The last item has a finish reason. Raises SemipdError when the request fails."""
+        item = GenerateItem.from_wire(await self._next())
+        if item.finish_reason is not None:
+            self._end()
+        return item
+
+    async def cancel(self) -> bool:
+        """Ask for the end; iteration goes on to the last item, whose finish reason is `cancelled`."""
+        return await self._client.cancel(self.id)
+
+
+class StateStream(_Stream):
+    """Frames of one subscription. Iterate, then `aclose` it."""
+
+    _end_op = "unsubscribe"
+
+    async def __anext__(self) -> StateFrame:
+        """Ends when the daemon ends the subscription. Raises SemipdError when it is refused, or the
+        connection is lost."""
+        frame = StateFrame.from_wire(await self._next())
+        if frame.ended is not None:
+            self._end()
+            raise StopAsyncIteration
+        return frame

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from semipd.core.logs import LogFormat
+
 SchedulerName = Literal["semipd", "chunked", "prefill-first"]
 
 
@@ -20,6 +22,7 @@ class EngineSettings:
     kv_fraction: that fraction.
     max_num_blocks: cap on pool blocks, for tests; 0: no cap.
     prefill_units: prefill's share while both lanes are busy; 0: half.
+    log_format: how the engine process logs: "text" or "json".
     """
 
     model_dir: str = ""
@@ -34,6 +37,7 @@ class EngineSettings:
     kv_fraction: float = 0.5
     max_num_blocks: int = 0
     prefill_units: int = 0
+    log_format: LogFormat = "text"
 
     def to_wire(self) -> dict[str, Any]:
         return asdict(self)

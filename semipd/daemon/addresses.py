@@ -16,12 +16,14 @@ from semipd.wire.address import default_socket_path
 MAX_SOCKET_PATH_BYTES = 107
 """sun_path holds 108 with its final zero."""
 
-BACKLOG = 512
+DEFAULT_BACKLOG = 1024
+"""Connections that may wait to be accepted; the system caps it at net.core.somaxconn."""
+
 CONNECT_LIMIT_S = 1.0
 _UCRED = struct.Struct("3i")
 
 
-def claim_http(host: str, port: int) -> list[socket.socket]:
+def claim_http(host: str, port: int, backlog: int = DEFAULT_BACKLOG) -> list[socket.socket]:
     """Bound sockets, one per address of `host`, all with one port; 0 takes a free one.
 
     Raises SemipdError: `invalid_address`, `key_required` for an address others can reach,
@@ -39,7 +41,7 @@ def claim_http(host: str, port: int) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     try:
         for family, (ip, *rest) in addresses:
-            sockets.append(_bind_tcp(family, (ip, port, *rest[1:])))
+            sockets.append(_bind_tcp(family, (ip, port, *rest[1:]), backlog))
             port = sockets[0].getsockname()[1]
     except BaseException:
         for opened in sockets:
@@ -63,14 +65,14 @@ def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[str
     return list({(family, address): None for family, _, _, _, address in found})  # type: ignore[misc]
 
 
-def _bind_tcp(family: socket.AddressFamily, address: tuple[object, ...]) -> socket.socket:
+def _bind_tcp(family: socket.AddressFamily, address: tuple[object, ...], backlog: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(address)
-        listener.listen(BACKLOG)
+        listener.listen(backlog)
     except OSError as error:
         listener.close()
         raise _tcp_refusal(error, f"{address[0]}", f"{address[1]}") from error
@@ -97,7 +99,7 @@ def _tcp_refusal(error: OSError, ip: str, port: str) -> SemipdError:
 
 
 @contextmanager
-def claim_socket(path: Path) -> Iterator[socket.socket]:
+def claim_socket(path: Path, backlog: int = DEFAULT_BACKLOG) -> Iterator[socket.socket]:
     """A listening Unix socket at `path`, open to our own user only; the file goes with the context.
 
     A file left by a daemon that died is replaced. Raises SemipdError: `socket_path_too_long`,
@@ -113,7 +115,7 @@ def claim_socket(path: Path) -> Iterator[socket.socket]:
         )
     _prepare_folder(path)
     _remove_stale(path)
-    with _bind_unix(path) as listener:
+    with _bind_unix(path, backlog) as listener:
         ours = path.lstat()
         try:
             yield listener
@@ -178,12 +180,12 @@ def _in_use(path: Path, who: str) -> SemipdError:
     )
 
 
-def _bind_unix(path: Path) -> socket.socket:
+def _bind_unix(path: Path, backlog: int) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     old_umask = os.umask(0o177)
     try:
         listener.bind(os.fspath(path))
-        listener.listen(BACKLOG)
+        listener.listen(backlog)
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:

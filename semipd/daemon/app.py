@@ -6,7 +6,8 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,12 +15,17 @@ import uvloop
 
 from semipd.config import Config
 from semipd.core.errors import SemipdError
+from semipd.core.logs import configure_logging
 from semipd.daemon.addresses import claim_http, claim_socket
-from semipd.daemon.generation import GenerationService, Limits
+from semipd.daemon.detach import claim_pid_file
+from semipd.daemon.generation import GenerationService
 from semipd.daemon.http import serve_http
 from semipd.daemon.model_files import ModelFiles
+from semipd.daemon.params import Limits
+from semipd.daemon.process_limits import raise_file_limit
 from semipd.daemon.requests import RequestTable
 from semipd.daemon.services import Services
+from semipd.daemon.slo import SloTargets
 from semipd.daemon.supervisor import EngineReady, Supervisor
 from semipd.daemon.unix_socket import serve_unix_socket
 from semipd.engine.launcher import EngineChild, spawn_engine
@@ -29,26 +35,44 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 EXIT_FORCED = 130
-_LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 
-def run(config: Config, spawn: Callable[[], EngineChild] = spawn_engine) -> int:
-    """Run the daemon until it is stopped. Call from the main thread. Returns the exit code: 0 when asked
-    to stop, 1 when the engine died, 130 when asked twice. Raises SemipdError when the start fails."""
-    logging.basicConfig(stream=sys.stderr, format=_LOG_FORMAT, level=config.server.log_level.upper())
-    files = ModelFiles.open(config.model.name)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(Daemon(config, files, spawn).live())
-    except asyncio.CancelledError:
-        return EXIT_FORCED
+def run(
+    config: Config,
+    spawn: Callable[[], EngineChild] = spawn_engine,
+    *,
+    pid_file: Path | None = None,
+    on_ready: Callable[[str], None] = lambda _announcement: None,
+) -> int:
+    """Run the daemon until it is stopped. Call from the main thread. `on_ready` gets what a person needs to
+    try it. Returns the exit code: 0 when asked to stop, 1 when the engine died, 130 when asked twice. Raises
+    SemipdError when the start fails."""
+    configure_logging(config.server.log_format, config.server.log_level)
+    if note := raise_file_limit():
+        log.warning("%s", note)
+    with ExitStack() as stack:
+        if pid_file is not None and (stale := stack.enter_context(claim_pid_file(pid_file))) is not None:
+            log.warning("the daemon before, pid %d, left its pid file %s behind", stale, pid_file)
+        files = ModelFiles.open(config.model.name)
+        runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
+        try:
+            return runner.run(Daemon(config, files, spawn, on_ready).live())
+        except asyncio.CancelledError:
+            return EXIT_FORCED
 
 
 class Daemon:
     """One life cycle."""
 
-    def __init__(self, config: Config, files: ModelFiles, spawn: Callable[[], EngineChild]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        files: ModelFiles,
+        spawn: Callable[[], EngineChild],
+        on_ready: Callable[[str], None],
+    ) -> None:
         self._config = config
+        self._on_ready = on_ready
         self._stop = asyncio.Event()
         settings = config.engine_settings(files.folder)
         self._supervisor = Supervisor(settings, lambda message: self._table.on_message(message), spawn)
@@ -76,18 +100,25 @@ class Daemon:
     async def _open(self, stack: AsyncExitStack) -> int:
         """Everything but the engine. Returns the HTTP port."""
         server = self._config.server
-        listeners = claim_http(server.host, server.port)
+        listeners = claim_http(server.host, server.port, server.backlog)
         port: int = listeners[0].getsockname()[1]
         for listener in listeners:
             stack.callback(listener.close)
-        unix_listener = stack.enter_context(claim_socket(self._config.socket_path))
+        unix_listener = stack.enter_context(claim_socket(self._config.socket_path, server.backlog))
         stack.push_async_callback(self._supervisor.stop)
         services = Services(
-            self._config.served_model_name, self._supervisor, self._table, self._generation, self.shut_down
+            self._config.served_model_name,
+            self._supervisor,
+            self._table,
+            self._generation,
+            self.shut_down,
+            SloTargets(**asdict(self._config.slo)),
         )
+        await stack.enter_async_context(services.vitals.watched())
         # Served from the beginning, so that /health and /ready tell a slow start from a dead one.
-        await stack.enter_async_context(serve_http(services, listeners, server.host, server.max_body_bytes))
-        await stack.enter_async_context(serve_unix_socket(services, unix_listener))
+        http = serve_http(services, listeners, server.host, server.max_body_bytes, server.backlog)
+        await stack.enter_async_context(http)
+        await stack.enter_async_context(serve_unix_socket(services, unix_listener, server.backlog))
         stack.callback(self._table.close, SemipdError("shutting_down", "The daemon is shutting down."))
         return port
 
@@ -96,7 +127,10 @@ class Daemon:
         for note in ready.notes:
             log.warning("%s", note)
         config = self._config
-        _announce(config.server.host, port, config.socket_path, config.served_model_name)
+        text = _announcement(config.server.host, port, config.socket_path, config.served_model_name)
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        self._on_ready(text)
 
     def shut_down(self, why: str) -> None:
         if not self._stop.is_set():
@@ -131,10 +165,9 @@ class Daemon:
             await asyncio.wait([working, stop])
 
 
-def _announce(host: str, port: int, socket_path: Path, model: str) -> None:
+def _announcement(host: str, port: int, socket_path: Path, model: str) -> str:
     """What a person needs to try it."""
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     body = f'{{"model": "{model}", "prompt": "Once upon a time", "max_tokens": 64, "stream": true}}'
     curl = f"curl -N {url}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
-    sys.stdout.write(f"semipd serves {model} at {url}\nsocket {socket_path}\ntry: {curl}\n")
-    sys.stdout.flush()
+    return f"semipd serves {model} at {url}\nsocket {socket_path}\ntry: {curl}\n"

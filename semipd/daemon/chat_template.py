@@ -21,6 +21,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         """Raises SemipdError(`invalid_chat_template`) when the template does not compile."""
+        self._source = source
         self._special_tokens = dict(special_tokens)
         try:
             self._template = _environment().from_string(source)
@@ -30,6 +31,10 @@ class ChatTemplate:
                 f"The checkpoint's chat template does not compile: line {error.lineno}: {error.message}.",
                 "Correct chat_template in tokenizer_config.json, or use /v1/completions, which needs none.",
             ) from error
+
+    def names_role(self, role: str) -> bool:
+        """Whether the template treats the role by name; many drop messages of roles they do not know."""
+        return role in self._source
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **extra: Any

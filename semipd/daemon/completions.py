@@ -1,139 +1,120 @@
-"""POST /v1/completions, streaming or not."""
+"""POST /v1/completions."""
 
-import asyncio
-import json
 import time
-from collections.abc import AsyncIterator
-from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from aiohttp import web
-from pydantic import ValidationError
 
-from semipd.core.errors import SemipdError
-from semipd.daemon.generation import Generation, Piece
-from semipd.daemon.http_errors import REQUEST_ID, error_body
-from semipd.daemon.schema import CompletionRequest, StreamOptions, refusal, refuse_unsupported
-from semipd.daemon.services import Services, usage_to_wire
+from semipd.daemon.answer_types import Completion, CompletionChoice, CompletionLogprobs, Usage
+from semipd.daemon.answers import answer, parse
+from semipd.daemon.choices import Choice, Choices, Update
+from semipd.daemon.generation import Piece
+from semipd.daemon.http_errors import ARRIVAL_NS, REQUEST_ID
+from semipd.daemon.logprobs import CompletionWriter, TokenTexts, join_completion_logprobs, prompt_logprobs
+from semipd.daemon.prompts import Prompt
+from semipd.daemon.schema_openai import CompletionRequest
+from semipd.daemon.services import Services
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's, for this endpoint."""
 
-WRITE_LIMIT_S = 60.0
-"""A client that reads nothing for so long has gone."""
-
 
 class Completions:
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, texts: TokenTexts) -> None:
         self._services = services
+        self._texts = texts
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        body = self._parse(await request.read())
-        opened = self._services.generation.open(request[REQUEST_ID], body.prompt, body, DEFAULT_MAX_TOKENS)
-        async with opened as generation:
-            frame = _Frame(f"cmpl-{request[REQUEST_ID]}", int(time.time()), self._services.model_name)
-            if body.stream:
-                options = body.stream_options or StreamOptions()
-                return await _Stream(request, generation, frame, options).run()
-            return await _whole(generation, frame)
-
-    def _parse(self, raw: bytes) -> CompletionRequest:
-        try:
-            body = CompletionRequest.model_validate_json(raw)
-        except ValidationError as error:
-            raise refusal(error) from error
-        self._services.check_model(body.model)
-        if body.stream_options is not None and not body.stream:
-            raise SemipdError("invalid_value", "stream_options needs stream=true.", param="stream_options")
-        self._services.ignore_fields(refuse_unsupported(body.model_extra or {}))
-        return body
+        body = parse(CompletionRequest, await request.read(), self._services)
+        service, request_id = self._services.generation, request[REQUEST_ID]
+        special = body.add_special_tokens is not False
+        prompts = await service.prompts.of(body.prompts, add_special_tokens=special)
+        prepared = [service.prepare(prompt, body, DEFAULT_MAX_TOKENS) for prompt in prompts]
+        choices = Choices(service, request_id, request[ARRIVAL_NS], prepared, body.num_choices)
+        shape = _CompletionShape(f"cmpl-{request_id}", self._services.model_name, body, self._texts)
+        return await answer(request, choices, shape, body)
 
 
-@dataclass(frozen=True, slots=True)
-class _Frame:
-    """What every object of one answer repeats."""
+class _CompletionShape:
+    def __init__(self, answer_id: str, model: str, body: CompletionRequest, texts: TokenTexts) -> None:
+        self._id = answer_id
+        self._created_s = int(time.time())
+        self._model = model
+        self._body = body
+        self._texts = texts
+        self._writers: dict[int, CompletionWriter] = {}
 
-    id: str
-    created_s: int
-    model: str
+    def whole(self, updates: Sequence[Update], usage: Usage) -> Completion:
+        choices = [self._choice(choice, piece, is_first=True) for choice, piece in updates]
+        return {**self._frame(choices), "usage": usage}
 
-    def body(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def chunks(self, choice: Choice, piece: Piece) -> Iterator[Completion]:
+        is_first = not choice.started
+        if piece.text or piece.finish_reason is not None or self._has_news(piece, is_first=is_first):
+            yield self._frame([self._choice(choice, piece, is_first=is_first)])
+
+    def _has_news(self, piece: Piece, *, is_first: bool) -> bool:
+        """Besides text: what the request asked for of the prompt and of each token."""
+        body = self._body
+        of_tokens = body.return_token_ids or body.logprobs is not None
+        of_prompt = body.return_token_ids or body.echo or body.prompt_logprobs is not None
+        return bool((of_tokens and piece.token_ids) or (of_prompt and is_first))
+
+    def usage_chunk(self) -> Completion:
+        return self._frame([])
+
+    def _frame(self, choices: list[CompletionChoice]) -> Completion:
         return {
-            "id": self.id,
+            "id": self._id,
             "object": "text_completion",
-            "created": self.created_s,
-            "model": self.model,
+            "created": self._created_s,
+            "model": self._model,
             "choices": choices,
         }
 
+    def _choice(self, choice: Choice, piece: Piece, *, is_first: bool) -> CompletionChoice:
+        prompt, echo = choice.prepared.prompt, self._body.echo and is_first
+        echoed = self._text_of(prompt) if echo else ""
+        shown: CompletionChoice = {
+            "index": choice.index,
+            "text": echoed + piece.text,
+            "logprobs": None,
+            "finish_reason": piece.openai_reason,
+            "stop_reason": piece.stop_reason,
+        }
+        if self._body.logprobs is not None:
+            shown["logprobs"] = self._logprobs(choice, piece, echoed if echo else None)
+        if self._body.return_token_ids:
+            shown["token_ids"] = piece.token_ids
+            if is_first:
+                shown["prompt_token_ids"] = prompt.token_ids
+        if self._body.prompt_logprobs is not None and is_first:
+            entries = choice.prompt_logprobs
+            shown["prompt_logprobs"] = prompt_logprobs(entries, self._body.prompt_logprobs, self._texts)
+        return shown
 
-def _choice(text: str, finish_reason: str | None) -> dict[str, Any]:
-    return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
+    def _logprobs(self, choice: Choice, piece: Piece, echoed: str | None) -> CompletionLogprobs:
+        """`echoed`: the prompt's text if it is part of this choice's text."""
+        prompt = choice.prepared.prompt
+        writer = self._writers.get(choice.index)
+        if writer is None:
+            writer = self._writers[choice.index] = self._writer(prompt)
+        if echoed is None:
+            return writer.tokens(piece.logprobs)
+        shown = writer.prompt(prompt.token_ids, choice.prompt_logprobs, echoed)
+        return join_completion_logprobs(shown, writer.tokens(piece.logprobs))
 
+    def _writer(self, prompt: Prompt) -> CompletionWriter:
+        body = self._body
+        skip_special = body.skip_special_tokens is not False
+        decoder = self._texts.tokenizer.stream_decoder(skip_special_tokens=skip_special)
+        if not body.echo:
+            decoder.prime(prompt.token_ids)
+        as_ids = bool(body.return_tokens_as_token_ids)
+        return CompletionWriter(self._texts, decoder, body.logprobs or 0, as_ids=as_ids)
 
-async def _whole(generation: Generation, frame: _Frame) -> web.Response:
-    pieces = [piece async for piece in generation.pieces()]
-    choice = _choice("".join(piece.text for piece in pieces), pieces[-1].finish_reason)
-    return web.json_response(frame.body([choice]) | {"usage": usage_to_wire(generation.usage)})
-
-
-class _Stream:
-    """Server-sent events. Headers wait for the first piece, so an early failure has its own status."""
-
-    def __init__(
-        self, request: web.Request, generation: Generation, frame: _Frame, options: StreamOptions
-    ) -> None:
-        self._request = request
-        self._generation = generation
-        self._frame = frame
-        self._include_usage = bool(options.include_usage)
-        self._continuous_usage = bool(options.continuous_usage_stats)
-        self._response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
-        )
-
-    async def run(self) -> web.StreamResponse:
-        async with aclosing(self._generation.pieces()) as pieces:
-            first = await anext(pieces)
-            try:
-                await self._response.prepare(self._request)
-                await self._send_all(first, pieces)
-                await self._response.write_eof()
-            except (ConnectionError, TimeoutError):
-                # The client has gone or reads nothing; who opened the generation cancels it now.
-                if self._request.transport is not None:
-                    self._request.transport.abort()
-        return self._response
-
-    async def _send_all(self, first: Piece, rest: AsyncIterator[Piece]) -> None:
-        try:
-            await self._send_piece(first)
-            async for piece in rest:
-                await self._send_piece(piece)
-        except SemipdError as error:
-            await self._send(error_body(error))
-            return
-        if self._include_usage:
-            await self._send(self._frame.body([]) | self._usage())
-        await self._write(b"data: [DONE]\n\n")
-
-    async def _send_piece(self, piece: Piece) -> None:
-        if not piece.text and piece.finish_reason is None:
-            return
-        body = self._frame.body([_choice(piece.text, piece.finish_reason)])
-        if self._continuous_usage:
-            body |= self._usage()
-        elif self._include_usage:
-            body["usage"] = None
-        await self._send(body)
-
-    def _usage(self) -> dict[str, Any]:
-        return {"usage": usage_to_wire(self._generation.usage)}
-
-    async def _send(self, body: dict[str, Any]) -> None:
-        await self._write(b"data: " + json.dumps(body).encode() + b"\n\n")
-
-    async def _write(self, data: bytes) -> None:
-        async with asyncio.timeout(WRITE_LIMIT_S):
-            await self._response.write(data)
+    def _text_of(self, prompt: Prompt) -> str:
+        if prompt.text is not None:
+            return prompt.text
+        skip_special = self._body.skip_special_tokens is not False
+        return self._texts.tokenizer.decode(prompt.token_ids, skip_special_tokens=skip_special)

@@ -1,55 +1,22 @@
-"""Generation for HTTP and socket alike: validate, tokenize, submit, and give text as it becomes certain."""
+"""Generation for HTTP and socket alike: validate, submit, and give text as it becomes certain."""
 
 import asyncio
-import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from semipd.core.errors import SemipdError
 from semipd.core.events import FinishReason
-from semipd.core.sampling import SamplingParams
+from semipd.core.plan import TokenLogprobs
+from semipd.core.sampling import MAX_SEED, SamplingParams
+from semipd.daemon.history import RequestRecord
+from semipd.daemon.params import Limits, sampling_params
+from semipd.daemon.prompts import Prompt, Prompts
 from semipd.daemon.requests import LiveRequest, RequestTable
 from semipd.daemon.schema import SamplingOptions
-from semipd.daemon.text import StreamDecoder, TextStream
-
-INLINE_ENCODE_CHARS = 4096
-"""Longer texts are tokenized in a thread: this many take about a millisecond."""
-
-
-class TextCodec(Protocol):
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
-
-    def stream_decoder(self) -> StreamDecoder: ...
-
-
-class MessageTemplate(Protocol):
-    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str: ...
-
-
-class ServedModel(Protocol):
-    """What generation needs to know of the checkpoint; daemon.model_files provides it."""
-
-    @property
-    def tokenizer(self) -> TextCodec: ...
-
-    @property
-    def chat_template(self) -> MessageTemplate | None: ...
-
-    @property
-    def eos_token_ids(self) -> Sequence[int]: ...
-
-    @property
-    def sampling_defaults(self) -> Mapping[str, float | int]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The engine's, known when it is ready."""
-
-    vocab_size: int
-    max_model_len: int
+from semipd.daemon.served_model import ServedModel
+from semipd.daemon.text import TextStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +29,51 @@ class Usage:
 @dataclass(frozen=True, slots=True)
 class Piece:
     """New text and the tokens behind it. While text may still become a stop string, it comes with a
-    later piece than its tokens. Only the last piece has a finish reason."""
+    later piece than its tokens. Only the last piece has a finish reason.
+
+    `logprobs`: one per token, if the request asked. `stop_reason`: the stop string, or the client's own
+    stop token, that ended the text.
+    """
 
     text: str
     token_ids: list[int]
     finish_reason: FinishReason | None = None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    stop_reason: str | int | None = None
+
+    @property
+    def openai_reason(self) -> Literal["stop", "length"] | None:
+        """OpenAI knows no other ends: a cancelled request is an error there."""
+        if self.finish_reason == "cancelled" or self.finish_reason == "error":
+            raise SemipdError("request_cancelled", "The request was cancelled.")
+        return self.finish_reason
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A valid request that the engine has not seen."""
+
+    prompt: Prompt
+    params: SamplingParams
+    options: SamplingOptions
+
+    def sibling(self, idx: int) -> "Prepared":
+        """Another choice for the same prompt: the next seed. The prompt's log-probabilities are known."""
+        seed = (self.params.seed + idx) % (MAX_SEED + 1)
+        return replace(self, params=replace(self.params, seed=seed, prompt_logprobs=None))
 
 
 class Generation:
-    """One admitted request."""
+    """One admitted request; close it, and what still runs is cancelled."""
 
-    def __init__(self, live: LiveRequest, text: TextStream, table: RequestTable) -> None:
+    def __init__(
+        self, live: LiveRequest, text: TextStream, table: RequestTable, options: SamplingOptions
+    ) -> None:
         self._live = live
         self._text = text
         self._table = table
+        self._own_stop_ids = options.stop_token_ids or ()
+        self._prompt_only = options.prompt_only
 
     @property
     def usage(self) -> Usage:
@@ -83,33 +81,67 @@ class Generation:
         prompt = len(self._live.request.prompt)
         return Usage(prompt, self._text.num_tokens, self._live.cached_tokens)
 
+    @property
+    def record(self) -> RequestRecord:
+        return self._live.record
+
+    @property
+    def prompt_logprobs(self) -> list[TokenLogprobs]:
+        """Of the prompt tokens from the second on; complete when the first piece is there."""
+        return self._live.prompt_logprobs
+
     def cancel(self) -> None:
         """End it; the consumer's last piece says so. Does not wait."""
         self._table.cancel(self._live)
 
+    def close(self) -> None:
+        """Idempotent."""
+        self._table.release(self._live)
+
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Ends after the piece with a finish reason. Raises SemipdError if the request fails."""
-        live, text = self._live, self._text
         while True:
-            num_seen = text.num_tokens
-            await live.changed(num_seen)
-            fresh = live.tokens[num_seen:]
-            released = text.push(fresh)
-            if text.matched:
-                self._table.cancel(live, "stop")
-                yield Piece(released, fresh[: text.num_tokens - num_seen], "stop")
+            await self._live.changed(self._text.num_tokens)
+            piece = self.poll()
+            assert piece is not None, "changed, yet there is nothing new"
+            yield piece
+            # Whoever asks for the next piece has sent this one.
+            self.sent(piece)
+            if piece.finish_reason is not None:
                 return
-            if live.is_over:
-                yield self._last(released, fresh)
-                return
-            yield Piece(released, fresh)
 
-    def _last(self, released: str, fresh: list[int]) -> Piece:
-        if self._live.error is not None:
-            raise self._live.error
-        reason = self._live.finish_reason
-        rest = self._text.finish(at_stop_token=reason == "stop")
-        return Piece(released + rest, fresh, "stop" if self._text.matched else reason)
+    def poll(self) -> Piece | None:
+        """What is new; None if nothing is. Raises SemipdError if the request has failed. Not to be called
+        again after a piece with a finish reason."""
+        live, text = self._live, self._text
+        first = text.num_tokens
+        if len(live.tokens) == first and not live.is_over:
+            return None
+        if live.error is not None:
+            raise live.error
+        if self._prompt_only:
+            # the one token that was computed is nobody's
+            self._table.cancel(live, "length")
+            return Piece("", [], "length")
+        released = text.push(live.tokens[first:])
+        if text.matched:
+            self._table.cancel(live, "stop")
+            return self._piece(released, first, "stop")
+        if live.is_over:
+            rest = text.finish(at_stop_token=live.finish_reason == "stop")
+            return self._piece(released + rest, first, "stop" if text.matched else live.finish_reason)
+        return self._piece(released, first)
+
+    def sent(self, piece: Piece) -> None:
+        """The piece has left the daemon."""
+        has_text = bool(piece.text) or piece.finish_reason is not None
+        self._table.history.sent(self._live.record, len(piece.token_ids), has_text=has_text)
+
+    def _piece(self, text: str, first: int, reason: FinishReason | None = None) -> Piece:
+        live, end = self._live, self._text.num_tokens
+        token = live.stop_token if reason == "stop" and live.stop_token in self._own_stop_ids else None
+        stop_reason = self._text.stop if self._text.matched else token
+        return Piece(text, live.tokens[first:end], reason, live.logprobs[first:end], stop_reason)
 
 
 class GenerationService:
@@ -117,135 +149,81 @@ class GenerationService:
 
     def __init__(self, model: ServedModel, table: RequestTable) -> None:
         self.table = table
-        self._model = model
+        self.model = model
+        self.prompts = Prompts(model)
         self._limits: Limits | None = None
 
     def engine_is_ready(self, limits: Limits) -> None:
         self._limits = limits
 
-    @asynccontextmanager
-    async def open(
-        self,
-        request_id: str,
-        prompt: str | list[int],
-        options: SamplingOptions,
-        default_max_tokens: int | None = None,
-    ) -> AsyncIterator[Generation]:
-        """Admit a request; leaving the context cancels what is still running.
-
-        `default_max_tokens` applies when the options name none; None: as many as fit. Raises
-        SemipdError: `engine_not_ready`, `empty_prompt`, `invalid_value`, `context_length_exceeded`, and
-        what RequestTable.admit raises.
-        """
+    @property
+    def limits(self) -> Limits:
+        """Raises SemipdError(`engine_not_ready`)."""
         if self._limits is None:
             raise SemipdError(
                 "engine_not_ready", "The engine is still starting.", "Send the request again later."
             )
-        if isinstance(prompt, str):
-            prompt = await self._encode(prompt, options.add_special_tokens is not False)
-        _check_prompt(prompt, self._limits)
-        params = self._params(options, len(prompt), default_max_tokens, self._limits)
-        live = self.table.admit(request_id, prompt, params, namespace=options.cache_salt or "")
+        return self._limits
+
+    @asynccontextmanager
+    async def open(
+        self,
+        request_id: str,
+        prompt: str | list[int] | Prompt,
+        options: SamplingOptions,
+        default_max_tokens: int | None = None,
+        arrival_ns: int | None = None,
+    ) -> AsyncIterator[Generation]:
+        """Admit a request; leaving the context cancels what is still running.
+
+        `arrival_ns`: when the request reached the daemon (CLOCK_MONOTONIC); None: now. Raises what
+        `prepare` and `admit` raise.
+        """
+        if not isinstance(prompt, Prompt):
+            special = options.add_special_tokens is not False
+            [prompt] = await self.prompts.of([prompt], add_special_tokens=special)
+        prepared = self.prepare(prompt, options, default_max_tokens)
+        generation = self.admit(request_id, prepared, arrival_ns)
         try:
-            # The engine gets no stop strings: they are found here.
-            decoder = self._model.tokenizer.stream_decoder()
-            text = TextStream(decoder, options.stop or (), params.stop_token_ids, params.min_tokens)
-            yield Generation(live, text, self.table)
+            yield generation
         finally:
-            self.table.release(live)
+            generation.close()
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The prompt of a conversation, special tokens included. Raises SemipdError."""
-        template = self._model.chat_template
-        if template is None:
-            raise SemipdError(
-                "no_chat_template",
-                "The model has no chat template.",
-                "Send a prompt instead of messages.",
-                param="messages",
-            )
-        return template.render(messages)
+    def prepare(
+        self, prompt: Prompt, options: SamplingOptions, default_max_tokens: int | None = None
+    ) -> Prepared:
+        """`default_max_tokens` applies when the options name none; None: as many as fit.
 
-    async def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        encode = self._model.tokenizer.encode
-        if len(text) <= INLINE_ENCODE_CHARS:
-            return encode(text, add_special_tokens=add_special_tokens)
-        return await asyncio.to_thread(encode, text, add_special_tokens=add_special_tokens)
+        Raises SemipdError: `engine_not_ready`, `empty_prompt`, `invalid_value`, `context_length_exceeded`.
+        """
+        params = sampling_params(options, prompt.token_ids, default_max_tokens, self.model, self.limits)
+        return Prepared(prompt, params, options)
 
-    def _params(
-        self, options: SamplingOptions, num_prompt_tokens: int, default_max_tokens: int | None, limits: Limits
-    ) -> SamplingParams:
-        given = {name: getattr(options, name) for name in _PLAIN_FIELDS}
-        fields: dict[str, Any] = dict(self._model.sampling_defaults)
-        fields |= {name: value for name, value in given.items() if value is not None}
-        if fields.get("top_k") == -1:  # how vLLM and its clients spell "off"
-            fields["top_k"] = 0
-        stop_ids = dict.fromkeys(options.stop_token_ids or ())
-        if not options.ignore_eos:
-            stop_ids |= dict.fromkeys(self._model.eos_token_ids)
-        params = SamplingParams(
-            max_tokens=_max_tokens(options.max_tokens, default_max_tokens, num_prompt_tokens, limits),
-            seed=secrets.randbits(64) if options.seed is None else options.seed % 2**64,
-            logit_bias=_logit_bias(options.logit_bias),
-            stop_token_ids=tuple(stop_ids),
-            **fields,
+    def admit(
+        self,
+        request_id: str,
+        prepared: Prepared,
+        arrival_ns: int | None = None,
+        news: asyncio.Event | None = None,
+    ) -> Generation:
+        """Hand the request to the engine; the caller closes the generation. `news` is set when it has
+        changed. Raises what RequestTable.admit raises."""
+        prompt, params, options = prepared.prompt, prepared.params, prepared.options
+        namespace = options.cache_salt or ""
+        live = self.table.admit(request_id, prompt.token_ids, params, namespace, arrival_ns, news)
+        return Generation(live, self._text_stream(prepared), self.table, options)
+
+    def _text_stream(self, prepared: Prepared) -> TextStream:
+        # The engine gets no stop strings: they are found here.
+        options, params = prepared.options, prepared.params
+        skip_special = options.skip_special_tokens is not False
+        decoder = self.model.tokenizer.stream_decoder(skip_special_tokens=skip_special)
+        if not prepared.prompt.opens_text:
+            decoder.prime(prepared.prompt.token_ids)
+        return TextStream(
+            decoder,
+            options.stop or (),
+            params.stop_token_ids,
+            params.min_tokens,
+            keep_stop=bool(options.include_stop_str_in_output),
         )
-        params.validate(limits.vocab_size)
-        return params
-
-
-_PLAIN_FIELDS = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "min_tokens",
-)
-
-
-def _check_prompt(prompt: list[int], limits: Limits) -> None:
-    if not prompt:
-        message = "The prompt holds no tokens; at least one is needed."
-        raise SemipdError("empty_prompt", message, param="prompt")
-    if max(prompt) >= limits.vocab_size or min(prompt) < 0:
-        wrong = next(token for token in prompt if not 0 <= token < limits.vocab_size)
-        raise SemipdError(
-            "invalid_value",
-            f"prompt holds the token id {wrong}; the vocabulary has {limits.vocab_size} tokens.",
-            param="prompt",
-        )
-    if len(prompt) >= limits.max_model_len:
-        raise SemipdError(
-            "context_length_exceeded",
-            f"The prompt has {len(prompt)} tokens; with at least one to generate, "
-            f"the context of {limits.max_model_len} tokens is exceeded.",
-            "Shorten the prompt.",
-            param="prompt",
-        )
-
-
-def _max_tokens(asked: int | None, default: int | None, num_prompt_tokens: int, limits: Limits) -> int:
-    room = limits.max_model_len - num_prompt_tokens
-    if asked is None:
-        return room if default is None else min(default, room)
-    if asked > room:
-        raise SemipdError(
-            "context_length_exceeded",
-            f"{num_prompt_tokens} prompt tokens and max_tokens={asked} exceed "
-            f"the context of {limits.max_model_len} tokens.",
-            f"Lower max_tokens to {room}, or shorten the prompt.",
-            param="max_tokens",
-        )
-    return asked
-
-
-def _logit_bias(bias: Mapping[str, float] | None) -> tuple[tuple[int, float], ...]:
-    try:
-        return tuple((int(token), value) for token, value in (bias or {}).items())
-    except ValueError as error:
-        raise SemipdError(
-            "invalid_value", "logit_bias needs token ids as keys.", param="logit_bias"
-        ) from error

@@ -8,8 +8,12 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from semipd.core.errors import SemipdError
-from semipd.daemon.completions import Completions
+from semipd.daemon.addresses import DEFAULT_BACKLOG
+from semipd.daemon.api import add_document
 from semipd.daemon.http_errors import Handler, add_request_id, answer_errors, error_response
+from semipd.daemon.openai_routes import add_routes as add_openai
+from semipd.daemon.operations import add_routes as add_operations
+from semipd.daemon.operations import refusal_recorder
 from semipd.daemon.services import Services
 
 SHUTDOWN_LIMIT_S = 3.0
@@ -22,9 +26,14 @@ _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 @asynccontextmanager
 async def serve_http(
-    services: Services, listeners: Sequence[socket.socket], host: str, max_body_bytes: int
+    services: Services,
+    listeners: Sequence[socket.socket],
+    host: str,
+    max_body_bytes: int,
+    backlog: int = DEFAULT_BACKLOG,
 ) -> AsyncIterator[None]:
-    """Serve on `listeners`, which are closed at the end. `host` is a further name clients may use."""
+    """Serve on `listeners`, which are closed at the end. `host` is a further name clients may use.
+    `backlog`: connections that may wait to be accepted."""
     runner = web.AppRunner(
         make_app(services, host, max_body_bytes),
         access_log=None,
@@ -34,7 +43,7 @@ async def serve_http(
     await runner.setup()
     try:
         for listener in listeners:
-            await web.SockSite(runner, listener).start()
+            await web.SockSite(runner, listener, backlog=backlog).start()
         yield
     finally:
         await runner.cleanup()
@@ -52,15 +61,16 @@ def make_app(services: Services, host: str, max_body_bytes: int) -> web.Applicat
             await _read_body(request, max_body_bytes)
         return await handler(request)
 
-    app = web.Application(middlewares=[answer_errors, guard], client_max_size=max_body_bytes)
+    middlewares = [answer_errors, refusal_recorder(services), guard]
+    app = web.Application(middlewares=middlewares, client_max_size=max_body_bytes)
     app.on_response_prepare.append(add_request_id)
     operations = _Operations(services)
-    app.router.add_post("/v1/completions", Completions(services).handle)
-    app.router.add_get("/v1/models", operations.models)
-    app.router.add_get("/v1/models/{name:.+}", operations.model)
     app.router.add_get("/v1/status", operations.status)
     app.router.add_get("/health", operations.health)
     app.router.add_get("/ready", operations.ready)
+    add_openai(app, services)
+    add_operations(app, services)
+    add_document(app)
     return app
 
 
@@ -111,13 +121,6 @@ class _Operations:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    async def models(self, _request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [self._card()]})
-
-    async def model(self, request: web.Request) -> web.Response:
-        self._services.check_model(request.match_info["name"])
-        return web.json_response(self._card())
-
     async def health(self, _request: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
 
@@ -130,13 +133,3 @@ class _Operations:
 
     async def status(self, _request: web.Request) -> web.Response:
         return web.json_response(await self._services.status())
-
-    def _card(self) -> dict[str, object]:
-        ready = self._services.supervisor.ready
-        return {
-            "id": self._services.model_name,
-            "object": "model",
-            "created": self._services.started_at_s,
-            "owned_by": "semipd",
-            "max_model_len": ready.max_model_len if ready else None,
-        }

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -13,6 +14,8 @@ from semipd.core.errors import SemipdError
 log = logging.getLogger(__name__)
 
 REQUEST_ID = web.RequestKey("request_id", str)
+ARRIVAL_NS = web.RequestKey("arrival_ns", int)
+"""CLOCK_MONOTONIC when the request's head had been read."""
 
 _STATUS: dict[str, int] = {
     "host_not_allowed": 403,
@@ -22,6 +25,7 @@ _STATUS: dict[str, int] = {
     "request_timeout": 408,
     "body_too_large": 413,
     "unsupported_media_type": 415,
+    "request_cancelled": 499,
     "internal_error": 500,
     "engine_crashed": 500,
     "lane_failed": 500,
@@ -42,6 +46,11 @@ def status_of(error: SemipdError) -> int:
     return _STATUS.get(error.code, 400)
 
 
+def is_clients_fault(code: str) -> bool:
+    """Another server would have refused it too."""
+    return _STATUS.get(code, 400) < 500
+
+
 def error_body(error: SemipdError) -> dict[str, Any]:
     kind = "invalid_request_error" if status_of(error) < 500 else "server_error"
     return {"error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}}
@@ -54,6 +63,7 @@ def error_response(error: SemipdError, headers: Mapping[str, str] | None = None)
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Outermost: names the request, and turns what goes wrong before the first byte into an answer."""
+    request[ARRIVAL_NS] = time.monotonic_ns()
     given = request.headers.get("X-Request-ID", "")
     request[REQUEST_ID] = given if _CLIENT_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     try:

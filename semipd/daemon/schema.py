@@ -1,11 +1,13 @@
-"""Request bodies of HTTP and socket: their fields, and refusals in plain words."""
+"""What requests of HTTP and socket share: how to generate, and refusals in plain words."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from semipd.core.errors import SemipdError
+from semipd.daemon.history import MAX_RECENT
+from semipd.daemon.schema_messages import Messages
+from semipd.wire.client_protocol import MAX_INTERVAL_MS, MIN_INTERVAL_MS
 
 MAX_STOPS = 64
 MAX_STOP_CHARS = 1024
@@ -17,25 +19,22 @@ def _stops(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-def _one_prompt(value: object) -> object:
-    """A batch of one is that prompt."""
-    if not isinstance(value, list) or not value or isinstance(value[0], int):
-        return value
-    if not all(isinstance(entry, str | list) for entry in value):
-        return value
-    if len(value) > 1:
-        raise SemipdError(
-            "unsupported_value",
-            f"prompt holds {len(value)} prompts; one request takes one.",
-            "Send one request per prompt.",
-            param="prompt",
-        )
-    return value[0]
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
+
+WHOLE = BeforeValidator(_whole)
+"""JSON has one kind of number: some languages write 16 as 16.0."""
+
+Integer = Annotated[int, WHOLE]
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
-Prompt = Annotated[str | TokenIds, BeforeValidator(_one_prompt)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+StopStrings = Annotated[
+    list[StopString],
+    BeforeValidator(_stops, json_schema_input_type=StopString | list[StopString]),
+    Field(max_length=MAX_STOPS),
+]
 
 
 class SamplingOptions(BaseModel):
@@ -43,39 +42,46 @@ class SamplingOptions(BaseModel):
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
-    max_tokens: int | None = None
+    max_tokens: Integer | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Integer | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
-    seed: Annotated[int, Field(ge=_MIN_SEED, lt=2**64)] | None = None
-    min_tokens: int | None = None
+    seed: Annotated[int, Field(ge=_MIN_SEED, lt=2**64), WHOLE] | None = None
+    min_tokens: Integer | None = None
     ignore_eos: bool | None = None
-    stop: Annotated[list[StopString], BeforeValidator(_stops), Field(max_length=MAX_STOPS)] | None = None
+    stop: StopStrings | None = None
     stop_token_ids: TokenIds | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
     cache_salt: str | None = None
+    include_timing: bool | None = None
+    """Adds `timing` to the answer's usage."""
 
+    @property
+    def token_limit(self) -> int | None:
+        """Tokens to generate at most; None: the endpoint's default."""
+        return self.max_tokens
 
-class StreamOptions(BaseModel):
-    include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
+    @property
+    def prompt_only(self) -> bool:
+        """Nothing is to be generated: the client wants to know about its prompt."""
+        return False
 
+    @property
+    def num_logprobs(self) -> int | None:
+        """Alternatives to report with each generated token; None: no log-probabilities."""
+        return None
 
-class CompletionRequest(SamplingOptions):
-    """POST /v1/completions. Fields we do not know land in `model_extra`."""
-
-    model_config = ConfigDict(extra="allow")
-
-    model: str | None = None
-    prompt: Prompt
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    user: str | None = None
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """Likewise for the prompt's tokens."""
+        return None
 
 
 class SocketRequest(BaseModel):
@@ -87,59 +93,51 @@ class SocketRequest(BaseModel):
 
 
 class GenerateRequest(SamplingOptions, SocketRequest):
+    """`request_id`: the public id, for logs and listings; without it the daemon chooses one."""
+
     op: Literal["generate"]
+    request_id: Annotated[str, Field(pattern=r"^[!-~]{1,128}$")] | None = None
     prompt: str | TokenIds | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: Messages | None = None
 
 
 class CancelRequest(SocketRequest):
-    """`target` is the id of a generate request on the same connection."""
+    """Either `target`, the id of a generate request on the same connection, or `request_id`, the public id
+    of any request."""
 
     op: Literal["cancel"]
-    target: int | str
+    target: int | str | None = None
+    request_id: str | None = None
 
 
 class PlainRequest(SocketRequest):
     op: Literal["status", "shutdown"]
 
 
-# What these fields may hold without asking for anything; other values would change the answer.
-_INERT: dict[str, tuple[object, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "echo": (False,),
-    "suffix": ("",),
-    "logprobs": (),
-    "prompt_logprobs": (),
-    "use_beam_search": (False,),
-    "length_penalty": (1, 1.0),
-    "allowed_token_ids": (),
-    "bad_words": ([],),
-    "truncate_prompt_tokens": (),
-    "include_stop_str_in_output": (False,),
-    "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True, False),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-}
+class RequestsRequest(SocketRequest):
+    """Live and recent requests; with `request_id` that one only, and its events."""
+
+    op: Literal["requests"]
+    state: Literal["waiting", "prefilling", "decoding", "finished", "live"] | None = None
+    limit: Annotated[int, Field(ge=1, le=MAX_RECENT)] = 100
+    request_id: str | None = None
 
 
-def refuse_unsupported(fields: Mapping[str, object]) -> list[str]:
-    """Names in `fields` that mean nothing to us. Raises SemipdError(`unsupported_value`) on a field we
-    know, cannot honour, and would have to."""
-    for name, value in fields.items():
-        if name in _INERT and value is not None and value not in _INERT[name]:
-            raise SemipdError(
-                "unsupported_value",
-                f"{name}={value!r:.80} is not supported.",
-                f"Leave {name} out.",
-                param=name,
-            )
-    return [name for name in fields if name not in _INERT]
+class SubscribeRequest(SocketRequest):
+    """State frames every `interval_ms`, and with `events` also what has happened since `after`, an event's
+    id; without it from now on."""
+
+    op: Literal["subscribe"]
+    interval_ms: Annotated[int, Field(ge=MIN_INTERVAL_MS, le=MAX_INTERVAL_MS)] = 1000
+    events: bool = False
+    after: str | None = None
+
+
+class UnsubscribeRequest(SocketRequest):
+    """`target` is the id of a subscribe request on the same connection."""
+
+    op: Literal["unsubscribe"]
+    target: int | str
 
 
 def refusal(error: ValidationError) -> SemipdError:
@@ -154,10 +152,10 @@ def refusal(error: ValidationError) -> SemipdError:
         case "json_invalid":
             return SemipdError("malformed_json", f"The body is not valid JSON: {problem['msg']}.")
         case "missing":
-            return SemipdError("missing_field", f"The field {param} is required.", param=param)
+            return SemipdError("missing_field", f"The field {'.'.join(where)} is required.", param=param)
         case "extra_forbidden":
-            return SemipdError("unknown_field", f"There is no field {param}.", param=param)
+            return SemipdError("unknown_field", f"There is no field {'.'.join(where)}.", param=param)
     got = f"; got {problem['input']!r:.80}" if where else ""
-    hint = "A prompt is a string or a list of token ids." if param == "prompt" else ""
+    hint = "A prompt is a string, a list of token ids, or a list of these." if param == "prompt" else ""
     message = f"{'.'.join(where) or 'body'}: {problem['msg']}{got}."
     return SemipdError("invalid_value", message, hint, param=param)

@@ -1,22 +1,35 @@
 """What HTTP and socket handlers share: generation, status, readiness, the way to stop."""
 
+import asyncio
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from semipd import __version__
 from semipd.core.errors import SemipdError
+from semipd.daemon.answer_types import Timing
+from semipd.daemon.answer_types import Usage as UsageAnswer
 from semipd.daemon.generation import GenerationService, Usage
+from semipd.daemon.http_errors import is_clients_fault
+from semipd.daemon.metrics import Metrics, exposition, families
 from semipd.daemon.requests import RequestTable
+from semipd.daemon.slo import SloTargets, SloWindow
+from semipd.daemon.snapshot import state_frame, state_samples
 from semipd.daemon.supervisor import Supervisor
+from semipd.daemon.vitals import Vitals
 
 log = logging.getLogger(__name__)
 
 FRESH_ANSWER_S = 1.0
 """A status answer this young proves readiness without another round trip."""
+
+METRICS_AGE_S = 1.0
+"""How old the engine's part of the metrics may be: several scrapers share one question."""
+
+CancelResult = Literal["cancelled", "already_finished", "not_found"]
 
 MAX_IGNORED_NAMES = 256
 """Names of unknown fields remembered; clients choose them, so their number is bounded."""
@@ -32,15 +45,22 @@ class Services:
         table: RequestTable,
         generation: GenerationService,
         shut_down: Callable[[str], None],
+        slo_targets: SloTargets | None = None,
     ) -> None:
         self.model_name = model_name
         self.supervisor = supervisor
         self.table = table
         self.generation = generation
         self.shut_down = shut_down
+        self.history = table.history
+        self.metrics = Metrics(self.history)
+        self.vitals = Vitals(supervisor, self.history)
+        self.slo = SloWindow(slo_targets or SloTargets(), is_clients_fault=is_clients_fault)
+        self.history.on_finished.append(self.slo.finished)
+        self.history.on_refused.append(self.slo.refused)
         self.started_at_s = int(time.time())
         self._started_s = time.monotonic()
-        self._ignored_fields: Counter[str] = Counter()
+        self.ignored_fields: Counter[str] = Counter()
 
     async def status(self) -> dict[str, Any]:
         """The status document, the engine's numbers fetched through its loop. Raises SemipdError."""
@@ -53,12 +73,38 @@ class Services:
             "device_info": ready.info,
             "notes": list(ready.notes),
             "versions": {"daemon": __version__, "engine": ready.version},
-            "uptime_s": time.monotonic() - self._started_s,
+            "uptime_s": self.uptime_s,
             "startup": [asdict(phase) for phase in self.supervisor.timeline],
             "totals": dict(self.table.totals),
             "live_requests": len(self.table),
-            "ignored_fields": dict(self._ignored_fields),
+            "ignored_fields": dict(self.ignored_fields),
         }
+
+    @property
+    def uptime_s(self) -> float:
+        return time.monotonic() - self._started_s
+
+    async def state(self, max_age_s: float) -> dict[str, Any]:
+        """The state frame; the engine's part may be `max_age_s` old. Also without an engine."""
+        return state_frame(self, await self.vitals.engine(max_age_s))
+
+    async def exposition(self, accept: str) -> tuple[bytes, str]:
+        """The metrics as text, and its content type. Also without an engine."""
+        engine = await self.vitals.engine(METRICS_AGE_S)
+        samples = [*self.metrics.samples(), *state_samples(self, engine)]
+        return await asyncio.to_thread(exposition, families(samples, self.model_name), accept)
+
+    def last_split_change(self) -> dict[str, Any] | None:
+        event = self.history.last_split_change
+        if event is None:
+            return None
+        return {"at_s": self.history.journal.wall_s(event.at_ns), **event.data}
+
+    def cancel_named(self, request_id: str) -> CancelResult:
+        """End a request by its public id, whoever sent it."""
+        if self.table.cancel_named(request_id):
+            return "cancelled"
+        return "already_finished" if self.history.named(request_id) else "not_found"
 
     async def check_ready(self) -> None:
         """Raises SemipdError with the reason when the engine is not ready or does not answer."""
@@ -80,18 +126,21 @@ class Services:
         """Count fields that mean nothing to us; each is logged once."""
         for name in names:
             name = name[:64]
-            if name not in self._ignored_fields:
-                if len(self._ignored_fields) >= MAX_IGNORED_NAMES:
+            if name not in self.ignored_fields:
+                if len(self.ignored_fields) >= MAX_IGNORED_NAMES:
                     continue
                 log.info("requests carry the unknown field %r; it is ignored", name)
-            self._ignored_fields[name] += 1
+            self.ignored_fields[name] += 1
 
 
-def usage_to_wire(usage: Usage) -> dict[str, Any]:
+def usage_to_wire(usage: Usage, timing: Timing | None = None) -> UsageAnswer:
     """OpenAI's `usage` object; the socket sends the same."""
-    return {
+    answer: UsageAnswer = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+    if timing is not None:
+        answer["timing"] = timing
+    return answer

@@ -5,6 +5,9 @@ from typing import Protocol
 
 
 class StreamDecoder(Protocol):
+    def prime(self, prompt: Sequence[int]) -> None:
+        """The text to come continues that of `prompt`. Call before the first step."""
+
     def step(self, token_id: int) -> str:
         """Text completed by this token; empty while a character is incomplete."""
 
@@ -16,24 +19,32 @@ class StopStrings:
     """Cuts a text at the first completed stop string, however the text is divided into pieces.
 
     Text that may still become a stop string is withheld. If several stop strings complete at the
-    same character, the longest one is cut.
+    same character, the longest one is cut. With `keep` the cut comes after it.
+
+    `stop` is the stop string that has appeared; nothing is to be pushed after that.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, keep: bool = False) -> None:
         self._stops = tuple(stops)
+        self._keep = keep
         self._withheld = ""
-        self.matched = False
+        self.stop: str | None = None
+
+    @property
+    def matched(self) -> bool:
+        return self.stop is not None
 
     def push(self, text: str) -> str:
-        """Returns the text that is certain now. Sets `matched`; nothing is to be pushed after that."""
+        """Returns the text that is certain now."""
         if not self._stops:
             return text
         text = self._withheld + text
-        cut = self._first_match(text)
-        if cut is not None:
-            self.matched = True
+        match = self._first_match(text)
+        if match is not None:
+            end, start = match
+            self.stop = text[start:end]
             self._withheld = ""
-            return text[:cut]
+            return text[: end if self._keep else start]
         keep = self._undecided(text)
         self._withheld = text[len(text) - keep :]
         return text[: len(text) - keep]
@@ -42,10 +53,10 @@ class StopStrings:
         text, self._withheld = self._withheld, ""
         return text
 
-    def _first_match(self, text: str) -> int | None:
-        """Start of the stop string that completes first."""
+    def _first_match(self, text: str) -> tuple[int, int] | None:
+        """End and start of the stop string that completes first."""
         found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
-        return min(found)[1] if found else None
+        return min(found, default=None)
 
     def _undecided(self, text: str) -> int:
         """Length of the longest end of `text` that begins a stop string."""
@@ -57,9 +68,10 @@ class StopStrings:
 
 
 class TextStream:
-    """One request's tokens to text. Text of a stop token that ended the request is never shown.
+    """One request's tokens to text.
 
-    Stop strings are looked for only in text after the first `min_tokens` tokens.
+    Stop strings are looked for only in text after the first `min_tokens` tokens. The stop string or stop
+    token that ended the request is shown only with `keep_stop`.
     """
 
     def __init__(
@@ -68,9 +80,12 @@ class TextStream:
         stops: Sequence[str] = (),
         stop_token_ids: Sequence[int] = (),
         min_tokens: int = 0,
+        *,
+        keep_stop: bool = False,
     ) -> None:
         self._decoder = decoder
-        self._stops = StopStrings(stops)
+        self._stops = StopStrings(stops, keep=keep_stop)
+        self._keep_stop = keep_stop
         self._stop_token_ids = frozenset(stop_token_ids)
         self._min_tokens = min_tokens
         self._held: int | None = None
@@ -80,6 +95,10 @@ class TextStream:
     def matched(self) -> bool:
         """A stop string has appeared; the request is over."""
         return self._stops.matched
+
+    @property
+    def stop(self) -> str | None:
+        return self._stops.stop
 
     def push(self, tokens: Sequence[int]) -> str:
         """Text that became certain. Stops counting `num_tokens` at the token that completed a stop string."""
@@ -97,7 +116,7 @@ class TextStream:
 
     def finish(self, *, at_stop_token: bool) -> str:
         """The rest of the text, when no more tokens come and no stop string appeared."""
-        if at_stop_token:
+        if at_stop_token and not self._keep_stop:
             self._held = None
         text = self._release_held() + self._stops.push(self._decoder.flush())
         return text if self.matched else text + self._stops.flush()

@@ -4,21 +4,36 @@ import asyncio
 import logging
 import os
 import socket
+import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
 
 from semipd.core.errors import ProtocolError, SemipdError
-from semipd.daemon.addresses import peer_credentials
+from semipd.daemon.addresses import DEFAULT_BACKLOG, peer_credentials
 from semipd.daemon.generation import Generation
-from semipd.daemon.schema import CancelRequest, GenerateRequest, PlainRequest, SocketRequest, refusal
+from semipd.daemon.history import timing_to_wire
+from semipd.daemon.prompts import Prompt
+from semipd.daemon.schema import (
+    CancelRequest,
+    GenerateRequest,
+    PlainRequest,
+    RequestsRequest,
+    SocketRequest,
+    SubscribeRequest,
+    UnsubscribeRequest,
+    refusal,
+)
 from semipd.daemon.services import Services, usage_to_wire
+from semipd.daemon.subscription import Subscription
 from semipd.wire.client_protocol import (
     HELLO_LIMIT_S,
+    OPERATIONS,
     GenerateItem,
     RequestId,
     check_hello,
@@ -38,16 +53,22 @@ WRITE_LIMIT_S = 60.0
 LAST_WORDS_LIMIT_S = 3.0
 READ_BYTES = 2**16
 
-_SCHEMAS: dict[str, type[GenerateRequest | CancelRequest | PlainRequest]] = {
+_SCHEMAS: dict[str, type[SocketRequest]] = {
     "generate": GenerateRequest,
     "cancel": CancelRequest,
     "status": PlainRequest,
+    "requests": RequestsRequest,
+    "subscribe": SubscribeRequest,
+    "unsubscribe": UnsubscribeRequest,
     "shutdown": PlainRequest,
 }
+assert tuple(_SCHEMAS) == OPERATIONS, "the protocol and its server name different operations"
 
 
 @asynccontextmanager
-async def serve_unix_socket(services: Services, listener: socket.socket) -> AsyncIterator[None]:
+async def serve_unix_socket(
+    services: Services, listener: socket.socket, backlog: int = DEFAULT_BACKLOG
+) -> AsyncIterator[None]:
     """Serve on `listener`. At the end each connection may say its last words, within a limit."""
     connections: dict[_Connection, asyncio.Task[Any]] = {}
 
@@ -61,7 +82,7 @@ async def serve_unix_socket(services: Services, listener: socket.socket) -> Asyn
         finally:
             del connections[connection]
 
-    server = await asyncio.start_unix_server(accept, sock=listener)
+    server = await asyncio.start_unix_server(accept, sock=listener, backlog=backlog)
     try:
         yield
     finally:
@@ -85,6 +106,7 @@ class _Connection:
         self._received: deque[dict[str, Any]] = deque()
         self._operations: dict[RequestId, asyncio.Task[None]] = {}
         self._generations: dict[RequestId, Generation] = {}
+        self._subscriptions: dict[RequestId, Subscription] = {}
 
     async def run(self) -> None:
         try:
@@ -102,6 +124,8 @@ class _Connection:
 
     async def goodbye(self) -> None:
         """Wait, with a limit, for the answers under way; then close."""
+        for subscription in self._subscriptions.values():
+            subscription.end("shutting_down")
         if self._operations:
             await asyncio.wait(self._operations.values(), timeout=LAST_WORDS_LIMIT_S)
         self._writer.close()
@@ -128,12 +152,13 @@ class _Connection:
     async def _dispatch(self, message: dict[str, Any]) -> None:
         raw_id = message.get("id")
         request_id = raw_id if isinstance(raw_id, int | str) and not isinstance(raw_id, bool) else None
+        arrival_ns = time.monotonic_ns()
         try:
             request = self._parse(message)
         except SemipdError as error:
             await self._say(error_frame(request_id, error))
             return
-        task = asyncio.create_task(self._answer(request), name=f"socket-{message['op']}")
+        task = asyncio.create_task(self._answer(request, arrival_ns), name=f"socket-{message['op']}")
         self._operations[request.id] = task
         task.add_done_callback(lambda _task: self._operations.pop(request.id))
 
@@ -158,18 +183,18 @@ class _Connection:
             raise SemipdError("overloaded", f"{MAX_IN_FLIGHT} requests are in flight on this connection.")
         return request
 
-    async def _answer(self, request: SocketRequest) -> None:
+    async def _answer(self, request: SocketRequest, arrival_ns: int) -> None:
         try:
             match request:
                 case GenerateRequest():
-                    await self._generate(request)
-                case CancelRequest():
-                    await self._say({"id": request.id, "cancelled": self._cancel(request.target)})
-                case PlainRequest(op="status"):
-                    await self._say({"id": request.id, "status": await self._services.status()})
+                    await self._generate(request, arrival_ns)
+                case SubscribeRequest():
+                    await self._subscribe(request)
                 case PlainRequest(op="shutdown"):
                     await self._say({"id": request.id, "shutting_down": True})
                     self._services.shut_down("a client asked for it")
+                case _:
+                    await self._say({"id": request.id} | await self._one_answer(request))
         except SemipdError as error:
             await self._say_quietly(error_frame(request.id, error))
         except (ConnectionError, TimeoutError):
@@ -179,33 +204,82 @@ class _Connection:
             failed = SemipdError("internal_error", "The daemon failed; its log says how.")
             await self._say_quietly(error_frame(request.id, failed))
 
-    def _cancel(self, target: RequestId) -> bool:
-        generation = self._generations.get(target)
+    async def _one_answer(self, request: SocketRequest) -> dict[str, Any]:
+        match request:
+            case PlainRequest(op="status"):
+                return {"status": await self._services.status()}
+            case RequestsRequest():
+                return {"requests": self._listed(request)}
+            case CancelRequest():
+                return self._cancel(request)
+            case UnsubscribeRequest():
+                return {"unsubscribed": self._unsubscribe(request.target)}
+        raise AssertionError(f"no answer for {request!r}")
+
+    def _listed(self, request: RequestsRequest) -> list[dict[str, Any]]:
+        history = self._services.history
+        if request.request_id is not None:
+            return [history.to_wire(record, timeline=True) for record in history.named(request.request_id)]
+        return [history.to_wire(record) for record in history.records(request.state, request.limit)]
+
+    def _cancel(self, request: CancelRequest) -> dict[str, Any]:
+        """{cancelled}; by public id also {result}, as DELETE /v1/requests/{id} says it."""
+        if request.target is not None and request.request_id is not None:
+            raise SemipdError("invalid_value", "Send either target or request_id.", param="target")
+        if request.request_id is not None:
+            result = self._services.cancel_named(request.request_id)
+            return {"cancelled": result == "cancelled", "result": result}
+        if request.target is None:
+            raise SemipdError("missing_field", "Send target or request_id.", param="target")
+        generation = self._generations.get(request.target)
         if generation is not None:
             generation.cancel()
-        return generation is not None
+        return {"cancelled": generation is not None}
 
-    async def _generate(self, request: GenerateRequest) -> None:
-        options, prompt = request, request.prompt
+    async def _subscribe(self, request: SubscribeRequest) -> None:
+        subscription = Subscription(self._services, request, self._writer, self._say)
+        self._subscriptions[request.id] = subscription
+        try:
+            await subscription.run()
+        finally:
+            del self._subscriptions[request.id]
+
+    def _unsubscribe(self, target: RequestId) -> bool:
+        subscription = self._subscriptions.get(target)
+        if subscription is not None:
+            subscription.end("unsubscribed")
+        return subscription is not None
+
+    async def _generate(self, request: GenerateRequest, arrival_ns: int) -> None:
+        request_id = request.request_id or uuid.uuid4().hex
+        try:
+            await self._generate_as(request_id, request, arrival_ns)
+        except SemipdError as error:
+            self._services.history.answered_with_error(error.code, request_id, arrival_ns)
+            raise
+
+    async def _generate_as(self, request_id: str, request: GenerateRequest, arrival_ns: int) -> None:
+        prompt: str | list[int] | Prompt | None = request.prompt
         if (prompt is None) == (request.messages is None):
             raise SemipdError("invalid_value", "Send either prompt or messages.", param="prompt")
         if prompt is None:
-            prompt = self._services.generation.render(request.messages or [])
-            # A template writes its special tokens itself.
-            options = request.model_copy(update={"add_special_tokens": False})
-        async with self._services.generation.open(uuid.uuid4().hex, prompt, options) as generation:
+            messages = [message.for_template() for message in request.messages or []]
+            prompt = await self._services.generation.prompts.of_messages(messages)
+        opened = self._services.generation.open(request_id, prompt, request, arrival_ns=arrival_ns)
+        async with opened as generation:
             self._generations[request.id] = generation
             try:
-                await self._stream(request.id, generation)
+                await self._stream(request, generation)
             finally:
                 del self._generations[request.id]
 
-    async def _stream(self, request_id: RequestId, generation: Generation) -> None:
+    async def _stream(self, request: GenerateRequest, generation: Generation) -> None:
         async with aclosing(generation.pieces()) as pieces:
             async for piece in pieces:
-                usage = usage_to_wire(generation.usage) if piece.finish_reason else None
-                item = GenerateItem(piece.text, piece.token_ids, piece.finish_reason, usage)
-                await self._say(item.to_wire(request_id))
+                item = GenerateItem(piece.text, piece.token_ids)
+                if piece.finish_reason is not None:
+                    item = replace(item, finish_reason=piece.finish_reason, usage=_usage(request, generation))
+                await self._say(item.to_wire(request.id))
 
     async def _say(self, message: dict[str, Any]) -> None:
         self._writer.write(encode_frame(message))
@@ -229,3 +303,8 @@ class _Connection:
                 await self._writer.wait_closed()
         except OSError:  # TimeoutError included: what is unsent is lost
             self._writer.transport.abort()
+
+
+def _usage(request: GenerateRequest, generation: Generation) -> dict[str, Any]:
+    timing = timing_to_wire([generation.record], time.monotonic_ns()) if request.include_timing else None
+    return {**usage_to_wire(generation.usage, timing)}

@@ -11,6 +11,7 @@ from dataclasses import asdict
 
 from semipd import __version__
 from semipd.core.errors import ProtocolError, SemipdError
+from semipd.core.logs import configure_logging
 from semipd.core.settings import EngineSettings
 from semipd.devices.contract import Device
 from semipd.engine.coordinator import Coordinator
@@ -29,12 +30,13 @@ Report = Callable[[str, float], None]
 
 def run_engine(link_fd: int) -> int:
     """Whole life of the process. Returns the exit code: 0 after the daemon's goodbye, 1 on failure."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logging("text")
     stop = _StopFlag()
     with socket.socket(fileno=link_fd) as sock:
         link = Channel(sock, LINK_FRAME_BYTES)
         try:
             settings = _receive_settings(link)
+            configure_logging(settings.log_format)
             device = open_device(settings, lambda phase, limit_s: _report(link, phase, limit_s))
             try:
                 return _serve(device, settings, link, stop)

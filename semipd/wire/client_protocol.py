@@ -1,11 +1,13 @@
 """What clients and daemon say over the Unix socket, beside the framing (DESIGN section 7).
 
 First frame each way: {op: hello, protocol, agent}. Then requests {id, op, ...}; every answer carries the
-request's id. `generate` is answered by items, the last with a finish_reason; other operations by one
-frame. A failed request is answered by {id, error: {code, message, hint, param}}; id None: the connection.
+request's id. `generate` is answered by items, the last with a finish_reason; `subscribe` by state frames
+until one with `ended`; other operations by one frame. A failed request is answered by
+{id, error: {code, message, hint, param}}; id None: the connection. docs/protocol.md has it all.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from semipd import __version__
@@ -13,6 +15,23 @@ from semipd.core.errors import ProtocolError, SemipdError
 from semipd.wire import PROTOCOL_VERSION
 
 HELLO_LIMIT_S = 5.0
+
+OPERATIONS = (
+    "generate",
+    "cancel",
+    "status",
+    "requests",
+    "subscribe",
+    "unsubscribe",
+    "shutdown",
+)
+
+MIN_INTERVAL_MS = 100
+MAX_INTERVAL_MS = 60_000
+"""Of a subscription's state frames."""
+
+MAX_UNREAD_EVENTS = 4096
+"""A client keeps that many for a consumer that is slower than the frames come."""
 
 RequestId = int | str
 
@@ -36,6 +55,43 @@ class GenerateItem:
     @classmethod
     def from_wire(cls, data: dict[str, Any]) -> "GenerateItem":
         return cls(data["text"], data["token_ids"], data.get("finish_reason"), data.get("usage"))
+
+
+@dataclass(frozen=True, slots=True)
+class StateFrame:
+    """One frame of a subscription. `events` are those since the frame before, oldest first; `lost` of them
+    were overwritten before they could be sent. The last frame has no state and says why it `ended`."""
+
+    state: dict[str, Any] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    lost: int = 0
+    ended: str | None = None
+
+    def to_wire(self, request_id: RequestId) -> dict[str, Any]:
+        if self.ended is not None:
+            return {"id": request_id, "ended": self.ended}
+        frame: dict[str, Any] = {"id": request_id, "state": self.state}
+        if self.events:
+            frame["events"] = self.events
+        if self.lost:
+            frame["lost"] = self.lost
+        return frame
+
+    @classmethod
+    def from_wire(cls, data: dict[str, Any]) -> "StateFrame":
+        return cls(data.get("state", {}), data.get("events", []), data.get("lost", 0), data.get("ended"))
+
+    def then(self, later: "StateFrame") -> "StateFrame":
+        """Both frames as one: the later state, the events of both, as many as a reader may leave unread."""
+        events = self.events + later.events
+        dropped = max(len(events) - MAX_UNREAD_EVENTS, 0)
+        lost = self.lost + later.lost + dropped
+        return StateFrame(later.state or self.state, events[dropped:], lost, later.ended)
+
+
+def given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the fields that are None: requests name only what they mean."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def hello(agent: str) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from support.daemon import running
+from support.daemon import Running, running
 
 from semipd.client import AsyncClient
-from semipd.daemon.generation import INLINE_ENCODE_CHARS
+from semipd.daemon.prompts import INLINE_ENCODE_CHARS
 
 BLOCKING = {"time.sleep", "open", "subprocess.Popen", "socket.getaddrinfo", "os.listdir", "os.scandir"}
 
@@ -44,9 +44,16 @@ def test_the_watch_sees(tmp_path: Path) -> None:
     assert _seen
 
 
+async def _read(daemon: Running, path: str) -> bytes:
+    async with daemon.http.get(daemon.url + path) as response:
+        assert response.status == 200
+        return await response.read()
+
+
 async def test_serving_makes_no_blocking_call(tmp_path: Path) -> None:
     async with running(tmp_path) as daemon, await AsyncClient.connect(daemon.socket_path) as client:
         await daemon.complete(prompt="warm the imports up")
+        await _read(daemon, "/metrics")
         with watched():
             await asyncio.gather(
                 daemon.stream(prompt=[97, 98], max_tokens=50),
@@ -54,6 +61,10 @@ async def test_serving_makes_no_blocking_call(tmp_path: Path) -> None:
                 daemon.post({"prompt": None}),
                 daemon.engine(),
                 client.status(),
+                client.requests(),
+                anext(client.subscribe()),
+                _read(daemon, "/metrics"),
+                _read(daemon, "/v1/requests"),
             )
             assert (await anext(client.generate([97], max_tokens=1))).text == "a"
     assert _seen == []
@@ -62,7 +73,7 @@ async def test_serving_makes_no_blocking_call(tmp_path: Path) -> None:
 async def test_long_texts_are_tokenized_beside_the_loop(tmp_path: Path) -> None:
     threads: list[int] = []
     async with running(tmp_path) as daemon:
-        tokenizer = daemon.services.generation._model.tokenizer
+        tokenizer = daemon.services.generation.model.tokenizer
         encode = tokenizer.encode
 
         def noting(text: str, *, add_special_tokens: bool = True) -> list[int]:

@@ -20,7 +20,8 @@ async def test_whole_answer(tmp_path: Path) -> None:
         answer = await daemon.complete(model="bytes", prompt=list(b"abc"), max_tokens=7)
     assert answer["object"] == "text_completion"
     assert answer["model"] == "bytes"
-    assert answer["choices"] == [{"index": 0, "text": "abcabca", "logprobs": None, "finish_reason": "length"}]
+    choice = {"index": 0, "text": "abcabca", "logprobs": None, "finish_reason": "length", "stop_reason": None}
+    assert answer["choices"] == [choice]
     assert answer["usage"] == {
         "prompt_tokens": 3,
         "completion_tokens": 7,
@@ -137,12 +138,31 @@ BAD_BODIES: list[tuple[Any, int, str, str | None]] = [
     ({"prompt": [1, 400]}, 400, "invalid_value", "prompt"),
     ({"prompt": [2**70]}, 400, "invalid_value", "prompt"),
     ({"prompt": [1, "a"]}, 400, "invalid_value", "prompt"),
-    ({"prompt": ["a", "b"]}, 400, "unsupported_value", "prompt"),
-    ({"prompt": "a", "n": 2}, 400, "unsupported_value", "n"),
+    ({"prompt": ["a", 1]}, 400, "invalid_value", "prompt"),
+    ({"prompt": [["a"]]}, 400, "invalid_value", "prompt"),
+    ({"prompt": [[97], []]}, 400, "empty_prompt", "prompt"),
+    ({"prompt": [[97], [400]]}, 400, "invalid_value", "prompt"),
+    ({"prompt": [[97]] * 33, "n": 128}, 400, "invalid_value", "n"),
+    ({"prompt": "a", "n": 0}, 400, "invalid_value", "n"),
+    ({"prompt": "a", "n": 129}, 400, "invalid_value", "n"),
     ({"prompt": "a", "best_of": 3}, 400, "unsupported_value", "best_of"),
-    ({"prompt": "a", "echo": True}, 400, "unsupported_value", "echo"),
-    ({"prompt": "a", "logprobs": 1}, 400, "unsupported_value", "logprobs"),
-    ({"prompt": "a", "logprobs": 0}, 400, "unsupported_value", "logprobs"),
+    ({"prompt": "a", "n": 3, "best_of": 2}, 400, "unsupported_value", "best_of"),
+    ({"prompt": "a", "logprobs": 21}, 400, "invalid_value", "logprobs"),
+    ({"prompt": "a", "logprobs": True}, 400, "invalid_value", "logprobs"),
+    ({"prompt": "a", "prompt_logprobs": -1}, 400, "invalid_value", "prompt_logprobs"),
+    (
+        {"prompt": "a", "max_tokens": 4, "max_completion_tokens": 5},
+        400,
+        "invalid_value",
+        "max_completion_tokens",
+    ),
+    (
+        {"prompt": "a", "response_format": {"type": "json_object"}},
+        400,
+        "unsupported_value",
+        "response_format",
+    ),
+    ({"prompt": "a", "guided_json": {}}, 400, "unsupported_value", "guided_json"),
     ({"prompt": "a", "suffix": "x"}, 400, "unsupported_value", "suffix"),
     ({"prompt": "a", "model": "other"}, 404, "model_not_found", "model"),
     ({"prompt": "a", "max_tokens": 0}, 400, "invalid_value", "max_tokens"),

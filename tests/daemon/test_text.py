@@ -96,3 +96,22 @@ def test_stop_strings_wait_for_min_tokens() -> None:
     assert stream.push(list(b"aaaba")) == "aaab"
     assert stream.matched
     assert stream.num_tokens == 5
+
+
+@given(st.text(ALPHABET, max_size=40), stops_of, st.randoms(use_true_random=False))
+def test_a_kept_stop_string_ends_the_text(text: str, stops: list[str], rng: random.Random) -> None:
+    before, matched = cut_slowly(text, stops)
+    cutter, shown, position = StopStrings(stops, keep=True), "", 0
+    while position < len(text) and not cutter.matched:
+        size = rng.randint(1, 7)
+        shown += cutter.push(text[position : position + size])
+        position += size
+    shown += cutter.flush()
+    assert shown == (before + (cutter.stop or "") if matched else text)
+    assert (cutter.stop in stops) == matched
+
+
+def test_a_kept_stop_token_is_text() -> None:
+    x = ord("x")
+    stream = TextStream(ByteDecoder(), stop_token_ids=[x], keep_stop=True)
+    assert stream.push(list(b"abx")) + stream.finish(at_stop_token=True) == "abx"

@@ -163,3 +163,51 @@ def test_a_broken_file_is_named(tmp_path: Path, content: str) -> None:
         Tokenizer.from_file(path)
     assert refused.value.code == "invalid_tokenizer"
     assert str(path) in refused.value.message
+
+
+@given(st.text(max_size=20), st.text(max_size=20))
+@settings(deadline=None)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_primed_stream_continues_the_prompt(kind: Kind, prompt: str, answer: str) -> None:
+    tokenizer = Tokenizer(kind())
+    before, ids = (tokenizer.encode(text, add_special_tokens=False) for text in (prompt, f"x{answer}"))
+    stream = tokenizer.stream_decoder()
+    stream.prime(before)
+    shown = "".join([*map(stream.step, ids), stream.flush()])
+    assert tokenizer.decode(before) + shown == tokenizer.decode(before + ids)
+
+
+def test_a_text_may_be_cut_between_any_two_tokens(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("The quick  brown fox", add_special_tokens=False)
+    for cut in range(1, len(ids)):
+        stream = tokenizer.stream_decoder()
+        stream.prime(ids[:cut])
+        rest = "".join([*map(stream.step, ids[cut:]), stream.flush()])
+        assert tokenizer.decode(ids[:cut]) + rest == "The quick  brown fox"
+
+
+def test_a_character_that_the_prompt_began_is_shown_whole() -> None:
+    tokenizer = Tokenizer(tiny_tokenizers.byte_level())
+    ids = tokenizer.encode("\u00f0x", add_special_tokens=False)
+    stream = tokenizer.stream_decoder()
+    stream.prime(ids[:1])
+    assert "".join([*map(stream.step, ids[1:]), stream.flush()]) == "\u00f0x"
+
+
+def test_special_tokens_are_shown_on_request(tokenizer: Tokenizer) -> None:
+    ids = [*tokenizer.encode("one"), tokenizer.token_id("</s>"), 10**6]
+    stream = tokenizer.stream_decoder(skip_special_tokens=False)
+    shown = "".join([*map(stream.step, ids), stream.flush()])  # type: ignore[arg-type]
+    assert shown.startswith("<s>")
+    assert shown.endswith("</s>")
+    assert joined(tokenizer, ids) == "one"  # type: ignore[arg-type]
+
+
+def test_bytes_of_every_token_decode_as_the_token(tokenizer: Tokenizer) -> None:
+    anchor = tokenizer.encode("a", add_special_tokens=False)
+    for token in range(tokenizer.vocab_size):
+        data = tokenizer.token_bytes(token)
+        text = tokenizer.decode([*anchor, token], skip_special_tokens=False)
+        assert text == "a" + data.decode(errors="replace")
+    assert tokenizer.token_bytes(tokenizer.vocab_size) == b""
+    assert tokenizer.pieces([0, tokenizer.vocab_size])[1] == ""

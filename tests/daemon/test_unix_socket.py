@@ -74,14 +74,16 @@ async def test_generate_from_text_tokens_and_messages(tmp_path: Path) -> None:
     async with running(tmp_path) as daemon, await AsyncClient.connect(daemon.socket_path) as client:
         ids = await collect(client.generate(list("né".encode()), max_tokens=6))
         text = await collect(client.generate("abc", max_tokens=5))
-        chat = await collect(client.generate(messages=[{"role": "u", "content": "x"}], max_tokens=4, seed=3))
+        chat = await collect(
+            client.generate(messages=[{"role": "user", "content": "x"}], max_tokens=4, seed=3)
+        )
         stopped = await collect(client.generate(list(b"one two "), stop=["o t", "e t"]))
         seen = await daemon.engine()
     assert ids == ("néné", list("néné".encode()), "length")
     assert text == ("abc", [BOS, *b"abc", BOS], "length")
-    assert chat[0] == "<u>x"
+    assert chat[0] == "<use"
     assert stopped == ("on", list(b"one t"), "stop")
-    assert seen["submitted"][2]["prompt"] == list(b"<u>x")
+    assert seen["submitted"][2]["prompt"] == list(b"<user>x")
     assert seen["submitted"][2]["seed"] == 3
     assert seen["submitted"][3]["max_tokens"] == 4096 - 8
 
@@ -153,7 +155,11 @@ async def test_a_connection_that_closes_cancels_all_it_has(tmp_path: Path) -> No
         ({"id": 1, "op": "generate", "prompt": "a", "zzz": 1}, "unknown_field", "zzz"),
         ({"id": 1, "op": "status", "prompt": "a"}, "unknown_field", "prompt"),
         ({"id": 1, "op": "generate"}, "invalid_value", "prompt"),
-        ({"id": 1, "op": "generate", "prompt": "a", "messages": []}, "invalid_value", "prompt"),
+        (
+            {"id": 1, "op": "generate", "prompt": "a", "messages": [{"role": "user", "content": "b"}]},
+            "invalid_value",
+            "prompt",
+        ),
         ({"id": 1, "op": "generate", "prompt": [-1]}, "invalid_value", "prompt"),
         ({"id": 1, "op": "generate", "prompt": ["a", "b"]}, "invalid_value", "prompt"),
         ({"id": 1, "op": "generate", "prompt": "a", "max_tokens": 0}, "invalid_value", "max_tokens"),
@@ -194,7 +200,7 @@ async def test_no_chat_template(tmp_path: Path) -> None:
         await AsyncClient.connect(daemon.socket_path) as client,
     ):
         with pytest.raises(SemipdError) as refused:
-            await collect(client.generate(messages=[{"role": "u", "content": "x"}]))
+            await collect(client.generate(messages=[{"role": "user", "content": "x"}]))
     assert refused.value.code == "no_chat_template"
 
 

@@ -13,6 +13,10 @@ class ByteDecoder:
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
+    def prime(self, prompt: Sequence[int]) -> None:
+        for token_id in prompt[-4:]:
+            self.step(token_id)
+
     def step(self, token_id: int) -> str:
         return self._decoder.decode(bytes([token_id])) if token_id < 256 else ""
 
@@ -24,13 +28,27 @@ class ByteTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return [BOS] * add_special_tokens + list(text.encode())
 
-    def stream_decoder(self) -> ByteDecoder:
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return b"".join(map(self.token_bytes, token_ids)).decode(errors="replace")
+
+    def stream_decoder(self, *, skip_special_tokens: bool = True) -> ByteDecoder:
         return ByteDecoder()
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        return [f"<{token_id}>" for token_id in token_ids]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id]) if token_id < 256 else b""
 
 
 class RoleTemplate:
-    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **extra: Any
+    ) -> str:
         return "".join(f"<{message['role']}>{message['content']}" for message in messages)
+
+    def names_role(self, role: str) -> bool:
+        return False
 
 
 @dataclass

@@ -18,9 +18,11 @@ from semipd.daemon.addresses import claim_http, claim_socket
 from semipd.daemon.generation import GenerationService, Limits
 from semipd.daemon.http import serve_http
 from semipd.daemon.requests import RequestTable
+from semipd.daemon.served_model import ServedModel
 from semipd.daemon.services import Services
 from semipd.daemon.supervisor import Supervisor
 from semipd.daemon.unix_socket import serve_unix_socket
+from semipd.engine.launcher import spawn_engine
 
 MAX_BODY_BYTES = 100_000
 
@@ -33,22 +35,27 @@ class Running:
     http: aiohttp.ClientSession
     stop_reasons: asyncio.Queue[str]
 
-    async def post(self, body: Any, **headers: str) -> tuple[int, dict[str, Any], aiohttp.ClientResponse]:
-        """A completion. `body` is sent as JSON unless it is bytes."""
+    async def post(
+        self, body: Any, path: str = "/v1/completions", **headers: str
+    ) -> tuple[int, dict[str, Any], aiohttp.ClientResponse]:
+        """`body` is sent as JSON unless it is bytes."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         sent = {"Content-Type": "application/json"} | headers
-        async with self.http.post(f"{self.url}/v1/completions", data=data, headers=sent) as response:
+        async with self.http.post(self.url + path, data=data, headers=sent) as response:
             return response.status, json.loads(await response.read()), response
 
-    async def complete(self, **body: Any) -> dict[str, Any]:
-        status, answer, _ = await self.post(body)
+    async def complete(self, path: str = "/v1/completions", **body: Any) -> dict[str, Any]:
+        status, answer, _ = await self.post(body, path)
         assert status == 200, answer
         return answer
 
-    async def stream(self, **body: Any) -> list[dict[str, Any]]:
-        """The events of a streamed completion, without the final [DONE], which is checked."""
+    async def chat(self, **body: Any) -> dict[str, Any]:
+        return await self.complete("/v1/chat/completions", **body)
+
+    async def stream(self, path: str = "/v1/completions", **body: Any) -> list[dict[str, Any]]:
+        """The events of a stream, without the final [DONE], which is checked."""
         body |= {"stream": True}
-        async with self.http.post(f"{self.url}/v1/completions", json=body) as response:
+        async with self.http.post(self.url + path, json=body) as response:
             assert response.status == 200, await response.text()
             assert response.content_type == "text/event-stream"
             events = (await response.read()).decode().split("\n\n")
@@ -70,10 +77,16 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    tmp_path: Path, model: ByteModel | None = None, start: bool = True, **script: Any
+    tmp_path: Path,
+    model: ServedModel | None = None,
+    start: bool = True,
+    fake: EngineSettings | None = None,
+    **script: Any,
 ) -> AsyncIterator[Running]:
+    """With `fake`, a real engine process on the fake device; else a scripted one."""
     stop_reasons: asyncio.Queue[str] = asyncio.Queue()
-    supervisor = Supervisor(EngineSettings(), lambda message: table.on_message(message), scripted(**script))
+    spawn = scripted(**script) if fake is None else spawn_engine
+    supervisor = Supervisor(fake or EngineSettings(), lambda message: table.on_message(message), spawn)
     table = RequestTable(supervisor)
     generation = GenerationService(model or ByteModel(), table)
     services = Services("bytes", supervisor, table, generation, stop_reasons.put_nowait)
@@ -82,6 +95,7 @@ async def running(
     path = tmp_path / "daemon.sock"
     with claim_socket(path) as unix_listener:
         async with (
+            services.vitals.watched(),
             serve_http(services, listeners, "127.0.0.1", MAX_BODY_BYTES),
             serve_unix_socket(services, unix_listener),
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as http,

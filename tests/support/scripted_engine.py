@@ -39,6 +39,20 @@ INFO = {
     "memory": {},
 }
 
+_LANE = {"steps": 0, "prefill_tokens": 0, "decode_tokens": 0, "busy_ms": 0.0, "last_step_age_ms": None}
+
+NUMBERS = {
+    "scheduler": "scripted",
+    "split": {"prefill": 1, "decode": 1, "unit": "unit"},
+    "requests": {"waiting": 0, "prefilling": 0, "decoding": 0, "oldest_waiting_ms": None},
+    "kv": {"block_tokens": 16, "total_blocks": 99, "used_blocks": 0, "free_blocks": 99, "cached_blocks": 0},
+    "prefix": {"prompt_tokens": 0, "cached_tokens": 0},
+    "preemptions": 0,
+    "lanes": {"prefill": _LANE, "decode": _LANE},
+    "device": {},
+}
+"""As an engine's status has them; the script computes none of it."""
+
 
 def scripted(**script: Any) -> Callable[[], EngineChild]:
     """A `spawn` for the supervisor. Keys of the script:
@@ -85,7 +99,7 @@ class _Echo:
                     self.send(Finished(seq, "cancelled"))
             case GetStatus(nonce) if not self.script.get("silent"):
                 seen = {"submitted": self.submitted, "cancelled": self.cancelled, "live": len(self.live)}
-                self.send(Status(nonce, seen))
+                self.send(Status(nonce, NUMBERS | seen))
 
     def _submit(self, request: Request) -> None:
         first = request.prompt[0]

@@ -61,6 +61,7 @@ def test_every_setting_reaches_the_engine() -> None:
         "model.dtype": "float32",
         "model.max_model_len": "99",
         "kv.bytes": "1000000",
+        "server.log_format": "json",
         "kv.fraction": "0.25",
     }
     config = load_config(overrides=[Override(key, text, "--set") for key, text in values.items()])

@@ -1,0 +1,1 @@
+"""What bench_serving.py and bench_peers.py share."""

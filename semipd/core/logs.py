@@ -1,0 +1,53 @@
+"""Log lines of daemon and engine: text for people, or one JSON object a line.
+
+What a line is about stands in fields (`extra={"request_id": ...}`), not in the sentence.
+"""
+
+import json
+import logging
+import sys
+import time
+from typing import Any, Literal, get_args
+
+LogFormat = Literal["text", "json"]
+LOG_FORMATS: tuple[str, ...] = get_args(LogFormat)
+
+_OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+"""What every record has; anything else came with `extra`."""
+
+
+def configure_logging(log_format: LogFormat, level: str = "info") -> None:
+    """Everything this process logs goes to standard error in this format; replaces what was set before."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+
+
+class TextFormatter(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        facts = "".join(f" {name}={value}" for name, value in _fields(record).items())
+        return super().formatMessage(record) + facts
+
+
+class JsonFormatter(logging.Formatter):
+    """Keys: time (UTC, ISO 8601), level, logger, message, then the line's own fields, and `exception`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, Any] = {
+            "time": f"{seconds}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: value for name, value in _fields(record).items() if name not in line}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    return {name: value for name, value in vars(record).items() if name not in _OWN}

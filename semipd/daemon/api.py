@@ -1,0 +1,69 @@
+"""Every route that the daemon serves over HTTP, as /openapi.json describes them."""
+
+from typing import Any
+
+from aiohttp import web
+
+from semipd import __version__
+from semipd.daemon.answer_types import (
+    ChatChunk,
+    ChatCompletion,
+    Completion,
+    DetokenizeAnswer,
+    HealthAnswer,
+    ModelCard,
+    ModelList,
+    TokenizeAnswer,
+)
+from semipd.daemon.openapi import Operation, document
+from semipd.daemon.schema_openai import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
+
+_Map = dict[str, Any]
+
+OPERATIONS = (
+    Operation(
+        "post",
+        "/v1/completions",
+        "createCompletion",
+        "Continue one or more prompts.",
+        Completion,
+        CompletionRequest,
+        Completion,
+    ),
+    Operation(
+        "post",
+        "/v1/chat/completions",
+        "createChatCompletion",
+        "Answer a conversation.",
+        ChatCompletion,
+        ChatCompletionRequest,
+        ChatChunk,
+    ),
+    Operation("get", "/v1/models", "listModels", "The model that is served.", ModelList),
+    Operation("get", "/v1/models/{model}", "retrieveModel", "The same, by name.", ModelCard),
+    Operation("post", "/tokenize", "tokenize", "Token ids of a text.", TokenizeAnswer, TokenizeRequest),
+    Operation("post", "/detokenize", "detokenize", "Text of token ids.", DetokenizeAnswer, DetokenizeRequest),
+    Operation("get", "/health", "health", "The process lives.", HealthAnswer),
+    Operation("get", "/ready", "ready", "The engine answers; 503 until it does.", HealthAnswer),
+    Operation("get", "/v1/status", "status", "Numbers of daemon and engine.", _Map),
+    Operation("get", "/v1/requests", "listRequests", "Live and recent requests.", _Map),
+    Operation("get", "/v1/requests/{id}", "retrieveRequest", "One request and its events.", _Map),
+    Operation("delete", "/v1/requests/{id}", "cancelRequest", "End a request.", _Map),
+    Operation("get", "/v1/events", "events", "Events as they happen.", str, media="text/event-stream"),
+    Operation("get", "/metrics", "metrics", "Prometheus metrics.", str, media="text/plain"),
+    Operation("get", "/openapi.json", "openapi", "This document.", _Map),
+)
+
+
+def add_document(app: web.Application) -> None:
+    shown = document(OPERATIONS, __version__)
+
+    async def show(_request: web.Request) -> web.Response:
+        return web.json_response(shown)
+
+    app.router.add_get("/openapi.json", show)

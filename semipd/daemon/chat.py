@@ -1,0 +1,146 @@
+"""POST /v1/chat/completions."""
+
+import time
+from collections.abc import Iterator, Sequence
+
+from aiohttp import web
+
+from semipd.daemon.answer_types import (
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatLogprobs,
+    Usage,
+)
+from semipd.daemon.answers import answer, parse
+from semipd.daemon.choices import Choice, Choices, Update
+from semipd.daemon.generation import Piece
+from semipd.daemon.http_errors import ARRIVAL_NS, REQUEST_ID
+from semipd.daemon.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
+from semipd.daemon.prompts import Prompt, Prompts
+from semipd.daemon.schema_messages import ChatMessage
+from semipd.daemon.schema_openai import ChatCompletionRequest, TemplateOptions
+from semipd.daemon.services import Services
+
+
+class Chat:
+    def __init__(self, services: Services, texts: TokenTexts) -> None:
+        self._services = services
+        self._texts = texts
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        body = parse(ChatCompletionRequest, await request.read(), self._services)
+        service, request_id = self._services.generation, request[REQUEST_ID]
+        prompt = await conversation_prompt(service.prompts, body.messages, body)
+        prepared = service.prepare(prompt, body)
+        choices = Choices(service, request_id, request[ARRIVAL_NS], [prepared], body.num_choices)
+        shape = _ChatShape(f"chatcmpl-{request_id}", self._services.model_name, body, self._texts)
+        return await answer(request, choices, shape, body)
+
+
+async def conversation_prompt(
+    prompts: Prompts, messages: Sequence[ChatMessage], options: TemplateOptions
+) -> Prompt:
+    """Raises what Prompts.of_messages raises."""
+    return await prompts.of_messages(
+        [message.for_template() for message in messages],
+        add_generation_prompt=options.add_generation_prompt is not False,
+        continue_final_message=bool(options.continue_final_message),
+        add_special_tokens=bool(options.add_special_tokens),
+        template_kwargs=options.chat_template_kwargs,
+    )
+
+
+class _ChatShape:
+    def __init__(self, answer_id: str, model: str, body: ChatCompletionRequest, texts: TokenTexts) -> None:
+        self._id = answer_id
+        self._created_s = int(time.time())
+        self._model = model
+        self._body = body
+        self._texts = texts
+
+    def whole(self, updates: Sequence[Update], usage: Usage) -> ChatCompletion:
+        shown: ChatCompletion = {
+            "id": self._id,
+            "object": "chat.completion",
+            "created": self._created_s,
+            "model": self._model,
+            "choices": [self._choice(choice, piece) for choice, piece in updates],
+            "usage": usage,
+        }
+        first = updates[0][0]
+        if self._body.return_token_ids:
+            shown["prompt_token_ids"] = first.prepared.prompt.token_ids
+        if self._body.prompt_logprobs is not None:
+            entries = first.prompt_logprobs
+            shown["prompt_logprobs"] = prompt_logprobs(entries, self._body.prompt_logprobs, self._texts)
+        return shown
+
+    def chunks(self, choice: Choice, piece: Piece) -> Iterator[ChatChunk]:
+        if not choice.started:
+            yield self._opening(choice)
+        with_tokens = self._body.return_token_ids or self._body.logprobs
+        if not piece.text and piece.finish_reason is None and not (with_tokens and piece.token_ids):
+            return
+        shown: ChatChunkChoice = {
+            "index": choice.index,
+            "delta": {"content": piece.text} if piece.text else {},
+            "logprobs": self._logprobs(piece),
+            "finish_reason": piece.openai_reason,
+            "stop_reason": piece.stop_reason,
+        }
+        if self._body.return_token_ids:
+            shown["token_ids"] = piece.token_ids
+        yield self._chunk([shown])
+
+    def usage_chunk(self) -> ChatChunk:
+        return self._chunk([])
+
+    def _chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
+        return {
+            "id": self._id,
+            "object": "chat.completion.chunk",
+            "created": self._created_s,
+            "model": self._model,
+            "choices": choices,
+        }
+
+    def _opening(self, choice: Choice) -> ChatChunk:
+        """The role; the first choice's also carries what is said of the prompt."""
+        chunk = self._chunk(
+            [
+                {
+                    "index": choice.index,
+                    "delta": {"role": "assistant", "content": "", "refusal": None},
+                    "logprobs": None,
+                    "finish_reason": None,
+                    "stop_reason": None,
+                }
+            ]
+        )
+        if choice.first is None and self._body.return_token_ids:
+            chunk["prompt_token_ids"] = choice.prepared.prompt.token_ids
+        if choice.first is None and self._body.prompt_logprobs is not None:
+            entries = choice.prompt_logprobs
+            chunk["prompt_logprobs"] = prompt_logprobs(entries, self._body.prompt_logprobs, self._texts)
+        return chunk
+
+    def _choice(self, choice: Choice, piece: Piece) -> ChatChoice:
+        assert piece.openai_reason is not None, f"choice {choice.index} has not ended"
+        shown: ChatChoice = {
+            "index": choice.index,
+            "message": {"role": "assistant", "content": piece.text, "refusal": None},
+            "logprobs": self._logprobs(piece),
+            "finish_reason": piece.openai_reason,
+            "stop_reason": piece.stop_reason,
+        }
+        if self._body.return_token_ids:
+            shown["token_ids"] = piece.token_ids
+        return shown
+
+    def _logprobs(self, piece: Piece) -> ChatLogprobs | None:
+        if not self._body.logprobs:
+            return None
+        as_ids = bool(self._body.return_tokens_as_token_ids)
+        return chat_logprobs(piece.logprobs, self._texts, as_ids=as_ids)

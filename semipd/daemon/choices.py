@@ -1,0 +1,147 @@
+"""The choices of one answer: n per prompt, generated together and read by one consumer."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from semipd.core.errors import SemipdError
+from semipd.core.plan import TokenLogprobs
+from semipd.daemon.generation import Generation, GenerationService, Piece, Prepared, Usage
+from semipd.daemon.history import RequestRecord
+from semipd.daemon.schema_openai import MAX_CHOICES
+
+
+@dataclass(slots=True, eq=False)
+class Choice:
+    """`first` is the first choice of its prompt, None if that is itself. `generation` is None until the
+    choice is admitted; `started` once a piece has left."""
+
+    index: int
+    prepared: Prepared
+    first: "Choice | None" = None
+    generation: Generation | None = None
+    started: bool = False
+
+    @property
+    def prompt_logprobs(self) -> list[TokenLogprobs]:
+        """Computed once per prompt; complete when the choice's first piece is there."""
+        generation = (self.first or self).generation
+        assert generation is not None, f"choice {self.index} has no generation yet"
+        return generation.prompt_logprobs
+
+
+Update = tuple[Choice, Piece]
+
+
+class Choices:
+    """Entered, it admits the first choice of each prompt; left, it cancels what still runs.
+
+    The other choices of a prompt are admitted when the first one has a token: then the prompt is in the
+    prefix cache, and is computed once.
+    """
+
+    def __init__(
+        self,
+        service: GenerationService,
+        request_id: str,
+        arrival_ns: int,
+        prompts: Sequence[Prepared],
+        num_per_prompt: int = 1,
+    ) -> None:
+        """Raises SemipdError(`invalid_value`) when there would be too many."""
+        self._service = service
+        self._request_id = request_id
+        self._arrival_ns = arrival_ns
+        self._news = asyncio.Event()
+        self._running: list[Choice] = []
+        self._num_per_prompt = num_per_prompt
+        self.all = _lay_out(prompts, num_per_prompt)
+
+    def __enter__(self) -> Self:
+        try:
+            self._admit([choice for choice in self.all if choice.first is None])
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._close()
+
+    @property
+    def usage(self) -> Usage:
+        """Of all choices so far; a prompt counts once, however many choices it has."""
+        firsts = self.all[:: self._num_per_prompt]
+        return Usage(
+            sum(len(choice.prepared.prompt.token_ids) for choice in firsts),
+            sum(choice.generation.usage.completion_tokens for choice in self.all if choice.generation),
+            sum(choice.generation.usage.cached_tokens for choice in firsts if choice.generation),
+        )
+
+    @property
+    def records(self) -> list[RequestRecord]:
+        return [choice.generation.record for choice in self.all if choice.generation]
+
+    async def updates(self) -> AsyncGenerator[list[Update], None]:
+        """What is new, at most one piece per choice. Ends when every choice has. Raises SemipdError when one
+        fails, and with it the answer."""
+        while self._running:
+            await self._news.wait()
+            self._news.clear()
+            fresh = [(choice, piece) for choice in self._running if (piece := _poll(choice)) is not None]
+            if not fresh:
+                continue
+            yield fresh
+            # Whoever asks for the next update has sent this one.
+            for choice, piece in fresh:
+                self._settle(choice, piece)
+
+    def _settle(self, choice: Choice, piece: Piece) -> None:
+        generation = choice.generation
+        assert generation is not None
+        generation.sent(piece)
+        choice.started = True
+        if piece.finish_reason is not None:
+            self._running.remove(choice)
+            generation.close()
+        if choice.first is None:
+            siblings = self.all[choice.index + 1 : choice.index + self._num_per_prompt]
+            self._admit([sibling for sibling in siblings if sibling.generation is None])
+
+    def _admit(self, choices: Sequence[Choice]) -> None:
+        for choice in choices:
+            choice.generation = self._service.admit(
+                self._request_id, choice.prepared, self._arrival_ns, self._news
+            )
+            self._running.append(choice)
+
+    def _close(self) -> None:
+        for choice in self._running:
+            if choice.generation is not None:
+                choice.generation.close()
+
+
+def _lay_out(prompts: Sequence[Prepared], num_per_prompt: int) -> list[Choice]:
+    if len(prompts) * num_per_prompt > MAX_CHOICES:
+        raise SemipdError(
+            "invalid_value",
+            f"{len(prompts)} prompts and n={num_per_prompt} make more than {MAX_CHOICES} choices.",
+            "Send fewer prompts in one request.",
+            param="n",
+        )
+    choices: list[Choice] = []
+    for prepared in prompts:
+        first = Choice(len(choices), prepared)
+        choices.append(first)
+        for idx in range(1, num_per_prompt):
+            choices.append(Choice(len(choices), prepared.sibling(idx), first=first))
+    return choices
+
+
+def _poll(choice: Choice) -> Piece | None:
+    assert choice.generation is not None, f"choice {choice.index} runs without a generation"
+    return choice.generation.poll()

@@ -1,0 +1,146 @@
+"""Starting in the background: a process of its own session, its pid file, and word of how the start went."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from semipd.core.errors import SemipdError
+
+LAST_LINES = 5
+"""Of the log, shown when a start fails without a word."""
+
+
+@contextmanager
+def claim_pid_file(path: Path) -> Iterator[int | None]:
+    """Our pid stands in `path` while the context lasts. Yields the pid of a daemon that died without removing
+    its own; None: there was none.
+
+    A lock on the file, not the number in it, tells whether that daemon runs: the system reuses numbers.
+    Raises SemipdError: `already_running`, `pid_file_unusable`.
+    """
+    descriptor = _open_locked(path)
+    try:
+        stale = _pid_in(descriptor)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield stale
+    finally:
+        if _is_same_file(descriptor, path):
+            path.unlink(missing_ok=True)  # before the lock goes with the descriptor
+        os.close(descriptor)
+
+
+def _open_locked(path: Path) -> int:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pid = _pid_in(descriptor)
+                os.close(descriptor)
+                raise SemipdError(
+                    "already_running",
+                    f"A daemon runs already with the pid file {path}, pid {pid}.",
+                    "Stop it with `semipd-daemon stop`, or choose another --pid-file.",
+                ) from None
+            if _is_same_file(descriptor, path):
+                return descriptor
+            os.close(descriptor)  # its daemon ended and removed it between our two calls
+    except OSError as error:
+        message = f"The pid file {path} cannot be written: {error.strerror}."
+        raise SemipdError("pid_file_unusable", message, "Choose another --pid-file.") from error
+
+
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _pid_in(descriptor: int) -> int | None:
+    text = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+    return int(text) if text.isascii() and text.isdecimal() else None
+
+
+class Report:
+    """The background process's end of the pipe to whoever started it. One word, then it is closed."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        os.set_inheritable(descriptor, False)
+
+    def ready(self, announcement: str) -> None:
+        self._say({"ready": announcement})
+
+    def failed(self, error: SemipdError) -> None:
+        self._say({"failed": {"code": error.code, "message": error.message, "hint": error.hint}})
+
+    def _say(self, word: dict[str, Any]) -> None:
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            with os.fdopen(descriptor, "w") as pipe:
+                pipe.write(json.dumps(word))
+
+
+def start_detached(arguments: Sequence[str], log_file: Path) -> tuple[int, str]:
+    """Run `semipd-daemon ARGUMENTS --report-fd N` in a session of its own, its log appended to `log_file`,
+    and wait until it is ready. The daemon bounds each phase of its start. Returns its pid and announcement.
+
+    Raises the daemon's own SemipdError, `start_failed` when it ends without a word, `log_file_unusable`.
+    """
+    reader, writer = os.pipe()
+    with os.fdopen(reader) as word:
+        try:
+            process = _spawn([*arguments, "--report-fd", str(writer)], writer, log_file)
+        finally:
+            os.close(writer)
+        try:
+            said = json.loads(word.read() or "{}")
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            raise
+    if "ready" in said:
+        return process.pid, said["ready"]
+    code = process.wait()
+    if "failed" in said:
+        raise SemipdError(**said["failed"])
+    raise SemipdError(
+        "start_failed",
+        f"The daemon ended with code {code} before it was ready.",
+        f"The end of its log {log_file}:\n{_last_lines(log_file)}",
+    )
+
+
+def _spawn(arguments: Sequence[str], writer: int, log_file: Path) -> "subprocess.Popen[bytes]":
+    try:
+        log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        message = f"The log file {log_file} cannot be written: {error.strerror}."
+        raise SemipdError("log_file_unusable", message, "Choose another --log-file.") from error
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "semipd.cli", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,  # for people, who get it through the pipe
+            stderr=descriptor,
+            pass_fds=[writer],
+            start_new_session=True,
+        )
+    finally:
+        os.close(descriptor)
+
+
+def _last_lines(path: Path) -> str:
+    lines = path.read_text(errors="replace").splitlines()
+    return "\n".join(lines[-LAST_LINES:])

@@ -1,0 +1,94 @@
+"""The journal: life-cycle edges in a bounded ring, read by any number of cursors.
+
+A reader is only a number, the last entry it has seen. So a slow reader costs nothing; one that falls
+behind the ring learns how many entries it has lost.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+DEFAULT_CAPACITY = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """`number` counts from 1 in a daemon's life; `at_ns` is CLOCK_MONOTONIC."""
+
+    number: int
+    at_ns: int
+    kind: str
+    data: dict[str, Any]
+    request_id: str = ""
+
+
+class Read(NamedTuple):
+    """`lost` entries between the cursor and the first of `entries` have left the ring."""
+
+    entries: list[Entry]
+    lost: int
+
+
+class Journal:
+    """`epoch` tells the numbers of this daemon's life from those of another."""
+
+    def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
+        self.epoch = int(time.time())
+        self.last = 0
+        self.closed = False
+        self._slots: list[Entry | None] = [None] * capacity
+        self._wall_offset_s = time.time() - time.monotonic()
+        self._news: asyncio.Future[None] | None = None
+
+    def add(self, at_ns: int, kind: str, data: dict[str, Any], request_id: str = "") -> Entry:
+        self.last += 1
+        entry = Entry(self.last, at_ns, kind, data, request_id)
+        self._slots[self.last % len(self._slots)] = entry
+        self._wake()
+        return entry
+
+    def read(self, after: int, limit: int) -> Read:
+        """The next entries behind the cursor `after`, `limit` at most."""
+        oldest = max(self.last - len(self._slots), 0) + 1
+        start = max(after + 1, oldest)
+        numbers = range(start, min(self.last, start + limit - 1) + 1)
+        found = [self._slots[number % len(self._slots)] for number in numbers]
+        return Read([entry for entry in found if entry is not None], start - after - 1)
+
+    async def changed(self, after: int) -> None:
+        """Wait until there is an entry behind `after`, or the journal is closed."""
+        while self.last <= after and not self.closed:
+            if self._news is None or self._news.done():
+                self._news = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._news)
+
+    def close(self) -> None:
+        """Wake every reader for the last time."""
+        self.closed = True
+        self._wake()
+
+    def wall_s(self, at_ns: int) -> float:
+        """Unix time of a moment of CLOCK_MONOTONIC."""
+        return at_ns / 1e9 + self._wall_offset_s
+
+    def to_wire(self, entry: Entry) -> dict[str, Any]:
+        return {
+            "id": f"{self.epoch}-{entry.number}",
+            "at_s": self.wall_s(entry.at_ns),
+            "kind": entry.kind,
+            "request_id": entry.request_id or None,
+            "data": entry.data,
+        }
+
+    def cursor(self, event_id: str) -> int | None:
+        """The cursor that `event_id` stands for; 0, the beginning, if it is of another daemon's life. None:
+        no id of ours."""
+        epoch, dash, number = event_id.partition("-")
+        if not (dash and epoch.isdecimal() and number.isdecimal()):
+            return None
+        return int(number) if int(epoch) == self.epoch and int(number) <= self.last else 0
+
+    def _wake(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)

@@ -1,0 +1,45 @@
+"""The routes of OpenAI's interface, and those beside it that clients ask for."""
+
+from aiohttp import web
+
+from semipd.daemon.answer_types import ModelCard, ModelList
+from semipd.daemon.chat import Chat
+from semipd.daemon.completions import Completions
+from semipd.daemon.logprobs import TokenTexts
+from semipd.daemon.services import Services
+from semipd.daemon.tokenize import Tokenize
+
+
+def add_routes(app: web.Application, services: Services) -> None:
+    texts = TokenTexts(services.generation.model.tokenizer)
+    tokenize = Tokenize(services)
+    models = _Models(services)
+    app.router.add_post("/v1/completions", Completions(services, texts).handle)
+    app.router.add_post("/v1/chat/completions", Chat(services, texts).handle)
+    app.router.add_get("/v1/models", models.all)
+    app.router.add_get("/v1/models/{name:.+}", models.one)
+    app.router.add_post("/tokenize", tokenize.tokenize)
+    app.router.add_post("/detokenize", tokenize.detokenize)
+
+
+class _Models:
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def all(self, _request: web.Request) -> web.Response:
+        shown: ModelList = {"object": "list", "data": [self._card()]}
+        return web.json_response(shown)
+
+    async def one(self, request: web.Request) -> web.Response:
+        self._services.check_model(request.match_info["name"])
+        return web.json_response(self._card())
+
+    def _card(self) -> ModelCard:
+        ready = self._services.supervisor.ready
+        return {
+            "id": self._services.model_name,
+            "object": "model",
+            "created": self._services.started_at_s,
+            "owned_by": "semipd",
+            "max_model_len": ready.max_model_len if ready else None,
+        }

@@ -1,0 +1,213 @@
+"""Bodies of the OpenAI endpoints and of those beside them. Fields we do not know land in `model_extra`."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, cast
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from semipd.core.errors import SemipdError
+from semipd.core.sampling import MAX_LOGPROBS
+from semipd.daemon.fields import CHAT_FIELDS, COMPLETION_FIELDS, STREAM_FIELDS, Allowed, refuse_unsupported
+from semipd.daemon.schema import WHOLE, Integer, SamplingOptions, TokenIds
+from semipd.daemon.schema_messages import Messages
+
+MAX_N = 128
+"""OpenAI's."""
+
+MAX_CHOICES = 4096
+"""Of one request: prompts times n."""
+
+
+def _prompt_kind(value: object) -> str | None:
+    if isinstance(value, str):
+        return "[text]"
+    if not isinstance(value, list):
+        return None
+    first = value[0] if value else 0
+    return "[texts]" if isinstance(first, str) else "[id_lists]" if isinstance(first, list) else "[ids]"
+
+
+OnePrompt = Annotated[str, Tag("[text]")] | Annotated[TokenIds, Tag("[ids]")]
+Prompt = Annotated[
+    OnePrompt
+    | Annotated[list[str], Field(max_length=MAX_CHOICES), Tag("[texts]")]
+    | Annotated[list[TokenIds], Field(max_length=MAX_CHOICES), Tag("[id_lists]")],
+    Discriminator(
+        _prompt_kind,
+        custom_error_type="prompt_type",
+        custom_error_message="Input should be a string or a list",
+    ),
+]
+NumLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE]
+
+
+class HttpBody(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
+
+    known_fields: ClassVar[Mapping[str, Allowed]] = {}
+    """Besides the model's own."""
+
+    model: str | None = None
+
+    def check(self) -> None:
+        """Raises SemipdError when fields contradict each other."""
+
+    def unknown_fields(self) -> list[str]:
+        """Names that mean nothing to us. Raises SemipdError(`unsupported_value`)."""
+        return refuse_unsupported(self.model_extra or {}, self.known_fields)
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class AnswerOptions(HttpBody, SamplingOptions):
+    """What both OpenAI endpoints take."""
+
+    n: Annotated[int, Field(ge=1, le=MAX_N), WHOLE] | None = None
+    max_completion_tokens: Integer | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    prompt_logprobs: NumLogprobs | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    user: str | None = None
+
+    @property
+    def num_choices(self) -> int:
+        """Per prompt."""
+        return self.n or 1
+
+    @property
+    def token_limit(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        return self.prompt_logprobs
+
+    def check(self) -> None:
+        if self.stream_options is not None and not self.stream:
+            raise SemipdError("invalid_value", "stream_options needs stream=true.", param="stream_options")
+        if None not in (self.max_tokens, self.max_completion_tokens):
+            raise SemipdError(
+                "invalid_value",
+                f"max_tokens={self.max_tokens} and max_completion_tokens={self.max_completion_tokens} "
+                "are two names of one limit.",
+                "Send one of them.",
+                param="max_completion_tokens",
+            )
+
+    def unknown_fields(self) -> list[str]:
+        options = self.stream_options
+        in_options = refuse_unsupported(options.model_extra or {}, STREAM_FIELDS) if options else []
+        return super().unknown_fields() + in_options
+
+
+class CompletionRequest(AnswerOptions):
+    """POST /v1/completions."""
+
+    known_fields = COMPLETION_FIELDS
+
+    prompt: Prompt
+    best_of: Integer | None = None
+    echo: bool | None = None
+    logprobs: NumLogprobs | None = None
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return [prompt]
+        if _prompt_kind(prompt) == "[ids]":
+            return [cast(list[int], prompt)]
+        return cast(list[str] | list[list[int]], prompt)
+
+    @property
+    def prompt_only(self) -> bool:
+        return bool(self.echo) and self.token_limit == 0
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        wanted = (self.prompt_logprobs, self.logprobs if self.echo else None)
+        return max((count for count in wanted if count is not None), default=None)
+
+    def check(self) -> None:
+        super().check()
+        if self.best_of not in (None, 1, self.num_choices):
+            raise SemipdError(
+                "unsupported_value",
+                f"best_of={self.best_of} is not supported: every choice is returned, n={self.num_choices}.",
+                "Leave best_of out.",
+                param="best_of",
+            )
+        if self.token_limit == 0 and not self.echo:
+            message = "max_tokens=0 asks for nothing but the prompt, which needs echo=true."
+            raise SemipdError("invalid_value", message, "Send max_tokens of 1 or more.", param="max_tokens")
+
+
+class TemplateOptions(HttpBody):
+    """How the chat template writes messages."""
+
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_special_tokens: bool | None = None
+    """Default: a text gets them, a conversation has them from its template."""
+
+    def check(self) -> None:
+        super().check()
+        if self.continue_final_message and self.add_generation_prompt:
+            raise SemipdError(
+                "invalid_value",
+                "continue_final_message and add_generation_prompt exclude each other.",
+                "Send one of them.",
+                param="continue_final_message",
+            )
+
+
+class ChatCompletionRequest(TemplateOptions, AnswerOptions):
+    """POST /v1/chat/completions."""
+
+    known_fields = CHAT_FIELDS
+
+    messages: Messages
+    logprobs: bool | None = None
+    top_logprobs: NumLogprobs | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def check(self) -> None:
+        super().check()
+        if self.top_logprobs and not self.logprobs:
+            raise SemipdError("invalid_value", "top_logprobs needs logprobs=true.", param="top_logprobs")
+
+
+class TokenizeRequest(TemplateOptions):
+    """POST /tokenize, of a text or of a conversation."""
+
+    known_fields = CHAT_FIELDS
+
+    prompt: str | None = None
+    messages: Messages | None = None
+    return_token_strs: bool | None = None
+
+    def check(self) -> None:
+        super().check()
+        if (self.prompt is None) == (self.messages is None):
+            raise SemipdError("invalid_value", "Send either prompt or messages.", param="prompt")
+
+
+class DetokenizeRequest(HttpBody):
+    """POST /detokenize."""
+
+    tokens: TokenIds

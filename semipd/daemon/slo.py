@@ -1,0 +1,112 @@
+"""Service levels: TTFT and TPOT of the requests that ended lately, and how many met their targets."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from semipd.daemon.history import RequestRecord
+
+MAX_OUTCOMES = 4096
+"""Beyond that many in a window, the window covers the latest of them."""
+
+SHOWN_PERCENTILES = (50, 90, 99)
+
+
+@dataclass(frozen=True, slots=True)
+class SloTargets:
+    """`percentile`: the share of requests, in percent, that should meet both targets within the window."""
+
+    ttft_ms: float = 500.0
+    tpot_ms: float = 50.0
+    percentile: float = 90.0
+    window_s: float = 60.0
+
+
+class Outcome(NamedTuple):
+    at_ns: int
+    met: bool
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+
+
+class SloWindow:
+    """Attainment = requests that met both targets over all that arrived; refused and failed ones are
+    misses, those the client cancelled are left out. Goodput = requests that met both, per second.
+
+    A request that its own client got wrong (`is_clients_fault` of the error's code) is left out too.
+    """
+
+    def __init__(
+        self,
+        targets: SloTargets,
+        is_clients_fault: Callable[[str], bool],
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.targets = targets
+        self.num_judged = 0
+        self.num_met = 0
+        self._is_clients_fault = is_clients_fault
+        self._clock_ns = clock_ns
+        self._began_ns = clock_ns()
+        self._outcomes: deque[Outcome] = deque(maxlen=MAX_OUTCOMES)
+
+    def finished(self, record: RequestRecord) -> None:
+        if record.finish_reason == "cancelled":
+            return
+        if record.finish_reason == "error":
+            self.refused(record.error_code or "")
+            return
+        ttft_ms, tpot_ms = record.ttft_ms, record.tpot_ms
+        met = ttft_ms is not None and ttft_ms <= self.targets.ttft_ms
+        met = met and (tpot_ms is None or tpot_ms <= self.targets.tpot_ms)
+        self._add(Outcome(self._clock_ns(), met, ttft_ms, tpot_ms))
+
+    def refused(self, code: str) -> None:
+        if not self._is_clients_fault(code):
+            self._add(Outcome(self._clock_ns(), met=False))
+
+    def snapshot(self) -> dict[str, Any]:
+        """Percentiles are None without a request in the window, and so is attainment."""
+        now_ns = self._clock_ns()
+        self._forget(now_ns)
+        num_met = sum(outcome.met for outcome in self._outcomes)
+        num = len(self._outcomes)
+        return {
+            "targets": asdict(self.targets),
+            "requests": num,
+            "attainment": num_met / num if num else None,
+            "goodput_rps": num_met / self._span_s(now_ns),
+            "ttft_ms": _percentiles([o.ttft_ms for o in self._outcomes if o.ttft_ms is not None]),
+            "tpot_ms": _percentiles([o.tpot_ms for o in self._outcomes if o.tpot_ms is not None]),
+        }
+
+    def _add(self, outcome: Outcome) -> None:
+        self._outcomes.append(outcome)
+        self.num_judged += 1
+        self.num_met += outcome.met
+
+    def _forget(self, now_ns: int) -> None:
+        start_ns = now_ns - self.targets.window_s * 1e9
+        while self._outcomes and self._outcomes[0].at_ns < start_ns:
+            self._outcomes.popleft()
+
+    def _span_s(self, now_ns: int) -> float:
+        """The time the outcomes cover: shorter than the window in a young daemon or a full deque."""
+        full = len(self._outcomes) == MAX_OUTCOMES
+        began_ns = self._outcomes[0].at_ns if full else self._began_ns
+        return min(self.targets.window_s, max((now_ns - began_ns) / 1e9, 1.0))
+
+
+def _percentiles(values: Sequence[float]) -> dict[str, float | None]:
+    ordered = sorted(values)
+    return {f"p{pct}": percentile(ordered, pct) for pct in SHOWN_PERCENTILES}
+
+
+def percentile(ordered: Sequence[float], pct: float) -> float | None:
+    """Nearest rank: the smallest of `ordered` (rising) that at least `pct` percent do not exceed."""
+    if not ordered:
+        return None
+    rank = -(-len(ordered) * pct // 100)
+    return ordered[max(int(rank), 1) - 1]

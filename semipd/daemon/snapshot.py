@@ -1,0 +1,131 @@
+"""The daemon's state at one moment: the frame that dashboards eat, and the same numbers as metrics."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from semipd import __version__
+from semipd.daemon.metrics import Sample
+
+if TYPE_CHECKING:
+    from semipd.daemon.services import Services
+
+PROGRESS_LIMIT_S = 10.0
+"""A lane that has work and finishes no step for so long is stuck."""
+
+LOOP_LAG_LIMIT_S = 0.5
+_SPLIT_FIELDS = ("split", "lanes", "kv", "prefix", "preemptions", "scheduler")
+
+
+def state_frame(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, Any]:
+    """One immutable snapshot. What only the engine knows is None while it does not answer."""
+    ready = services.supervisor.ready
+    return {
+        "at_s": time.time(),
+        "uptime_s": services.uptime_s,
+        "state": services.supervisor.state,
+        "model": {"name": services.model_name, "max_model_len": ready.max_model_len if ready else None},
+        "versions": {"daemon": __version__, "engine": ready.version if ready else None},
+        "device": _device(services, engine),
+        **{name: engine.get(name) if engine else None for name in _SPLIT_FIELDS},
+        "last_split_change": services.last_split_change(),
+        "requests": _requests(services, engine),
+        "throughput": services.vitals.throughput(),
+        "slo": services.slo.snapshot(),
+        "lamps": lamps(services, engine),
+        "refused": dict(services.history.refused),
+        "notes": list(ready.notes) if ready else [],
+    }
+
+
+def lamps(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """Three separate facts: the engine process is up; both loops turn; work moves forward."""
+    lag_s = services.vitals.loop_lag_s
+    age_s = progress_age_s(services, engine)
+    return {
+        "process": {"ok": services.supervisor.state == "ready"},
+        "loop": {
+            "ok": engine is not None and lag_s < LOOP_LAG_LIMIT_S,
+            "event_loop_lag_ms": lag_s * 1e3,
+            "engine_answer_ms": services.vitals.answer_ms,
+        },
+        "progress": {
+            "ok": age_s is not None and age_s < PROGRESS_LIMIT_S,
+            "age_ms": None if age_s is None else age_s * 1e3,
+        },
+    }
+
+
+def progress_age_s(services: "Services", engine: Mapping[str, Any] | None) -> float | None:
+    """Time since a step finished or work began, whichever is later; 0 without work, None: nobody knows."""
+    if engine is None:
+        return None
+    began_ns = services.history.busy_since_ns
+    if began_ns is None:
+        return 0.0
+    ages_s = [(time.monotonic_ns() - began_ns) / 1e9]
+    for lane in engine.get("lanes", {}).values():
+        if lane["last_step_age_ms"] is not None:
+            ages_s.append(lane["last_step_age_ms"] / 1e3)
+    return min(ages_s)
+
+
+def _device(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Facts of the device, and its numbers of this moment under `stats`."""
+    ready = services.supervisor.ready
+    if ready is None:
+        return None
+    facts = {name: ready.info.get(name) for name in ("kind", "name", "unit", "num_units", "dtype", "memory")}
+    return facts | {"stats": engine.get("device") if engine else None}
+
+
+def _requests(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, Any]:
+    numbers: Mapping[str, Any] = (engine or {}).get("requests") or {}
+    names = ("waiting", "prefilling", "decoding", "oldest_waiting_ms")
+    return {name: numbers.get(name) for name in names} | {
+        "live": len(services.table),
+        "totals": dict(services.table.totals),
+    }
+
+
+def state_samples(services: "Services", engine: Mapping[str, Any] | None) -> Iterator[Sample]:
+    """Metrics of this moment. Those of a silent engine are left out rather than repeated."""
+    yield Sample("semipd:engine_up", engine is not None)
+    yield Sample("semipd:live_requests", len(services.table))
+    yield Sample("semipd:event_loop_lag_seconds", services.vitals.loop_lag_s)
+    yield Sample("semipd:slo_requests", services.slo.num_judged)
+    yield Sample("semipd:slo_met", services.slo.num_met)
+    yield Sample("semipd:slo_target_seconds", services.slo.targets.ttft_ms / 1e3, ("ttft",))
+    yield Sample("semipd:slo_target_seconds", services.slo.targets.tpot_ms / 1e3, ("tpot",))
+    for name, count in services.ignored_fields.items():
+        yield Sample("semipd:ignored_fields", count, (name,))
+    phases_s: Counter[str] = Counter()
+    for phase in services.supervisor.timeline:
+        phases_s[phase.name] += phase.seconds  # type: ignore[assignment]
+    for name, seconds in phases_s.items():
+        yield Sample("semipd:startup_phase_seconds", seconds, (name,))
+    ready = services.supervisor.ready
+    facts = (ready.version, str(ready.info["name"]), ready.scheduler) if ready else ("", "", "")
+    yield Sample("semipd:build_info", 1, (__version__, *facts))
+    if engine is not None:
+        age_s = progress_age_s(services, engine)
+        assert age_s is not None, "an engine that answers has no age"
+        yield Sample("semipd:progress_age_seconds", age_s)
+        yield from _engine_samples(engine)
+
+
+def _engine_samples(engine: Mapping[str, Any]) -> Iterator[Sample]:
+    requests, kv, split = engine["requests"], engine["kv"], engine["split"]
+    yield Sample("vllm:num_requests_running", requests["prefilling"] + requests["decoding"])
+    yield Sample("vllm:num_requests_waiting", requests["waiting"])
+    yield Sample("semipd:oldest_waiting_seconds", (requests["oldest_waiting_ms"] or 0.0) / 1e3)
+    yield Sample("vllm:kv_cache_usage_perc", kv["used_blocks"] / kv["total_blocks"])
+    for state in ("used", "free", "cached"):
+        yield Sample("semipd:kv_blocks", kv[f"{state}_blocks"], (state,))
+    for name, lane in engine["lanes"].items():
+        yield Sample("semipd:split_units", split[name], (name,))
+        yield Sample("semipd:lane_busy_seconds", lane["busy_ms"] / 1e3, (name,))
+        yield Sample("semipd:lane_steps", lane["steps"], (name,))
+        for phase in ("prefill", "decode"):
+            yield Sample("semipd:lane_tokens", lane[f"{phase}_tokens"], (name, phase))

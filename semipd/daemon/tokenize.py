@@ -1,0 +1,51 @@
+"""POST /tokenize and /detokenize, with vLLM's fields."""
+
+from functools import partial
+
+from aiohttp import web
+
+from semipd.daemon.answer_types import DetokenizeAnswer, TokenizeAnswer
+from semipd.daemon.answers import parse
+from semipd.daemon.chat import conversation_prompt
+from semipd.daemon.params import check_ids
+from semipd.daemon.prompts import INLINE_ENCODE_CHARS, Prompt, beside_loop
+from semipd.daemon.schema_openai import DetokenizeRequest, TokenizeRequest
+from semipd.daemon.services import Services
+
+
+class Tokenize:
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def tokenize(self, request: web.Request) -> web.Response:
+        body = parse(TokenizeRequest, await request.read(), self._services)
+        service = self._services.generation
+        token_ids = (await self._prompt(body)).token_ids
+        pieces = service.model.tokenizer.pieces
+        spelled = None
+        if body.return_token_strs:
+            spelled = await beside_loop(lambda: pieces(token_ids), when=len(token_ids) > INLINE_ENCODE_CHARS)
+        shown: TokenizeAnswer = {
+            "count": len(token_ids),
+            "max_model_len": service.limits.max_model_len,
+            "tokens": token_ids,
+            "token_strs": spelled,
+        }
+        return web.json_response(shown)
+
+    async def detokenize(self, request: web.Request) -> web.Response:
+        body = parse(DetokenizeRequest, await request.read(), self._services)
+        service = self._services.generation
+        check_ids(body.tokens, service.limits.vocab_size, "tokens")
+        decode = partial(service.model.tokenizer.decode, body.tokens, skip_special_tokens=False)
+        text = await beside_loop(decode, when=len(body.tokens) > INLINE_ENCODE_CHARS)
+        shown: DetokenizeAnswer = {"prompt": text}
+        return web.json_response(shown)
+
+    async def _prompt(self, body: TokenizeRequest) -> Prompt:
+        prompts = self._services.generation.prompts
+        if body.messages is not None:
+            return await conversation_prompt(prompts, body.messages, body)
+        special = body.add_special_tokens is not False
+        [prompt] = await prompts.of([body.prompt or ""], add_special_tokens=special)
+        return prompt

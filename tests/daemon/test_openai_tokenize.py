@@ -1,0 +1,100 @@
+"""POST /tokenize and /detokenize, with vLLM's fields."""
+
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.daemon import Running, running
+from support.fake_model import CONTEXT_TOKENS, fake_model, fake_settings
+
+from semipd.daemon.prompts import INLINE_ENCODE_CHARS
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture
+async def daemon(tmp_path: Path) -> AsyncIterator[Running]:
+    model = fake_model(tmp_path)
+    async with running(tmp_path, model, fake=fake_settings(model)) as daemon:
+        yield daemon
+
+
+async def tokenize(daemon: Running, **body: Any) -> dict[str, Any]:
+    return await daemon.complete("/tokenize", **body)
+
+
+async def test_text(daemon: Running) -> None:
+    answer = await tokenize(daemon, model="bytes", prompt="Whan that")
+    assert answer == {
+        "count": 3,
+        "max_model_len": CONTEXT_TOKENS,
+        "tokens": [0, 381, 376],
+        "token_strs": None,
+    }
+    plain = await tokenize(daemon, prompt="Whan that", add_special_tokens=False, return_token_strs=True)
+    assert (plain["tokens"], plain["token_strs"]) == ([381, 376], ["Whan", "\u0120that"])
+    assert (await tokenize(daemon, prompt="", add_special_tokens=False))["count"] == 0
+
+
+async def test_messages(daemon: Running) -> None:
+    chat = await daemon.chat(messages=MESSAGES, max_tokens=1, return_token_ids=True)
+    answer = await tokenize(daemon, messages=MESSAGES, return_token_strs=True)
+    assert answer["tokens"] == chat["prompt_token_ids"]
+    assert answer["count"] == len(answer["tokens"]) == len(answer["token_strs"])
+    shorter = await tokenize(daemon, messages=MESSAGES, add_generation_prompt=False)
+    assert answer["tokens"][: shorter["count"]] == shorter["tokens"]
+    assert shorter["count"] < answer["count"]
+
+
+async def test_round_trip(daemon: Running) -> None:
+    text = "na\u00efve \U0001f600 \u65e5\u672c\u8a9e"
+    tokens = (await tokenize(daemon, prompt=text))["tokens"]
+    assert await daemon.complete("/detokenize", model="bytes", tokens=tokens) == {"prompt": f"<s>{text}"}
+    assert await daemon.complete("/detokenize", tokens=tokens[1:]) == {"prompt": text}
+    assert await daemon.complete("/detokenize", tokens=[]) == {"prompt": ""}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "param"),
+    [
+        ("/tokenize", {}, 400, "prompt"),
+        ("/tokenize", {"prompt": "a", "messages": MESSAGES}, 400, "prompt"),
+        ("/tokenize", {"prompt": [1]}, 400, "prompt"),
+        ("/tokenize", {"prompt": "a", "model": "other"}, 404, "model"),
+        ("/tokenize", {"messages": MESSAGES, "tools": [{}]}, 400, "tools"),
+        ("/detokenize", {}, 400, "tokens"),
+        ("/detokenize", {"tokens": "a"}, 400, "tokens"),
+        ("/detokenize", {"tokens": [-1]}, 400, "tokens"),
+        ("/detokenize", {"tokens": [400]}, 400, "tokens"),
+    ],
+)
+async def test_bad_bodies(daemon: Running, path: str, body: dict[str, Any], status: int, param: str) -> None:
+    got, answer, _ = await daemon.post(body, path)
+    assert (got, answer["error"]["param"]) == (status, param)
+
+
+async def test_long_ones_leave_the_loop(daemon: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: dict[str, list[int]] = {"encode": [], "decode": [], "pieces": [], "render": []}
+
+    def note(owner: object, name: str) -> None:
+        method = getattr(owner, name)
+
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            threads[name].append(threading.get_ident())
+            return method(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, noting)
+
+    model = daemon.services.generation.model
+    for name in ("encode", "decode", "pieces"):
+        note(model.tokenizer, name)
+    note(model.chat_template, "render")
+    for size in (1, INLINE_ENCODE_CHARS + 1):
+        message = {"role": "user", "content": "a b " * size}
+        tokens = (await tokenize(daemon, messages=[message], return_token_strs=True))["tokens"]
+        await daemon.complete("/detokenize", tokens=tokens)
+    here = threading.get_ident()
+    for name, idents in threads.items():
+        assert (idents[0] == here, here in idents[1:]) == (True, False), name

@@ -1,0 +1,60 @@
+"""A whole daemon in a process of its own, around the scripted engine."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from support import tiny_tokenizers
+
+SUPPORT = Path(__file__).parent
+ENV = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+LIMIT_S = 60
+
+
+def model_folder(folder: Path) -> Path:
+    """A tokenizer and a configuration: all the fake device and the scripted engine need."""
+    folder.mkdir(exist_ok=True)
+    template = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+    tiny_tokenizers.save(tiny_tokenizers.byte_level(), folder, chat_template=template)
+    config = {"vocab_size": 400, "max_position_embeddings": 512, "eos_token_id": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@dataclass
+class DaemonProcess:
+    process: subprocess.Popen[str]
+    socket_path: Path
+
+    def client(self, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+        """semipd-client with these arguments."""
+        command = [sys.executable, "-m", "semipd.client.cli", *arguments, "--socket", str(self.socket_path)]
+        given = {"capture_output": True, "text": True, "timeout": LIMIT_S, "env": ENV}
+        return subprocess.run(command, **(given | options))
+
+
+@contextmanager
+def scripted_process(tmp_path: Path, **script: Any) -> Iterator[DaemonProcess]:
+    """Ready when entered, stopped when left."""
+    socket_path = tmp_path / "d.sock"
+    model = model_folder(tmp_path / "model")
+    command = [str(SUPPORT / "scripted_daemon.py"), str(model), str(socket_path), json.dumps(script)]
+    with (tmp_path / "stderr").open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, *command], stdout=subprocess.PIPE, stderr=stderr, text=True, env=ENV
+        )
+    assert process.stdout is not None
+    try:
+        while "try:" not in (line := process.stdout.readline()):
+            assert line, (tmp_path / "stderr").read_text()
+        yield DaemonProcess(process, socket_path)
+    finally:
+        process.terminate()
+        process.wait(LIMIT_S)
+        process.stdout.close()

@@ -1,0 +1,83 @@
+"""Log lines: text for people, JSON for collectors, facts as fields. And the limit of open files."""
+
+import json
+import logging
+import resource
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from semipd.core.logs import JsonFormatter, LogFormat, TextFormatter, configure_logging
+from semipd.daemon import process_limits
+from semipd.daemon.process_limits import raise_file_limit
+
+
+@pytest.fixture
+def root() -> Iterator[logging.Logger]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield root
+    root.handlers[:], root.level = handlers, level
+
+
+def record(message: str, *args: object, **extra: object) -> logging.LogRecord:
+    made = logging.makeLogRecord({"name": "semipd.x", "levelname": "INFO", "msg": message, "args": args})
+    vars(made).update(extra)
+    return made
+
+
+def test_json_lines_have_their_facts_as_fields() -> None:
+    line = JsonFormatter().format(record("got %d\n", 3, request_id="r-1", lane="decode", level="no"))
+    parsed = json.loads(line)
+    assert "\n" not in line
+    assert parsed["time"].endswith("Z")
+    assert (parsed["level"], parsed["logger"], parsed["message"]) == ("info", "semipd.x", "got 3\n")
+    assert (parsed["request_id"], parsed["lane"]) == ("r-1", "decode")
+    assert set(parsed) == {"time", "level", "logger", "message", "request_id", "lane"}
+
+
+def test_json_lines_hold_exceptions_and_anything() -> None:
+    try:
+        raise ValueError("boom")
+    except ValueError:
+        parsed = json.loads(JsonFormatter().format(record("x", exc_info=sys.exc_info(), odd={1, 2} - {2})))
+    assert parsed["exception"].endswith("ValueError: boom")
+    assert parsed["odd"] == "{1}"
+
+
+def test_text_lines_end_with_their_facts() -> None:
+    line = TextFormatter().format(record("got %d", 3, request_id="r-1", lane="decode"))
+    assert line.endswith("INFO    semipd.x: got 3 request_id=r-1 lane=decode")
+    assert TextFormatter().format(record("plain")).endswith("semipd.x: plain")
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_configured_for_the_process(
+    log_format: LogFormat, root: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging("text", "error")
+    configure_logging(log_format, "info")
+    logging.getLogger("semipd.y").info("said", extra={"request_id": "r"})
+    logging.getLogger("semipd.y").debug("unsaid")
+    [line] = capsys.readouterr().err.splitlines()
+    assert (json.loads(line)["request_id"] == "r") if log_format == "json" else line.endswith("request_id=r")
+
+
+def test_the_limit_of_open_files_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = [(256, 4096)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _what: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _what, pair: limits.append(pair))
+    assert raise_file_limit() is None
+    assert limits[-1] == (4096, 4096)
+    limits.append((256, process_limits.FEW_FILES - 1))
+    assert "at most 4095 files" in (raise_file_limit() or "")
+    limits.append((256, resource.RLIM_INFINITY))
+    assert raise_file_limit() is None
+
+    def refuse(_what: int, _pair: tuple[int, int]) -> None:
+        raise ValueError("not allowed")
+
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    limits.append((256, 4096))
+    assert "stays at 256" in (raise_file_limit() or "")
