@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,10 +55,11 @@ def run(
             log.warning("the daemon before, pid %d, left its pid file %s behind", stale, pid_file)
         files = ModelFiles.open(config.model.name)
         runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
-        try:
-            return runner.run(Daemon(config, files, spawn, on_ready).live())
-        except asyncio.CancelledError:
-            return EXIT_FORCED
+        daemon = Daemon(config, files, spawn, on_ready)
+        # What is being closed may swallow the cancellation, so the daemon itself says that it was forced.
+        with suppress(asyncio.CancelledError):
+            code = runner.run(daemon.live())
+        return EXIT_FORCED if daemon.was_forced else code
 
 
 class Daemon:
@@ -71,6 +72,7 @@ class Daemon:
         spawn: Callable[[], EngineChild],
         on_ready: Callable[[str], None],
     ) -> None:
+        self.was_forced = False
         self._config = config
         self._on_ready = on_ready
         self._stop = asyncio.Event()
@@ -148,6 +150,7 @@ class Daemon:
             self.shut_down(f"received {number.name}; a second one stops at once")
             return
         log.warning("received %s again: stopping at once", number.name)
+        self.was_forced = True
         self._supervisor.kill()
         assert self._main is not None
         self._main.cancel()
