@@ -15,6 +15,9 @@ from semipd.daemon.model_files import ModelFiles
 
 TOLERANCE = 1e-3
 
+# each engine is three processes that import torch, which takes its time on a busy machine
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
