@@ -57,6 +57,7 @@ class Finished:
     cached_tokens: int = 0
     code: str = ""
     message: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,7 +196,9 @@ class RequestTable:
             return
         live.cached_tokens = message.cached_tokens
         live.stop_token = message.stop_token
-        error = SemipdError(message.code, message.message) if message.reason == "error" else None
+        error = (
+            SemipdError(message.code, message.message, message.hint) if message.reason == "error" else None
+        )
         live.finish(message.reason, error)
 
     def _note(self, event: Event) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from semipd.core.errors import SemipdError
 from semipd.core.events import FinishReason
 from semipd.core.messages import Finished
 from semipd.core.plan import BLOCK_SIZE, Segment
@@ -68,8 +69,9 @@ class Scheduler:
         sequence = Sequence.of(request, self._limits.max_model_len)
         refusal = self._why_impossible(sequence)
         if refusal:
-            out.event("refused", sequence, code="request_too_large", message=refusal)
-            out.send(Finished(request.seq, "error", code="request_too_large", message=refusal))
+            out.event("refused", sequence, code=refusal.code, message=refusal.message)
+            code, message, hint = refusal.code, refusal.message, refusal.hint
+            out.send(Finished(request.seq, "error", code=code, message=message, hint=hint))
             return
         self.sequences[request.seq] = sequence
         self.waiting.add(sequence)
@@ -257,17 +259,23 @@ class Scheduler:
 
     # ---- limits and integrity ------------------------------------------------------------------
 
-    def _why_impossible(self, sequence: Sequence) -> str:
+    def _why_impossible(self, sequence: Sequence) -> SemipdError | None:
         need, have = blocks_for(sequence.max_total_tokens), self.memory.pool.num_usable
         num_prompt, longest = len(sequence.request.prompt), self._limits.max_model_len
         if num_prompt >= longest:
-            return f"The prompt has {num_prompt} tokens; max_model_len {longest} leaves no room for output."
-        if need > have:
-            return (
-                f"The request may reach {sequence.max_total_tokens} tokens, which need {need} KV blocks of "
-                f"{BLOCK_SIZE}; the whole pool has {have}. Lower max_tokens or raise kv.bytes."
+            return SemipdError(
+                "context_length_exceeded",
+                f"The prompt has {num_prompt} tokens; max_model_len {longest} leaves no room for output.",
+                "Shorten the prompt.",
             )
-        return ""
+        if need > have:
+            return SemipdError(
+                "request_too_large",
+                f"The request may reach {sequence.max_total_tokens} tokens, which need {need} KV blocks of "
+                f"{BLOCK_SIZE}; the whole pool has {have}.",
+                "Lower max_tokens or raise kv.bytes.",
+            )
+        return None
 
     def check_integrity(self) -> None:
         """Recompute sets, blocks and counters from nothing; AssertionError with the numbers on a mismatch."""
