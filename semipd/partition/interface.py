@@ -6,12 +6,11 @@ Times are milliseconds unless the name says otherwise; "units" are SMs or cores 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
+from semipd.core.settings import PolicyName
 from semipd.core.split import Split
 from semipd.partition.table import SplitTable
 
 LaneName = Literal["prefill", "decode"]
-PolicyName = Literal["predictive", "paper"]
-Mode = Literal["auto", "fixed", "off"]
 
 
 class StepRecord(NamedTuple):
@@ -67,6 +66,9 @@ class Observed(NamedTuple):
     arrivals_per_s: float = 0.0
 
 
+NOTHING_OBSERVED = Observed()
+
+
 class ClosedWindow(NamedTuple):
     """What the policy `paper` learns from: one window of finished requests under one split.
 
@@ -80,24 +82,35 @@ class ClosedWindow(NamedTuple):
     full_prefill_s: float
 
 
+class Line(NamedTuple):
+    """Predicted time of a step as a function of its work: what a phase costs on a given number of units."""
+
+    constant_ms: float
+    per_token_ms: float
+    per_context_ms: float
+
+    def ms(self, tokens: float, context: float) -> float:
+        return self.constant_ms + self.per_token_ms * tokens + self.per_context_ms * context
+
+
 class StepTimes(Protocol):
-    """Predicted milliseconds of a step; fitted online (partition.models)."""
+    """Predicted step times; fitted online (partition.models)."""
 
     @property
     def confident(self) -> bool:
         """Both phases have been seen often enough to be trusted."""
 
-    def prefill_ms(self, units: int, new_tokens: float, attended_tokens: float) -> float: ...
+    def prefill(self, units: int) -> Line:
+        """Of new tokens and attended tokens (see StepRecord)."""
 
-    def decode_ms(self, units: int, num_decodes: float, context_tokens: float) -> float: ...
+    def decode(self, units: int) -> Line:
+        """Of sequences and context tokens."""
 
-    def merged_ms(
-        self, num_decodes: float, context_tokens: float, new_tokens: float, attended_tokens: float
-    ) -> float:
-        """A merged step on the whole device."""
+    def merged(self, num_decodes: float, context_tokens: float) -> Line:
+        """A merged step on the whole device with this decode batch: of new and attended tokens."""
 
     def smallest_tried(self, lane: LaneName) -> int | None:
-        """The smallest number of units this lane has been seen on often enough; None: none yet."""
+        """The smallest number of units on which this lane was seen often enough; None: none yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +118,7 @@ class Snapshot:
     """The moment of a decision.
 
     Attributes:
+        start: the configured split: what holds until more is known.
         current: the split that holds while both lanes are busy.
         merged_tokens: budget of the merged steps that run at present; 0: the lanes are split.
         num_decodes, context_tokens: the decode batch.
@@ -121,6 +135,7 @@ class Snapshot:
 
     now_ns: int
     table: SplitTable
+    start: Split
     current: Split
     times: StepTimes
     num_decodes: int = 0
@@ -133,7 +148,7 @@ class Snapshot:
     chunk_tokens: int = 512
     merge_tokens: int = 0
     merged_tokens: int = 0
-    observed: Observed = Observed()
+    observed: Observed = NOTHING_OBSERVED
     windows: tuple[ClosedWindow, ...] = ()
 
 
@@ -146,7 +161,7 @@ class Decision:
         reason: for people, with the numbers.
         merged_tokens: run merged steps with this token budget instead of splitting; 0: split.
         predicted_ttft_ms: of the prompt `watched`; None: no prediction.
-        predicted_tpot_ms: of the decode batch.
+        predicted_tpot_ms: a decode step's time under this choice; None: no prediction.
         watched: index in `snapshot.prompts` of the prompt that stands at the SLO's percentile.
     """
 
