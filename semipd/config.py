@@ -53,8 +53,8 @@ class ModelConfig:
 class EngineConfig:
     device: str = option(
         "cpu",
-        "Where the model runs; fake: made-up tokens without a model's arithmetic, for tests.",
-        choices=("cpu", "fake"),
+        "Where the model runs; sim: a GPU's timing with made-up tokens; fake: made-up tokens, for tests.",
+        choices=("cpu", "sim:h200", "sim:h100", "sim:a100", "fake"),
     )
     scheduler: SchedulerName = option(
         "semipd",
@@ -73,6 +73,7 @@ class EngineConfig:
     prefill_units: int = option(
         0, "Prefill's share of the cores or SMs while both lanes work; 0: half.", minimum=0, maximum=65536
     )
+    sim_profile: str = option("", "JSON file of measured values for the devices sim; empty: built-in ones.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,7 @@ class Config:
         """What the engine process is told; `model_dir` is the local folder that model.name resolved to."""
         return EngineSettings(
             model_dir=str(model_dir),
+            model_name=self.model.name,
             device=self.engine.device,
             dtype=self.model.dtype,
             scheduler=self.engine.scheduler,
@@ -160,6 +162,7 @@ class Config:
             kv_bytes=self.kv.bytes,
             kv_fraction=self.kv.fraction,
             prefill_units=self.engine.prefill_units,
+            sim_profile=self.engine.sim_profile,
         )
 
 

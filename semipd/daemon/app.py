@@ -17,7 +17,7 @@ from semipd.core.errors import SemipdError
 from semipd.daemon.addresses import claim_http, claim_socket
 from semipd.daemon.generation import GenerationService, Limits
 from semipd.daemon.http import serve_http
-from semipd.daemon.model_files import ModelFiles
+from semipd.daemon.model_files import DEMO_NAME, ModelFiles
 from semipd.daemon.requests import RequestTable
 from semipd.daemon.services import Services
 from semipd.daemon.supervisor import EngineReady, Supervisor
@@ -36,7 +36,7 @@ def run(config: Config, spawn: Callable[[], EngineChild] = spawn_engine) -> int:
     """Run the daemon until it is stopped. Call from the main thread. Returns the exit code: 0 when asked
     to stop, 1 when the engine died, 130 when asked twice. Raises SemipdError when the start fails."""
     logging.basicConfig(stream=sys.stderr, format=_LOG_FORMAT, level=config.server.log_level.upper())
-    files = ModelFiles.open(config.model.name)
+    files = ModelFiles.open(DEMO_NAME if config.engine.device.startswith("sim:") else config.model.name)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(Daemon(config, files, spawn).live())

@@ -58,7 +58,13 @@ def run_engine(link_fd: int) -> int:
 
 
 def open_device(settings: EngineSettings, report: Report) -> Device:
-    """The device that the settings name. Raises SemipdError(`unknown_device`) and whatever opening raises."""
+    """The device that the settings name. Raises SemipdError: `unknown_device`, `conflicting_options`, and
+    whatever opening raises."""
+    if settings.sim_profile and not settings.device.startswith("sim:"):
+        message = f"engine.sim_profile is set, but engine.device is {settings.device}."
+        raise SemipdError(
+            "conflicting_options", message, "Leave one of them out.", param="engine.sim_profile"
+        )
     match settings.device:
         case "fake":
             from semipd.devices.fake import FakeDevice
@@ -68,9 +74,13 @@ def open_device(settings: EngineSettings, report: Report) -> Device:
             from semipd.devices.cpu.device import CpuDevice
 
             return CpuDevice.open(settings, report)
+        case device if device.startswith("sim:"):
+            from semipd.devices.sim.device import SimDevice
+
+            return SimDevice.open(settings)
     raise SemipdError(
         "unknown_device",
-        f"engine.device = {settings.device!r} is not a device of this release; it has cpu and fake.",
+        f"engine.device = {settings.device!r} is no device of this release; it has cpu, sim:<gpu> and fake.",
         "Use --device cpu.",
         param="engine.device",
     )

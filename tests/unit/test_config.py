@@ -58,6 +58,8 @@ def test_every_setting_reaches_the_engine() -> None:
         "engine.prefill_chunk_tokens": "5",
         "engine.step_token_budget": "7",
         "engine.prefill_units": "2",
+        "engine.sim_profile": "/profiles/x.json",
+        "model.name": "x",
         "model.dtype": "float32",
         "model.max_model_len": "99",
         "kv.bytes": "1000000",
