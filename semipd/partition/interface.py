@@ -6,6 +6,7 @@ Times are milliseconds unless the name says otherwise; "units" are SMs or cores 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
+from semipd.core.request import SeqId
 from semipd.core.settings import PolicyName
 from semipd.core.split import Split
 from semipd.partition.table import SplitTable
@@ -113,6 +114,19 @@ class StepTimes(Protocol):
         """The smallest number of units on which this lane was seen often enough; None: none yet."""
 
 
+class Work(NamedTuple):
+    """What the engine has at hand: its part of a snapshot, where the fields are explained. `seqs` are those
+    of `prompts`."""
+
+    num_decodes: int
+    context_tokens: int
+    num_joining: int
+    joining_tokens: int
+    prompts: tuple[Prompt, ...]
+    seqs: tuple[SeqId, ...]
+    busy_prefill_ms: float
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The moment of a decision.
@@ -124,7 +138,7 @@ class Snapshot:
         num_decodes, context_tokens: the decode batch.
         num_joining, joining_tokens: sequences now prefilling, which will decode next, and their tokens.
         prompts: in the order in which they will be computed: those begun, then the waiting ones. A long
-            queue is cut: see partition.forecast.
+            queue is cut: see engine.work.
         busy_prefill_ms: what is left of the prefill step in flight, as predicted.
         prefill_duty: share of the decode lane's busy time in which the prefill lane was busy too, over
             the last seconds; 1 when unknown.
