@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, get_args
 
 from semipd.config_schema import OptionSpec, Value, nearest_key, option, section_specs, toml_literal
 from semipd.core.errors import SemipdError
-from semipd.core.settings import EngineSettings, SchedulerName
+from semipd.core.settings import EngineSettings, PartitionMode, PolicyName, SchedulerName
 from semipd.wire.address import default_socket_path
 
 ENV_PREFIX = "SEMIPD__"
@@ -84,6 +84,45 @@ class KvConfig:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class PartitionConfig:
+    mode: PartitionMode = option(
+        "auto",
+        "auto: the policy chooses the split; fixed: engine.prefill_units; off: no split, merged steps.",
+        choices=get_args(PartitionMode),
+    )
+    policy: PolicyName = option(
+        "predictive",
+        "predictive: from predicted step times and the real queue; paper: Algorithm 1 of semi-PD.",
+        choices=get_args(PolicyName),
+    )
+    merge_tokens: int = option(
+        512,
+        "Largest merged step that mode auto may run when no split is needed; 0: always split.",
+        minimum=0,
+        maximum=_MAX_COUNT,
+    )
+    state_dir: str = option(
+        "", "Folder where learned step times are kept; empty: semipd in the user's state folder."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SloConfig:
+    """Bounds as in partition.overrides.SLO_BOUNDS, where the live changes are checked."""
+
+    ttft_ms: float = option(
+        1000.0, "Target for the time to first token in ms.", minimum=1.0, maximum=3_600_000.0
+    )
+    tpot_ms: float = option(
+        50.0, "Target for the mean time between tokens of a request in ms.", minimum=0.1, maximum=60_000.0
+    )
+    percentile: float = option(
+        90.0, "Percentage of the requests that shall meet the targets.", minimum=1.0, maximum=100.0
+    )
+    window_s: float = option(30.0, "Seconds over which the percentile is taken.", minimum=1.0, maximum=3600.0)
+
+
 class Explained(NamedTuple):
     key: str
     value: Value
@@ -107,6 +146,8 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     kv: KvConfig = field(default_factory=KvConfig)
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+    slo: SloConfig = field(default_factory=SloConfig)
     origins: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
@@ -163,6 +204,14 @@ class Config:
             kv_fraction=self.kv.fraction,
             prefill_units=self.engine.prefill_units,
             sim_profile=self.engine.sim_profile,
+            partition_mode=self.partition.mode,
+            partition_policy=self.partition.policy,
+            merge_tokens=self.partition.merge_tokens,
+            slo_ttft_ms=self.slo.ttft_ms,
+            slo_tpot_ms=self.slo.tpot_ms,
+            slo_percentile=self.slo.percentile,
+            slo_window_s=self.slo.window_s,
+            state_dir=self.partition.state_dir,
         )
 
 
@@ -171,6 +220,8 @@ SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "engine": EngineConfig,
     "kv": KvConfig,
+    "partition": PartitionConfig,
+    "slo": SloConfig,
 }
 
 SPECS: dict[str, OptionSpec] = {

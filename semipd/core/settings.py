@@ -27,7 +27,7 @@ class EngineSettings:
     partition_mode, partition_policy: who chooses the split at start-up.
     merge_tokens: largest merged step that partition mode `auto` may choose instead of splitting; 0: none.
     slo_ttft_ms, slo_tpot_ms, slo_percentile, slo_window_s: targets at start-up (partition.interface.Slo).
-    state_dir: folder where fitted step times are kept; "": they are not kept.
+    state_dir: folder where learned step times are kept; "": semipd in the user's state folder.
     """
 
     model_dir: str = ""

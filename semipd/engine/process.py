@@ -15,6 +15,8 @@ from semipd.core.settings import EngineSettings
 from semipd.devices.contract import Device
 from semipd.engine.coordinator import Coordinator
 from semipd.engine.link import Link
+from semipd.engine.saved_times import SAVE_EVERY_S, SavedTimes
+from semipd.partition.models import Models
 from semipd.wire.engine_link import inbound_from_wire, outbound_to_wire
 
 SETTINGS_LIMIT_S = 10.0
@@ -87,7 +89,10 @@ def open_device(settings: EngineSettings, report: Report) -> Device:
 
 
 def _serve(device: Device, settings: EngineSettings, link: Link, stop: "_StopFlag") -> int:
-    coordinator = Coordinator(device, settings)
+    models, saved = Models(device.info.num_units), SavedTimes(settings, device.info)
+    if note := saved.load(models):
+        log.info("%s", note)
+    coordinator = Coordinator(device, settings, models)
     notes = []
     if coordinator.policy != settings.scheduler:
         notes.append(
@@ -96,13 +101,17 @@ def _serve(device: Device, settings: EngineSettings, link: Link, stop: "_StopFla
         )
     ready = {"op": "ready", "info": asdict(device.info), "scheduler": coordinator.policy, "notes": notes}
     link.send(ready | {"version": __version__, "pid": os.getpid()})
-    _host(coordinator, link, stop)
+    try:
+        _host(coordinator, saved, link, stop)
+    finally:
+        saved.save(models)
     return 0
 
 
-def _host(coordinator: Coordinator, link: Link, stop: "_StopFlag") -> None:
+def _host(coordinator: Coordinator, saved: SavedTimes, link: Link, stop: "_StopFlag") -> None:
     """Turn the loop; between turns wait for a lane, a message or a timer."""
     checked_idle = False
+    save_due_s = time.monotonic() + SAVE_EVERY_S
     while not link.closed and not stop.asked:
         inbox = [inbound_from_wire(message) for message in link.receive()]
         turn = coordinator.tick(time.monotonic_ns(), inbox)
@@ -110,6 +119,9 @@ def _host(coordinator: Coordinator, link: Link, stop: "_StopFlag") -> None:
         if turn.idle and not checked_idle:
             coordinator.check_integrity()
         checked_idle = turn.idle
+        if time.monotonic() >= save_due_s:
+            saved.save(coordinator.control.models)
+            save_due_s = time.monotonic() + SAVE_EVERY_S
         _wait(coordinator.device, link, stop, turn.wake_at_ns)
 
 

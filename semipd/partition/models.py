@@ -17,11 +17,19 @@ class Models:
     """
 
     def __init__(self, num_units: int) -> None:
-        self.phases = {"prefill": StepModel(3), "decode": StepModel(3), "merged": StepModel(5, scales=False)}
-        self._prefill, self._decode, self._merged = self.phases.values()
-        self._num_units = num_units
+        self.num_units = num_units
+        self._prefill, self._decode = StepModel(3), StepModel(3)
+        self._merged = StepModel(5, scales=False)
         self._fit_due_ns = 0
         self._next_phase = 0
+
+    @property
+    def phases(self) -> dict[str, StepModel]:
+        return {"prefill": self._prefill, "decode": self._decode, "merged": self._merged}
+
+    @property
+    def num_steps(self) -> int:
+        return sum(phase.num_steps for phase in self.phases.values())
 
     @property
     def confident(self) -> bool:
@@ -56,10 +64,10 @@ class Models:
         """Until merged steps have been seen often enough: a prefill step and a decode step in turn, which
         a merged step beats because it reads the weights once."""
         if self._merged.confident:
-            constant, new, attended, decode, context = self._merged.line(self._num_units)
+            constant, new, attended, decode, context = self._merged.line(self.num_units)
             return Line(constant + decode * num_decodes + context * context_tokens, new, attended)
-        line = self.prefill(self._num_units)
-        decode_ms = self.decode(self._num_units).ms(num_decodes, context_tokens)
+        line = self.prefill(self.num_units)
+        decode_ms = self.decode(self.num_units).ms(num_decodes, context_tokens)
         return line._replace(constant_ms=line.constant_ms + decode_ms)
 
     def smallest_tried(self, lane: LaneName) -> int | None:
@@ -81,9 +89,11 @@ class Models:
         return {name: phase.to_plain() for name, phase in self.phases.items()}
 
     def load_plain(self, data: Any) -> None:
-        """Raises ValueError, KeyError or TypeError on anything but what `to_plain` gives."""
+        """Take what `to_plain` gave. Raises ValueError, KeyError or TypeError on anything else; then
+        nothing has changed."""
+        read = {name: phase.read_plain(data[name]) for name, phase in self.phases.items()}
         for name, phase in self.phases.items():
-            phase.load_plain(data[name])
+            phase.adopt(read[name])
 
     def _fit_one(self, now_ns: int) -> None:
         """The phases take turns, so that no turn of the coordinator pays for all."""

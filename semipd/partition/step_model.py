@@ -184,13 +184,17 @@ class StepModel:
         """One row per cell: its key, then its sums."""
         return [[*cell, *sums] for cell, sums in self._cells.items()]
 
-    def load_plain(self, rows: Any) -> None:
-        """Take what `to_plain` gave, instead of everything learned. Raises ValueError on anything else."""
+    def read_plain(self, rows: Any) -> dict[Cell, Sums]:
+        """What `to_plain` gave. Raises ValueError on anything else."""
         cells: dict[Cell, Sums] = {}
         for units, first, second, *sums in _checked(rows, 4 + self.num_features + len(self._pairs)):
             if units < 1 or sums[0] <= 0:
                 raise ValueError(f"a cell for {units} units has weight {sums[0]}")
             cells[int(units), int(first), int(second)] = sums
+        return cells
+
+    def adopt(self, cells: dict[Cell, Sums]) -> None:
+        """Know these cells, instead of everything learned."""
         self._cells = cells
         self.num_steps = int(sum(sums[0] for sums in cells.values()))
         self.fit()

@@ -64,6 +64,14 @@ def test_every_setting_reaches_the_engine() -> None:
         "model.max_model_len": "99",
         "kv.bytes": "1000000",
         "kv.fraction": "0.25",
+        "partition.mode": "fixed",
+        "partition.policy": "paper",
+        "partition.merge_tokens": "0",
+        "partition.state_dir": "/state",
+        "slo.ttft_ms": "400",
+        "slo.tpot_ms": "20",
+        "slo.percentile": "95",
+        "slo.window_s": "10",
     }
     config = load_config(overrides=[Override(key, text, "--set") for key, text in values.items()])
     settings = config.engine_settings(Path("/models/x"))
