@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, get_args
 
 from semipd.config_schema import OptionSpec, Value, nearest_key, option, section_specs, toml_literal
 from semipd.core.errors import SemipdError
-from semipd.core.settings import EngineSettings, PartitionMode, PolicyName, SchedulerName
+from semipd.core.settings import EngineSettings, SchedulerName
+from semipd.core.split import PartitionMode, PolicyName
 from semipd.wire.address import default_socket_path
 
 ENV_PREFIX = "SEMIPD__"
@@ -109,18 +110,18 @@ class PartitionConfig:
 
 @dataclass(frozen=True, slots=True)
 class SloConfig:
-    """Bounds as in partition.overrides.SLO_BOUNDS, where the live changes are checked."""
-
     ttft_ms: float = option(
-        1000.0, "Target for the time to first token in ms.", minimum=1.0, maximum=3_600_000.0
+        500.0, "Target from arrival to the first token, in milliseconds.", minimum=0.001, maximum=1e9
     )
     tpot_ms: float = option(
-        50.0, "Target for the mean time between tokens of a request in ms.", minimum=0.1, maximum=60_000.0
+        50.0, "Target of the mean time per further token, in milliseconds.", minimum=0.001, maximum=1e9
     )
     percentile: float = option(
-        90.0, "Percentage of the requests that shall meet the targets.", minimum=1.0, maximum=100.0
+        90.0, "Share of requests, in percent, that should meet both targets.", minimum=1.0, maximum=100.0
     )
-    window_s: float = option(30.0, "Seconds over which the percentile is taken.", minimum=1.0, maximum=3600.0)
+    window_s: float = option(
+        60.0, "Sliding window over which that is measured, in seconds.", minimum=1.0, maximum=86400.0
+    )
 
 
 class Explained(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any
 from semipd.core.events import Event, FinishReason
 from semipd.core.plan import TokenLogprobs
 from semipd.core.request import Request, SeqId
-from semipd.core.settings import PartitionMode
+from semipd.core.split import PartitionMode
 
 
 @dataclass(frozen=True, slots=True)

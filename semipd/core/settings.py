@@ -3,9 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from semipd.core.split import PartitionMode, PolicyName
+
 SchedulerName = Literal["semipd", "chunked", "prefill-first"]
-PolicyName = Literal["predictive", "paper"]
-PartitionMode = Literal["auto", "fixed", "off"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +47,10 @@ class EngineSettings:
     partition_mode: PartitionMode = "auto"
     partition_policy: PolicyName = "predictive"
     merge_tokens: int = 512
-    slo_ttft_ms: float = 1000.0
+    slo_ttft_ms: float = 500.0
     slo_tpot_ms: float = 50.0
     slo_percentile: float = 90.0
-    slo_window_s: float = 30.0
+    slo_window_s: float = 60.0
     state_dir: str = ""
 
     def to_wire(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from aiohttp import web
 from semipd.core.errors import SemipdError
 from semipd.daemon.completions import Completions
 from semipd.daemon.http_errors import Handler, add_request_id, answer_errors, error_response
+from semipd.daemon.partition import add_partition_routes
 from semipd.daemon.services import Services
 
 SHUTDOWN_LIMIT_S = 3.0
@@ -61,6 +62,7 @@ def make_app(services: Services, host: str, max_body_bytes: int) -> web.Applicat
     app.router.add_get("/v1/status", operations.status)
     app.router.add_get("/health", operations.health)
     app.router.add_get("/ready", operations.ready)
+    add_partition_routes(app, services)
     return app
 
 

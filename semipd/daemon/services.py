@@ -12,6 +12,7 @@ from semipd.core.errors import SemipdError
 from semipd.daemon.generation import GenerationService, Usage
 from semipd.daemon.requests import RequestTable
 from semipd.daemon.supervisor import Supervisor
+from semipd.daemon.wall_times import with_wall_times
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Services:
 
     async def status(self) -> dict[str, Any]:
         """The status document, the engine's numbers fetched through its loop. Raises SemipdError."""
-        engine = await self.supervisor.status()
+        engine = with_wall_times(await self.supervisor.status())
         ready = self.supervisor.ready
         assert ready is not None, "a status answer before ready"
         return engine | {

@@ -15,6 +15,14 @@ from pydantic import ValidationError
 from semipd.core.errors import ProtocolError, SemipdError
 from semipd.daemon.addresses import peer_credentials
 from semipd.daemon.generation import Generation
+from semipd.daemon.partition import (
+    SOCKET_OPERATIONS,
+    PartitionClear,
+    PartitionQuestion,
+    PartitionSet,
+    SloSet,
+    answer_socket,
+)
 from semipd.daemon.schema import CancelRequest, GenerateRequest, PlainRequest, SocketRequest, refusal
 from semipd.daemon.services import Services, usage_to_wire
 from semipd.wire.client_protocol import (
@@ -38,11 +46,12 @@ WRITE_LIMIT_S = 60.0
 LAST_WORDS_LIMIT_S = 3.0
 READ_BYTES = 2**16
 
-_SCHEMAS: dict[str, type[GenerateRequest | CancelRequest | PlainRequest]] = {
+_SCHEMAS: dict[str, type[SocketRequest]] = {
     "generate": GenerateRequest,
     "cancel": CancelRequest,
     "status": PlainRequest,
     "shutdown": PlainRequest,
+    **SOCKET_OPERATIONS,
 }
 
 
@@ -85,6 +94,7 @@ class _Connection:
         self._received: deque[dict[str, Any]] = deque()
         self._operations: dict[RequestId, asyncio.Task[None]] = {}
         self._generations: dict[RequestId, Generation] = {}
+        self._peer = (0, 0)  # pid, uid
 
     async def run(self) -> None:
         try:
@@ -107,7 +117,8 @@ class _Connection:
         self._writer.close()
 
     async def _greet(self) -> None:
-        _pid, uid = peer_credentials(self._writer.get_extra_info("socket"))
+        self._peer = peer_credentials(self._writer.get_extra_info("socket"))
+        uid = self._peer[1]
         if uid not in (os.getuid(), 0):
             raise ProtocolError("peer_not_allowed", f"This socket serves user {os.getuid()}, not {uid}.")
         await self._say(hello("semipd"))
@@ -170,6 +181,9 @@ class _Connection:
                 case PlainRequest(op="shutdown"):
                     await self._say({"id": request.id, "shutting_down": True})
                     self._services.shut_down("a client asked for it")
+                case PartitionQuestion() | PartitionSet() | PartitionClear() | SloSet():
+                    answer = await answer_socket(self._services, request, *self._peer)
+                    await self._say({"id": request.id, **answer})
         except SemipdError as error:
             await self._say_quietly(error_frame(request.id, error))
         except (ConnectionError, TimeoutError):

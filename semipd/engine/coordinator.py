@@ -35,8 +35,8 @@ from semipd.devices.contract import Device
 from semipd.engine.lane_state import Flight, LaneState
 from semipd.engine.status import engine_status
 from semipd.engine.work import work_at_hand
-from semipd.partition.control import Control
-from semipd.partition.interface import Work
+from semipd.partition.control import Control, ControlSettings
+from semipd.partition.interface import Slo, Work
 from semipd.partition.journal import Change
 from semipd.partition.models import Models
 from semipd.partition.table import SplitTable
@@ -71,7 +71,9 @@ class Coordinator:
         self.scheduler = Scheduler(limits, self._leave_lanes)
         self.split = info.solo_decode
         table = SplitTable(info.splits, info.solo_prefill, info.solo_decode, info.num_units, info.unit)
-        self.control = Control(table, settings, self.policy, models or Models(info.num_units))
+        self.control = Control(
+            table, _control_settings(settings, self.policy), models or Models(info.num_units)
+        )
         self._next_step_id = 1
 
     def tick(self, now_ns: int, inbox: Iterable[Inbound] = ()) -> Turn:
@@ -297,6 +299,19 @@ class Coordinator:
         holders = {**self.scheduler.sequences, **self.scheduler.unsettled}
         counted = {seq: sequence.num_inflight for seq, sequence in holders.items() if sequence.num_inflight}
         assert counted == inflight, f"steps in flight per sequence: {counted} counted, {inflight} found"
+
+
+def _control_settings(settings: EngineSettings, scheduler: str) -> ControlSettings:
+    return ControlSettings(
+        scheduler=scheduler,
+        mode=settings.partition_mode,
+        policy=settings.partition_policy,
+        prefill_units=settings.prefill_units,
+        prefill_chunk_tokens=settings.prefill_chunk_tokens,
+        step_token_budget=settings.step_token_budget,
+        merge_tokens=settings.merge_tokens,
+        slo=Slo(settings.slo_ttft_ms, settings.slo_tpot_ms, settings.slo_percentile, settings.slo_window_s),
+    )
 
 
 def _step_tokens(flight: Flight, result: StepResult, live: list[int]) -> StepTokens:

@@ -9,15 +9,14 @@ Pure: time enters as `now_ns`. The coordinator asks `choose` every turn and repo
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from semipd.core.messages import SetPartition, SetSlo
 from semipd.core.request import SeqId
-from semipd.core.settings import EngineSettings, PartitionMode
-from semipd.core.split import Split
+from semipd.core.split import PartitionMode, PolicyName, Split
 from semipd.partition.forecast import judge, outlook, prefill_steps
-from semipd.partition.interface import Policy, Slo, Snapshot, StepRecord, Work
+from semipd.partition.interface import DEFAULT_SLO, Policy, Slo, Snapshot, StepRecord, Work
 from semipd.partition.journal import Change, Journal
 from semipd.partition.models import Models
 from semipd.partition.overrides import check_targets, describe_rounding, plan_change
@@ -34,6 +33,20 @@ DUTY_SPAN_NS = 3e9
 """Time constant of the share in which prefill works beside decode: about a few requests' lives."""
 
 Look = Callable[[], Work]
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSettings:
+    """What holds at start-up; the fields are those of engine.settings.EngineSettings."""
+
+    scheduler: str = "semipd"
+    mode: PartitionMode = "auto"
+    policy: PolicyName = "predictive"
+    prefill_units: int = 0
+    prefill_chunk_tokens: int = 512
+    step_token_budget: int = 512
+    merge_tokens: int = 512
+    slo: Slo = DEFAULT_SLO
 
 
 class Choice(NamedTuple):
@@ -59,18 +72,16 @@ class Switch(NamedTuple):
 class Control:
     """Owns the mode, the targets, the step times and the logs."""
 
-    def __init__(self, table: SplitTable, settings: EngineSettings, scheduler: str, models: Models) -> None:
-        """`scheduler`: the one that runs; only `semipd` splits. Raises SemipdError(`impossible_split`)."""
+    def __init__(self, table: SplitTable, settings: ControlSettings, models: Models) -> None:
+        """Only the scheduler `semipd` splits; under others the mode is off. Raises
+        SemipdError(`impossible_split`)."""
         self.table = table
         self.models = models
-        self.policy: Policy = PaperPolicy() if settings.partition_policy == "paper" else PredictivePolicy()
-        self.slo = Slo(
-            settings.slo_ttft_ms, settings.slo_tpot_ms, settings.slo_percentile, settings.slo_window_s
-        )
+        self.policy: Policy = PaperPolicy() if settings.policy == "paper" else PredictivePolicy()
+        self.slo = settings.slo
         self.window = SloWindow()
         self.journal = Journal()
-        self.mode: PartitionMode = settings.partition_mode if scheduler == "semipd" else "off"
-        self._scheduler = scheduler
+        self.mode: PartitionMode = settings.mode if settings.scheduler == "semipd" else "off"
         self._settings = settings
         self._start = self._divided = self._configured_split()
         self._lent_to_prefill = Choice(table.solo_prefill, 0, "lending", "only prefill has work")
@@ -159,11 +170,12 @@ class Control:
 
         Raises SemipdError: `impossible_split`, `invalid_value`, `scheduler_has_one_lane`.
         """
-        change = plan_change(wish, self.table, self._scheduler, now_ns)
+        change = plan_change(wish, self.table, self._settings.scheduler, now_ns)
         forecast = self._forecast(change, now_ns, look)
         if not wish.dry_run:
             self._enter(change)
-        return change, change.to_plain() | {"dry_run": wish.dry_run, "forecast": forecast}
+        answer = {"dry_run": wish.dry_run, "forecast": forecast, "takes_effect": self._when(change)}
+        return change, change.to_plain() | answer
 
     def set_slo(self, wish: SetSlo, now_ns: int) -> dict[str, Any]:
         """Change some targets, or none. Raises SemipdError(`invalid_value`); then nothing has changed."""
@@ -263,6 +275,11 @@ class Control:
         return Change(0, self.mode, "configuration", "start", requested, granted, rounding, None, 0)
 
     # ---- answers -------------------------------------------------------------------------------
+
+    def _when(self, change: Change) -> str:
+        if change.mode == "off" or self._busy == (True, True):
+            return "with the next step"
+        return "when both lanes have work: until then an idle lane lends its units"
 
     def _forecast(self, change: Change, now_ns: int, look: Look) -> dict[str, Any] | None:
         """What the work at hand would meet; None while step times are not known."""

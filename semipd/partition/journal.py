@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from semipd.core.request import SeqId
-from semipd.core.settings import PartitionMode
-from semipd.core.split import Split
+from semipd.core.split import PartitionMode, Split
 from semipd.partition.interface import Decision, StepRecord
 
 KEPT = 128

@@ -12,8 +12,7 @@ a lane gets at most one granule less than the least it has run on.
 
 from collections.abc import Sequence
 
-from semipd.core.settings import PolicyName
-from semipd.core.split import Split
+from semipd.core.split import PolicyName, Split
 from semipd.partition.forecast import Outlook, PrefillStep, decode_step_ms, judge, outlook, prefill_steps
 from semipd.partition.interface import Decision, Slo, Snapshot
 
