@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
+from semipd.devices.sim.device import split_table
 from semipd.devices.sim.gpus import Gpu
 from simlib.outcomes import Targets
 
@@ -43,7 +44,8 @@ def parse_policy(text: str) -> PolicySpec:
 
 
 def settings_for(spec: PolicySpec, base: EngineSettings, slo: Targets, gpu: Gpu) -> EngineSettings:
-    """`base` with what the policy changes. Every policy is told the same targets."""
+    """`base` with what the policy changes. Every policy is told the same targets. Raises
+    SemipdError(`impossible_split`)."""
     changes: dict[str, object] = {"slo_ttft_ms": slo.ttft_ms, "slo_tpot_ms": slo.tpot_ms}
     match spec.kind:
         case "prefill-first" | "1p1d":
@@ -51,7 +53,17 @@ def settings_for(spec: PolicySpec, base: EngineSettings, slo: Targets, gpu: Gpu)
         case "chunked":
             changes |= {"scheduler": "chunked", "step_token_budget": spec.value}
         case "fixed":
-            changes |= {"partition_mode": "fixed", "prefill_units": gpu.num_sms - spec.value}
+            changes |= {"partition_mode": "fixed", "prefill_units": _prefill_sms(spec.value, gpu)}
         case "paper" | "predictive":
             changes |= {"partition_mode": "auto", "partition_policy": spec.kind}
     return EngineSettings(**(base.to_wire() | changes))
+
+
+def _prefill_sms(decode_sms: int, gpu: Gpu) -> int:
+    """The control would round an odd wish to the table; a comparison must not do so unnoticed."""
+    for split in split_table(gpu):
+        if split.decode_units == decode_sms:
+            return split.prefill_units
+    possible = ", ".join(str(split.decode_units) for split in split_table(gpu))
+    message = f"fixed:{decode_sms} is impossible: {gpu.label} offers {possible} SMs for decode."
+    raise SemipdError("impossible_split", message, "Choose one of them.")

@@ -61,7 +61,7 @@ def soft_ceiling(lane_rate: float, shared_rate: float) -> float:
     """Bandwidth of a lane between its SMs' own ceiling and the memory's: 1/r^2 = 1/lane^2 + 1/shared^2.
 
     A hard minimum has a corner where real curves bend. With the L2 port as the lane's ceiling this form
-    follows the decode curves measured on H800 and A100 within 7 % (tests/unit/test_sim_cost.py).
+    follows the decode curves published for H800 and A100 within 12 % (tests/unit/test_sim_cost.py).
     """
     return lane_rate / math.sqrt(1.0 + (lane_rate / shared_rate) ** 2)
 
