@@ -10,6 +10,7 @@ On top come the gaps between kernels, the host's launches and a fixed cost per s
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from semipd.devices.sim.models import KV_ELEMENT_BYTES, SimModel
 from semipd.devices.sim.profile import Profile, interpolate
@@ -19,8 +20,7 @@ MMA_ROWS = 16
 """Rows of the smallest bf16 tensor-core product; small batches and query groups are padded to it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """What one step computes: `decode_rows` tokens that read `context_tokens` of KV together, and
     prefill chunks (start, length), of which `sampled_chunks` need logits."""
 
@@ -50,12 +50,6 @@ class StepCost:
         else:
             self.ns += compute_ns * times
 
-    def add_cost(self, other: "StepCost") -> None:
-        self.ns += other.ns
-        self.memory_ns += other.memory_ns
-        self.memory_bytes += other.memory_bytes
-        self.hbm_bytes += other.hbm_bytes
-
 
 def soft_ceiling(lane_rate: float, shared_rate: float) -> float:
     """Bandwidth of a lane between its SMs' own ceiling and the memory's: 1/r^2 = 1/lane^2 + 1/shared^2.
@@ -67,7 +61,7 @@ def soft_ceiling(lane_rate: float, shared_rate: float) -> float:
 
 
 class CostModel:
-    """Step costs of one model on one GPU. Pure arithmetic; results for linears are remembered."""
+    """Step costs of one model on one GPU. What depends on token counts only is remembered."""
 
     def __init__(self, profile: Profile, model: SimModel) -> None:
         self.profile = profile
@@ -76,8 +70,8 @@ class CostModel:
         self.hbm_rate = gpu.hbm_bytes_per_s * kernels.hbm_frac / 1e9
         """Bytes per nanosecond that the memory gives at best."""
         self._inflight_rate = kernels.attention_inflight_bytes / kernels.loaded_latency_ns
-        self._linears: dict[tuple[int, int], StepCost] = {}
-        self._heads: dict[tuple[int, int], StepCost] = {}
+        self._attention_share = kernels.attention_frac / kernels.gemm_frac
+        self._remembered: dict[tuple[int, int, int], StepCost] = {}
         self._rates: dict[int, tuple[float, float, float]] = {}
         groups = model.num_heads // model.num_kv_heads
         padded_heads = model.num_kv_heads * math.ceil(groups / MMA_ROWS) * MMA_ROWS
@@ -89,16 +83,15 @@ class CostModel:
 
     def step(self, work: Work, sms: int) -> StepCost:
         """Cost of a step on `sms` SMs with nothing on the others."""
-        weight_rate, attention_rate, gemm_rate = self.rates(sms)
-        cost = StepCost()
-        chunk_tokens = sum(length for _, length in work.chunks)
-        cost.add_cost(self._layers_without_attention(work.decode_rows + chunk_tokens, sms))
+        chunk_tokens = sum([length for _, length in work.chunks])
+        rest = self._without_attention(
+            work.decode_rows + chunk_tokens, work.decode_rows + work.sampled_chunks, sms
+        )
+        cost = StepCost(rest.ns, rest.memory_ns, rest.memory_bytes, rest.hbm_bytes)
         if work.decode_rows:
-            self._add_decode_attention(cost, work.context_tokens, attention_rate, gemm_rate)
+            self._add_decode_attention(cost, work.context_tokens, sms)
         for start, length in work.chunks:
-            self._add_prefill_attention(cost, start, length, weight_rate, gemm_rate)
-        cost.add_cost(self._head(work.decode_rows + work.sampled_chunks, sms))
-        cost.ns += self._gaps_ns
+            self._add_prefill_attention(cost, start, length, sms)
         if work.chunks:
             # eager launches run ahead of the GPU; they show only when they take longer than the work
             cost.ns = max(cost.ns, self._launches_ns)
@@ -141,14 +134,17 @@ class CostModel:
 
     # ---- classes of operations -----------------------------------------------------------------
 
-    def _layers_without_attention(self, tokens: int, sms: int) -> StepCost:
-        found = self._linears.get((tokens, sms))
+    def _without_attention(self, tokens: int, head_rows: int, sms: int) -> StepCost:
+        """Everything that depends on the number of tokens only, gaps between kernels included."""
+        found = self._remembered.get((tokens, head_rows, sms))
         if found is None:
-            found = StepCost()
-            for inputs, outputs in self.model.layer_linears if tokens else ():
-                self._add_linear(found, tokens, inputs, outputs, sms, self.model.num_layers)
-            self._add_elementwise(found, tokens, sms)
-            self._linears[tokens, sms] = found
+            found = self._remembered[tokens, head_rows, sms] = StepCost(self._gaps_ns)
+            if tokens:
+                for inputs, outputs in self.model.layer_linears:
+                    self._add_linear(found, tokens, inputs, outputs, sms, self.model.num_layers)
+                self._add_elementwise(found, tokens, sms)
+            if head_rows:
+                self._add_head(found, head_rows, sms)
         return found
 
     def _add_linear(
@@ -180,32 +176,23 @@ class CostModel:
         else:
             cost.add(0.0, moved, moved / self.rates(sms)[0], model.num_layers)
 
-    def _add_decode_attention(
-        self, cost: StepCost, context_tokens: int, attention_rate: float, gemm_rate: float
-    ) -> None:
+    def _add_decode_attention(self, cost: StepCost, context_tokens: int, sms: int) -> None:
+        _, attention_rate, gemm_rate = self.rates(sms)
         moved = context_tokens * self._layer_kv_bytes
-        flops = context_tokens * self._decode_flops_per_token
-        rate = gemm_rate * self.profile.kernels.attention_frac / self.profile.kernels.gemm_frac
-        cost.add(flops / rate, moved, moved / attention_rate, self.model.num_layers)
+        compute_ns = context_tokens * self._decode_flops_per_token / (gemm_rate * self._attention_share)
+        cost.add(compute_ns, moved, moved / attention_rate, self.model.num_layers)
 
-    def _add_prefill_attention(
-        self, cost: StepCost, start: int, length: int, weight_rate: float, gemm_rate: float
-    ) -> None:
+    def _add_prefill_attention(self, cost: StepCost, start: int, length: int, sms: int) -> None:
         """Causal: each new token sees the `start` tokens before the chunk and its predecessors in it. KV
         is read from memory once: the query tiles of a layer run together and share it in L2."""
+        weight_rate, _, gemm_rate = self.rates(sms)
         pairs = length * start + length * (length + 1) / 2
-        rate = gemm_rate * self.profile.kernels.attention_frac / self.profile.kernels.gemm_frac
         moved = (start + length) * self._layer_kv_bytes
-        cost.add(pairs * self._pair_flops / rate, moved, moved / weight_rate, self.model.num_layers)
+        compute_ns = pairs * self._pair_flops / (gemm_rate * self._attention_share)
+        cost.add(compute_ns, moved, moved / weight_rate, self.model.num_layers)
 
-    def _head(self, rows: int, sms: int) -> StepCost:
+    def _add_head(self, cost: StepCost, rows: int, sms: int) -> None:
         """Logits of the sampled rows and the sampler's pass over them (fp32, written and read twice)."""
-        found = self._heads.get((rows, sms))
-        if found is None:
-            found = StepCost()
-            if rows:
-                self._add_linear(found, rows, self.model.hidden, self.model.vocab_size, sms)
-                moved = rows * self.model.vocab_size * 4 * 3
-                found.add(0.0, moved, moved / self.rates(sms)[0])
-            self._heads[rows, sms] = found
-        return found
+        self._add_linear(cost, rows, self.model.hidden, self.model.vocab_size, sms)
+        moved = rows * self.model.vocab_size * 4 * 3
+        cost.add(0.0, moved, moved / self.rates(sms)[0])

@@ -116,10 +116,9 @@ class SimDevice:
 
     def _finish(self, lane: SimLane, at_ns: int) -> None:
         step = lane.queue.popleft()
-        done = step.result
-        lane.finished.append(
-            StepResult(done.step_id, done.tokens, at_ns - step.start_ns, done.logprobs, done.prompt_logprobs)
-        )
+        tokens, logprobs, prompt_logprobs = step.contents
+        busy_ns = at_ns - step.start_ns
+        lane.finished.append(StepResult(step.step_id, tokens, busy_ns, logprobs, prompt_logprobs))
         if lane.queue:
             self._start(lane, at_ns)
 

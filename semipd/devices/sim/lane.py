@@ -25,13 +25,18 @@ class Resident:
 class Step:
     """A launched step. `left_ns` is what remains of it at full speed, as of `since_ns`."""
 
-    result: StepResult
+    step_id: int
+    contents: "Contents"
     cost: StepCost
     start_ns: int = 0
     since_ns: int = 0
     left_ns: float = 0.0
     slowdown: float = 1.0
     finish_ns: int = 0
+
+
+Contents = tuple[list[int], list[TokenLogprobs | None] | None, dict[SeqId, list[TokenLogprobs]] | None]
+"""Tokens, log-probabilities and prompt log-probabilities of a step's result."""
 
 
 @dataclass(slots=True, eq=False)
@@ -64,7 +69,7 @@ class SimLane:
         self._apply(plan)
         units = plan.split.prefill_units if self.name == "prefill" else plan.split.decode_units
         cost = self._cost(plan, units)
-        self.queue.append(Step(self._result(plan), cost, left_ns=cost.ns))
+        self.queue.append(Step(plan.step_id, self._contents(plan), cost, left_ns=cost.ns))
         self.on_launch(self, now_ns)
 
     def poll(self, now_ns: int) -> list[StepResult]:
@@ -98,7 +103,7 @@ class SimLane:
             work = Work(len(batch.seqs) + len(arrived), batch.context_tokens + sum(arrived))
         else:
             chunks = tuple([(segment.start, segment.length) for segment in segments])
-            sampled = sum(segment.sample for segment in segments)
+            sampled = sum([segment.sample for segment in segments])
             work = Work(len(batch.seqs), batch.context_tokens, chunks, sampled)
         cost = self.costs.step(work, units)
         if units != self._last_units and self._last_units:
@@ -106,11 +111,11 @@ class SimLane:
         self._last_units = units
         return cost
 
-    def _result(self, plan: StepPlan) -> StepResult:
+    def _contents(self, plan: StepPlan) -> Contents:
         tokens = self._batch.advance(token_table(self.vocab_size))
         wanted = self._batch.num_alternatives
         if not plan.segments and not wanted:
-            return StepResult(plan.step_id, tokens, 0)
+            return tokens, None, None
         wanted = list(wanted) or [None] * len(tokens)
         prompt_logprobs: dict[SeqId, list[TokenLogprobs]] = {}
         for segment in plan.segments:
@@ -121,7 +126,7 @@ class SimLane:
                 tokens.append(token_table(self.vocab_size)[(resident.walk + resident.position) % TABLE_SIZE])
                 resident.position += 1
                 wanted.append(resident.num_alternatives)
-        return StepResult(plan.step_id, tokens, 0, self._logprobs(tokens, wanted), prompt_logprobs or None)
+        return tokens, self._logprobs(tokens, wanted), prompt_logprobs or None
 
     def _logprobs(self, tokens: list[int], wanted: list[int | None]) -> list[TokenLogprobs | None] | None:
         if all(count is None for count in wanted):
