@@ -88,6 +88,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         coarse=max(1, round(arguments.coarse / arguments.step)),
         jobs=arguments.jobs,
         rate_fracs=tuple(arguments.rates),
+        variant_window_s=arguments.variant_window,
     )
     return _quick(plan) if arguments.quick else plan
 
@@ -96,7 +97,14 @@ def _quick(plan: Plan) -> Plan:
     """The same paths in seconds: it shows that everything works, its figures mean nothing."""
     base = replace(plan.base, window_s=6.0)
     return replace(
-        plan, base=base, budgets=(512, 1024), splits=(32, 64), step=0.3, coarse=1, rate_fracs=(0.5, 1.0)
+        plan,
+        variant_window_s=6.0,
+        base=base,
+        budgets=(512, 1024),
+        splits=(32, 64),
+        step=0.3,
+        coarse=1,
+        rate_fracs=(0.5, 1.0),
     )
 
 
@@ -117,8 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--rates", nargs="+", type=float, default=list(RATE_FRACS), metavar="FRAC",
         help="rates of the latency table, as shares of tuned chunked's highest rate")  # fmt: skip
     add("--window", type=float, default=600.0, metavar="S", help="virtual seconds of arrivals per run")
+    add("--variant-window", type=float, default=200.0, metavar="S", help="the same for --variants")
     add("--step", type=float, default=0.01, metavar="FRAC", help="resolution of rates")
-    add("--coarse", type=float, default=0.08, metavar="FRAC", help="resolution for members that cannot win")
+    add("--coarse", type=float, default=0.1, metavar="FRAC", help="resolution for members that cannot win")
     add("--jobs", type=int, default=2, help="processes")
     add("--device", default="sim:h200")
     add("--model", default="llama-3-8b")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 LOWEST_RATE = 0.02
 HIGHEST_RATE = 2000.0
+FIRST_STRIDE = 4
 
 Passes = Callable[[str, float], bool]
 """(policy, rate) to whether the policy keeps the wanted attainment there."""
@@ -41,14 +42,15 @@ class RateGrid:
 
 def bracket(policy: str, passes: Passes, grid: RateGrid, start: int, width: int) -> Bracket:
     """Gallop from `start` until the rate is enclosed, then bisect down to `width` grid points."""
+    stride = max(FIRST_STRIDE, width)
     if passes(policy, grid.rate(start)):
-        found, stride = Bracket(start, grid.size), 4
+        found = Bracket(start, grid.size)
         while found.low + stride < grid.size and passes(policy, grid.rate(found.low + stride)):
             found.low += stride
             stride *= 2
         found.high = min(found.low + stride, grid.size)
     else:
-        found, stride = Bracket(-1, start), 4
+        found = Bracket(-1, start)
         while found.high - stride >= 0 and not passes(policy, grid.rate(found.high - stride)):
             found.high -= stride
             stride *= 2

@@ -4,9 +4,9 @@ import csv
 import json
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import count
+from itertools import count, groupby, pairwise
 from pathlib import Path
 
 from semipd.core.errors import SemipdError
@@ -93,6 +93,24 @@ def read_azure(path: Path) -> Trace:
 
 
 def read_mooncake(path: Path) -> Trace:
+    """As `read_mooncake_raw`, with the requests of one time stamp spread evenly until the next one.
+
+    The published stamps are ticks of about three seconds with ten requests on each; taken literally, the
+    time to the first token measures nothing but the place in such a batch.
+    """
+    trace = read_mooncake_raw(path)
+    stamps = sorted({row.at_s for row in trace.rows})
+    gaps = {at_s: later - at_s for at_s, later in pairwise(stamps)}
+    last_gap = sum(gaps.values()) / len(gaps) if gaps else 0.0
+    spread: list[Row] = []
+    for at_s, group in groupby(trace.rows, key=lambda row: row.at_s):
+        rows = list(group)
+        step_s = gaps.get(at_s, last_gap) / len(rows)
+        spread += [replace(row, at_s=at_s + place * step_s) for place, row in enumerate(rows)]
+    return replace(trace, rows=tuple(spread))
+
+
+def read_mooncake_raw(path: Path) -> Trace:
     """Mooncake: JSON lines with timestamp (ms), input_length, output_length, hash_ids of prompt blocks."""
     rows, block_tokens = [], 0
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -118,6 +136,7 @@ def read_sharegpt(path: Path) -> Trace:
 READERS: dict[str, Callable[[Path], Trace]] = {
     "azure": read_azure,
     "mooncake": read_mooncake,
+    "mooncake-raw": read_mooncake_raw,
     "sharegpt": read_sharegpt,
 }
 

@@ -322,3 +322,18 @@ def test_the_report_says_what_holds_and_what_does_not() -> None:
     assert "lowest: 0.800 (azure-conv, tight)" in text
     assert "single fixed split for all, geometric mean: 0.800" in text
     assert "paper, geometric mean: 2.000; at least as high in 1 of 1" in text
+
+
+def test_a_target_that_nobody_reaches_does_not_count() -> None:
+    made = comparison(
+        dict.fromkeys(["prefill-first", "chunked:512", "paper", "1p1d"], 1.0) | {"predictive": 3.0}
+    )
+    made.highest["azure-conv", "tight", "fixed"] = {
+        "fixed:32": Finding(2.0, 2.02),
+        "fixed:64": Finding(0.0, 0.02),
+    }
+    assert made.mean_ratio("fixed", "fixed:32") == pytest.approx(1.5)
+    for family in ("fixed", "predictive"):
+        members = made.highest["azure-conv", "tight", family]
+        made.highest["azure-conv", "hard", family] = dict.fromkeys(members, Finding(0.0, 0.02))
+    assert made.mean_ratio("fixed", "fixed:32") == pytest.approx(1.5)

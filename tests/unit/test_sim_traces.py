@@ -52,9 +52,21 @@ def test_azure_rows_in_order_of_time(tmp_path: Path) -> None:
 
 
 def test_mooncake_blocks_and_their_size(tmp_path: Path) -> None:
-    trace = read_trace(written(tmp_path, "\n".join(map(json.dumps, MOONCAKE))), "mooncake")
+    trace = read_trace(written(tmp_path, "\n".join(map(json.dumps, MOONCAKE))), "mooncake-raw")
     assert trace.block_tokens == 512
     assert trace.rows[1] == Row(3.0, 1400, 5, (0, 1, 3))
+
+
+def test_mooncake_ticks_are_spread_until_the_next_one(tmp_path: Path) -> None:
+    rows = [(0, 1), (0, 2), (3000, 3), (3000, 4), (3000, 5), (6000, 6), (6000, 7)]
+    lines = [
+        json.dumps({"timestamp": at, "input_length": 9, "output_length": tokens, "hash_ids": [tokens]})
+        for at, tokens in rows
+    ]
+    path = written(tmp_path, "\n".join(lines))
+    times = [(row.at_s, row.output_tokens) for row in read_trace(path, "mooncake").rows]
+    assert times == [(0, 1), (1.5, 2), (3, 3), (4, 4), (5, 5), (6, 6), (7.5, 7)]
+    assert [row.at_s for row in read_trace(path, "mooncake-raw").rows] == [at / 1e3 for at, _ in rows]
 
 
 def test_sharegpt_has_lengths_only_and_skips_what_asks_for_nothing(tmp_path: Path) -> None:
