@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from semipd.core.messages import SetPartition, SetSlo
 from semipd.core.request import SeqId
 from semipd.core.split import PartitionMode, PolicyName, Split
-from semipd.partition.forecast import judge, outlook, prefill_steps
+from semipd.partition.forecast import merged_outlook, prefill_steps, split_outlook
 from semipd.partition.interface import DEFAULT_SLO, Policy, Slo, Snapshot, StepRecord, Work
 from semipd.partition.journal import Change, Journal
 from semipd.partition.models import Models
@@ -289,20 +289,17 @@ class Control:
         if change.mode == "auto":
             decision = self.policy.decide(s, self.slo)
             return {
-                "split": list(decision.split),
+                "split": list(() if decision.merged_tokens else decision.split),
                 "ttft_ms": decision.predicted_ttft_ms,
                 "tpot_ms": decision.predicted_tpot_ms,
                 "reason": decision.reason,
             }
         if change.granted is not None:
-            found = outlook(s, self.slo, change.granted, prefill_steps(s.prompts, s.chunk_tokens))
+            found = split_outlook(s, self.slo, change.granted, prefill_steps(s.prompts, s.chunk_tokens))
         else:
-            steps = prefill_steps(s.prompts, max(self._settings.step_token_budget - s.num_decodes, 1))
-            line = s.times.merged(s.num_decodes, s.context_tokens)
-            step_ms = max((line.ms(new, attended) for new, attended, _ in steps), default=line.constant_ms)
-            found = judge(s, self.slo, self.table.solo_decode, steps, line, step_ms, step_ms)
+            found = merged_outlook(s, self.slo, self._settings.step_token_budget)
         return {
-            "split": list(found.split),
+            "split": list(change.granted or ()),
             "ttft_ms": found.ttft_ms,
             "tpot_ms": found.tpot_ms,
             "late_prompts": found.num_late,

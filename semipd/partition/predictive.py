@@ -3,27 +3,34 @@
 1. If a merged step on the whole device meets both targets, do not split.
 2. Else the smallest decode share whose step meets the TPOT target with a margin, if the waiting prompts
    then meet TTFT: whatever decode does not need makes prompts start sooner.
-3. Else the split that loses the fewest requests; among equals the one that misses the targets least.
+3. Else whatever loses the fewest requests, split or merged; among equals what misses the targets least.
 
-Hysteresis: a decode share one granule smaller must meet TPOT with twice the margin, and a split is left for
-a better one of step 3 only if that is clearly better. Predictions are believed only near what was tried:
-a lane gets at most one granule less than the least it has run on.
+Hysteresis: merging must meet TPOT with twice the margin, and so must the smallest decode share, else one
+granule more is left to it; in step 3 the present way is given up only for a clearly better one. Predictions
+are believed only near what was tried: a lane gets at most one granule less than the least it has run on.
 """
 
 from collections.abc import Sequence
 
 from semipd.core.split import PolicyName, Split
-from semipd.partition.forecast import Outlook, PrefillStep, decode_step_ms, judge, outlook, prefill_steps
+from semipd.partition.forecast import (
+    Outlook,
+    decode_step_ms,
+    merged_outlook,
+    prefill_steps,
+    split_outlook,
+)
 from semipd.partition.interface import Decision, Slo, Snapshot
 
-MARGIN_FRAC = 0.05
+MARGIN_FRAC = 0.1
 """Kept free below the TPOT target: predictions of a step are off by a few percent."""
 
 CLEARLY_LESS = 0.9
-"""Of two splits that lose equally many requests, the other one is taken if it exceeds the targets by less
-than this fraction of what the current one does."""
+"""Of two ways that lose equally many requests, the new one is taken if it exceeds the targets by less than
+this fraction of what the present one does."""
 
-MIN_MERGE_TOKENS = 32
+MERGE_GRANULE = 64
+"""Tokens; budgets are multiples of it, so that small changes of a prediction change nothing."""
 
 
 class PredictivePolicy:
@@ -31,54 +38,50 @@ class PredictivePolicy:
     per_window = False
 
     def decide(self, snapshot: Snapshot, slo: Slo) -> Decision:
-        if not snapshot.times.confident:
-            return Decision(snapshot.start, "step times are not known yet: the configured split")
-        merged = _try_merged(snapshot, slo)
-        if merged is not None:
-            return merged
-        return _choose_split(snapshot, slo, prefill_steps(snapshot.prompts, snapshot.chunk_tokens))
+        s = snapshot
+        if not s.times.confident:
+            return Decision(s.start, "step times are not known yet: the configured split")
+        budgets = merge_budgets(s, slo)
+        merged = [merged_outlook(s, slo, budget) for budget in budgets[:1]]
+        if merged and not merged[0].loss:
+            return _decision(merged[0], _merged_reason(slo, merged[0]))
+        steps = prefill_steps(s.prompts, s.chunk_tokens)
+        candidates = _believable(s)
+        sufficient = _smallest_sufficient(s, slo, candidates)
+        if sufficient is not None:
+            found = split_outlook(s, slo, sufficient, steps)
+            if not found.num_late:
+                return _decision(found, _sufficient_reason(s, slo, found))
+        ways = [split_outlook(s, slo, split, steps) for split in candidates]
+        ways += merged + [merged_outlook(s, slo, budget) for budget in budgets[1:]]
+        return _least_loss(s, slo, ways)
 
 
-# ---- merged steps ----------------------------------------------------------------------------------
+# ---- choosing --------------------------------------------------------------------------------------
 
 
-def _try_merged(s: Snapshot, slo: Slo) -> Decision | None:
-    """The largest merged step that keeps TPOT, if the queue then keeps TTFT."""
+def merge_budgets(s: Snapshot, slo: Slo) -> list[int]:
+    """Merged steps worth a look: first the largest that keeps TPOT with a margin, then the largest allowed,
+    which computes prompts fastest. Empty when none keeps TPOT, or none is allowed."""
+    if s.merge_tokens <= s.num_decodes:
+        return []
     margin = MARGIN_FRAC if s.merged_tokens else 2 * MARGIN_FRAC
-    limit_ms = slo.tpot_ms * (1 - margin)
-    budget = s.merge_tokens
-    while budget >= max(MIN_MERGE_TOKENS, s.num_decodes + 1):
-        steps = prefill_steps(s.prompts, budget - s.num_decodes)
-        line = s.times.merged(s.num_decodes, s.context_tokens)
-        step_ms = max((line.ms(new, attended) for new, attended, _ in steps), default=line.constant_ms)
-        if step_ms <= limit_ms:
-            found = judge(s, slo, s.table.solo_decode, steps, line, step_ms, step_ms)
-            return None if found.num_late else _merged_decision(s, slo, budget, found)
-        budget //= 2
-    return None
+    line = s.times.merged(s.num_decodes, s.context_tokens)
+    cut = prefill_steps(s.prompts, s.merge_tokens - s.num_decodes)
+    attended_per_token = max((steps.attended_tokens / steps.new_tokens for steps in cut), default=0.0)
+    token_ms = line.per_token_ms + line.per_context_ms * attended_per_token
+    spare_ms = slo.tpot_ms * (1 - margin) - line.constant_ms
+    room = min(int(spare_ms / token_ms), s.merge_tokens) if token_ms > 0 else s.merge_tokens
+    budget = min(s.num_decodes + room, s.merge_tokens) // MERGE_GRANULE * MERGE_GRANULE
+    if spare_ms <= 0 or budget <= s.num_decodes:
+        return []
+    return [budget] if budget == s.merge_tokens else [budget, s.merge_tokens]
 
 
-def _merged_decision(s: Snapshot, slo: Slo, budget: int, found: Outlook) -> Decision:
-    reason = (
-        f"a merged step of {budget} tokens takes {found.step_ms:.1f} ms <= {slo.tpot_ms:g} ms"
-        f"{_ttft_clause(slo, found)}: no split needed"
-    )
-    return Decision(s.current, reason, budget, found.ttft_ms, found.step_ms, found.watched)
-
-
-# ---- splits ----------------------------------------------------------------------------------------
-
-
-def _choose_split(s: Snapshot, slo: Slo, steps: Sequence[PrefillStep]) -> Decision:
-    candidates = _believable(s)
-    sufficient = _smallest_sufficient(s, slo, candidates)
-    if sufficient is not None:
-        found = outlook(s, slo, sufficient, steps)
-        if not found.num_late:
-            return _decision(found, _sufficient_reason(s, slo, found))
-    outlooks = [outlook(s, slo, split, steps) for split in candidates]
-    best = min(outlooks, key=lambda o: (o.loss, o.excess, o.split.decode_units))
-    current = next(o for o in outlooks if o.split == s.current)
+def _least_loss(s: Snapshot, slo: Slo, outlooks: Sequence[Outlook]) -> Decision:
+    best = min(outlooks, key=lambda o: (o.loss, o.excess, o.step_ms))
+    present = (s.current, s.merged_tokens)
+    current = next((o for o in outlooks if (o.split, o.merged_tokens) == present), best)
     if current.loss == best.loss and best.excess >= CLEARLY_LESS * current.excess:
         best = current
     return _decision(best, _loss_reason(s, slo, best, current))
@@ -95,25 +98,33 @@ def _believable(s: Snapshot) -> list[Split]:
 
 
 def _smallest_sufficient(s: Snapshot, slo: Slo, candidates: Sequence[Split]) -> Split | None:
-    """The smallest decode share that keeps TPOT with a margin; the current one if that is hardly larger."""
-    limit_ms = slo.tpot_ms * (1 - MARGIN_FRAC)
-    for i, split in enumerate(candidates):
-        step_ms = decode_step_ms(s, split)
-        if step_ms > limit_ms:
-            continue
-        above = candidates[i + 1] if i + 1 < len(candidates) else None
-        is_close = above == s.current and step_ms > slo.tpot_ms * (1 - 2 * MARGIN_FRAC)
-        if is_close and above is not None and decode_step_ms(s, above) <= limit_ms:
-            return above
-        return split
-    return None
+    """The smallest decode share that keeps TPOT with a margin, or one granule more: on the way down if that
+    share keeps TPOT less than twice the margin, and as long as it is the present one."""
+    steps_ms = [decode_step_ms(s, split) for split in candidates]
+    enough = _first(steps_ms, slo.tpot_ms * (1 - MARGIN_FRAC))
+    if enough is None:
+        return None
+    ample = _first(steps_ms, slo.tpot_ms * (1 - 2 * MARGIN_FRAC))
+    above = min(enough + 1, len(candidates) - 1) if ample is None else min(enough + 1, ample)
+    return candidates[min(max(candidates.index(s.current), enough), above)]
+
+
+def _first(steps_ms: Sequence[float], limit_ms: float) -> int | None:
+    return next((idx for idx, step_ms in enumerate(steps_ms) if step_ms <= limit_ms), None)
 
 
 def _decision(found: Outlook, reason: str) -> Decision:
-    return Decision(found.split, reason, 0, found.ttft_ms, found.step_ms, found.watched)
+    return Decision(found.split, reason, found.merged_tokens, found.ttft_ms, found.step_ms, found.watched)
 
 
 # ---- reasons ---------------------------------------------------------------------------------------
+
+
+def _merged_reason(slo: Slo, found: Outlook) -> str:
+    return (
+        f"a merged step of {found.merged_tokens} tokens takes {found.step_ms:.1f} ms <= {slo.tpot_ms:g} ms"
+        f"{_ttft_clause(slo, found)}: no split needed"
+    )
 
 
 def _sufficient_reason(s: Snapshot, slo: Slo, found: Outlook) -> str:
@@ -132,9 +143,9 @@ def _sufficient_reason(s: Snapshot, slo: Slo, found: Outlook) -> str:
 
 def _loss_reason(s: Snapshot, slo: Slo, best: Outlook, current: Outlook) -> str:
     at_stake = len(s.prompts) + s.num_decodes
-    other = "" if best.split == current.split else f"; {current.split} would lose {current.loss}"
+    other = "" if best is current else f"; {current.name} would lose {current.loss}"
     return (
-        f"no split tried so far meets both targets: {best.split} loses {best.loss} of {at_stake} requests "
+        f"nothing tried so far meets both targets: {best.name} loses {best.loss} of {at_stake} requests "
         f"({best.num_late} prompts late{_ttft_clause(slo, best)}, TPOT {best.tpot_ms:.1f} of "
         f"{slo.tpot_ms:g} ms){other}"
     )

@@ -24,6 +24,7 @@ class KnownTimes:
     decode_shared_ms: float = 24.0  # on one unit
     per_sequence_ms: float = 0.1  # on one unit
     merged_ms: float = 1e9
+    merged_token_ms: float = 0.0
     confident: bool = True
     tried: int | None = 1
 
@@ -36,7 +37,7 @@ class KnownTimes:
         )
 
     def merged(self, num_decodes: float, context_tokens: float) -> Line:
-        return Line(self.merged_ms, 0.0, 0.0)
+        return Line(self.merged_ms, self.merged_token_ms, 0.0)
 
     def smallest_tried(self, lane: str) -> int | None:
         return self.tried
