@@ -23,9 +23,9 @@ class SplitTable:
         units is refused, not rounded: idle units are lent anyway, and a lane without any would starve.
         Raises SemipdError(`impossible_split`) with the table of possible splits.
         """
-        wish = self._prefill_wish(prefill_units, decode_units)
         if not self.splits:
             raise self._refusal(f"This device cannot be divided: it has {self.num_units} {self.unit}(s).")
+        wish = self._prefill_wish(prefill_units, decode_units)
         if not 0 < wish < self.num_units:
             raise self._refusal(
                 f"{wish} of {self.num_units} {self.unit}s for prefill leaves one lane without any."
