@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import platform
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ class SavedTimes:
             partial.replace(self.path)
         except OSError as error:
             log.warning("step times cannot be saved to %s: %s", self.path, error.strerror)
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
         self._num_saved = models.num_steps
 
 
