@@ -1,4 +1,4 @@
-"""The command semipd-daemon: start, stop, status, config."""
+"""The command semipd-daemon: start, stop, status, config; daemon_commands adds partition and slo."""
 
 import argparse
 import asyncio
@@ -17,6 +17,7 @@ from typing import Any
 from semipd import __version__
 from semipd.config import SPECS, Config, Override, load_config
 from semipd.core.errors import SemipdError
+from semipd.daemon_commands import add_partition_commands
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_options(status, ["--socket"])
     status.add_argument("--json", action="store_true", help="the whole status document")
     status.set_defaults(run=_status)
+
+    add_partition_commands(commands, lambda parser: _add_options(parser, ["--socket"]), _reachable_socket)
 
     config = commands.add_parser("config", help="print the resolved configuration as TOML", epilog=_EXITS)
     _add_options(config, _FLAGS)
@@ -255,9 +258,15 @@ async def _ask_to_stop(path: Path) -> None:
         await client.shutdown()
 
 
-def _status(arguments: argparse.Namespace) -> int:
+def _reachable_socket(arguments: argparse.Namespace) -> Path:
+    """Raises SemipdError(`daemon_not_running`)."""
     path = _load(arguments).socket_path
     _peer_pid(path)
+    return path
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    path = _reachable_socket(arguments)
     status = asyncio.run(_fetch_status(path))
     print(json.dumps(status, indent=2) if arguments.json else "\n".join(status_lines(status)))
     return 0

@@ -12,6 +12,7 @@ from semipd.config_schema import OptionSpec, Value, nearest_key, option, section
 from semipd.core.errors import SemipdError
 from semipd.core.logs import LOG_FORMATS, LogFormat
 from semipd.core.settings import EngineSettings, SchedulerName
+from semipd.core.split import PartitionMode, PolicyName
 from semipd.wire.address import default_socket_path
 
 ENV_PREFIX = "SEMIPD__"
@@ -63,8 +64,8 @@ class ModelConfig:
 class EngineConfig:
     device: str = option(
         "cpu",
-        "Where the model runs; fake: made-up tokens without a model's arithmetic, for tests.",
-        choices=("cpu", "fake"),
+        "Where the model runs; sim: a GPU's timing with made-up tokens; fake: made-up tokens, for tests.",
+        choices=("cpu", "sim:h200", "sim:h100", "sim:a100", "fake"),
     )
     scheduler: SchedulerName = option(
         "semipd",
@@ -83,6 +84,7 @@ class EngineConfig:
     prefill_units: int = option(
         0, "Prefill's share of the cores or SMs while both lanes work; 0: half.", minimum=0, maximum=65536
     )
+    sim_profile: str = option("", "JSON file of measured values for the devices sim; empty: built-in ones.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,29 @@ class KvConfig:
     bytes: int = option(0, "Size of the KV pool in bytes; 0: kv.fraction decides.", minimum=0, maximum=2**50)
     fraction: float = option(
         0.5, "Share of the memory left after the weights that the KV pool takes.", minimum=0.01, maximum=0.95
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionConfig:
+    mode: PartitionMode = option(
+        "auto",
+        "auto: the policy chooses the split; fixed: engine.prefill_units; off: no split, merged steps.",
+        choices=get_args(PartitionMode),
+    )
+    policy: PolicyName = option(
+        "predictive",
+        "predictive: from predicted step times and the real queue; paper: Algorithm 1 of semi-PD.",
+        choices=get_args(PolicyName),
+    )
+    merge_tokens: int = option(
+        512,
+        "Largest merged step that mode auto may run when no split is needed; 0: always split.",
+        minimum=0,
+        maximum=_MAX_COUNT,
+    )
+    state_dir: str = option(
+        "", "Folder where learned step times are kept; empty: semipd in the user's state folder."
     )
 
 
@@ -132,6 +157,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     kv: KvConfig = field(default_factory=KvConfig)
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
     slo: SloConfig = field(default_factory=SloConfig)
     origins: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
@@ -177,6 +203,7 @@ class Config:
         """What the engine process is told; `model_dir` is the local folder that model.name resolved to."""
         return EngineSettings(
             model_dir=str(model_dir),
+            model_name=self.model.name,
             device=self.engine.device,
             dtype=self.model.dtype,
             scheduler=self.engine.scheduler,
@@ -188,6 +215,15 @@ class Config:
             kv_fraction=self.kv.fraction,
             prefill_units=self.engine.prefill_units,
             log_format=self.server.log_format,
+            sim_profile=self.engine.sim_profile,
+            partition_mode=self.partition.mode,
+            partition_policy=self.partition.policy,
+            merge_tokens=self.partition.merge_tokens,
+            slo_ttft_ms=self.slo.ttft_ms,
+            slo_tpot_ms=self.slo.tpot_ms,
+            slo_percentile=self.slo.percentile,
+            slo_window_s=self.slo.window_s,
+            state_dir=self.partition.state_dir,
         )
 
 
@@ -196,6 +232,7 @@ SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "engine": EngineConfig,
     "kv": KvConfig,
+    "partition": PartitionConfig,
     "slo": SloConfig,
 }
 

@@ -5,14 +5,27 @@ from typing import Literal
 
 from semipd.core.request import SeqId
 
-EventKind = Literal["queued", "admitted", "first_token", "preempted", "finished", "refused", "split_changed"]
+EventKind = Literal[
+    "queued",
+    "admitted",
+    "first_token",
+    "preempted",
+    "finished",
+    "refused",
+    "split_changed",
+    "partition_changed",
+    "slo_changed",
+]
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """`data` by kind: admitted {cached_tokens, prompt_tokens}; preempted {tokens_lost, blocks_freed};
-    finished {reason, output_tokens}; refused {code, message}; split_changed {from, to, reason}."""
+    finished {reason, output_tokens}; refused {code, message}; split_changed {from, to, rule, reason,
+    switch_ms}: a step was launched under another split, so long after that was wanted; partition_changed
+    {mode, actor, reason, granted (empty: no fixed split), expires_s (0: never)}; slo_changed {actor, reason,
+    ttft_ms, tpot_ms, percentile, window_s}."""
 
     at_ns: int
     kind: EventKind

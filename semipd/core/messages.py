@@ -6,6 +6,7 @@ from typing import Any
 from semipd.core.events import Event, FinishReason
 from semipd.core.plan import TokenLogprobs
 from semipd.core.request import Request, SeqId
+from semipd.core.split import PartitionMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,42 @@ class GetStatus:
     nonce: int
 
 
-Inbound = Submit | Cancel | GetStatus
+@dataclass(frozen=True, slots=True)
+class GetPartition:
+    """Answered by Status: partition control with its table, history and decisions."""
+
+    nonce: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetPartition:
+    """Answered by Status: what was asked, what was granted. `actor` and `reason` go into the history.
+
+    `prefill_units` or `decode_units` belong to the mode `fixed`; `expires_s` (back to `auto`) to `fixed` and
+    `off`. With `dry_run` nothing changes.
+    """
+
+    nonce: int
+    mode: PartitionMode
+    actor: str
+    reason: str = ""
+    prefill_units: int | None = None
+    decode_units: int | None = None
+    expires_s: float | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SetSlo:
+    """Answered by Status. `targets`: some fields of partition.interface.Slo; none only asks."""
+
+    nonce: int
+    targets: dict[str, float]
+    actor: str
+    reason: str = ""
+
+
+Inbound = Submit | Cancel | GetStatus | GetPartition | SetPartition | SetSlo
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +98,12 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Answer to GetStatus. `data` is plain maps, lists, numbers and strings."""
+    """Answer to a message with a nonce. `data` is plain maps, lists, numbers and strings; times in it
+    (`*_at_ns`) are CLOCK_MONOTONIC. `refused` is None, or the code, message, hint and param of a refusal."""
 
     nonce: int
     data: dict[str, Any] = field(default_factory=dict)
+    refused: dict[str, Any] | None = None
 
 
 Outbound = StepTokens | PromptLogprobs | Finished | Event | Status

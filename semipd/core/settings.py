@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from semipd.core.logs import LogFormat
+from semipd.core.split import PartitionMode, PolicyName
 
 SchedulerName = Literal["semipd", "chunked", "prefill-first"]
 
@@ -12,7 +13,8 @@ SchedulerName = Literal["semipd", "chunked", "prefill-first"]
 class EngineSettings:
     """Attributes:
     model_dir: local checkpoint folder ("" for devices that need none, e.g. fake).
-    device: "cpu" or "fake".
+    model_name: what was asked for; the device sim finds its row by it.
+    device: "cpu", "fake" or "sim:<gpu>".
     dtype: "auto", "float32", "bfloat16" or "float16".
     max_model_len: longest prompt plus output; 0: what the checkpoint says.
     max_num_seqs: most sequences admitted at once (prefilling and decoding).
@@ -21,11 +23,17 @@ class EngineSettings:
     kv_bytes: size of the KV pool; 0: a fraction of the memory that is free after the weights.
     kv_fraction: that fraction.
     max_num_blocks: cap on pool blocks, for tests; 0: no cap.
-    prefill_units: prefill's share while both lanes are busy; 0: half.
+    prefill_units: prefill's share while both lanes are busy; 0: half. In partition mode `auto` it holds
+        until the step times are known.
+    partition_mode, partition_policy: who chooses the split at start-up.
+    merge_tokens: largest merged step that partition mode `auto` may choose instead of splitting; 0: none.
+    slo_ttft_ms, slo_tpot_ms, slo_percentile, slo_window_s: targets at start-up (partition.interface.Slo).
+    state_dir: folder where learned step times are kept; "": semipd in the user's state folder.
     log_format: how the engine process logs: "text" or "json".
     """
 
     model_dir: str = ""
+    model_name: str = "demo"
     device: str = "cpu"
     dtype: str = "auto"
     scheduler: SchedulerName = "semipd"
@@ -38,6 +46,15 @@ class EngineSettings:
     max_num_blocks: int = 0
     prefill_units: int = 0
     log_format: LogFormat = "text"
+    sim_profile: str = ""
+    partition_mode: PartitionMode = "auto"
+    partition_policy: PolicyName = "predictive"
+    merge_tokens: int = 512
+    slo_ttft_ms: float = 500.0
+    slo_tpot_ms: float = 50.0
+    slo_percentile: float = 90.0
+    slo_window_s: float = 60.0
+    state_dir: str = ""
 
     def to_wire(self) -> dict[str, Any]:
         return asdict(self)

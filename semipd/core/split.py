@@ -1,6 +1,9 @@
 """How the device's units (SMs or cores) are divided between the two lanes."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+PartitionMode = Literal["auto", "fixed", "off"]
+PolicyName = Literal["predictive", "paper"]
 
 
 class Split(NamedTuple):

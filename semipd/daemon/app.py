@@ -20,7 +20,7 @@ from semipd.daemon.addresses import claim_http, claim_socket
 from semipd.daemon.detach import claim_pid_file
 from semipd.daemon.generation import GenerationService
 from semipd.daemon.http import serve_http
-from semipd.daemon.model_files import ModelFiles
+from semipd.daemon.model_files import DEMO_NAME, ModelFiles
 from semipd.daemon.params import Limits
 from semipd.daemon.process_limits import raise_file_limit
 from semipd.daemon.requests import RequestTable
@@ -53,7 +53,8 @@ def run(
     with ExitStack() as stack:
         if pid_file is not None and (stale := stack.enter_context(claim_pid_file(pid_file))) is not None:
             log.warning("the daemon before, pid %d, left its pid file %s behind", stale, pid_file)
-        files = ModelFiles.open(config.model.name)
+        is_simulated = config.engine.device.startswith("sim:")
+        files = ModelFiles.open(DEMO_NAME if is_simulated else config.model.name)
         runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
         daemon = Daemon(config, files, spawn, on_ready)
         # What is being closed may swallow the cancellation, so the daemon itself says that it was forced.

@@ -14,6 +14,7 @@ from semipd.daemon.http_errors import Handler, add_request_id, answer_errors, er
 from semipd.daemon.openai_routes import add_routes as add_openai
 from semipd.daemon.operations import add_routes as add_operations
 from semipd.daemon.operations import refusal_recorder
+from semipd.daemon.partition import add_partition_routes
 from semipd.daemon.services import Services
 
 SHUTDOWN_LIMIT_S = 3.0
@@ -70,6 +71,7 @@ def make_app(services: Services, host: str, max_body_bytes: int) -> web.Applicat
     app.router.add_get("/ready", operations.ready)
     add_openai(app, services)
     add_operations(app, services)
+    add_partition_routes(app, services)
     add_document(app)
     return app
 

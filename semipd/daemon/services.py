@@ -20,6 +20,7 @@ from semipd.daemon.slo import SloTargets, SloWindow
 from semipd.daemon.snapshot import state_frame, state_samples
 from semipd.daemon.supervisor import Supervisor
 from semipd.daemon.vitals import Vitals
+from semipd.daemon.wall_times import with_wall_times
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Services:
 
     async def status(self) -> dict[str, Any]:
         """The status document, the engine's numbers fetched through its loop. Raises SemipdError."""
-        engine = await self.supervisor.status()
+        engine = with_wall_times(await self.supervisor.status())
         ready = self.supervisor.ready
         assert ready is not None, "a status answer before ready"
         return engine | {

@@ -123,22 +123,26 @@ class Supervisor:
             self._link.send(Cancel(seq))
 
     async def status(self, limit_s: float = STATUS_LIMIT_S) -> dict[str, Any]:
-        """A round trip through the coordinator's loop.
+        """A round trip through the coordinator's loop. Raises what `ask` does."""
+        return await self.ask(GetStatus, limit_s)
 
-        Raises SemipdError: `engine_silent` after `limit_s`, and what `submit` raises.
+    async def ask(
+        self, question: Callable[[int], Inbound], limit_s: float = STATUS_LIMIT_S
+    ) -> dict[str, Any]:
+        """Send what `question` makes of a nonce, and wait for the answer.
+
+        Raises SemipdError: the engine's refusal, `engine_silent` after `limit_s`, and what `submit` raises.
         """
         link = self._require_ready()
         self._last_nonce = nonce = self._last_nonce + 1
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._statuses[nonce] = answer
         try:
-            link.send(GetStatus(nonce))
+            link.send(question(nonce))
             async with asyncio.timeout(limit_s):
                 return await answer
         except TimeoutError as error:
-            raise SemipdError(
-                "engine_silent", f"The engine did not answer a status request within {limit_s:g} s."
-            ) from error
+            raise SemipdError("engine_silent", f"The engine did not answer within {limit_s:g} s.") from error
         finally:
             del self._statuses[nonce]
 
@@ -248,8 +252,12 @@ class Supervisor:
     def _answer(self, status: Status) -> None:
         self.last_answer_s = time.monotonic()
         waiting = self._statuses.get(status.nonce)
-        if waiting is not None and not waiting.done():
+        if waiting is None or waiting.done():
+            return
+        if status.refused is None:
             waiting.set_result(status.data)
+        else:
+            waiting.set_exception(_refusal(status.refused))
 
     async def _how_it_ended(self) -> str:
         assert self._child is not None
@@ -300,6 +308,10 @@ class _Link:
         self._writer.transport.abort()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
+
+
+def _refusal(refused: dict[str, Any]) -> SemipdError:
+    return SemipdError(refused["code"], refused["message"], refused["hint"], param=refused["param"])
 
 
 async def _exits_within(process: "subprocess.Popen[bytes]", limit_s: float) -> bool:

@@ -18,6 +18,14 @@ from semipd.core.errors import ProtocolError, SemipdError
 from semipd.daemon.addresses import DEFAULT_BACKLOG, peer_credentials
 from semipd.daemon.generation import Generation
 from semipd.daemon.history import timing_to_wire
+from semipd.daemon.partition import (
+    SOCKET_OPERATIONS,
+    PartitionClear,
+    PartitionQuestion,
+    PartitionSet,
+    SloSet,
+    answer_socket,
+)
 from semipd.daemon.prompts import Prompt
 from semipd.daemon.schema import (
     CancelRequest,
@@ -61,6 +69,7 @@ _SCHEMAS: dict[str, type[SocketRequest]] = {
     "subscribe": SubscribeRequest,
     "unsubscribe": UnsubscribeRequest,
     "shutdown": PlainRequest,
+    **SOCKET_OPERATIONS,
 }
 assert tuple(_SCHEMAS) == OPERATIONS, "the protocol and its server name different operations"
 
@@ -107,6 +116,7 @@ class _Connection:
         self._operations: dict[RequestId, asyncio.Task[None]] = {}
         self._generations: dict[RequestId, Generation] = {}
         self._subscriptions: dict[RequestId, Subscription] = {}
+        self._peer = (0, 0)  # pid, uid
 
     async def run(self) -> None:
         try:
@@ -131,7 +141,8 @@ class _Connection:
         self._writer.close()
 
     async def _greet(self) -> None:
-        _pid, uid = peer_credentials(self._writer.get_extra_info("socket"))
+        self._peer = peer_credentials(self._writer.get_extra_info("socket"))
+        uid = self._peer[1]
         if uid not in (os.getuid(), 0):
             raise ProtocolError("peer_not_allowed", f"This socket serves user {os.getuid()}, not {uid}.")
         await self._say(hello("semipd"))
@@ -193,6 +204,9 @@ class _Connection:
                 case PlainRequest(op="shutdown"):
                     await self._say({"id": request.id, "shutting_down": True})
                     self._services.shut_down("a client asked for it")
+                case PartitionQuestion() | PartitionSet() | PartitionClear() | SloSet():
+                    answer = await answer_socket(self._services, request, *self._peer)
+                    await self._say({"id": request.id, **answer})
                 case _:
                     await self._say({"id": request.id} | await self._one_answer(request))
         except SemipdError as error:

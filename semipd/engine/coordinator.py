@@ -10,15 +10,19 @@
 runs in the engine process, in tests against the fake device, and under a virtual clock.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from semipd.core.errors import SemipdError
 from semipd.core.messages import (
     Cancel,
+    GetPartition,
     GetStatus,
     Inbound,
     Outbound,
     PromptLogprobs,
+    SetPartition,
+    SetSlo,
     Status,
     StepTokens,
     Submit,
@@ -30,7 +34,12 @@ from semipd.core.split import Split
 from semipd.devices.contract import Device
 from semipd.engine.lane_state import Flight, LaneState
 from semipd.engine.status import engine_status
-from semipd.partition.lending import Lending, choose_split
+from semipd.engine.work import work_at_hand
+from semipd.partition.control import Control, ControlSettings
+from semipd.partition.interface import Slo, Work
+from semipd.partition.journal import Change
+from semipd.partition.models import Models
+from semipd.partition.table import SplitTable
 from semipd.sched.outbox import Outbox
 from semipd.sched.scheduler import Chunk, Growth, Limits, Scheduler
 from semipd.sched.sequence import Sequence
@@ -48,7 +57,8 @@ class Turn:
 class Coordinator:
     """Ties the scheduler's choices to the lanes of a device."""
 
-    def __init__(self, device: Device, settings: EngineSettings) -> None:
+    def __init__(self, device: Device, settings: EngineSettings, models: Models | None = None) -> None:
+        """`models`: step times learned before, for a warm start. Raises SemipdError(`impossible_split`)."""
         info = device.info
         self.device = device
         self.settings = settings
@@ -60,7 +70,10 @@ class Coordinator:
         limits = Limits(info.max_model_len, settings.max_num_seqs, info.num_blocks)
         self.scheduler = Scheduler(limits, self._leave_lanes)
         self.split = info.solo_decode
-        self._lending = self._make_lending()
+        table = SplitTable(info.splits, info.solo_prefill, info.solo_decode, info.num_units, info.unit)
+        self.control = Control(
+            table, _control_settings(settings, self.policy), models or Models(info.num_units)
+        )
         self._next_step_id = 1
 
     def tick(self, now_ns: int, inbox: Iterable[Inbound] = ()) -> Turn:
@@ -68,8 +81,15 @@ class Coordinator:
         out = Outbox(now_ns)
         self._receive(inbox, out)
         self._settle(out)
+        self._expire(out)
         self._launch(out)
-        return Turn(out.messages, self.device.wake_at_ns(), self.scheduler.idle)
+        return Turn(out.messages, self._wake_at_ns(), self.scheduler.idle)
+
+    def _wake_at_ns(self) -> int | None:
+        device_ns, control_ns = self.device.wake_at_ns(), self.control.wake_at_ns
+        if device_ns is None or control_ns is None:
+            return control_ns if device_ns is None else device_ns
+        return min(device_ns, control_ns)
 
     # ---- receive -------------------------------------------------------------------------------
 
@@ -77,19 +97,43 @@ class Coordinator:
         for message in inbox:
             match message:
                 case Submit(request):
+                    self.control.arrived(out.now_ns)
                     self.scheduler.submit(request, out)
                 case Cancel(seq):
                     if seq in self.scheduler.sequences:
                         self.scheduler.finish(self.scheduler.sequences[seq], "cancelled", out)
                 case GetStatus(nonce):
                     out.send(Status(nonce, engine_status(self, out.now_ns)))
+                case GetPartition() | SetPartition() | SetSlo():
+                    self._answer(message, out)
+
+    def _answer(self, message: GetPartition | SetPartition | SetSlo, out: Outbox) -> None:
+        try:
+            match message:
+                case GetPartition(nonce):
+                    out.send(Status(nonce, self.control.full_status(out.now_ns)))
+                case SetPartition(nonce):
+                    change, answer = self.control.set(message, out.now_ns, self._look(out))
+                    out.send(Status(nonce, answer))
+                    if not message.dry_run:
+                        _partition_event(change, out)
+                case SetSlo(nonce, targets, actor, reason):
+                    answer = self.control.set_slo(message, out.now_ns)
+                    out.send(Status(nonce, answer))
+                    if targets:
+                        out.event("slo_changed", None, actor=actor, reason=reason, **answer["targets"])
+        except SemipdError as error:
+            refused = {"code": error.code, "message": error.message, "hint": error.hint, "param": error.param}
+            out.send(Status(message.nonce, {}, refused))
 
     # ---- settle --------------------------------------------------------------------------------
 
     def _settle(self, out: Outbox) -> None:
         for state in (self.decode, self.prefill):
             for result in state.lane.poll(out.now_ns):
-                self._settle_step(state.settle(result, out.now_ns), result, out)
+                flight = state.settle(result, out.now_ns)
+                self.control.record(state.record(flight, result), out.now_ns)
+                self._settle_step(flight, result, out)
 
     def _settle_step(self, flight: Flight, result: StepResult, out: Outbox) -> None:
         """Account for every sequence of the step, emit its tokens in one message, then end who is done."""
@@ -141,38 +185,55 @@ class Coordinator:
         if not sequence.first_token_ns:
             sequence.first_token_ns = out.now_ns
             out.event("first_token", sequence)
+            if not sequence.request.emitted:  # else an earlier engine has sent the first one
+                ttft_ms = (out.now_ns - sequence.request.arrival_ns) / 1e6
+                self.control.first_token(sequence.seq, out.now_ns, ttft_ms)
 
     def _end_if_done(self, sequence: Sequence, token: int, out: Outbox) -> None:
         if token in sequence.stop_ids and sequence.may_stop:
+            self.control.finished(out.now_ns, _tpot_ms(sequence, out.now_ns))
             self.scheduler.finish(sequence, "stop", out, stop_token=token)
         elif len(sequence.tokens) >= sequence.max_total_tokens:
+            self.control.finished(out.now_ns, _tpot_ms(sequence, out.now_ns))
             self.scheduler.finish(sequence, "length", out)
 
     # ---- decide and launch ---------------------------------------------------------------------
+
+    def _expire(self, out: Outbox) -> None:
+        change = self.control.expire(out.now_ns)
+        if change is not None:
+            _partition_event(change, out)
+
+    def _look(self, out: Outbox) -> Callable[[], Work]:
+        return lambda: work_at_hand(self.scheduler, self.prefill, self.control.models, out.now_ns)
 
     def _launch(self, out: Outbox) -> None:
         match self.policy:
             case "semipd":
                 self._launch_two_lanes(out)
             case "chunked":
-                self._launch_merged(out)
+                self._launch_merged(self.settings.step_token_budget, out)
             case "prefill-first":
                 self._launch_prefill_first(out)
 
     def _launch_two_lanes(self, out: Outbox) -> None:
         prefill_busy = bool(self.prefill.inflight) or self.scheduler.has_prefill_work()
         decode_busy = bool(self.decode.inflight) or bool(self.scheduler.decoding)
-        split = self._lending.split(prefill_busy, decode_busy)
+        choice = self.control.choose(out.now_ns, prefill_busy, decode_busy, self._look(out))
+        if choice.merged_tokens:
+            self._launch_merged(choice.merged_tokens, out)
+            return
+        split = choice.split
         if self.scheduler.decoding and self._may_launch(self.decode, split):
             self._launch_step(self.decode, split, *self.scheduler.take_decodes(out), [], out)
         if prefill_busy and self._may_launch(self.prefill, split):
             chunks = self.scheduler.take_chunks(self.settings.prefill_chunk_tokens, out)
             self._launch_step(self.prefill, split, [], [], chunks, out)
 
-    def _launch_merged(self, out: Outbox) -> None:
+    def _launch_merged(self, budget_tokens: int, out: Outbox) -> None:
         if self._may_launch(self.decode, self.device.info.solo_decode):
             decodes, grown = self.scheduler.take_decodes(out)
-            chunks = self.scheduler.take_chunks(self.settings.step_token_budget - len(decodes), out)
+            chunks = self.scheduler.take_chunks(budget_tokens - len(decodes), out)
             self._launch_step(self.decode, self.device.info.solo_decode, decodes, grown, chunks, out)
 
     def _launch_prefill_first(self, out: Outbox) -> None:
@@ -183,10 +244,14 @@ class Coordinator:
 
     def _may_launch(self, state: LaneState, split: Split) -> bool:
         """Room in the lane, and no unit that a step in flight on the other lane still holds."""
-        other = self.prefill if state is self.decode else self.decode
-        held = max((other.units(flight.plan.split) for flight in other.inflight), default=0)
         units = state.units(split)
+        held = self._units_of_other(state)
         return units > 0 and units + held <= self.device.info.num_units and state.lane.capacity() > 0
+
+    def _units_of_other(self, state: LaneState) -> int:
+        """Units that steps in flight on the other lane hold."""
+        other = self.prefill if state is self.decode else self.decode
+        return max((other.units(flight.plan.split) for flight in other.inflight), default=0)
 
     def _launch_step(
         self,
@@ -199,25 +264,29 @@ class Coordinator:
     ) -> None:
         if not decodes and not chunks:
             return
-        if split != self.split:
-            change = {"from": list(self.split), "to": list(split), "reason": "lending"}
-            out.event("split_changed", None, **change)
+        switch = self.control.launched(split, out.now_ns)
+        if switch is not None:
+            ends = {"from": list(switch.previous), "to": list(switch.split), "switch_ms": switch.ms}
+            out.event("split_changed", None, **ends, rule=switch.rule, reason=switch.reason)
             self.split = split
-        state.launch(self._next_step_id, split, decodes, grown, chunks, out.now_ns)
+        if chunks:
+            self._forget_elsewhere(state, chunks)
+        other_units = self._units_of_other(state)
+        state.launch(self._next_step_id, split, decodes, grown, chunks, other_units, out.now_ns)
         self._next_step_id += 1
+
+    def _forget_elsewhere(self, state: LaneState, chunks: list[Chunk]) -> None:
+        """A prompt may have begun in the other lane, before or after merged steps. That lane would miss the
+        tokens sampled here, so it has to be told anew should the sequence come back."""
+        other = self.prefill if state is self.decode else self.decode
+        for sequence, _ in chunks:
+            other.leave(sequence.seq)
 
     # ---- the rest ------------------------------------------------------------------------------
 
     def _leave_lanes(self, seq: SeqId) -> None:
         self.prefill.leave(seq)
         self.decode.leave(seq)
-
-    def _make_lending(self) -> Lending:
-        info = self.device.info
-        if self.policy != "semipd":
-            return Lending(info.solo_decode, info.solo_decode, info.solo_decode)
-        shared = choose_split(info.splits, self.settings.prefill_units, info.unit)
-        return Lending(shared, info.solo_prefill, info.solo_decode)
 
     def check_integrity(self) -> None:
         """Recompute everything from nothing; AssertionError with the numbers on a mismatch."""
@@ -232,6 +301,19 @@ class Coordinator:
         assert counted == inflight, f"steps in flight per sequence: {counted} counted, {inflight} found"
 
 
+def _control_settings(settings: EngineSettings, scheduler: str) -> ControlSettings:
+    return ControlSettings(
+        scheduler=scheduler,
+        mode=settings.partition_mode,
+        policy=settings.partition_policy,
+        prefill_units=settings.prefill_units,
+        prefill_chunk_tokens=settings.prefill_chunk_tokens,
+        step_token_budget=settings.step_token_budget,
+        merge_tokens=settings.merge_tokens,
+        slo=Slo(settings.slo_ttft_ms, settings.slo_tpot_ms, settings.slo_percentile, settings.slo_window_s),
+    )
+
+
 def _step_tokens(flight: Flight, result: StepResult, live: list[int]) -> StepTokens:
     """The step's tokens that count; as they came when all do, which is the common case."""
     if len(live) == len(flight.plan.decode) == len(result.tokens):
@@ -240,6 +322,25 @@ def _step_tokens(flight: Flight, result: StepResult, live: list[int]) -> StepTok
     seqs = tuple(sampled[idx].seq for idx in live)
     logprobs = None if result.logprobs is None else [result.logprobs[idx] for idx in live]
     return StepTokens(seqs, [result.tokens[idx] for idx in live], logprobs)
+
+
+def _tpot_ms(sequence: Sequence, now_ns: int) -> float | None:
+    """Mean time between this engine's tokens of a request that ends now; None for a single one."""
+    num_tokens = sequence.num_output_tokens - len(sequence.request.emitted)
+    return (now_ns - sequence.first_token_ns) / 1e6 / (num_tokens - 1) if num_tokens > 1 else None
+
+
+def _partition_event(change: Change, out: Outbox) -> None:
+    expires_s = 0.0 if change.expires_at_ns is None else (change.expires_at_ns - change.at_ns) / 1e9
+    out.event(
+        "partition_changed",
+        None,
+        mode=change.mode,
+        actor=change.actor,
+        reason=change.reason,
+        granted=list(change.granted or ()),
+        expires_s=expires_s,
+    )
 
 
 def _send_prompt_logprobs(sequence: Sequence, segment: Segment, result: StepResult, out: Outbox) -> None:

@@ -8,17 +8,22 @@ from semipd.core.plan import Join, StepPlan, StepResult
 from semipd.core.request import SeqId
 from semipd.core.split import Split
 from semipd.devices.contract import Lane
+from semipd.partition.interface import StepRecord
 from semipd.sched.scheduler import Chunk, Growth
 from semipd.sched.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """A launched step and the sequences it works on, in the plan's order."""
+    """A launched step and the sequences it works on, in the plan's order. `context_tokens`: KV read by the
+    decodes; `other_units`: what the other lane held when it was launched."""
 
     plan: StepPlan
     decodes: list[Sequence]
     chunks: list[Chunk]
+    context_tokens: int
+    other_units: int
+    launched_at_ns: int
 
     @property
     def sampled(self) -> list[Sequence]:
@@ -26,6 +31,15 @@ class Flight:
         if not self.chunks:
             return self.decodes
         return self.decodes + [sequence for sequence, segment in self.chunks if segment.sample]
+
+    @property
+    def new_tokens(self) -> int:
+        return sum(segment.length for _, segment in self.chunks)
+
+    @property
+    def attended_tokens(self) -> float:
+        """Of the chunks, see StepRecord."""
+        return sum(s.length * (s.start + (s.length + 1) / 2) for _, s in self.chunks)
 
 
 @dataclass(slots=True, eq=False)
@@ -42,6 +56,7 @@ class LaneState:
     last_settled_ns: int = 0
     _leaves: list[SeqId] = field(default_factory=list)
     _decode_batch: tuple[SeqId, ...] = ()
+    _context_tokens: int = 0
 
     def units(self, split: Split) -> int:
         return split.prefill_units if self.lane.name == "prefill" else split.decode_units
@@ -65,10 +80,11 @@ class LaneState:
         decodes: list[Sequence],
         grown: list[Growth],
         chunks: list[Chunk],
+        other_units: int,
         now_ns: int,
     ) -> None:
         """Turn the choice into a plan: joins for newcomers, new blocks for residents that grew."""
-        self._decode_batch = self._same_or_new_batch(decodes)
+        self._note_batch(decodes)
         new_blocks = tuple((s.seq, (block,)) for s, block in grown if s.seq in self.residents)
         joins = self._join(decodes) + self._join([sequence for sequence, _ in chunks])
         plan = StepPlan(
@@ -81,7 +97,7 @@ class LaneState:
             new_blocks=new_blocks,
         )
         self._leaves = []
-        self.inflight.append(Flight(plan, decodes, chunks))
+        self.inflight.append(Flight(plan, decodes, chunks, self._context_tokens, other_units, now_ns))
         self.lane.launch(plan, now_ns)
 
     def settle(self, result: StepResult, now_ns: int) -> Flight:
@@ -92,15 +108,33 @@ class LaneState:
         )
         self.num_steps += 1
         self.num_decode_tokens += len(flight.decodes)
-        self.num_prefill_tokens += sum(segment.length for _, segment in flight.chunks)
+        self.num_prefill_tokens += flight.new_tokens
         self.busy_ns += result.busy_ns
         self.last_settled_ns = now_ns
         return flight
 
-    def _same_or_new_batch(self, decodes: list[Sequence]) -> tuple[SeqId, ...]:
-        """The same tuple object while the batch is unchanged: lanes test by identity."""
+    def record(self, flight: Flight, result: StepResult) -> StepRecord:
+        """What partition control learns from a settled step."""
+        return StepRecord(
+            lane=self.lane.name,
+            units=self.units(flight.plan.split),
+            other_units=flight.other_units,
+            num_decodes=len(flight.decodes),
+            context_tokens=flight.context_tokens,
+            new_tokens=flight.new_tokens,
+            attended_tokens=flight.attended_tokens,
+            busy_ns=result.busy_ns,
+        )
+
+    def _note_batch(self, decodes: list[Sequence]) -> None:
+        """The same tuple object while the batch is unchanged: lanes test by identity. Each of its sequences
+        then reads one more token than in the step before."""
         batch = tuple([sequence.request.seq for sequence in decodes])
-        return self._decode_batch if batch == self._decode_batch else batch
+        if batch == self._decode_batch:
+            self._context_tokens += len(batch)
+        else:
+            self._decode_batch = batch
+            self._context_tokens = sum([sequence.num_scheduled for sequence in decodes])
 
     def _join(self, sequences: list[Sequence]) -> list[Join]:
         newcomers = [s for s in sequences if s.request.seq not in self.residents]

@@ -15,6 +15,8 @@ from semipd.core.logs import configure_logging
 from semipd.core.settings import EngineSettings
 from semipd.devices.contract import Device
 from semipd.engine.coordinator import Coordinator
+from semipd.engine.saved_times import SAVE_EVERY_S, SavedTimes
+from semipd.partition.models import Models
 from semipd.wire.channel import Channel
 from semipd.wire.engine_link import LINK_FRAME_BYTES, inbound_from_wire, outbound_to_wire
 
@@ -51,7 +53,13 @@ def run_engine(link_fd: int) -> int:
 
 
 def open_device(settings: EngineSettings, report: Report) -> Device:
-    """The device that the settings name. Raises SemipdError(`unknown_device`) and whatever opening raises."""
+    """The device that the settings name. Raises SemipdError: `unknown_device`, `conflicting_options`, and
+    whatever opening raises."""
+    if settings.sim_profile and not settings.device.startswith("sim:"):
+        message = f"engine.sim_profile is set, but engine.device is {settings.device}."
+        raise SemipdError(
+            "conflicting_options", message, "Leave one of them out.", param="engine.sim_profile"
+        )
     match settings.device:
         case "fake":
             from semipd.devices.fake import FakeDevice
@@ -61,16 +69,23 @@ def open_device(settings: EngineSettings, report: Report) -> Device:
             from semipd.devices.cpu.device import CpuDevice
 
             return CpuDevice.open(settings, report)
+        case device if device.startswith("sim:"):
+            from semipd.devices.sim.device import SimDevice
+
+            return SimDevice.open(settings)
     raise SemipdError(
         "unknown_device",
-        f"engine.device = {settings.device!r} is not a device of this release; it has cpu and fake.",
+        f"engine.device = {settings.device!r} is no device of this release; it has cpu, sim:<gpu> and fake.",
         "Use --device cpu.",
         param="engine.device",
     )
 
 
 def _serve(device: Device, settings: EngineSettings, link: Channel, stop: "_StopFlag") -> int:
-    coordinator = Coordinator(device, settings)
+    models, saved = Models(device.info.num_units), SavedTimes(settings, device.info)
+    if note := saved.load(models):
+        log.info("%s", note)
+    coordinator = Coordinator(device, settings, models)
     notes = []
     if coordinator.policy != settings.scheduler:
         notes.append(
@@ -79,13 +94,17 @@ def _serve(device: Device, settings: EngineSettings, link: Channel, stop: "_Stop
         )
     ready = {"op": "ready", "info": asdict(device.info), "scheduler": coordinator.policy, "notes": notes}
     link.send(ready | {"version": __version__, "pid": os.getpid()})
-    _host(coordinator, link, stop)
+    try:
+        _host(coordinator, saved, link, stop)
+    finally:
+        saved.save(models)
     return 0
 
 
-def _host(coordinator: Coordinator, link: Channel, stop: "_StopFlag") -> None:
+def _host(coordinator: Coordinator, saved: SavedTimes, link: Channel, stop: "_StopFlag") -> None:
     """Turn the loop; between turns wait for a lane, a message or a timer."""
     checked_idle = False
+    save_due_s = time.monotonic() + SAVE_EVERY_S
     while not link.peer_gone and not stop.asked:
         inbox = [inbound_from_wire(message) for message in link.receive()]
         turn = coordinator.tick(time.monotonic_ns(), inbox)
@@ -93,6 +112,9 @@ def _host(coordinator: Coordinator, link: Channel, stop: "_StopFlag") -> None:
         if turn.idle and not checked_idle:
             coordinator.check_integrity()
         checked_idle = turn.idle
+        if time.monotonic() >= save_due_s:
+            saved.save(coordinator.control.models)
+            save_due_s = time.monotonic() + SAVE_EVERY_S
         _wait(coordinator.device, link, stop, turn.wake_at_ns)
 
 

@@ -28,6 +28,7 @@ def engine_status(coordinator: "Coordinator", now_ns: int) -> dict[str, Any]:
             "prompt_tokens": scheduler.num_prompt_tokens,
             "cached_tokens": scheduler.num_cached_tokens,
         },
+        "partition": c.control.status(now_ns),
         "preemptions": scheduler.num_preemptions,
         "lanes": {state.lane.name: _lane(state, now_ns) for state in (c.prefill, c.decode)},
         "device": c.device.stats(),

@@ -226,7 +226,7 @@ class Scheduler:
 
     def _admit_next(self, out: Outbox) -> Sequence | None:
         """Place the next request of the queue; or None, remembering at which level of free blocks."""
-        sequence = self.waiting.pick(self._cached_tokens)
+        sequence = self.waiting.pick(self.cached_tokens)
         reuse, namespace = sequence.may_reuse, sequence.request.namespace
         running = bool(self.prefilling or self.decoding or self.unsettled)
         reserve_blocks = self._watermark if running else 0
@@ -243,7 +243,7 @@ class Scheduler:
         self._note_admission(sequence, out)
         return sequence
 
-    def _cached_tokens(self, sequence: Sequence) -> int:
+    def cached_tokens(self, sequence: Sequence) -> int:
         if not sequence.may_reuse:
             return 0
         return self.memory.cached_tokens(sequence.request.namespace, sequence.tokens)

@@ -11,10 +11,13 @@ from semipd.core.events import Event
 from semipd.core.messages import (
     Cancel,
     Finished,
+    GetPartition,
     GetStatus,
     Inbound,
     Outbound,
     PromptLogprobs,
+    SetPartition,
+    SetSlo,
     Status,
     StepTokens,
     Submit,
@@ -59,6 +62,12 @@ def inbound_to_wire(message: Inbound) -> dict[str, Any]:
             return {"op": "cancel", "seq": seq}
         case GetStatus(nonce):
             return {"op": "get_status", "nonce": nonce}
+        case GetPartition(nonce):
+            return {"op": "get_partition", "nonce": nonce}
+        case SetPartition():
+            return {"op": "set_partition"} | {name: getattr(message, name) for name in SetPartition.__slots__}
+        case SetSlo():
+            return {"op": "set_slo"} | {name: getattr(message, name) for name in SetSlo.__slots__}
 
 
 def inbound_from_wire(data: dict[str, Any]) -> Inbound:
@@ -69,6 +78,12 @@ def inbound_from_wire(data: dict[str, Any]) -> Inbound:
             return Cancel(SeqId(data["seq"]))
         case "get_status":
             return GetStatus(data["nonce"])
+        case "get_partition":
+            return GetPartition(data["nonce"])
+        case "set_partition":
+            return SetPartition(**_without_op(data))
+        case "set_slo":
+            return SetSlo(**_without_op(data))
     raise ProtocolError("unknown_operation", f"The engine does not know the operation {data.get('op')!r}.")
 
 
@@ -89,8 +104,8 @@ def outbound_to_wire(message: Outbound) -> dict[str, Any]:
             return {"op": "finished"} | {name: getattr(message, name) for name in Finished.__slots__}
         case Event():
             return {"op": "event"} | {name: getattr(message, name) for name in Event.__slots__}
-        case Status(nonce, data):
-            return {"op": "status", "nonce": nonce, "data": data}
+        case Status(nonce, data, refused):
+            return {"op": "status", "nonce": nonce, "data": data, "refused": refused}
 
 
 def _tokens(data: dict[str, Any]) -> StepTokens:
@@ -113,7 +128,7 @@ _OUTBOUND: dict[str, Callable[[dict[str, Any]], Outbound]] = {
     "prompt_logprobs": _prompt_logprobs,
     "finished": lambda data: Finished(**_without_op(data)),
     "event": lambda data: Event(**_without_op(data)),
-    "status": lambda data: Status(data["nonce"], data["data"]),
+    "status": lambda data: Status(data["nonce"], data["data"], data["refused"]),
 }
 
 

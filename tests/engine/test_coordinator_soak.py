@@ -5,7 +5,7 @@ import random
 import pytest
 from support.fake_engine import Run, request
 
-from semipd.core.messages import Cancel, Submit
+from semipd.core.messages import Cancel, Inbound, SetPartition, SetSlo, Submit
 from semipd.core.settings import EngineSettings
 from semipd.devices.fake import FakeDevice
 
@@ -24,8 +24,23 @@ def random_request(rng: random.Random, seq: int, now_ns: int):
     )  # fmt: skip
 
 
-def soak(policy: str, depth: int, seed: int, num_requests: int, check_every: int) -> int:
-    """Returns how many preemptions happened."""
+def meddle(rng: random.Random) -> list[Inbound]:
+    """What operators may do to a running engine, sense and nonsense."""
+    if rng.random() < 0.3:
+        targets = {"ttft_ms": rng.choice([0.0, 1.0, 20.0, 1e4]), "tpot_ms": rng.choice([1.0, 1.5, 3.0, 50.0])}
+        return [SetSlo(0, targets, "meddler")]
+    mode = rng.choice(["auto", "fixed", "fixed", "off"])
+    expires_s = rng.choice([None, 0.001, 0.02]) if mode != "auto" else None
+    units = rng.randint(0, 16) if mode == "fixed" else None
+    wish = SetPartition(0, mode, "meddler", "soak", units, None, expires_s, dry_run=rng.random() < 0.2)
+    return [wish] * rng.choice([1, 1, 2])
+
+
+def soak(
+    policy: str, depth: int, seed: int, num_requests: int, check_every: int, meddling: float = 0.0
+) -> tuple[int, set[tuple[int, int]]]:
+    """Returns how many preemptions happened, and the splits that steps ran under. `meddling`: how likely
+    an operator interferes in a turn."""
     rng = random.Random(seed)
     device = FakeDevice(
         num_blocks=rng.choice([12, 20, 60]), vocab_size=VOCAB, decode_depth=depth, prefill_depth=depth
@@ -37,6 +52,10 @@ def soak(policy: str, depth: int, seed: int, num_requests: int, check_every: int
         prefill_chunk_tokens=rng.choice([5, 32, 128]),
         step_token_budget=rng.choice([40, 128]),
         prefill_units=rng.choice([0, 4, 15]),
+        partition_policy=rng.choice(["predictive", "paper"]),
+        merge_tokens=rng.choice([0, 40, 128]),
+        slo_tpot_ms=rng.choice([1.2, 2.0, 50.0]),
+        slo_ttft_ms=rng.choice([5.0, 500.0]),
     )
     run = Run(device, settings, check=False)
     requests, cancelled = {}, set()
@@ -51,6 +70,8 @@ def soak(policy: str, depth: int, seed: int, num_requests: int, check_every: int
             seq = rng.choice(list(run.coordinator.scheduler.sequences) or [1])
             cancelled.add(seq)
             inbox.append(Cancel(seq))
+        if rng.random() < meddling:
+            inbox += meddle(rng)
         run.tick(inbox)
         if turn % check_every == 0:
             run.coordinator.check_integrity()
@@ -70,16 +91,29 @@ def soak(policy: str, depth: int, seed: int, num_requests: int, check_every: int
     for state in (run.coordinator.prefill, run.coordinator.decode):
         assert not state.residents
         assert not state.inflight
-    return run.coordinator.scheduler.num_preemptions
+    splits = {tuple(e.data["to"]) for e in run.events if e.kind == "split_changed"}
+    return run.coordinator.scheduler.num_preemptions, splits
 
 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("policy", ["semipd", "chunked", "prefill-first"])
 def test_10_000_random_requests(policy, depth):
     """Six runs of 8 seeds x 210 requests: 10,080 in all, integrity checked in every turn."""
-    num_preemptions = sum(soak(policy, depth, seed, 210, check_every=1) for seed in range(8))
+    num_preemptions = sum(soak(policy, depth, seed, 210, check_every=1)[0] for seed in range(8))
     print(f"{policy}, depth {depth}: 1,680 requests, {num_preemptions} preemptions, 0 deviations")
     assert num_preemptions > 20, "the load was too easy"
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_operators_who_meddle_all_the_time_change_no_token(depth):
+    """Overrides, expiries, merged steps on and off, changing targets, between and during steps."""
+    num_preemptions, splits = 0, set()
+    for seed in range(100, 112):
+        preempted, seen = soak("semipd", depth, seed, 150, check_every=1, meddling=0.15)
+        num_preemptions += preempted
+        splits |= seen
+    assert num_preemptions > 20, "the load was too easy"
+    assert len(splits) == 17, "some split was never used"
 
 
 @pytest.mark.soak

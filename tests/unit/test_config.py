@@ -58,11 +58,21 @@ def test_every_setting_reaches_the_engine() -> None:
         "engine.prefill_chunk_tokens": "5",
         "engine.step_token_budget": "7",
         "engine.prefill_units": "2",
+        "engine.sim_profile": "/profiles/x.json",
+        "model.name": "x",
         "model.dtype": "float32",
         "model.max_model_len": "99",
         "kv.bytes": "1000000",
         "server.log_format": "json",
         "kv.fraction": "0.25",
+        "partition.mode": "fixed",
+        "partition.policy": "paper",
+        "partition.merge_tokens": "0",
+        "partition.state_dir": "/state",
+        "slo.ttft_ms": "400",
+        "slo.tpot_ms": "20",
+        "slo.percentile": "95",
+        "slo.window_s": "10",
     }
     config = load_config(overrides=[Override(key, text, "--set") for key, text in values.items()])
     settings = config.engine_settings(Path("/models/x"))

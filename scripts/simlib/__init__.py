@@ -1,0 +1,1 @@
+"""Shared parts of the simulator scripts: traces, the virtual clock, figures, comparison of policies."""

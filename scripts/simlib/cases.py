@@ -1,0 +1,217 @@
+"""One simulation as plain data, its result as plain data, and a cache keyed by everything that matters."""
+
+import gc
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import semipd
+from semipd.core.events import Event
+from semipd.core.request import Request
+from semipd.core.settings import EngineSettings
+from semipd.devices.sim.device import SimDevice, known_gpu, known_model, pool_blocks
+from semipd.devices.sim.profile import load_profile
+from simlib.disaggregated import Disaggregated
+from simlib.outcomes import Figures, Targets, figures
+from simlib.policies import parse_policy, settings_for
+from simlib.prompts import request_of
+from simlib.simulator import Engine, Ledger, simulate
+from simlib.split_log import SplitLog
+from simlib.traces import Trace, read_trace, replay
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is simulated. `rate`: requests per second and GPU. `stop_below`: give the run up once the
+    attainment cannot reach it any more; 0: never. `kv_frac`: share of the free memory for the KV pool."""
+
+    trace: str
+    form: str
+    policy: str
+    rate: float
+    ttft_ms: float
+    tpot_ms: float
+    window_s: float = 600.0
+    seed: int = 1
+    gpu: str = "h200"
+    model: str = "llama-3-8b"
+    profile: str = ""
+    bandwidth: float = 1.0
+    contention: float = 1.0
+    max_model_len: int = 131072
+    max_num_seqs: int = 256
+    prefill_chunk_tokens: int = 512
+    kv_frac: float = 0.95
+    stop_below: float = 0.0
+
+    @property
+    def slo(self) -> Targets:
+        return Targets(self.ttft_ms, self.tpot_ms)
+
+    def key(self) -> str:
+        """Changes with the case, the trace's content, the profile's content and the simulated code."""
+        contents = [_digest(self.trace), _digest(self.profile) if self.profile else "", _code_digest()]
+        return hashlib.sha256(json.dumps([asdict(self), *contents]).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """`split_changes`, `split_held_s`: see SplitLog."""
+
+    figures: Figures
+    wall_s: float
+    cpu_s: float
+    num_steps: int
+    num_preemptions: int
+    split_changes: int
+    split_held_s: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Result":
+        return cls(**(data | {"figures": Figures(**data["figures"])}))
+
+
+def run_case(case: Case) -> Result:
+    """Simulate it. Raises SemipdError for a bad trace, profile, policy, GPU or model."""
+    spec = parse_policy(case.policy)
+    trace = _trace(case.trace, case.form)
+    arrivals = list(replay(trace, case.rate * spec.num_gpus, case.window_s, case.seed))
+    max_misses = int(len(arrivals) * (1.0 - case.stop_below)) if case.stop_below else None
+    ledger = Ledger(case.slo, max_misses)
+    log = SplitLog()
+    system, vocab_size = build(case, ledger, log.note)
+    requests: Iterator[Request] = (request_of(trace, arrival, vocab_size) for arrival in arrivals)
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    with _no_cycle_collector():
+        complete = simulate(system, requests, ledger)
+    wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
+    coordinators = system.coordinators
+    return Result(
+        figures(list(ledger.outcomes.values()), case.slo, case.window_s, complete=complete),
+        wall_s,
+        cpu_s,
+        sum(c.decode.num_steps + c.prefill.num_steps for c in coordinators),
+        sum(c.scheduler.num_preemptions for c in coordinators),
+        log.num_shared_changes,
+        log.held_s,
+    )
+
+
+def build(case: Case, ledger: Ledger, on_event: Callable[[Event], None]) -> tuple["Simulated", int]:
+    """The system of a case, and its vocabulary's size."""
+    gpu, model = known_gpu(case.gpu), known_model(case.model)
+    profile = load_profile(gpu, case.profile).scaled(bandwidth=case.bandwidth, contention=case.contention)
+    spec = parse_policy(case.policy)
+    base = EngineSettings(
+        device=f"sim:{case.gpu}",
+        model_name=case.model,
+        max_model_len=case.max_model_len,
+        max_num_seqs=case.max_num_seqs,
+        prefill_chunk_tokens=case.prefill_chunk_tokens,
+    )
+    settings = settings_for(spec, base, case.slo, gpu)
+    num_blocks = pool_blocks(profile, model, kv_frac=case.kv_frac)
+
+    def device(*, prompts_arrive: bool = False) -> SimDevice:
+        return SimDevice(
+            profile,
+            model,
+            num_blocks=num_blocks,
+            max_model_len=case.max_model_len,
+            prompts_arrive=prompts_arrive,
+        )
+
+    if spec.kind == "1p1d":
+        return Disaggregated(device(), device(prompts_arrive=True), settings, ledger), model.vocab_size
+    return Engine(device(), settings, ledger, on_event), model.vocab_size
+
+
+Simulated = Engine | Disaggregated
+
+
+class Cache:
+    """Results by key, one file each, so that a broken-off comparison goes on where it was."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def get(self, case: Case) -> Result | None:
+        try:
+            stored = json.loads((self._folder / f"{case.key()}.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return Result.from_json(stored["result"])
+
+    def run(self, case: Case) -> Result:
+        """The stored result, or a fresh one, stored."""
+        found = self.get(case)
+        if found is not None:
+            return found
+        result = run_case(case)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{case.key()}.json"
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(json.dumps({"case": asdict(case), "result": result.to_json()}, indent=1))
+        unfinished.replace(path)
+        return result
+
+
+def at_rate(case: Case, rate: float) -> Case:
+    return replace(case, rate=round(rate, 6))
+
+
+@cache
+def _trace(path: str, form: str) -> Trace:
+    return read_trace(Path(path), form)
+
+
+@cache
+def _digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else ""
+
+
+SIMULATED_ROOMS = ("core", "memory", "sched", "partition", "engine", "devices/sim")
+SIMULATING_FILES = (
+    "traces",
+    "prompts",
+    "outcomes",
+    "simulator",
+    "split_log",
+    "disaggregated",
+    "policies",
+    "cases",
+)
+
+
+@cache
+def _code_digest() -> str:
+    """Of every source file that takes part in a simulation."""
+    package, here = Path(semipd.__file__).parent, Path(__file__).parent
+    files = [path for room in SIMULATED_ROOMS for path in sorted((package / room).rglob("*.py"))]
+    files += [here / f"{name}.py" for name in SIMULATING_FILES]
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class _no_cycle_collector:  # noqa: N801
+    """Millions of prefix entries and no cycles among them: looking for some takes a tenth of the time."""
+
+    def __enter__(self) -> None:
+        self._was_on = gc.isenabled()
+        gc.disable()
+
+    def __exit__(self, *_: object) -> None:
+        if self._was_on:
+            gc.enable()
+            gc.collect()

@@ -1,0 +1,150 @@
+"""The discrete-event simulator: the product's coordinator under a virtual clock."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from semipd.core.events import Event
+from semipd.core.messages import Finished, Outbound, StepTokens, Submit
+from semipd.core.request import Request, SeqId
+from semipd.core.settings import EngineSettings
+from semipd.devices.contract import Device
+from semipd.engine.coordinator import Coordinator
+from simlib.outcomes import Outcome, Targets
+
+MAX_TICKS_AT_ONE_TIME = 1000
+"""A coordinator that asks to be woken now, again and again, is a bug and not a long simulation."""
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Outcomes of all requests so far, and how many can no longer meet their targets.
+
+    `max_misses`: the run is given up beyond it; None: never.
+    """
+
+    slo: Targets
+    max_misses: int | None = None
+    outcomes: dict[SeqId, Outcome] = field(default_factory=dict)
+    num_misses: int = 0
+
+    @property
+    def hopeless(self) -> bool:
+        return self.max_misses is not None and self.num_misses > self.max_misses
+
+    def arrived(self, request: Request) -> None:
+        assert request.seq not in self.outcomes, f"seq {request.seq} arrives twice"
+        self.outcomes[request.seq] = Outcome(request.arrival_ns)
+
+    def first_token(self, seq: SeqId, now_ns: int) -> None:
+        outcome = self.outcomes[seq]
+        assert not outcome.first_ns, f"seq {seq} has two first tokens"
+        outcome.first_ns = now_ns
+        outcome.tokens = 1
+        self._judge(outcome, outcome.ttft_ms > self.slo.ttft_ms)
+
+    def next_token(self, seq: SeqId) -> None:
+        self.outcomes[seq].tokens += 1
+
+    def ended(self, finished: Finished, now_ns: int) -> None:
+        outcome = self.outcomes[finished.seq]
+        assert not outcome.finished_ns, f"seq {finished.seq} ends twice"
+        outcome.finished_ns = now_ns
+        outcome.failed = finished.reason == "error"
+        outcome.cached_tokens = finished.cached_tokens
+        self._judge(outcome, not outcome.meets(self.slo))
+
+    def _judge(self, outcome: Outcome, missed: bool) -> None:
+        if missed and not outcome.missed:
+            outcome.missed = True
+            self.num_misses += 1
+
+
+class System(Protocol):
+    """What is simulated: one engine, or several behind one door. `idle`: nothing lives in it."""
+
+    @property
+    def wake_at_ns(self) -> int | None: ...
+
+    @property
+    def idle(self) -> bool: ...
+
+    def tick(self, now_ns: int, requests: list[Request]) -> None: ...
+
+
+class Engine:
+    """A coordinator and what it says, read into a ledger. One tick at a time, at times given from outside."""
+
+    def __init__(
+        self,
+        device: Device,
+        settings: EngineSettings,
+        ledger: Ledger,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.coordinator = Coordinator(device, settings)
+        self.wake_at_ns: int | None = None
+        self.idle = True
+        self.coordinators = (self.coordinator,)
+        self._ledger = ledger
+        self._on_event = on_event
+
+    def tick(self, now_ns: int, requests: list[Request]) -> None:
+        turn = self.coordinator.tick(now_ns, [Submit(request) for request in requests])
+        self.wake_at_ns, self.idle = turn.wake_at_ns, turn.idle
+        if turn.outbox:
+            self._read(turn.outbox, now_ns)
+
+    def _read(self, outbox: list[Outbound], now_ns: int) -> None:
+        outcomes = self._ledger.outcomes
+        for message in outbox:
+            if type(message) is StepTokens:
+                for seq in message.seqs:
+                    outcome = outcomes[seq]
+                    if outcome.first_ns:
+                        outcome.tokens += 1
+                    else:
+                        self._ledger.first_token(seq, now_ns)
+            elif type(message) is Finished:
+                self._ledger.ended(message, now_ns)
+            elif type(message) is Event and self._on_event is not None:
+                self._on_event(message)
+
+
+def simulate(engine: System, arrivals: Iterator[Request], ledger: Ledger) -> bool:
+    """Run until every arrival has ended; the clock jumps to the next arrival or the device's next event.
+
+    Returns False when it gave up because of `ledger.max_misses`.
+    """
+    clock = _Clock()
+    upcoming = next(arrivals, None)
+    while not ledger.hopeless:
+        if upcoming is None and engine.idle:
+            return True
+        due = [] if upcoming is None else [upcoming.arrival_ns]
+        due += [] if engine.wake_at_ns is None else [engine.wake_at_ns]
+        assert due, "nothing will ever happen, yet requests are waiting"
+        now_ns = clock.move_to(min(due))
+        requests: list[Request] = []
+        while upcoming is not None and upcoming.arrival_ns <= now_ns:
+            ledger.arrived(upcoming)
+            requests.append(upcoming)
+            upcoming = next(arrivals, None)
+        engine.tick(now_ns, requests)
+    return False
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Never goes back, and notices when it does not go on."""
+
+    now_ns: int = 0
+    repeats: int = 0
+
+    def move_to(self, time_ns: int) -> int:
+        if time_ns > self.now_ns:
+            self.now_ns, self.repeats = time_ns, 0
+        else:
+            self.repeats += 1
+            assert self.repeats < MAX_TICKS_AT_ONE_TIME, f"time stands still at {self.now_ns} ns"
+        return self.now_ns

@@ -1,0 +1,181 @@
+"""Request traces: arrival times and lengths, read from published files, replayed at a chosen rate."""
+
+import csv
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import count, groupby, pairwise
+from pathlib import Path
+
+from semipd.core.errors import SemipdError
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One request. `blocks` are ids of its prompt's leading blocks, chained: equal id, equal prefix."""
+
+    at_s: float
+    prompt_tokens: int
+    output_tokens: int
+    blocks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """`block_tokens`: tokens behind one id of `Row.blocks`; 0: prompts share nothing. `timed`: the rows
+    carry arrival times; else arrivals are Poisson."""
+
+    name: str
+    rows: tuple[Row, ...]
+    block_tokens: int = 0
+    timed: bool = True
+
+    @property
+    def recorded_rate(self) -> float:
+        """Mean arrivals per second; 0 for a trace without times or without a span."""
+        span_s = self.rows[-1].at_s - self.rows[0].at_s if self.timed else 0.0
+        return (len(self.rows) - 1) / span_s if span_s > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A row at its time in the replay. `lap` counts how often the trace began again."""
+
+    at_ns: int
+    idx: int
+    lap: int
+    row: Row
+
+
+def replay(trace: Trace, rate: float, duration_s: float, seed: int) -> Iterator[Arrival]:
+    """Arrivals of `duration_s` seconds at `rate` per second on average.
+
+    A timed trace keeps its order and the pattern of its gaps, stretched to the rate, and begins again when
+    it ends. One without times is drawn from with replacement, at exponential gaps. Deterministic in `seed`.
+    """
+    times = _stretched(trace, rate) if trace.timed else _poisson(trace, rate, seed)
+    for idx, (at_s, lap, row) in enumerate(times):
+        if at_s >= duration_s:
+            return
+        yield Arrival(round(at_s * 1e9), idx, lap, row)
+
+
+def _stretched(trace: Trace, rate: float) -> Iterator[tuple[float, int, Row]]:
+    first_s, recorded = trace.rows[0].at_s, trace.recorded_rate
+    stretch = recorded / rate if recorded else 1.0 / rate
+    lap_s = len(trace.rows) / rate
+    for lap in count():
+        for row in trace.rows:
+            yield lap * lap_s + (row.at_s - first_s) * stretch, lap, row
+
+
+def _poisson(trace: Trace, rate: float, seed: int) -> Iterator[tuple[float, int, Row]]:
+    chance = random.Random(seed)
+    at_s = 0.0
+    for idx in count():
+        at_s += chance.expovariate(rate)
+        yield at_s, idx, chance.choice(trace.rows)
+
+
+# ---- readers ------------------------------------------------------------------------------------
+
+
+def read_azure(path: Path) -> Trace:
+    """Azure Public Dataset, LLM inference trace 2023: TIMESTAMP, ContextTokens, GeneratedTokens."""
+    rows = []
+    for record in _records(path, ("TIMESTAMP", "ContextTokens", "GeneratedTokens")):
+        # seven decimals in the file, six in datetime
+        stamp = datetime.fromisoformat(record["TIMESTAMP"][:26])
+        rows.append(Row(stamp.timestamp(), int(record["ContextTokens"]), int(record["GeneratedTokens"])))
+    return _trace(path, rows)
+
+
+def read_mooncake(path: Path) -> Trace:
+    """As `read_mooncake_raw`, with the requests of one time stamp spread evenly until the next one.
+
+    The published stamps are ticks of about three seconds with ten requests on each; taken literally, the
+    time to the first token measures nothing but the place in such a batch.
+    """
+    trace = read_mooncake_raw(path)
+    stamps = sorted({row.at_s for row in trace.rows})
+    gaps = {at_s: later - at_s for at_s, later in pairwise(stamps)}
+    last_gap = sum(gaps.values()) / len(gaps) if gaps else 0.0
+    spread: list[Row] = []
+    for at_s, group in groupby(trace.rows, key=lambda row: row.at_s):
+        rows = list(group)
+        step_s = gaps.get(at_s, last_gap) / len(rows)
+        spread += [replace(row, at_s=at_s + place * step_s) for place, row in enumerate(rows)]
+    return replace(trace, rows=tuple(spread))
+
+
+def read_mooncake_raw(path: Path) -> Trace:
+    """Mooncake: JSON lines with timestamp (ms), input_length, output_length, hash_ids of prompt blocks."""
+    rows, block_tokens = [], 0
+    for line in path.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        blocks = tuple(record["hash_ids"])
+        rows.append(Row(record["timestamp"] / 1e3, record["input_length"], record["output_length"], blocks))
+        if len(blocks) > 1:
+            # n blocks hold between (n - 1) * size + 1 and n * size tokens
+            block_tokens = max(block_tokens, -(-record["input_length"] // len(blocks)))
+    return _trace(path, rows, block_tokens=_power_of_two(block_tokens))
+
+
+def read_sharegpt(path: Path) -> Trace:
+    """Lengths only: num_prefill_tokens, num_decode_tokens."""
+    records = _records(path, ("num_prefill_tokens", "num_decode_tokens"))
+    rows = [
+        Row(0.0, int(float(record["num_prefill_tokens"])), int(float(record["num_decode_tokens"])))
+        for record in records
+    ]
+    return _trace(path, rows, timed=False)
+
+
+READERS: dict[str, Callable[[Path], Trace]] = {
+    "azure": read_azure,
+    "mooncake": read_mooncake,
+    "mooncake-raw": read_mooncake_raw,
+    "sharegpt": read_sharegpt,
+}
+
+
+def read_trace(path: Path, form: str) -> Trace:
+    """Raises SemipdError: `trace_not_found`, `invalid_trace`."""
+    try:
+        return READERS[form](path)
+    except OSError as error:
+        hint = "Name the file with --trace, or its folder with --traces."
+        raise SemipdError(
+            "trace_not_found", f"The trace {path} cannot be read: {error.strerror}.", hint
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        message = f"{path} is not a trace of the format {form}: {error!r}."
+        hint = f"Known formats: {', '.join(READERS)}."
+        raise SemipdError("invalid_trace", message, hint) from error
+
+
+def _records(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        records = list(csv.DictReader(file))
+    missing = [column for column in columns if not records or records[0].get(column) is None]
+    if missing:
+        raise ValueError(f"no column {', '.join(missing)}")
+    return records
+
+
+def _trace(path: Path, rows: list[Row], *, block_tokens: int = 0, timed: bool = True) -> Trace:
+    usable = [row for row in rows if row.prompt_tokens > 0 and row.output_tokens > 0]
+    if not usable:
+        raise ValueError("no usable row")
+    usable.sort(key=lambda row: row.at_s)
+    return Trace(path.stem, tuple(usable), block_tokens, timed)
+
+
+def _power_of_two(least: int) -> int:
+    """The published block sizes are powers of two; the largest mean over a prompt's blocks is just below."""
+    size = 1
+    while size < least:
+        size *= 2
+    return size if least else 0

@@ -1,0 +1,56 @@
+"""The work at hand, as partition control wants to see it."""
+
+import math
+from itertools import islice
+
+from semipd.engine.lane_state import LaneState
+from semipd.partition.interface import Prompt, StepTimes, Work
+from semipd.sched.scheduler import Scheduler
+from semipd.sched.sequence import Sequence
+from semipd.sched.waiting import WINDOW
+
+MAX_PROMPTS = 64
+"""Waiting prompts looked at; decisions come anew every few milliseconds."""
+
+
+def work_at_hand(scheduler: Scheduler, prefill: LaneState, times: StepTimes, now_ns: int) -> Work:
+    """Prompts in the order in which they will be computed, reordering of the queue aside.
+
+    Prefix hits are looked up only for the first `WINDOW` waiting prompts, those that may go next: each
+    look-up walks the prefix index. The others count in full.
+    """
+    begun = [s for s in scheduler.prefilling if s.num_scheduled < len(s.tokens)]
+    waiting = list(islice(scheduler.waiting, MAX_PROMPTS))
+    prompts = [_prompt(s, s.num_scheduled, now_ns) for s in begun]
+    for idx, sequence in enumerate(waiting):
+        cached = scheduler.cached_tokens(sequence) if idx < WINDOW else 0
+        prompts.append(_prompt(sequence, cached, now_ns))
+    decoding = scheduler.decoding.values()
+    return Work(
+        num_decodes=len(decoding),
+        context_tokens=sum([s.num_scheduled for s in decoding]),
+        num_joining=len(scheduler.prefilling),
+        joining_tokens=sum(len(s.tokens) for s in scheduler.prefilling),
+        prompts=tuple(prompts),
+        seqs=tuple(s.seq for s in [*begun, *waiting]),
+        busy_prefill_ms=_remaining_ms(prefill, times, now_ns),
+    )
+
+
+def _prompt(sequence: Sequence, done_tokens: int, now_ns: int) -> Prompt:
+    """A preempted or resumed request has had its first token: its age says that TTFT is settled."""
+    is_started = sequence.first_token_ns or sequence.request.emitted
+    age_ms = math.inf if is_started else (now_ns - sequence.request.arrival_ns) / 1e6
+    return Prompt(len(sequence.tokens) - done_tokens, done_tokens, age_ms)
+
+
+def _remaining_ms(prefill: LaneState, times: StepTimes, now_ns: int) -> float:
+    """Of the prefill steps in flight, as predicted; 0 when they are overdue."""
+    if not prefill.inflight:
+        return 0.0
+    elapsed_ms = (now_ns - prefill.inflight[0].launched_at_ns) / 1e6
+    predicted_ms = sum(
+        times.prefill(prefill.units(f.plan.split)).ms(f.new_tokens, f.attended_tokens)
+        for f in prefill.inflight
+    )
+    return max(predicted_ms - elapsed_ms, 0.0)

@@ -1,0 +1,175 @@
+"""What a split would mean for the requests at hand: the real queue is walked, step by step."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from semipd.core.split import Split
+from semipd.partition.interface import Line, Prompt, Slo, Snapshot
+
+EXACT_STEPS = 32
+"""Prefill steps cut exactly; the prompts behind them are taken whole. Decisions come anew long before."""
+
+
+class PrefillSteps(NamedTuple):
+    """`num_steps` steps in a row, together. `ends`: indices of the prompts whose last token they compute."""
+
+    num_steps: int
+    new_tokens: int
+    attended_tokens: float
+    ends: tuple[int, ...]
+
+
+class Outlook(NamedTuple):
+    """A way to run both phases, and what it would do.
+
+    Attributes:
+        merged_tokens: merged steps of at most so many tokens on the whole device; 0: apart, under `split`.
+        step_ms: a decode step while both lanes are busy.
+        tpot_ms: TPOT at the SLO's percentile: `step_ms`, or less when prefill pauses often enough.
+        ttft_ms: TTFT of the prompt at the SLO's percentile among those that can still be in time.
+        watched: that prompt's index.
+        num_late: prompts that could be in time now and would be late.
+        loss: requests that would miss a target: `num_late`, and the decode batch if its TPOT is missed.
+        excess: how far the targets are missed, in targets, summed over requests: breaks ties.
+    """
+
+    split: Split
+    merged_tokens: int
+    step_ms: float
+    tpot_ms: float
+    ttft_ms: float | None
+    watched: int | None
+    num_late: int
+    loss: int
+    excess: float
+
+    @property
+    def name(self) -> str:
+        return f"merged steps of {self.merged_tokens} tokens" if self.merged_tokens else str(self.split)
+
+
+def prefill_steps(prompts: Sequence[Prompt], chunk_tokens: int) -> list[PrefillSteps]:
+    """The next steps as the scheduler would cut them: whole budgets, prompts in order."""
+    steps: list[PrefillSteps] = []
+    taken, attended, ends = 0, 0.0, list[int]()
+    for idx, (left, prior, _age) in enumerate(prompts):
+        while left:
+            if len(steps) >= EXACT_STEPS and not taken:
+                steps.append(PrefillSteps(-(-left // chunk_tokens), left, _attended(left, prior), (idx,)))
+                break
+            length = min(left, chunk_tokens - taken)
+            attended += _attended(length, prior)
+            taken, left, prior = taken + length, left - length, prior + length
+            if not left:
+                ends.append(idx)
+            if taken == chunk_tokens:
+                steps.append(PrefillSteps(1, taken, attended, tuple(ends)))
+                taken, attended, ends = 0, 0.0, []
+    if taken:
+        steps.append(PrefillSteps(1, taken, attended, tuple(ends)))
+    return steps
+
+
+def _attended(length: int, prior: int) -> float:
+    """See StepRecord."""
+    return length * (prior + (length + 1) / 2)
+
+
+def walk(
+    steps: Sequence[PrefillSteps], prompts: Sequence[Prompt], line: Line, start_ms: float
+) -> list[tuple[float, int]]:
+    """(TTFT, index) of every prompt, in order; the first step starts in `start_ms`."""
+    ttfts: list[tuple[float, int]] = []
+    now_ms = start_ms
+    constant, per_token, per_context = line
+    for num_steps, new, attended, ends in steps:
+        now_ms += num_steps * constant + per_token * new + per_context * attended
+        for idx in ends:
+            ttfts.append((prompts[idx].age_ms + now_ms, idx))
+    return ttfts
+
+
+def split_outlook(s: Snapshot, slo: Slo, split: Split, steps: Sequence[PrefillSteps]) -> Outlook:
+    """`steps`: the queue cut into `s.chunk_tokens`."""
+    line = s.times.prefill(split.prefill_units)
+    return _judge(s, slo, split, 0, steps, line, decode_step_ms(s, split))
+
+
+def merged_outlook(s: Snapshot, slo: Slo, merged_tokens: int) -> Outlook:
+    line = s.times.merged(s.num_decodes, s.context_tokens)
+    steps = prefill_steps(s.prompts, _merged_chunk(s, merged_tokens))
+    step_ms = max(
+        (line.ms(cut.new_tokens / cut.num_steps, cut.attended_tokens / cut.num_steps) for cut in steps),
+        default=line.constant_ms,
+    )
+    return _judge(s, slo, s.current, merged_tokens, steps, line, step_ms)
+
+
+def _judge(
+    s: Snapshot,
+    slo: Slo,
+    split: Split,
+    merged_tokens: int,
+    steps: Sequence[PrefillSteps],
+    line: Line,
+    step_ms: float,
+) -> Outlook:
+    """Count who would miss a target when prefill steps take what `line` says."""
+    hopeful = [
+        ttft
+        for ttft in walk(steps, s.prompts, line, s.busy_prefill_ms)
+        if s.prompts[ttft[1]].age_ms < slo.ttft_ms
+    ]
+    num_late = sum(ttft_ms > slo.ttft_ms for ttft_ms, _ in hopeful)
+    excess = sum(max(ttft_ms / slo.ttft_ms - 1, 0.0) for ttft_ms, _ in hopeful)
+    loss = num_late
+    tpot_ms = min(step_ms, _paused_tpot_ms(s, line, merged_tokens, step_ms))
+    if tpot_ms > slo.tpot_ms:
+        loss += s.num_decodes
+        excess += s.num_decodes * (tpot_ms / slo.tpot_ms - 1)
+    ttft_ms, watched = _at_percentile(hopeful, slo.percentile)
+    return Outlook(split, merged_tokens, step_ms, tpot_ms, ttft_ms, watched, num_late, loss, excess)
+
+
+def decode_step_ms(snapshot: Snapshot, split: Split) -> float:
+    """With the sequences that join the batch when their prompt is computed."""
+    line = snapshot.times.decode(split.decode_units)
+    return line.ms(
+        snapshot.num_decodes + snapshot.num_joining, snapshot.context_tokens + snapshot.joining_tokens
+    )
+
+
+def _paused_tpot_ms(s: Snapshot, line: Line, merged_tokens: int, step_ms: float) -> float:
+    """TPOT at the percentile when prefill works only part of the time and lends its units otherwise.
+
+    A request sees a mixture of shared and solo steps; the spread between requests is taken from the window.
+    """
+    if s.observed.tpot_ms is None or not s.observed.mean_tpot_ms:
+        return step_ms
+    if s.merged_tokens:
+        now_line = s.times.merged(s.num_decodes, s.context_tokens)
+    else:
+        now_line = s.times.prefill(s.current.prefill_units)
+    slower = _ms_per_token(s, line, merged_tokens) / _ms_per_token(s, now_line, s.merged_tokens)
+    duty = min(1.0, s.prefill_duty * slower)
+    solo_ms = decode_step_ms(s, s.table.solo_decode)
+    mean_ms = 1 / (duty / step_ms + (1 - duty) / solo_ms)
+    return mean_ms * max(1.0, s.observed.tpot_ms / s.observed.mean_tpot_ms)
+
+
+def _ms_per_token(s: Snapshot, line: Line, merged_tokens: int) -> float:
+    chunk = _merged_chunk(s, merged_tokens) if merged_tokens else s.chunk_tokens
+    return line.ms(chunk, 0) / chunk
+
+
+def _merged_chunk(s: Snapshot, merged_tokens: int) -> int:
+    """What decode leaves of a merged step's budget."""
+    return max(merged_tokens - s.num_decodes, 1)
+
+
+def _at_percentile(ttfts: list[tuple[float, int]], percent: float) -> tuple[float | None, int | None]:
+    if not ttfts:
+        return None, None
+    ordered = sorted(ttfts)
+    return ordered[max(math.ceil(percent / 100 * len(ordered)), 1) - 1]

@@ -1,0 +1,81 @@
+"""An operator's wish, checked and rounded before anything changes."""
+
+from semipd.core.errors import SemipdError
+from semipd.core.messages import SetPartition
+from semipd.core.split import Split
+from semipd.partition.journal import Change
+from semipd.partition.table import SplitTable
+
+MAX_EXPIRY_S = 30 * 24 * 3600.0
+
+SLO_BOUNDS = {
+    "ttft_ms": (0.001, 1e9),
+    "tpot_ms": (0.001, 1e9),
+    "percentile": (1.0, 100.0),
+    "window_s": (1.0, 86400.0),
+}
+"""Those of the section [slo] of the configuration."""
+
+
+def plan_change(wish: SetPartition, table: SplitTable, scheduler: str, now_ns: int) -> Change:
+    """What the wish would become; changes nothing.
+
+    Raises SemipdError: `impossible_split` with the table of possible ones, `invalid_value`,
+    `scheduler_has_one_lane`.
+    """
+    if scheduler != "semipd" and table.splits:
+        raise SemipdError(
+            "scheduler_has_one_lane",
+            f"engine.scheduler = {scheduler} runs every step on the whole device: nothing to divide.",
+            "Start the daemon with engine.scheduler = semipd.",
+        )
+    requested = {
+        name: units
+        for name, units in (("prefill_units", wish.prefill_units), ("decode_units", wish.decode_units))
+        if units is not None
+    }
+    granted, rounding = None, ""
+    if wish.mode == "fixed" or not table.splits:
+        granted = table.nearest(**requested)
+        rounding = describe_rounding(requested, granted, table)
+    elif requested:
+        raise _invalid(f"The mode {wish.mode} takes no units; {requested} were given.", "prefill_units")
+    return Change(
+        now_ns, wish.mode, wish.actor, wish.reason, requested, granted, rounding, _expiry_ns(wish, now_ns)
+    )
+
+
+def check_targets(targets: dict[str, float]) -> None:
+    """Raises SemipdError(`invalid_value`)."""
+    for name, value in targets.items():
+        if name not in SLO_BOUNDS:
+            raise _invalid(f"There is no target {name}; there are {', '.join(SLO_BOUNDS)}.", name)
+        low, high = SLO_BOUNDS[name]
+        if not low <= value <= high:
+            raise _invalid(f"{name} is {value:g}; it must lie between {low:g} and {high:g}.", name)
+
+
+def describe_rounding(requested: dict[str, int], granted: Split, table: SplitTable) -> str:
+    got = {"prefill_units": granted.prefill_units, "decode_units": granted.decode_units}
+    if all(got[name] == units for name, units in requested.items()):
+        return ""
+    asked = " and ".join(
+        f"{units} {table.unit}s for {name.removesuffix('_units')}" for name, units in requested.items()
+    )
+    return f"{asked} asked for; {granted} (prefill+decode) granted, the nearest split this device offers"
+
+
+def _expiry_ns(wish: SetPartition, now_ns: int) -> int | None:
+    if wish.expires_s is None:
+        return None
+    if wish.mode == "auto":
+        raise _invalid("The mode auto does not expire.", "expires_s")
+    if not 0 < wish.expires_s <= MAX_EXPIRY_S:
+        raise _invalid(
+            f"expires_s is {wish.expires_s:g}; it must lie above 0, at most {MAX_EXPIRY_S:g}.", "expires_s"
+        )
+    return now_ns + int(wish.expires_s * 1e9)
+
+
+def _invalid(message: str, param: str) -> SemipdError:
+    return SemipdError("invalid_value", message, param=param)

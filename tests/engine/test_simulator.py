@@ -1,0 +1,339 @@
+"""The discrete-event simulator: conservation, determinism, figures against a slow oracle, the baselines."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import simlib.cases
+from simlib.cases import Cache, Case, build, run_case
+from simlib.comparison import Comparison, Finding, Plan
+from simlib.disaggregated import LINK_LATENCY_NS, Disaggregated
+from simlib.outcomes import Outcome, Targets
+from simlib.policies import PolicySpec, parse_policy
+from simlib.prompts import request_of
+from simlib.report import markdown
+from simlib.simulator import Engine, Ledger, simulate
+from simlib.traces import read_trace, replay
+from support.simulated import azure_case, azure_file
+
+from semipd.core.errors import SemipdError
+from semipd.core.messages import StepTokens
+from semipd.core.request import Request, SeqId
+from semipd.core.split import Split
+from semipd.devices.sim.cost import CostModel, Work
+from semipd.devices.sim.gpus import GPUS
+from semipd.devices.sim.models import MODELS
+from semipd.devices.sim.profile import Profile
+
+ROOT = Path(__file__).parents[2]
+POLICIES = ["prefill-first", "chunked:256", "fixed:64", "paper", "predictive", "1p1d"]
+
+
+def requests_of(case: Case) -> list[Request]:
+    trace = read_trace(Path(case.trace), case.form)
+    rate = case.rate * parse_policy(case.policy).num_gpus
+    return [request_of(trace, arrival, 128_256) for arrival in replay(trace, rate, case.window_s, case.seed)]
+
+
+def outcomes_of(case: Case) -> tuple[dict[SeqId, Outcome], list[Request], Engine | Disaggregated]:
+    ledger = Ledger(case.slo)
+    system, _ = build(case, ledger, lambda event: None)
+    requests = requests_of(case)
+    assert simulate(system, iter(requests), ledger)
+    return ledger.outcomes, requests, system
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_arrival_ends_once_with_all_its_tokens(tmp_path: Path, policy: str) -> None:
+    outcomes, requests, system = outcomes_of(azure_case(tmp_path, policy))
+    assert set(outcomes) == {request.seq for request in requests}
+    for request in requests:
+        outcome = outcomes[request.seq]
+        assert outcome.done
+        assert outcome.tokens == request.params.max_tokens
+        assert request.arrival_ns < outcome.first_ns <= outcome.finished_ns
+        assert (outcome.first_ns == outcome.finished_ns) == (outcome.tokens == 1)
+    for coordinator in system.coordinators:
+        assert coordinator.scheduler.idle
+        coordinator.check_integrity()
+        assert coordinator.scheduler.memory.pool.num_free == coordinator.scheduler.memory.pool.num_usable
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_same_case_same_result(tmp_path: Path, policy: str) -> None:
+    case = azure_case(tmp_path, policy, rate=14.0)
+    first, second = run_case(case), run_case(case)
+    assert first.figures == second.figures
+    assert (first.num_steps, first.split_held_s) == (second.num_steps, second.split_held_s)
+    assert run_case(replace(case, rate=15.0)).figures != first.figures
+
+
+def test_figures_agree_with_a_look_at_every_token(tmp_path: Path) -> None:
+    """The oracle writes down the virtual time of each token as it leaves the coordinator."""
+    case = azure_case(tmp_path, "fixed:32", rate=20.0)
+    times: dict[SeqId, list[int]] = {}
+
+    class Watched(Engine):
+        def _read(self, outbox, now_ns):  # type: ignore[no-untyped-def]
+            for message in outbox:
+                if isinstance(message, StepTokens):
+                    for seq in message.seqs:
+                        times.setdefault(seq, []).append(now_ns)
+            super()._read(outbox, now_ns)
+
+    ledger = Ledger(case.slo)
+    plain, _ = build(case, ledger, lambda event: None)
+    assert isinstance(plain, Engine)
+    watched = Watched(plain.coordinator.device, plain.coordinator.settings, ledger)
+    requests = requests_of(case)
+    simulate(watched, iter(requests), ledger)
+    met = 0
+    for request in requests:
+        own, outcome = times[request.seq], ledger.outcomes[request.seq]
+        ttft_ms = (own[0] - request.arrival_ns) / 1e6
+        tpot_ms = (own[-1] - own[0]) / 1e6 / (len(own) - 1) if len(own) > 1 else 0.0
+        assert (outcome.ttft_ms, outcome.tpot_ms) == (ttft_ms, tpot_ms)
+        met += ttft_ms <= case.ttft_ms and tpot_ms <= case.tpot_ms
+    result = run_case(case)
+    assert result.figures.attainment == pytest.approx(met / len(requests))
+    assert result.figures.goodput_per_s == pytest.approx(met / case.window_s)
+
+
+def test_a_lone_request_takes_what_its_steps_take(tmp_path: Path) -> None:
+    """TTFT: the chunks of its prompt on the whole device; TPOT: decode steps alone, back to back."""
+    azure_file(tmp_path, [(0.0, 700, 5), (1.0, 700, 5)])
+    outcomes, _, _ = outcomes_of(azure_case(tmp_path, "fixed:64", rate=0.5, window_s=1.0))
+    costs = CostModel(Profile(GPUS["h200"]), MODELS["llama-3-8b"])
+    prompt_ns = costs.step(Work(0, 0, ((0, 512),)), 132).ns + costs.step(Work(0, 0, ((512, 188),), 1), 132).ns
+    decode_ns = [costs.step(Work(1, 701 + idx), 132).ns for idx in range(4)]
+    (outcome,) = outcomes.values()
+    assert outcome.ttft_ms * 1e6 == pytest.approx(prompt_ns, abs=10)
+    assert outcome.tpot_ms * 1e6 == pytest.approx(sum(decode_ns) / 4, abs=10)
+
+
+def test_requests_that_cannot_fit_count_as_misses(tmp_path: Path) -> None:
+    azure_file(tmp_path, [(0.0, 100, 5), (1.0, 5000, 5), (2.0, 100, 5)])
+    result = run_case(azure_case(tmp_path, "chunked:512", rate=1.0, window_s=3.0, max_model_len=2048))
+    assert (result.figures.num_requests, result.figures.num_failed) == (3, 1)
+    assert result.figures.attainment == pytest.approx(2 / 3)
+
+
+def test_a_hopeless_run_is_given_up_and_says_so(tmp_path: Path) -> None:
+    case = azure_case(tmp_path, "chunked:512", rate=60.0, ttft_ms=20.0)
+    whole, short = run_case(case), run_case(replace(case, stop_below=0.9))
+    assert whole.figures.complete
+    assert whole.figures.attainment < 0.9
+    assert not short.figures.complete
+    assert short.num_steps < whole.num_steps / 2
+    easy = run_case(replace(case, rate=2.0, ttft_ms=500.0, stop_below=0.9))
+    assert easy.figures.complete
+
+
+def test_preemption_under_a_small_pool_loses_nobody(tmp_path: Path) -> None:
+    azure_file(tmp_path, [(idx * 0.01, 200, 400) for idx in range(50)])
+    case = azure_case(tmp_path, "fixed:64", rate=40.0, window_s=5.0, kv_frac=0.003)
+    result = run_case(case)
+    assert result.num_preemptions > 0
+    assert result.figures.output_tokens == result.figures.num_requests * 400
+
+
+def test_prefixes_of_a_trace_are_found(tmp_path: Path) -> None:
+    """Three turns of one conversation: each finds the whole blocks of the turn before."""
+    turns = [(0, 600, [0, 1]), (2000, 1100, [0, 2, 3]), (4000, 1500, [0, 2, 4])]
+    lines = [
+        json.dumps({"timestamp": at, "input_length": length, "output_length": 4, "hash_ids": ids})
+        for at, length, ids in turns
+    ]
+    path = tmp_path / "moon.jsonl"
+    path.write_text("\n".join(lines))
+    case = azure_case(tmp_path, "fixed:64", rate=0.5, window_s=6.0)
+    result = run_case(replace(case, trace=str(path), form="mooncake"))
+    assert result.figures.num_requests == 3
+    assert result.figures.cached_tokens == 512 + 1024
+
+
+def test_more_contention_or_less_bandwidth_is_slower(tmp_path: Path) -> None:
+    case = azure_case(tmp_path, "fixed:64", rate=14.0)
+    plain = run_case(case).figures.mean_e2e_ms
+    assert run_case(replace(case, contention=4.0)).figures.mean_e2e_ms > plain
+    assert run_case(replace(case, contention=0.0)).figures.mean_e2e_ms < plain
+    assert run_case(replace(case, bandwidth=0.7)).figures.mean_e2e_ms > plain * 1.1
+    assert run_case(replace(case, bandwidth=1.3)).figures.mean_e2e_ms < plain
+
+
+def test_disaggregation_pays_for_the_transfer(tmp_path: Path) -> None:
+    """One request: first token from the first GPU, then KV over the link, then decode on the second."""
+    azure_file(tmp_path, [(0.0, 1000, 3), (1.0, 10, 1)])
+    outcomes, _, system = outcomes_of(azure_case(tmp_path, "1p1d", rate=0.5, window_s=0.9))
+    costs = CostModel(Profile(GPUS["h200"]), MODELS["llama-3-8b"])
+    transfer_ns = LINK_LATENCY_NS + 1000 * 131_072 / 450e9 * 1e9
+    decode_ns = costs.step(Work(1, 1001), 132).ns + costs.step(Work(1, 1002), 132).ns
+    (outcome,) = outcomes.values()
+    assert outcome.ttft_ms * 1e6 == pytest.approx(costs.step(Work(0, 0, ((0, 1000),), 1), 132).ns, abs=5)
+    assert outcome.e2e_ms * 1e6 == pytest.approx(outcome.ttft_ms * 1e6 + transfer_ns + decode_ns, abs=10)
+    assert isinstance(system, Disaggregated)
+    assert system.link_busy_ns == pytest.approx(transfer_ns, abs=1)
+
+
+def test_transfers_queue_for_the_link(tmp_path: Path) -> None:
+    azure_file(tmp_path, [(idx * 1e-3, 4000, 2) for idx in range(4)])
+    case = azure_case(tmp_path, "1p1d", rate=10.0, window_s=1.0)
+    slow = tmp_path / "slow.json"
+    slow.write_text(json.dumps({"gpu": {"link_bytes_per_s": 1e9}}))
+    fast_result, slow_result = run_case(case), run_case(replace(case, profile=str(slow)))
+    one_transfer_ms = 4000 * 131_072 / 1e9 * 1e3
+    assert slow_result.figures.ttft_ms == fast_result.figures.ttft_ms
+    last = slow_result.figures.num_requests
+    assert slow_result.figures.e2e_ms["p99"] > one_transfer_ms * last - case.window_s * 1e3
+
+
+def test_policies_by_name() -> None:
+    assert parse_policy("chunked:512") == PolicySpec("chunked", 512)
+    assert str(parse_policy("fixed:64")) == "fixed:64"
+    assert parse_policy("1p1d").num_gpus == 2
+    for bad in ("chunked", "fixed:", "fixed:x", "paper:3", "magic", ""):
+        with pytest.raises(SemipdError) as refused:
+            parse_policy(bad)
+        assert refused.value.code == "unknown_policy"
+
+
+def test_a_fixed_policy_holds_its_split(tmp_path: Path) -> None:
+    held = run_case(azure_case(tmp_path, "fixed:40", rate=20.0)).split_held_s
+    assert set(held) <= {str(Split(92, 40)), str(Split(132, 0)), str(Split(0, 132))}
+    assert held[str(Split(92, 40))] > 0.5
+
+
+def test_an_impossible_split_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SemipdError) as refused:
+        run_case(azure_case(tmp_path, "fixed:41"))
+    assert refused.value.code == "impossible_split"
+
+
+def test_the_cache_answers_equal_cases_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, case = Cache(tmp_path / "cache"), azure_case(tmp_path, window_s=3.0)
+    stored = cache.run(case)
+    ran: list[Case] = []
+    monkeypatch.setattr(simlib.cases, "run_case", lambda case: ran.append(case) or stored)
+    assert Cache(tmp_path / "cache").run(case) == stored
+    assert ran == []
+    changed = azure_file(tmp_path, [(0.0, 10, 1), (1.0, 10, 1)], "other.csv")
+    others = [replace(case, seed=2), replace(case, bandwidth=0.7), replace(case, trace=str(changed))]
+    for other in others:
+        cache.run(other)
+    assert ran == others
+
+
+def test_time_that_stands_still_is_noticed(tmp_path: Path) -> None:
+    class Stuck:
+        wake_at_ns, idle = 5, False
+
+        def tick(self, now_ns: int, requests: list[Request]) -> None:
+            pass
+
+    nobody: Iterator[Request] = iter(())
+    with pytest.raises(AssertionError, match="time stands still at 5 ns"):
+        simulate(Stuck(), nobody, Ledger(Targets(1, 1)))
+
+
+def script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=110, env=environment, cwd=ROOT)
+
+
+def test_simulate_prints_and_saves(tmp_path: Path) -> None:
+    trace, saved = azure_file(tmp_path), tmp_path / "out.json"
+    common = ("--trace", trace, "--format", "azure", "--duration", 4, "--json", saved)
+    done = script("simulate.py", *common, "--policy", "fixed:64", "--rate", 5)
+    assert done.returncode == 0, done.stderr
+    assert "goodput" in done.stdout
+    data = json.loads(saved.read_text())
+    assert data["case"]["rate"] == 5
+    arrivals = list(replay(read_trace(trace, "azure"), 5.0, 4.0, 1))
+    assert data["result"]["figures"]["num_requests"] == len(arrivals)
+    refused = script("simulate.py", *common, "--policy", "magic")
+    assert refused.returncode == 2
+    assert "unknown_policy" in refused.stderr
+
+
+def test_compare_policies_smoke_and_resume(tmp_path: Path) -> None:
+    rows = [(idx * 0.4, 3000 + idx * 31 % 2000, 50 + idx * 7 % 100) for idx in range(60)]
+    azure_file(tmp_path, rows, "azure2023_conv_first5000.csv")
+    common = ("--traces", tmp_path, "--workloads", "azure-conv", "--slos", "tight", "--quick", "--no-plots")
+    places = ("--out", tmp_path / "out", "--cache", tmp_path / "cache", "--jobs", 1)
+    done = script("compare_policies.py", *common, *places)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "out" / "policies.md").read_text()
+    assert "| azure-conv | 500/25 ms |" in text
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["highest"]
+    assert {row["family"] for row in found} == {
+        "prefill-first",
+        "chunked",
+        "fixed",
+        "paper",
+        "predictive",
+        "1p1d",
+    }
+    assert all(0 < row["rate"] < row["lost_at"] for row in found)
+    stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    again = script("compare_policies.py", *common, *places)
+    assert again.returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == stored
+    assert (tmp_path / "out" / "policies.md").read_text() == text
+
+
+def test_compare_policies_wants_its_traces_first(tmp_path: Path) -> None:
+    done = script("compare_policies.py", "--traces", tmp_path, "--no-plots")
+    assert done.returncode == 2
+    assert "trace_not_found" in done.stderr
+
+
+def comparison(rates: dict[str, float]) -> Comparison:
+    base = Case("", "", "", 0.0, 0.0, 0.0)
+    plan = Plan(Path(), Path(), base, ("azure-conv",), ("tight",), budgets=(512,), splits=(32, 64), step=0.01)
+    made = Comparison(plan)
+    for policy, rate in rates.items():
+        family = policy.partition(":")[0]
+        found = made.highest.setdefault(("azure-conv", "tight", family), {})
+        found[policy] = Finding(rate, round(rate * 1.01, 6))
+        made.at_rates["azure-conv", "tight", family] = [{"rate": 1.0, "mean_e2e_ms": 5.0, "attainment": 1.0}]
+    return made
+
+
+def test_the_report_says_what_holds_and_what_does_not() -> None:
+    made = comparison(
+        {
+            "prefill-first": 1,
+            "chunked:512": 4,
+            "fixed:32": 5,
+            "fixed:64": 2,
+            "paper": 2,
+            "predictive": 4,
+            "1p1d": 3,
+        }
+    )
+    text = markdown(made)
+    assert "5.00 (1.25x; 32)" in text
+    assert "lowest: 0.800 (azure-conv, tight)" in text
+    assert "single fixed split for all, geometric mean: 0.800" in text
+    assert "paper, geometric mean: 2.000; at least as high in 1 of 1" in text
+
+
+def test_a_target_that_nobody_reaches_does_not_count() -> None:
+    made = comparison(
+        dict.fromkeys(["prefill-first", "chunked:512", "paper", "1p1d"], 1.0) | {"predictive": 3.0}
+    )
+    made.highest["azure-conv", "tight", "fixed"] = {
+        "fixed:32": Finding(2.0, 2.02),
+        "fixed:64": Finding(0.0, 0.02),
+    }
+    assert made.mean_ratio("fixed", "fixed:32") == pytest.approx(1.5)
+    for family in ("fixed", "predictive"):
+        members = made.highest["azure-conv", "tight", family]
+        made.highest["azure-conv", "hard", family] = dict.fromkeys(members, Finding(0.0, 0.02))
+    assert made.mean_ratio("fixed", "fixed:32") == pytest.approx(1.5)
