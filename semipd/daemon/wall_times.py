@@ -3,24 +3,28 @@
 import time
 from typing import Any
 
+_OFFSET_NS = time.time_ns() - time.monotonic_ns()
+"""Taken once, so that an event keeps its time however often it is asked for."""
+
+
+def wall_s(at_ns: int) -> float:
+    """Seconds since the epoch."""
+    return (at_ns + _OFFSET_NS) / 1e9
+
 
 def with_wall_times(data: dict[str, Any]) -> dict[str, Any]:
-    """Replace each `*_at_ns` (CLOCK_MONOTONIC), at any depth, by `*_at_s`, seconds since the epoch. A time of
-    0 means the engine's start and becomes None."""
-    offset_s = time.time() - time.monotonic()
+    """Replace each `*_at_ns`, at any depth, by `*_at_s`. A time of 0 means the engine's start and becomes
+    None."""
+    plain: dict[str, Any] = {}
+    for name, value in data.items():
+        if name == "at_ns" or name.endswith("_at_ns"):
+            plain[name.removesuffix("_ns") + "_s"] = wall_s(value) if value else None
+        else:
+            plain[name] = _of_any(value)
+    return plain
 
-    def of_map(data: dict[str, Any]) -> dict[str, Any]:
-        plain: dict[str, Any] = {}
-        for name, value in data.items():
-            if name == "at_ns" or name.endswith("_at_ns"):
-                plain[name.removesuffix("_ns") + "_s"] = value / 1e9 + offset_s if value else None
-            else:
-                plain[name] = of_any(value)
-        return plain
 
-    def of_any(value: Any) -> Any:
-        if isinstance(value, list):
-            return [of_any(entry) for entry in value]
-        return of_map(value) if isinstance(value, dict) else value
-
-    return of_map(data)
+def _of_any(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_of_any(entry) for entry in value]
+    return with_wall_times(value) if isinstance(value, dict) else value
