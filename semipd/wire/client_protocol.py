@@ -24,6 +24,11 @@ OPERATIONS = (
     "subscribe",
     "unsubscribe",
     "shutdown",
+    "partition.get",
+    "partition.set",
+    "partition.clear",
+    "slo.get",
+    "slo.set",
 )
 
 MIN_INTERVAL_MS = 100
