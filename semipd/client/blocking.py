@@ -105,6 +105,32 @@ class Client:
         status: dict[str, Any] = self._ask("status", {})["status"]
         return status
 
+    def partition(self) -> dict[str, Any]:
+        """Partition control: mode, split, possible splits, history, decisions."""
+        answer: dict[str, Any] = self._ask("partition.get", {})["partition"]
+        return answer
+
+    def set_partition(self, **wish: Any) -> dict[str, Any]:
+        """`wish`: mode, prefill_units or decode_units, expires_s, actor, reason, dry_run. Raises SemipdError
+        when partition control refuses it."""
+        answer: dict[str, Any] = self._ask("partition.set", wish)["partition"]
+        return answer
+
+    def clear_partition(self, **act: Any) -> dict[str, Any]:
+        """Back to auto. `act`: actor, reason."""
+        answer: dict[str, Any] = self._ask("partition.clear", act)["partition"]
+        return answer
+
+    def slo(self) -> dict[str, Any]:
+        """Targets, and what was observed."""
+        answer: dict[str, Any] = self._ask("slo.get", {})["slo"]
+        return answer
+
+    def set_slo(self, **wish: Any) -> dict[str, Any]:
+        """`wish`: ttft_ms, tpot_ms, percentile, window_s (those to change), actor, reason."""
+        answer: dict[str, Any] = self._ask("slo.set", wish)["slo"]
+        return answer
+
     def shutdown(self) -> None:
         """Ask the daemon to stop; returns when it has agreed."""
         self._ask("shutdown", {})

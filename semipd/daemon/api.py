@@ -16,6 +16,7 @@ from semipd.daemon.answer_types import (
     TokenizeAnswer,
 )
 from semipd.daemon.openapi import Operation, document
+from semipd.daemon.partition import PartitionAct, PartitionWish, SloWish
 from semipd.daemon.schema_openai import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -54,6 +55,19 @@ OPERATIONS = (
     Operation("get", "/v1/requests", "listRequests", "Live and recent requests.", _Map),
     Operation("get", "/v1/requests/{id}", "retrieveRequest", "One request and its events.", _Map),
     Operation("delete", "/v1/requests/{id}", "cancelRequest", "End a request.", _Map),
+    Operation("get", "/v1/partition", "retrievePartition", "How the device is divided, and why.", _Map),
+    Operation("put", "/v1/partition", "setPartition", "Override the split.", _Map, PartitionWish),
+    Operation(
+        "delete",
+        "/v1/partition",
+        "clearPartition",
+        "End an override: the policy decides again.",
+        _Map,
+        PartitionAct,
+        needs_body=False,
+    ),
+    Operation("get", "/v1/slo", "retrieveSlo", "Service level targets, and what is observed.", _Map),
+    Operation("patch", "/v1/slo", "setSlo", "Change service level targets.", _Map, SloWish),
     Operation("get", "/v1/events", "events", "Events as they happen.", str, media="text/event-stream"),
     Operation("get", "/metrics", "metrics", "Prometheus metrics.", str, media="text/plain"),
     Operation("get", "/openapi.json", "openapi", "This document.", _Map),

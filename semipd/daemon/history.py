@@ -100,6 +100,7 @@ class RequestHistory:
         self.on_first_sent: list[Callable[[RequestRecord], None]] = []
         self.on_finished: list[Callable[[RequestRecord], None]] = []
         self.on_refused: list[Callable[[str], None]] = []
+        self.on_slo_changed: list[Callable[[Event], None]] = []
         self._clock_ns = clock_ns
         self._live: dict[SeqId, RequestRecord] = {}
         self._in_engine: set[SeqId] = set()
@@ -151,6 +152,9 @@ class RequestHistory:
                 self.refused[str(event.data["code"])] += 1
             case "split_changed":
                 self.last_split_change = event
+            case "slo_changed":
+                for observe in self.on_slo_changed:
+                    observe(event)
             case _ if record is not None:
                 self._advance(record, event)
         self._write(record, event.at_ns, event.kind, event.data, event.request_id)

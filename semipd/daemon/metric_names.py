@@ -26,7 +26,8 @@ _REQUEST_S = (
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """A metric family. A counter's name is without `_total`; `labels` without vLLM's two."""
+    """A metric family. A counter's name is without `_total`; `labels` without vLLM's two;
+    a histogram without `buckets` is the engine's, which chose them."""
 
     name: str
     kind: Literal["gauge", "counter", "histogram"]
@@ -46,6 +47,11 @@ def _gauges() -> Iterator[Definition]:
     yield gauge("semipd:kv_blocks", "KV blocks; cached ones are free but hold reusable prefixes.", "state")
     yield gauge("semipd:oldest_waiting_seconds", "Age of the oldest waiting request; 0: none waits.")
     yield gauge("semipd:split_units", "Cores or SMs of each lane under the split in force.", "lane")
+    yield gauge("semipd:partition_mode", "1 for the mode of partition control in force.", "mode")
+    predicted = "What the last decision about the split predicts; NaN: nothing yet."
+    yield gauge("semipd:predicted_seconds", predicted, "slo")
+    error = "Running mean of abs(observed / predicted - 1); NaN: not known yet."
+    yield gauge("semipd:prediction_error_ratio", error, "slo")
     yield gauge("semipd:progress_age_seconds", "Time since a step finished while there is work; 0: no work.")
     yield gauge("semipd:event_loop_lag_seconds", "Worst delay of the daemon's event loop in the last 5 s.")
     yield gauge("semipd:live_requests", "Requests between arrival and their last byte.")
@@ -91,6 +97,8 @@ def _histograms() -> Iterator[Definition]:
     yield histogram("vllm:request_prefill_time_seconds", prefilled, _REQUEST_S)
     decoded = "From the engine's first token to its last."
     yield histogram("vllm:request_decode_time_seconds", decoded, _REQUEST_S)
+    switched = "From wanting another split to the first step launched under it."
+    yield histogram("semipd:split_switch_seconds", switched, ())
 
 
 DEFINITIONS: dict[str, Definition] = {

@@ -27,6 +27,14 @@ class Histogram:
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
+    @classmethod
+    def counted(cls, bounds: Sequence[float], counts: Sequence[int], total: float) -> "Histogram":
+        """One that somebody else has filled. `counts`: per bucket, the last above all bounds."""
+        histogram = cls(bounds)
+        histogram._counts = list(counts)
+        histogram._sum = total
+        return histogram
+
     def observe(self, value: float | None, count: int = 1) -> None:
         if value is not None:
             self._counts[bisect_left(self._bounds, value)] += count
@@ -63,7 +71,7 @@ class Metrics:
         self._histograms = {
             name: Histogram(definition.buckets)
             for name, definition in DEFINITIONS.items()
-            if definition.kind == "histogram"
+            if definition.kind == "histogram" and definition.buckets
         }
         self._finished = dict.fromkeys(_FINISHED_REASONS.values(), 0)
         self._itl = self._histograms["vllm:inter_token_latency_seconds"]

@@ -14,7 +14,8 @@ _REF = "#/components/schemas/{model}"
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One route. `chunk`: type of a stream's events, for a route that can stream. `media`: of its answer."""
+    """One route. `chunk`: type of a stream's events, for a route that can stream. `media`: of its answer.
+    `needs_body`: without one the request is refused."""
 
     method: Literal["get", "post", "put", "patch", "delete"]
     path: str
@@ -24,6 +25,7 @@ class Operation:
     body: Any = None
     chunk: Any = None
     media: str = "application/json"
+    needs_body: bool = True
 
     @property
     def types(self) -> list[tuple[Any, JsonSchemaMode]]:
@@ -78,7 +80,8 @@ def _describe(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
         ]
     if operation.body is not None:
         body = schemas[id(operation.body), "validation"]
-        shown["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+        content = {"application/json": {"schema": body}}
+        shown["requestBody"] = {"required": operation.needs_body, "content": content}
     return shown
 
 

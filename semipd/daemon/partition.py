@@ -22,7 +22,7 @@ Words = Annotated[str, Field(max_length=MAX_WORDS)]
 Units = Annotated[int, Field(ge=0, le=2**31)]
 
 
-class _Act(BaseModel):
+class PartitionAct(BaseModel):
     """`actor`: who does it, in their own words; the peer's name when left out."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -31,7 +31,7 @@ class _Act(BaseModel):
     reason: Words = ""
 
 
-class PartitionWish(_Act):
+class PartitionWish(PartitionAct):
     """PUT /v1/partition and partition.set; see core.messages.SetPartition."""
 
     mode: Literal["auto", "fixed", "off"] = "fixed"
@@ -41,7 +41,7 @@ class PartitionWish(_Act):
     dry_run: bool = False
 
 
-class SloWish(_Act):
+class SloWish(PartitionAct):
     """PATCH /v1/slo and slo.set: the targets to change."""
 
     ttft_ms: float | None = None
@@ -58,7 +58,7 @@ class PartitionSet(PartitionWish, SocketRequest):
     op: Literal["partition.set"]
 
 
-class PartitionClear(_Act, SocketRequest):
+class PartitionClear(PartitionAct, SocketRequest):
     op: Literal["partition.clear"]
 
 
@@ -157,7 +157,7 @@ class _Routes:
         return web.json_response(await self._desk.set(wish, _peer(request)))
 
     async def delete(self, request: web.Request) -> web.Response:
-        act = _parsed(_Act, await request.read() or b"{}")
+        act = _parsed(PartitionAct, await request.read() or b"{}")
         return web.json_response(await self._desk.clear(act.actor or _peer(request), act.reason))
 
     async def get_slo(self, _request: web.Request) -> web.Response:

@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 from semipd import __version__
 from semipd.core.errors import SemipdError
+from semipd.core.events import Event
 from semipd.daemon.answer_types import Timing
 from semipd.daemon.answer_types import Usage as UsageAnswer
 from semipd.daemon.generation import GenerationService, Usage
 from semipd.daemon.http_errors import is_clients_fault
 from semipd.daemon.metrics import Metrics, exposition, families
 from semipd.daemon.requests import RequestTable
-from semipd.daemon.slo import SloTargets, SloWindow
+from semipd.daemon.slo import SLO_TARGETS, SloTargets, SloWindow
 from semipd.daemon.snapshot import state_frame, state_samples
 from semipd.daemon.supervisor import Supervisor
 from semipd.daemon.vitals import Vitals
@@ -59,6 +60,7 @@ class Services:
         self.slo = SloWindow(slo_targets or SloTargets(), is_clients_fault=is_clients_fault)
         self.history.on_finished.append(self.slo.finished)
         self.history.on_refused.append(self.slo.refused)
+        self.history.on_slo_changed.append(self._slo_changed)
         self.started_at_s = int(time.time())
         self._started_s = time.monotonic()
         self.ignored_fields: Counter[str] = Counter()
@@ -94,6 +96,10 @@ class Services:
         engine = await self.vitals.engine(METRICS_AGE_S)
         samples = [*self.metrics.samples(), *state_samples(self, engine)]
         return await asyncio.to_thread(exposition, families(samples, self.model_name), accept)
+
+    def _slo_changed(self, event: Event) -> None:
+        targets = {name: float(event.data[name]) for name in SLO_TARGETS}  # type: ignore[arg-type]
+        self.slo.retarget(SloTargets(**targets))
 
     def last_split_change(self) -> dict[str, Any] | None:
         event = self.history.last_split_change

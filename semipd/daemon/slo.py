@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 from semipd.daemon.history import RequestRecord
@@ -16,12 +16,18 @@ SHOWN_PERCENTILES = (50, 90, 99)
 
 @dataclass(frozen=True, slots=True)
 class SloTargets:
-    """`percentile`: the share of requests, in percent, that should meet both targets within the window."""
+    """Those of the engine's partition control, which is told first; every change is announced by an event.
+
+    `percentile`: the share of requests, in percent, that should meet both targets within the window.
+    """
 
     ttft_ms: float = 500.0
     tpot_ms: float = 50.0
     percentile: float = 90.0
     window_s: float = 60.0
+
+
+SLO_TARGETS = tuple(field.name for field in fields(SloTargets))
 
 
 class Outcome(NamedTuple):
@@ -59,13 +65,17 @@ class SloWindow:
             self.refused(record.error_code or "")
             return
         ttft_ms, tpot_ms = record.ttft_ms, record.tpot_ms
-        met = ttft_ms is not None and ttft_ms <= self.targets.ttft_ms
-        met = met and (tpot_ms is None or tpot_ms <= self.targets.tpot_ms)
-        self._add(Outcome(self._clock_ns(), met, ttft_ms, tpot_ms))
+        self._add(Outcome(self._clock_ns(), self._meets(ttft_ms, tpot_ms), ttft_ms, tpot_ms))
 
     def refused(self, code: str) -> None:
         if not self._is_clients_fault(code):
             self._add(Outcome(self._clock_ns(), met=False))
+
+    def retarget(self, targets: SloTargets) -> None:
+        """From now on; the requests of the window are judged anew, the totals stay as they were counted."""
+        self.targets = targets
+        for idx, outcome in enumerate(self._outcomes):
+            self._outcomes[idx] = outcome._replace(met=self._meets(outcome.ttft_ms, outcome.tpot_ms))
 
     def snapshot(self) -> dict[str, Any]:
         """Percentiles are None without a request in the window, and so is attainment."""
@@ -81,6 +91,11 @@ class SloWindow:
             "ttft_ms": _percentiles([o.ttft_ms for o in self._outcomes if o.ttft_ms is not None]),
             "tpot_ms": _percentiles([o.tpot_ms for o in self._outcomes if o.tpot_ms is not None]),
         }
+
+    def _meets(self, ttft_ms: float | None, tpot_ms: float | None) -> bool:
+        """Without a first token nothing is met; an answer of one token has no TPOT."""
+        in_time = ttft_ms is not None and ttft_ms <= self.targets.ttft_ms
+        return in_time and (tpot_ms is None or tpot_ms <= self.targets.tpot_ms)
 
     def _add(self, outcome: Outcome) -> None:
         self._outcomes.append(outcome)

@@ -1,12 +1,15 @@
 """The daemon's state at one moment: the frame that dashboards eat, and the same numbers as metrics."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from semipd import __version__
-from semipd.daemon.metrics import Sample
+from semipd.core.split import PartitionMode
+from semipd.daemon.metrics import Histogram, Sample
+from semipd.daemon.wall_times import with_wall_times
 
 if TYPE_CHECKING:
     from semipd.daemon.services import Services
@@ -30,6 +33,7 @@ def state_frame(services: "Services", engine: Mapping[str, Any] | None) -> dict[
         "device": _device(services, engine),
         **{name: engine.get(name) if engine else None for name in _SPLIT_FIELDS},
         "last_split_change": services.last_split_change(),
+        "partition": _partition(engine),
         "requests": _requests(services, engine),
         "throughput": services.vitals.throughput(),
         "slo": services.slo.snapshot(),
@@ -80,6 +84,13 @@ def _device(services: "Services", engine: Mapping[str, Any] | None) -> dict[str,
     return facts | {"stats": engine.get("device") if engine else None}
 
 
+def _partition(engine: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Without the engine's view of the service levels: the frame's own is what clients see."""
+    if engine is None:
+        return None
+    return with_wall_times({name: value for name, value in engine["partition"].items() if name != "slo"})
+
+
 def _requests(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, Any]:
     numbers: Mapping[str, Any] = (engine or {}).get("requests") or {}
     names = ("waiting", "prefilling", "decoding", "oldest_waiting_ms")
@@ -113,6 +124,7 @@ def state_samples(services: "Services", engine: Mapping[str, Any] | None) -> Ite
         assert age_s is not None, "an engine that answers has no age"
         yield Sample("semipd:progress_age_seconds", age_s)
         yield from _engine_samples(engine)
+        yield from _partition_samples(engine["partition"])
 
 
 def _engine_samples(engine: Mapping[str, Any]) -> Iterator[Sample]:
@@ -129,3 +141,22 @@ def _engine_samples(engine: Mapping[str, Any]) -> Iterator[Sample]:
         yield Sample("semipd:lane_steps", lane["steps"], (name,))
         for phase in ("prefill", "decode"):
             yield Sample("semipd:lane_tokens", lane[f"{phase}_tokens"], (name, phase))
+
+
+def _partition_samples(partition: Mapping[str, Any]) -> Iterator[Sample]:
+    """What is not known yet is NaN."""
+    for mode in get_args(PartitionMode):
+        yield Sample("semipd:partition_mode", mode == partition["mode"], (mode,))
+    decision, prediction = partition["decision"] or {}, partition["prediction"]
+    for name in ("ttft", "tpot"):
+        predicted_ms, error = decision.get(f"predicted_{name}_ms"), prediction[f"{name}_error"]
+        yield Sample("semipd:predicted_seconds", _or_nan(predicted_ms) / 1e3, (name,))
+        yield Sample("semipd:prediction_error_ratio", _or_nan(error), (name,))
+    switch = partition["switch_ms"]
+    bounds_s = [bound / 1e3 for bound in switch["bounds_ms"]]
+    counted = Histogram.counted(bounds_s, switch["counts"], switch["sum_ms"] / 1e3)
+    yield Sample("semipd:split_switch_seconds", counted)
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -108,20 +108,21 @@ class Coordinator:
                     self._answer(message, out)
 
     def _answer(self, message: GetPartition | SetPartition | SetSlo, out: Outbox) -> None:
+        """A change is announced before it is answered: whoever has the answer finds the daemon informed."""
         try:
             match message:
                 case GetPartition(nonce):
                     out.send(Status(nonce, self.control.full_status(out.now_ns)))
                 case SetPartition(nonce):
                     change, answer = self.control.set(message, out.now_ns, self._look(out))
-                    out.send(Status(nonce, answer))
                     if not message.dry_run:
                         _partition_event(change, out)
+                    out.send(Status(nonce, answer))
                 case SetSlo(nonce, targets, actor, reason):
                     answer = self.control.set_slo(message, out.now_ns)
-                    out.send(Status(nonce, answer))
                     if targets:
                         out.event("slo_changed", None, actor=actor, reason=reason, **answer["targets"])
+                    out.send(Status(nonce, answer))
         except SemipdError as error:
             refused = {"code": error.code, "message": error.message, "hint": error.hint, "param": error.param}
             out.send(Status(message.nonce, {}, refused))

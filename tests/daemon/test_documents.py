@@ -40,7 +40,7 @@ def first_column(text: str) -> list[str]:
 
 
 def test_the_protocol_lists_the_operations() -> None:
-    assert tuple(re.findall(r"^### `(\w+)`$", PROTOCOL, re.MULTILINE)) == OPERATIONS
+    assert tuple(re.findall(r"^### `([\w.]+)`$", PROTOCOL, re.MULTILINE)) == OPERATIONS
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -162,4 +162,6 @@ def test_dashboard_panels_are_well_formed() -> None:
 
 def test_the_documents_name_the_routes() -> None:
     for route in ("GET /metrics", "GET /v1/requests", f"{METH_DELETE} /v1/requests/{{id}}", "GET /v1/events"):
+        assert f"`{route}`" in OPERATING
+    for route in ("GET /v1/partition", "PUT /v1/partition", f"{METH_DELETE} /v1/partition", "GET /v1/slo"):
         assert f"`{route}`" in OPERATING

@@ -340,6 +340,29 @@ def test_attainment_and_goodput_like_the_definitions(seed: int) -> None:
     assert (window.num_judged, window.num_met) == (len(outcomes), sum(met for _, met in outcomes))
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_new_targets_judge_the_window_as_if_they_had_always_held(seed: int) -> None:
+    rng = random.Random(seed)
+    told = Told()
+    first, second = SloTargets(100, 10, window_s=5), SloTargets(rng.choice([50, 200]), 7, 90, 3)
+    changed = SloWindow(first, lambda code: code == "bad", told.clock)
+    always = SloWindow(second, lambda code: code == "bad", told.clock)
+    for window in (changed, always):
+        told.history.on_finished.append(window.finished)
+        told.history.on_refused.append(window.refused)
+    for _ in range(rng.randrange(60)):
+        told.clock.advance(rng.choice([0, 30, 400]))
+        if rng.random() < 0.2:
+            told.history.answered_with_error("overloaded", "x", 0)
+            continue
+        record = judged(told, rng.choice([50, 100, 150, 250]), rng.choice([None, 5, 10, 11]))
+        told.history.finished(record, "stop", None)
+    counted = (changed.num_judged, changed.num_met)
+    changed.retarget(second)
+    assert changed.snapshot() == always.snapshot()
+    assert (changed.num_judged, changed.num_met) == counted, "counters never go back"
+
+
 @given(st.lists(st.tuples(st.floats(0, 3), st.integers(1, 50)), max_size=40))
 def test_histogram_like_prometheus_own(observations: list[tuple[float, int]]) -> None:
     bounds = DEFINITIONS["vllm:inter_token_latency_seconds"].buckets

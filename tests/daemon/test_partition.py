@@ -6,6 +6,7 @@ with an undisturbed run, so a token that a switch lost, repeated or changed woul
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ import aiohttp
 import pytest
 from support import tiny_tokenizers
 
-from semipd.client import AsyncClient
+from semipd.client import AsyncClient, Client
 from semipd.core.errors import SemipdError
 from semipd.core.sampling import SamplingParams
 from semipd.daemon_commands import parse_duration
@@ -279,6 +280,68 @@ async def test_targets_over_all_three_ways(daemon: Daemon, http: Http) -> None:
     history = (await http.partition())["history"]
     assert [change["slo"]["percentile"] for change in history[-3:]] == [90, 90, 95]
     assert history[-3]["reason"] == "tighter"
+
+
+async def test_what_the_daemon_measures_follows_the_targets(daemon: Daemon, http: Http) -> None:
+    async with await AsyncClient.connect(daemon.socket) as client:
+        for ttft_ms in (1e9, 0.001):
+            answer = await client.set_slo(ttft_ms=ttft_ms, tpot_ms=1e9)
+            tokens = [t async for i in client.generate([1, 2, 3], max_tokens=4) for t in i.token_ids]
+            assert tokens
+            async with client.subscribe(interval_ms=100) as frames:
+                frame = await anext(frames)
+            assert frame.state["slo"]["targets"] == answer["targets"]
+            assert frame.state["slo"]["attainment"] == (1.0 if ttft_ms > 1 else 0.0), "judged anew"
+            async with aiohttp.ClientSession() as session, session.get(f"{daemon.url}/metrics") as response:
+                target = re.search(
+                    r'^semipd:slo_target_seconds\{slo="ttft"\} (.+)$', await response.text(), re.M
+                )
+            assert target is not None
+            assert float(target[1]) == pytest.approx(ttft_ms / 1e3)
+    await http.call("PATCH", "/v1/slo", {"ttft_ms": 500, "tpot_ms": 50})
+
+
+async def test_state_frames_and_metrics_show_partition_control(daemon: Daemon) -> None:
+    async with load(daemon), await AsyncClient.connect(daemon.socket) as client:
+        await client.set_partition(prefill_units=7, actor="eve", reason="seen")
+        await until(client.partition, in_force([7, 9]))
+        async with asyncio.timeout(LIMIT_S), client.subscribe(interval_ms=100) as frames:
+            async for frame in frames:  # the first may hold an answer that is older than the change
+                shown = frame.state["partition"]
+                if shown["change"]["actor"] == "eve":
+                    break
+        assert (shown["mode"], shown["shared"]["rule"], shown["shared"]["reason"]) == ("fixed", "eve", "seen")
+        assert shown["shared"]["split"] == [7, 9]
+        assert "at_s" in shown["change"]
+        async with aiohttp.ClientSession() as session, session.get(f"{daemon.url}/metrics") as response:
+            text = await response.text()
+        document = await client.clear_partition()
+        switches = (await client.partition())["switch_ms"]
+    assert document["mode"] == "auto"
+    for mode in ("auto", "fixed", "off"):
+        assert f'semipd:partition_mode{{mode="{mode}"}} {float(mode == "fixed")}\n' in text
+    counted = re.search(r"^semipd:split_switch_seconds_count (.+)$", text, re.M)
+    assert counted is not None
+    assert 0 < float(counted[1]) <= switches["count"]
+
+
+async def test_both_clients_offer_the_same(daemon: Daemon) -> None:
+    names = ("partition", "set_partition", "clear_partition", "slo", "set_slo")
+    assert {name for name in names if not hasattr(AsyncClient, name)} == set()
+
+    def ask() -> None:
+        with Client.connect(daemon.socket) as client:
+            assert client.set_partition(decode_units=4, dry_run=True)["granted"] == [12, 4]
+            assert client.set_partition(decode_units=5, reason="blocking")["granted"] == [11, 5]
+            assert client.partition()["change"]["reason"] == "blocking"
+            assert client.clear_partition(actor="bob")["actor"] == "bob"
+            assert client.set_slo(ttft_ms=444.0)["targets"]["ttft_ms"] == 444
+            assert client.slo()["targets"]["ttft_ms"] == 444
+            with pytest.raises(SemipdError) as refused:
+                client.set_partition(prefill_units=16)
+            assert refused.value.code == "impossible_split"
+
+    await asyncio.to_thread(ask)
 
 
 async def test_socket_refuses_unknown_fields(daemon: Daemon) -> None:

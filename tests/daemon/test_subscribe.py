@@ -36,6 +36,7 @@ STATE_KEYS = {
     "requests",
     "throughput",
     "slo",
+    "partition",
     "lamps",
     "refused",
     "notes",

@@ -17,7 +17,11 @@ from typing import Any
 
 from semipd.core.messages import Cancel, Finished, GetStatus, Outbound, Status, StepTokens, Submit
 from semipd.core.request import Request
+from semipd.core.split import Split
 from semipd.engine.launcher import EngineChild
+from semipd.partition.control import Control, ControlSettings
+from semipd.partition.models import Models
+from semipd.partition.table import SplitTable
 from semipd.wire.engine_link import inbound_from_wire, outbound_to_wire
 from semipd.wire.frames import FrameReader, encode_frame
 
@@ -50,6 +54,9 @@ NUMBERS = {
     "preemptions": 0,
     "lanes": {"prefill": _LANE, "decode": _LANE},
     "device": {},
+    "partition": Control(
+        SplitTable((Split(1, 1),), Split(2, 0), Split(0, 2), 2, "unit"), ControlSettings(), Models(2)
+    ).status(0),
 }
 """As an engine's status has them; the script computes none of it."""
 
