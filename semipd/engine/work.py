@@ -9,7 +9,7 @@ from semipd.sched.scheduler import Scheduler
 from semipd.sched.sequence import Sequence
 from semipd.sched.waiting import WINDOW
 
-MAX_PROMPTS = 64
+MAX_PROMPTS = 32
 """Waiting prompts looked at; decisions come anew every few milliseconds."""
 
 

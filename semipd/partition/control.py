@@ -25,9 +25,9 @@ from semipd.partition.predictive import PredictivePolicy
 from semipd.partition.table import SplitTable
 from semipd.partition.window import SloWindow
 
-DECIDE_EVERY_NS = 5_000_000
-DECIDE_AGAIN_NS = 1_000_000
-"""When a lane has just found work; short enough for every decode step to have a fresh decision."""
+DECIDE_EVERY_NS = 10_000_000
+DECIDE_AGAIN_NS = 5_000_000
+"""When a lane has just found work. With a long queue a decision takes some tenths of a millisecond."""
 
 DUTY_SPAN_NS = 3e9
 """Time constant of the share in which prefill works beside decode: about a few requests' lives."""

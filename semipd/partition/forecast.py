@@ -96,6 +96,12 @@ def split_outlook(s: Snapshot, slo: Slo, split: Split, steps: Sequence[PrefillSt
     return _judge(s, slo, split, 0, steps, line, decode_step_ms(s, split))
 
 
+def split_tpot_ms(s: Snapshot, split: Split) -> float:
+    """`Outlook.tpot_ms` alone, without walking the queue."""
+    step_ms = decode_step_ms(s, split)
+    return min(step_ms, _paused_tpot_ms(s, s.times.prefill(split.prefill_units), 0, step_ms))
+
+
 def merged_outlook(s: Snapshot, slo: Slo, merged_tokens: int) -> Outlook:
     line = s.times.merged(s.num_decodes, s.context_tokens)
     steps = prefill_steps(s.prompts, _merged_chunk(s, merged_tokens))

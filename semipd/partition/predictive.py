@@ -19,6 +19,7 @@ from semipd.partition.forecast import (
     merged_outlook,
     prefill_steps,
     split_outlook,
+    split_tpot_ms,
 )
 from semipd.partition.interface import Decision, Slo, Snapshot
 
@@ -52,7 +53,7 @@ class PredictivePolicy:
             found = split_outlook(s, slo, sufficient, steps)
             if not found.num_late:
                 return _decision(found, _sufficient_reason(s, slo, found))
-        ways = [split_outlook(s, slo, split, steps) for split in candidates]
+        ways = [split_outlook(s, slo, split, steps) for split in _contenders(s, slo, candidates)]
         ways += merged + [merged_outlook(s, slo, budget) for budget in budgets[1:]]
         return _least_loss(s, slo, ways)
 
@@ -67,15 +68,27 @@ def merge_budgets(s: Snapshot, slo: Slo) -> list[int]:
         return []
     margin = MARGIN_FRAC if s.merged_tokens else 2 * MARGIN_FRAC
     line = s.times.merged(s.num_decodes, s.context_tokens)
-    cut = prefill_steps(s.prompts, s.merge_tokens - s.num_decodes)
-    attended_per_token = max((steps.attended_tokens / steps.new_tokens for steps in cut), default=0.0)
-    token_ms = line.per_token_ms + line.per_context_ms * attended_per_token
+    longest = max((prompt.prior_tokens + prompt.new_tokens for prompt in s.prompts), default=0)
+    token_ms = line.per_token_ms + line.per_context_ms * longest  # what the last token of a prompt costs
     spare_ms = slo.tpot_ms * (1 - margin) - line.constant_ms
     room = min(int(spare_ms / token_ms), s.merge_tokens) if token_ms > 0 else s.merge_tokens
     budget = min(s.num_decodes + room, s.merge_tokens) // MERGE_GRANULE * MERGE_GRANULE
     if spare_ms <= 0 or budget <= s.num_decodes:
         return []
     return [budget] if budget == s.merge_tokens else [budget, s.merge_tokens]
+
+
+def _contenders(s: Snapshot, slo: Slo, candidates: Sequence[Split]) -> list[Split]:
+    """The splits worth a walk of the queue. With a larger decode share prompts only become later, so the
+    fewest losses are at the smallest share of all or at the smallest that keeps TPOT; the neighbours of the
+    present one and the largest are for the ties that are left."""
+    here, last = candidates.index(s.current), len(candidates) - 1
+    tpots_ms = [split_tpot_ms(s, split) for split in candidates]
+    enough = _first(tpots_ms, slo.tpot_ms)
+    picked = {0, last, here, max(here - 1, 0), min(here + 1, last)} | (
+        {enough} if enough is not None else set()
+    )
+    return [candidates[idx] for idx in sorted(picked)]
 
 
 def _least_loss(s: Snapshot, slo: Slo, outlooks: Sequence[Outlook]) -> Decision:

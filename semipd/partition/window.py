@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from semipd.core.split import Split
 from semipd.partition.interface import ClosedWindow, Observed, Slo
 
-REFRESH_NS = 100_000_000
+REFRESH_NS = 500_000_000
 """Between two computations of the percentiles."""
 
 CLOSE_AFTER_REQUESTS = 32
