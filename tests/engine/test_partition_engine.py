@@ -162,6 +162,9 @@ def test_answers_and_refusals_come_with_their_nonce() -> None:
     assert [change["actor"] for change in found[5].data["history"]] == ["configuration", "ann", "ann"]
     assert found[6].data["partition"]["mode"] == "fixed"
     assert {e.kind for e in run.events} == {"partition_changed", "slo_changed"}
+    order = [getattr(message, "kind", None) or message.nonce for message in run.messages]
+    assert order.index("partition_changed") < order.index(2), "announced before it is answered"
+    assert order.index("slo_changed") < order.index(4)
 
 
 @pytest.mark.parametrize("policy", ["chunked", "prefill-first"])
