@@ -5,7 +5,7 @@
 Sections run in one child process, each under a time limit. The results are written after every
 section; when the child hangs or dies, the section is marked and a new child does the rest.
 
-Not yet run on a GPU: the logic was tried with a mocked driver, the probes were compiled ahead of time for sm_90.
+Not yet run on a GPU: the logic was tried with a mocked driver, the probes compiled ahead of time for sm_90.
 """
 
 from __future__ import annotations
