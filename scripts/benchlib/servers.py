@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchlib import child
 from benchlib.http_client import HttpClient, HttpStatusError
 from benchlib.records import Record
 from benchlib.targets import HttpTarget, RefusedError
@@ -84,7 +85,7 @@ async def serving(
     values["bin"] = str(Path(sys.executable).parent)
     command = [_fill(word, values) for word in peer.command]
     log = folder / f"{peer.name}.log"
-    process = _spawn(peer, command, log)
+    process = _spawn(command, log)
     try:
         url = f"http://127.0.0.1:{port}"
         yield await _get_to_know(peer, url, process, prompt, start_limit_s)
@@ -101,16 +102,17 @@ def _fill(word: str, values: dict[str, str]) -> str:
     return word
 
 
-def _spawn(peer: Peer, command: Sequence[str], log: Path) -> "subprocess.Popen[bytes]":
-    try:
-        with log.open("ab") as output:
-            # a session of its own: stopping it ends whatever it has started
-            return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-            )
-    except OSError as error:
-        message = f"{peer.name} cannot be started: {shlex.join(command)} ({error.strerror})."
-        raise SemipdError("peer_failed", message, "Check the command.") from error
+def _spawn(command: Sequence[str], log: Path) -> "subprocess.Popen[bytes]":
+    """Call from the main thread."""
+    with log.open("ab") as output:
+        # a session of its own: stopping it ends whatever it has started
+        return subprocess.Popen(
+            [sys.executable, child.__file__, str(os.getpid()), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
 
 
 async def _stop(process: "subprocess.Popen[bytes]") -> None:

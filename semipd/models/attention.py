@@ -1,7 +1,7 @@
 """Attention of one step over the paged KV pool.
 
-Prefill chunks run one by one through SDPA. So do decode rows while they are few and short; more of them run
-together in pool order. paged_decode.py has the measurements behind the two limits.
+Prefill chunks run one by one, see chunk_attention.py. So do decode rows while they are few and short; more of
+them run together in pool order. paged_decode.py has the measurements behind the two limits.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from semipd.core.plan import BLOCK_SIZE
 from semipd.models.batch import BatchInput
+from semipd.models.chunk_attention import attend_chunk
 from semipd.models.paged_decode import PagedDecode
 
 MAX_COPIED_SEQS = 4
@@ -26,15 +27,13 @@ class _Chunk:
     """Rows [start, stop) of one sequence, attending to its first `kv_len` tokens.
 
     `blocks` [B] int64 is None when the chunk is the whole context: the keys and values just computed are
-    all there is, and nothing is read from the pool. `mask` [stop - start, kv_len] (0 or -inf) is None for a
-    whole context, where causality is a square triangle, and for a single row, which sees everything.
+    all there is, and nothing is read from the pool.
     """
 
     start: int
     stop: int
     kv_len: int
     blocks: Tensor | None
-    mask: Tensor | None
 
 
 class StepAttention:
@@ -89,11 +88,8 @@ class StepAttention:
     def _chunk(self, batch: BatchInput, seq: int, start: int) -> _Chunk:
         length, kv_len = batch.query_lens[seq], batch.kv_lens[seq]
         stop, past = start + length, kv_len - length
-        if past == 0:
-            return _Chunk(start, stop, kv_len, None, None)
-        blocks = batch.block_tables[seq, : -(-kv_len // BLOCK_SIZE)]
-        mask = self._pool.new_full((length, kv_len), -torch.inf).triu_(past + 1) if length > 1 else None
-        return _Chunk(start, stop, kv_len, blocks, mask)
+        blocks = batch.block_tables[seq, : -(-kv_len // BLOCK_SIZE)] if past else None
+        return _Chunk(start, stop, kv_len, blocks)
 
     def _attend_chunk(self, chunk: _Chunk, q: Tensor, kv: Tensor, layer: Tensor) -> Tensor:
         """`q` [length, heads, head_dim]; same shape back."""
@@ -102,17 +98,11 @@ class StepAttention:
         else:
             context = layer.index_select(1, chunk.blocks).transpose(1, 2).flatten(2, 3)
             keys, values = context[:, :, : chunk.kv_len]
+        if q.shape[0] > 1:
+            return attend_chunk(q, keys, values, self._scale)
         # A single query attends to everything, so the heads of a group can be rows. SDPA's own grouping
         # took 3 times longer in bf16 (503 us instead of 168 for 512 tokens).
-        single = q.shape[0] == 1
-        queries = q.view(keys.shape[0], -1, q.shape[2]) if single else q.transpose(0, 1)
-        out = functional.scaled_dot_product_attention(
-            queries.unsqueeze(0),
-            keys.unsqueeze(0),
-            values.unsqueeze(0),
-            attn_mask=chunk.mask,
-            is_causal=chunk.mask is None and not single,
-            scale=self._scale,
-            enable_gqa=not single,
-        ).squeeze(0)
-        return out.reshape(q.shape) if single else out.transpose(0, 1)
+        rows = q.view(1, keys.shape[0], -1, q.shape[2])
+        return functional.scaled_dot_product_attention(
+            rows, keys.unsqueeze(0), values.unsqueeze(0), scale=self._scale
+        ).reshape(q.shape)
