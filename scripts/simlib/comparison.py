@@ -50,7 +50,7 @@ WORKLOADS = {
 
 
 BUDGETS = (256, 512, 1024, 2048)
-SPLITS = (16, 24, 32, 40, 48, 64, 80, 96)
+SPLITS = (16, 24, 32, 40, 48, 64, 80)
 RATE_FRACS = (0.3, 0.6, 0.9, 1.1)
 
 
@@ -150,22 +150,29 @@ def compare(plan: Plan, variants: Iterable[tuple[str, dict[str, Any]]], say: Say
         comparison.at_rates = _gather(runs, "rates", say)
         again = {
             (workload, name, family): pool.submit(
-                search_family, plan, workload, plan.slos[-1], family, in_world, tuned
+                search_family, plan, workload, plan.slos[-1], family, in_world, tuned, found.rate
             )
             for name, changes in variants
             for in_world in [changes | {"window_s": plan.variant_window_s}]
             for workload in plan.workloads
             for family in ("chunked", "fixed", "paper", "predictive")
-            for tuned in [comparison.best(workload, plan.slos[-1], family)[0]]
+            for tuned, found in [comparison.best(workload, plan.slos[-1], family)]
         }
         comparison.variants = _gather(again, "variant", say)
     return comparison
 
 
 def search_family(
-    plan: Plan, workload: str, slo: str, family: str, changes: dict[str, Any], only: str = ""
+    plan: Plan,
+    workload: str,
+    slo: str,
+    family: str,
+    changes: dict[str, Any],
+    only: str = "",
+    first_rate: float = 0.0,
 ) -> dict[str, Finding]:
-    """Highest rates of a family's members, or of one of them. Runs in a worker process."""
+    """Highest rates of a family's members, or of one of them, looked for around `first_rate` (0: the
+    workload's). Runs in a worker process."""
     case, cache, grid = replace(plan.case(workload, slo), **changes), Cache(plan.cache), RateGrid(plan.step)
 
     def passes(policy: str, rate: float) -> bool:
@@ -173,7 +180,8 @@ def search_family(
         return result.figures.complete
 
     members = [only] if only else plan.members(family)
-    found = best_of(members, passes, grid, grid.at(WORKLOADS[workload].first_rate), plan.coarse)
+    start = grid.at(first_rate or WORKLOADS[workload].first_rate)
+    found = best_of(members, passes, grid, start, plan.coarse)
     return {policy: Finding(grid.rate(b.low), grid.rate(b.high)) for policy, b in found.items()}
 
 
