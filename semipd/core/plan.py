@@ -14,6 +14,11 @@ PADDING_BLOCK = 0
 """Never handed out: padded writes and reads go there."""
 
 
+def blocks_for(num_tokens: int) -> int:
+    """KV blocks that hold so many tokens."""
+    return -(-num_tokens // BLOCK_SIZE)
+
+
 class Segment(NamedTuple):
     """A chunk of a resident sequence: tokens [start, start + length) are computed and their KV written.
 

@@ -3,13 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from semipd.core.plan import BLOCK_SIZE
+from semipd.core.plan import BLOCK_SIZE, blocks_for
 from semipd.memory.pool import BlockPool
 from semipd.memory.prefix import Entry, PrefixIndex
-
-
-def blocks_for(num_tokens: int) -> int:
-    return -(-num_tokens // BLOCK_SIZE)
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from semipd.core.plan import BLOCK_SIZE
+from semipd.core.plan import BLOCK_SIZE, blocks_for
 from semipd.models.batch import BatchInput
 from semipd.models.chunk_attention import attend_chunk
 from semipd.models.paged_decode import PagedDecode
@@ -88,7 +88,7 @@ class StepAttention:
     def _chunk(self, batch: BatchInput, seq: int, start: int) -> _Chunk:
         length, kv_len = batch.query_lens[seq], batch.kv_lens[seq]
         stop, past = start + length, kv_len - length
-        blocks = batch.block_tables[seq, : -(-kv_len // BLOCK_SIZE)] if past else None
+        blocks = batch.block_tables[seq, : blocks_for(kv_len)] if past else None
         return _Chunk(start, stop, kv_len, blocks)
 
     def _attend_chunk(self, chunk: _Chunk, q: Tensor, kv: Tensor, layer: Tensor) -> Tensor:

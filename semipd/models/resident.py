@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from semipd.core.plan import BLOCK_SIZE, PADDING_BLOCK, Join
+from semipd.core.plan import BLOCK_SIZE, PADDING_BLOCK, Join, blocks_for
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.models.sampler import SamplingBatch, SamplingRow
@@ -44,10 +44,6 @@ def pad_block_tables(tables: Sequence[Sequence[int]], width: int, device: torch.
         dtype=torch.int64,
         device=device,
     ).reshape(len(tables), width)
-
-
-def blocks_for(num_tokens: int) -> int:
-    return -(-num_tokens // BLOCK_SIZE)
 
 
 class DecodeBatch:

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import torch
 
-from semipd.core.plan import BLOCK_SIZE, Segment
+from semipd.core.plan import BLOCK_SIZE, Segment, blocks_for
 from semipd.models.batch import BatchInput
-from semipd.models.resident import DecodeBatch, Resident, blocks_for, pad_block_tables
+from semipd.models.resident import DecodeBatch, Resident, pad_block_tables
 
 
 class Chunk(NamedTuple):

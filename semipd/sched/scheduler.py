@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from semipd.core.errors import SemipdError
 from semipd.core.events import FinishReason
 from semipd.core.messages import Finished
-from semipd.core.plan import BLOCK_SIZE, Segment
+from semipd.core.plan import BLOCK_SIZE, Segment, blocks_for
 from semipd.core.request import Request, SeqId
-from semipd.memory.kv import KVMemory, blocks_for
+from semipd.memory.kv import KVMemory
 from semipd.sched.outbox import Outbox
 from semipd.sched.preemption import choose_victim
 from semipd.sched.sequence import Sequence

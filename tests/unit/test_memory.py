@@ -5,8 +5,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from semipd.core.plan import BLOCK_SIZE
-from semipd.memory.kv import KVMemory, Placement, blocks_for
+from semipd.core.plan import BLOCK_SIZE, blocks_for
+from semipd.memory.kv import KVMemory, Placement
 from semipd.memory.pool import BlockPool
 
 NUM_BLOCKS = 14

@@ -7,7 +7,7 @@ from collections import deque
 import torch
 
 from semipd.core.errors import SemipdError
-from semipd.core.plan import BLOCK_SIZE, PADDING_BLOCK, Join, Segment, StepPlan, StepResult
+from semipd.core.plan import BLOCK_SIZE, PADDING_BLOCK, Join, Segment, StepPlan, StepResult, blocks_for
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.split import Split
@@ -79,7 +79,7 @@ def warm_up_plans(setup: Setup) -> list[StepPlan]:
     params = SamplingParams(max_tokens=1, seed=0, top_p=0.9)
     pool = list(range(PADDING_BLOCK + 1, setup.num_blocks))
     length = min(setup.warm_up_tokens, setup.max_model_len, len(pool) * BLOCK_SIZE)
-    join = Join(SeqId(0), [0] * length, length, params, pool[: -(-length // BLOCK_SIZE)])
+    join = Join(SeqId(0), [0] * length, length, params, pool[: blocks_for(length)])
     plans = [StepPlan(0, setup.split, segments=(Segment(SeqId(0), 0, length, True),), joins=(join,))]
     for size in _WARM_UP_BATCHES:
         if size <= len(pool):

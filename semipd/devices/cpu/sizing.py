@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from semipd.core.errors import SemipdError
-from semipd.core.plan import BLOCK_SIZE
+from semipd.core.plan import BLOCK_SIZE, blocks_for
 from semipd.devices.cpu.memory import Available
 
 DEFAULT_KV_BYTES = 4 * 2**30
@@ -25,7 +25,7 @@ class MemoryDemand:
 
     @property
     def blocks_per_seq(self) -> int:
-        return -(-self.max_model_len // BLOCK_SIZE)
+        return blocks_for(self.max_model_len)
 
     @property
     def fixed_bytes(self) -> int:
