@@ -16,6 +16,7 @@ import uvloop
 from semipd.config import Config
 from semipd.core.errors import SemipdError
 from semipd.core.logs import configure_logging
+from semipd.core.slo import Slo
 from semipd.daemon.addresses import claim_http, claim_socket
 from semipd.daemon.detach import claim_pid_file
 from semipd.daemon.generation import GenerationService
@@ -25,7 +26,6 @@ from semipd.daemon.params import Limits
 from semipd.daemon.process_limits import raise_file_limit
 from semipd.daemon.requests import RequestTable
 from semipd.daemon.services import Services
-from semipd.daemon.slo import SloTargets
 from semipd.daemon.supervisor import EngineReady, Supervisor
 from semipd.daemon.unix_socket import serve_unix_socket
 from semipd.engine.launcher import EngineChild, spawn_engine
@@ -115,7 +115,7 @@ class Daemon:
             self._table,
             self._generation,
             self.shut_down,
-            SloTargets(**asdict(self._config.slo)),
+            Slo(**asdict(self._config.slo)),
         )
         await stack.enter_async_context(services.vitals.watched())
         # Served from the beginning, so that /health and /ready tell a slow start from a dead one.

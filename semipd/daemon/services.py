@@ -5,19 +5,20 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, Literal
 
 from semipd import __version__
 from semipd.core.errors import SemipdError
 from semipd.core.events import Event
+from semipd.core.slo import DEFAULT_SLO, Slo
 from semipd.daemon.answer_types import Timing
 from semipd.daemon.answer_types import Usage as UsageAnswer
 from semipd.daemon.generation import GenerationService, Usage
 from semipd.daemon.http_errors import is_clients_fault
 from semipd.daemon.metrics import Metrics, exposition, families
 from semipd.daemon.requests import RequestTable
-from semipd.daemon.slo import SLO_TARGETS, SloTargets, SloWindow
+from semipd.daemon.slo import SloWindow
 from semipd.daemon.snapshot import state_frame, state_samples
 from semipd.daemon.supervisor import Supervisor
 from semipd.daemon.vitals import Vitals
@@ -47,7 +48,7 @@ class Services:
         table: RequestTable,
         generation: GenerationService,
         shut_down: Callable[[str], None],
-        slo_targets: SloTargets | None = None,
+        slo_targets: Slo = DEFAULT_SLO,
     ) -> None:
         self.model_name = model_name
         self.supervisor = supervisor
@@ -57,7 +58,7 @@ class Services:
         self.history = table.history
         self.metrics = Metrics(self.history)
         self.vitals = Vitals(supervisor, self.history)
-        self.slo = SloWindow(slo_targets or SloTargets(), is_clients_fault=is_clients_fault)
+        self.slo = SloWindow(slo_targets, is_clients_fault=is_clients_fault)
         self.history.on_finished.append(self.slo.finished)
         self.history.on_refused.append(self.slo.refused)
         self.history.on_slo_changed.append(self._slo_changed)
@@ -98,8 +99,8 @@ class Services:
         return await asyncio.to_thread(exposition, families(samples, self.model_name), accept)
 
     def _slo_changed(self, event: Event) -> None:
-        targets = {name: float(event.data[name]) for name in SLO_TARGETS}  # type: ignore[arg-type]
-        self.slo.retarget(SloTargets(**targets))
+        targets = {field.name: float(event.data[field.name]) for field in fields(Slo)}  # type: ignore[arg-type]
+        self.slo.retarget(Slo(**targets))
 
     def last_split_change(self) -> dict[str, Any] | None:
         event = self.history.last_split_change

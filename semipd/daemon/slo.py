@@ -3,31 +3,16 @@
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
+from semipd.core.slo import Slo
 from semipd.daemon.history import RequestRecord
 
 MAX_OUTCOMES = 4096
 """Beyond that many in a window, the window covers the latest of them."""
 
 SHOWN_PERCENTILES = (50, 90, 99)
-
-
-@dataclass(frozen=True, slots=True)
-class SloTargets:
-    """Those of the engine's partition control, which is told first; every change is announced by an event.
-
-    `percentile`: the share of requests, in percent, that should meet both targets within the window.
-    """
-
-    ttft_ms: float = 500.0
-    tpot_ms: float = 50.0
-    percentile: float = 90.0
-    window_s: float = 60.0
-
-
-SLO_TARGETS = tuple(field.name for field in fields(SloTargets))
 
 
 class Outcome(NamedTuple):
@@ -46,7 +31,7 @@ class SloWindow:
 
     def __init__(
         self,
-        targets: SloTargets,
+        targets: Slo,
         is_clients_fault: Callable[[str], bool],
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -71,7 +56,7 @@ class SloWindow:
         if not self._is_clients_fault(code):
             self._add(Outcome(self._clock_ns(), met=False))
 
-    def retarget(self, targets: SloTargets) -> None:
+    def retarget(self, targets: Slo) -> None:
         """From now on; the requests of the window are judged anew, the totals stay as they were counted."""
         self.targets = targets
         for idx, outcome in enumerate(self._outcomes):

@@ -30,13 +30,14 @@ from semipd.core.messages import (
 from semipd.core.plan import BLOCK_SIZE, Segment, StepResult
 from semipd.core.request import SeqId
 from semipd.core.settings import EngineSettings, SchedulerName
+from semipd.core.slo import Slo
 from semipd.core.split import Split
 from semipd.devices.contract import Device
 from semipd.engine.lane_state import Flight, LaneState
 from semipd.engine.status import engine_status
 from semipd.engine.work import work_at_hand
 from semipd.partition.control import Control, ControlSettings
-from semipd.partition.interface import Slo, Work
+from semipd.partition.interface import Work
 from semipd.partition.journal import Change
 from semipd.partition.models import Models
 from semipd.partition.table import SplitTable

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 from semipd.core.messages import SetPartition, SetSlo
 from semipd.core.request import SeqId
+from semipd.core.slo import DEFAULT_SLO, Slo
 from semipd.core.split import PartitionMode, PolicyName, Split
 from semipd.partition.forecast import merged_outlook, prefill_steps, split_outlook
-from semipd.partition.interface import DEFAULT_SLO, Policy, Slo, Snapshot, StepRecord, Work
+from semipd.partition.interface import Policy, Snapshot, StepRecord, Work
 from semipd.partition.journal import Change, Journal
 from semipd.partition.models import Models
 from semipd.partition.overrides import check_targets, describe_rounding, plan_change

@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from semipd.core.slo import Slo
 from semipd.core.split import Split
-from semipd.partition.interface import Line, Prompt, Slo, Snapshot
+from semipd.partition.interface import Line, Prompt, Snapshot
 
 EXACT_STEPS = 32
 """Prefill steps cut exactly; the prompts behind them are taken whole. Decisions come anew long before."""

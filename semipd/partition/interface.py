@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from semipd.core.request import SeqId
+from semipd.core.slo import Slo
 from semipd.core.split import PolicyName, Split
 from semipd.partition.table import SplitTable
 
@@ -44,20 +45,6 @@ class Prompt(NamedTuple):
     new_tokens: int
     prior_tokens: int
     age_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Slo:
-    """Targets: `percentile` (0-100) of the requests of the last `window_s` seconds shall have a TTFT and
-    a TPOT of at most these."""
-
-    ttft_ms: float = 500.0
-    tpot_ms: float = 50.0
-    percentile: float = 90.0
-    window_s: float = 60.0
-
-
-DEFAULT_SLO = Slo()
 
 
 class Observed(NamedTuple):

@@ -20,8 +20,9 @@ What the paper leaves open, and what is done here:
 import math
 from collections.abc import Callable, Sequence
 
+from semipd.core.slo import Slo
 from semipd.core.split import PolicyName, Split
-from semipd.partition.interface import ClosedWindow, Decision, Slo, Snapshot
+from semipd.partition.interface import ClosedWindow, Decision, Snapshot
 from semipd.partition.nnls import solve_nonnegative
 
 MAX_STEPS = 3

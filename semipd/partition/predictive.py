@@ -12,6 +12,7 @@ are believed only near what was tried: a lane gets at most one granule less than
 
 from collections.abc import Sequence
 
+from semipd.core.slo import Slo
 from semipd.core.split import PolicyName, Split
 from semipd.partition.forecast import (
     Outlook,
@@ -21,7 +22,7 @@ from semipd.partition.forecast import (
     split_outlook,
     split_tpot_ms,
 )
-from semipd.partition.interface import Decision, Slo, Snapshot
+from semipd.partition.interface import Decision, Snapshot
 
 MARGIN_FRAC = 0.1
 """Kept free below the TPOT target: predictions of a step are off by a few percent."""

@@ -4,8 +4,9 @@ import math
 from collections import deque
 from collections.abc import Iterable
 
+from semipd.core.slo import Slo
 from semipd.core.split import Split
-from semipd.partition.interface import ClosedWindow, Observed, Slo
+from semipd.partition.interface import ClosedWindow, Observed
 
 REFRESH_NS = 500_000_000
 """Between two computations of the percentiles."""

@@ -15,12 +15,13 @@ from prometheus_client import Histogram as TheirHistogram
 from semipd.core.events import Event, EventKind
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
+from semipd.core.slo import Slo
 from semipd.daemon import history as history_module
 from semipd.daemon.events import Journal
 from semipd.daemon.history import RequestHistory, RequestRecord, timing_to_wire
 from semipd.daemon.metric_names import DEFINITIONS
 from semipd.daemon.metrics import Histogram, Metrics
-from semipd.daemon.slo import SloTargets, SloWindow, percentile
+from semipd.daemon.slo import SloWindow, percentile
 
 MS = 1_000_000
 
@@ -303,7 +304,7 @@ def judged(told: Told, ttft_ms: float, tpot_ms: float | None) -> RequestRecord:
 def test_attainment_and_goodput_like_the_definitions(seed: int) -> None:
     rng = random.Random(seed)
     told = Told()
-    window = SloWindow(SloTargets(100, 10, window_s=5), lambda code: code == "bad", told.clock)
+    window = SloWindow(Slo(100, 10, window_s=5), lambda code: code == "bad", told.clock)
     told.history.on_finished.append(window.finished)
     told.history.on_refused.append(window.refused)
     began_ns = told.clock.now_ns
@@ -344,7 +345,7 @@ def test_attainment_and_goodput_like_the_definitions(seed: int) -> None:
 def test_new_targets_judge_the_window_as_if_they_had_always_held(seed: int) -> None:
     rng = random.Random(seed)
     told = Told()
-    first, second = SloTargets(100, 10, window_s=5), SloTargets(rng.choice([50, 200]), 7, 90, 3)
+    first, second = Slo(100, 10, window_s=5), Slo(rng.choice([50, 200]), 7, 90, 3)
     changed = SloWindow(first, lambda code: code == "bad", told.clock)
     always = SloWindow(second, lambda code: code == "bad", told.clock)
     for window in (changed, always):

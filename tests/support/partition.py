@@ -3,8 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from semipd.core.slo import Slo
 from semipd.core.split import Split
-from semipd.partition.interface import Line, Prompt, Slo, Snapshot
+from semipd.partition.interface import Line, Prompt, Snapshot
 from semipd.partition.table import SplitTable
 
 NUM_UNITS = 16

@@ -10,9 +10,10 @@ from support.partition import TABLE
 from semipd.core.errors import SemipdError
 from semipd.core.messages import SetPartition, SetSlo
 from semipd.core.request import SeqId
+from semipd.core.slo import Slo
 from semipd.core.split import Split
 from semipd.partition.control import DECIDE_AGAIN_NS, DECIDE_EVERY_NS, Choice, Control, ControlSettings
-from semipd.partition.interface import Prompt, Slo, StepRecord, Work
+from semipd.partition.interface import Prompt, StepRecord, Work
 from semipd.partition.journal import BUCKETS_MS, Histogram
 from semipd.partition.models import Models
 from semipd.partition.window import CLOSE_AFTER_REQUESTS, SloWindow, percentile

@@ -5,8 +5,9 @@ import math
 import pytest
 from support.partition import snapshot
 
+from semipd.core.slo import Slo
 from semipd.core.split import Split
-from semipd.partition.interface import ClosedWindow, Slo
+from semipd.partition.interface import ClosedWindow
 from semipd.partition.paper import PUBLISHED_TPOT, PUBLISHED_TTFT, PaperPolicy
 
 POLICY = PaperPolicy()

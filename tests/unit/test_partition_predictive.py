@@ -9,9 +9,10 @@ from itertools import pairwise
 import pytest
 from support.partition import SLO, SPLITS, KnownTimes, prompts, snapshot
 
+from semipd.core.slo import Slo
 from semipd.core.split import Split
 from semipd.partition.forecast import EXACT_STEPS, prefill_steps, split_outlook
-from semipd.partition.interface import Observed, Prompt, Slo, Snapshot
+from semipd.partition.interface import Observed, Prompt, Snapshot
 from semipd.partition.predictive import PredictivePolicy, merge_budgets
 
 POLICY = PredictivePolicy()

@@ -1,0 +1,17 @@
+"""Service-level objective: what a request's latencies are measured against."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """Targets: `percentile` (0-100) of the requests of the last `window_s` seconds shall have a TTFT and
+    a TPOT of at most these."""
+
+    ttft_ms: float = 500.0
+    tpot_ms: float = 50.0
+    percentile: float = 90.0
+    window_s: float = 60.0
+
+
+DEFAULT_SLO = Slo()
