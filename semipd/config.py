@@ -108,7 +108,7 @@ class PartitionConfig:
         choices=get_args(PolicyName),
     )
     merge_tokens: int = option(
-        512,
+        8192,
         "Largest merged step that mode auto may run when no split is needed; 0: always split.",
         minimum=0,
         maximum=_MAX_COUNT,

@@ -19,7 +19,7 @@ from semipd.devices.sim.device import SimDevice, known_gpu, known_model, pool_bl
 from semipd.devices.sim.profile import load_profile
 from simlib.disaggregated import Disaggregated
 from simlib.outcomes import Figures, Targets, figures
-from simlib.policies import parse_policy, settings_for
+from simlib.policies import Kind, parse_policy, settings_for
 from simlib.prompts import request_of
 from simlib.simulator import Engine, Ledger, simulate
 from simlib.split_log import SplitLog
@@ -56,7 +56,8 @@ class Case:
 
     def key(self) -> str:
         """Changes with the case, the trace's content, the profile's content and the simulated code."""
-        contents = [_digest(self.trace), _digest(self.profile) if self.profile else "", _code_digest()]
+        code = _code_digest(parse_policy(self.policy).kind)
+        contents = [_digest(self.trace), _digest(self.profile) if self.profile else "", code]
         return hashlib.sha256(json.dumps([asdict(self), *contents]).encode()).hexdigest()[:32]
 
 
@@ -190,17 +191,23 @@ SIMULATING_FILES = (
     "policies",
     "cases",
 )
+OWN_FILES = {"paper": ("paper.py",), "predictive": ("predictive.py", "forecast.py")}
+"""Of `partition`: they decide nothing under any other policy."""
 
 
 @cache
-def _code_digest() -> str:
-    """Of every source file that takes part in a simulation."""
+def _code_digest(kind: Kind) -> str:
+    """Of every source file that takes part in a simulation under such a policy."""
     package, here = Path(semipd.__file__).parent, Path(__file__).parent
     files = [path for room in SIMULATED_ROOMS for path in sorted((package / room).rglob("*.py"))]
     files += [here / f"{name}.py" for name in SIMULATING_FILES]
+    foreign = {
+        package / "partition" / name for owner, names in OWN_FILES.items() if owner != kind for name in names
+    }
     digest = hashlib.sha256()
     for path in files:
-        digest.update(path.read_bytes())
+        if path not in foreign:
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

@@ -49,7 +49,7 @@ class EngineSettings:
     sim_profile: str = ""
     partition_mode: PartitionMode = "auto"
     partition_policy: PolicyName = "predictive"
-    merge_tokens: int = 512
+    merge_tokens: int = 8192
     slo_ttft_ms: float = 500.0
     slo_tpot_ms: float = 50.0
     slo_percentile: float = 90.0

@@ -192,11 +192,13 @@ class Coordinator:
                 self.control.first_token(sequence.seq, out.now_ns, ttft_ms)
 
     def _end_if_done(self, sequence: Sequence, token: int, out: Outbox) -> None:
-        if token in sequence.stop_ids and sequence.may_stop:
-            self.control.finished(out.now_ns, _tpot_ms(sequence, out.now_ns))
+        stops = token in sequence.stop_ids and sequence.may_stop
+        if not stops and len(sequence.tokens) < sequence.max_total_tokens:
+            return
+        self.control.finished(out.now_ns, _tpot_ms(sequence, out.now_ns), sequence.num_output_tokens)
+        if stops:
             self.scheduler.finish(sequence, "stop", out, stop_token=token)
-        elif len(sequence.tokens) >= sequence.max_total_tokens:
-            self.control.finished(out.now_ns, _tpot_ms(sequence, out.now_ns))
+        else:
             self.scheduler.finish(sequence, "length", out)
 
     # ---- decide and launch ---------------------------------------------------------------------

@@ -46,7 +46,7 @@ class ControlSettings:
     prefill_units: int = 0
     prefill_chunk_tokens: int = 512
     step_token_budget: int = 512
-    merge_tokens: int = 512
+    merge_tokens: int = 8192
     slo: Slo = DEFAULT_SLO
 
 
@@ -160,9 +160,9 @@ class Control:
         self.window.first_token(now_ns, ttft_ms)
         self.journal.first_token(seq, ttft_ms)
 
-    def finished(self, now_ns: int, tpot_ms: float | None) -> None:
+    def finished(self, now_ns: int, tpot_ms: float | None, output_tokens: int) -> None:
         """A request ended well; `tpot_ms` is None when it had one token."""
-        self.window.finished(now_ns, tpot_ms, self._divided, self.slo)
+        self.window.finished(now_ns, tpot_ms, output_tokens, self._divided, self.slo)
 
     # ---- operators -----------------------------------------------------------------------------
 

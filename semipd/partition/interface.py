@@ -53,6 +53,7 @@ class Observed(NamedTuple):
     ttft_ms: float | None = None  # at the SLO's percentile
     tpot_ms: float | None = None  # at the SLO's percentile
     mean_tpot_ms: float | None = None
+    mean_output_tokens: float | None = None  # of finished requests with more than one token
     arrivals_per_s: float = 0.0
 
 

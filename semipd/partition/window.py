@@ -17,7 +17,7 @@ CLOSE_AFTER_REQUESTS = 32
 MAX_CLOSED = 16
 
 Samples = deque[tuple[int, float]]
-"""(time, milliseconds), oldest first."""
+"""(time, value), oldest first."""
 
 
 def percentile(values: Iterable[float], percent: float) -> float | None:
@@ -38,6 +38,7 @@ class SloWindow:
         self._arrivals: deque[int] = deque()
         self._ttfts: Samples = deque()
         self._tpots: Samples = deque()
+        self._output_tokens: Samples = deque()
         self._observed = Observed()
         self._refresh_due_ns = 0
         self._began_ns: int | None = None
@@ -57,11 +58,14 @@ class SloWindow:
         """A prefill step, scaled to the whole device by Eq. 1 of the paper."""
         self._open.full_prefill_s += busy_ns / 1e9 * units / num_units
 
-    def finished(self, now_ns: int, tpot_ms: float | None, split: Split, slo: Slo) -> None:
+    def finished(
+        self, now_ns: int, tpot_ms: float | None, output_tokens: int, split: Split, slo: Slo
+    ) -> None:
         """A request ended well; `tpot_ms` is None for one token. Closes a window when it is full."""
         self._open.num_finished += 1
         if tpot_ms is not None:
             self._tpots.append((now_ns, tpot_ms))
+            self._output_tokens.append((now_ns, output_tokens))
             self._open.tpots.append(tpot_ms)
         if self._open.num_finished >= CLOSE_AFTER_REQUESTS:
             if (closed := self._open.close(now_ns, split, slo)) is not None:
@@ -88,11 +92,13 @@ class SloWindow:
         while self._arrivals and self._arrivals[0] < horizon_ns:
             self._arrivals.popleft()
         ttfts, tpots = _recent(self._ttfts, horizon_ns), _recent(self._tpots, horizon_ns)
+        output_tokens = _recent(self._output_tokens, horizon_ns)
         span_ns = now_ns - max(horizon_ns, self._began_ns or 0)
         return Observed(
             ttft_ms=percentile(ttfts, slo.percentile),
             tpot_ms=percentile(tpots, slo.percentile),
             mean_tpot_ms=sum(tpots) / len(tpots) if tpots else None,
+            mean_output_tokens=sum(output_tokens) / len(output_tokens) if output_tokens else None,
             arrivals_per_s=len(self._arrivals) / (span_ns / 1e9) if span_ns > 0 else 0.0,
         )
 
@@ -120,4 +126,4 @@ class _OpenWindow:
 def _recent(samples: Samples, horizon_ns: int) -> list[float]:
     while samples and samples[0][0] < horizon_ns:
         samples.popleft()
-    return [ms for _, ms in samples]
+    return [value for _, value in samples]

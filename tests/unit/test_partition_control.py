@@ -288,7 +288,7 @@ def test_observed_percentiles_against_sorting(seed: int) -> None:
         window.first_token(*ttfts[-1])
         if rng.random() < 0.7:
             tpots.append((now_ns, rng.uniform(1, 50)))
-            window.finished(*tpots[-1], Split(8, 8), slo)
+            window.finished(*tpots[-1], 10, Split(8, 8), slo)
     horizon = now_ns - 5_000 * MS
     window.forget_cached()
     observed = window.observed(now_ns, slo)
@@ -314,7 +314,7 @@ def test_the_policy_paper_decides_once_per_closed_window() -> None:
         assert desk.choose(after_ms=20).split == Split(8, 8)
         desk.control.record(StepRecord("prefill", 8, 8, 0, 0, 50, 1250.0, 5 * MS), desk.now_ns)
         desk.control.first_token(SeqId(number), desk.now_ns, 180.0)
-        desk.control.finished(desk.now_ns, 12.0)
+        desk.control.finished(desk.now_ns, 12.0, 10)
     chosen = desk.choose(after_ms=1)
     assert chosen.split.prefill_units > 8
     assert chosen.rule == "policy paper"

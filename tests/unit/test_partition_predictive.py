@@ -13,7 +13,7 @@ from semipd.core.slo import Slo
 from semipd.core.split import Split
 from semipd.partition.forecast import EXACT_STEPS, prefill_steps, split_outlook
 from semipd.partition.interface import Observed, Prompt, Snapshot
-from semipd.partition.predictive import PredictivePolicy, merge_budgets
+from semipd.partition.predictive import PredictivePolicy, merge_sizes
 
 POLICY = PredictivePolicy()
 
@@ -209,7 +209,7 @@ def test_predictions_are_believed_one_granule_beyond_what_was_tried() -> None:
 def test_no_split_when_a_merged_step_meets_both_targets() -> None:
     s = snapshot(times=KnownTimes(merged_ms=15.0), merge_tokens=512, prompts=prompts(300))
     decision = POLICY.decide(s, SLO)
-    assert decision.merged_tokens == 512
+    assert decision.merged_tokens == 256
     assert "no split needed" in decision.reason
     assert not POLICY.decide(replace(s, merge_tokens=0), SLO).merged_tokens, "not allowed"
     assert not POLICY.decide(replace(s, merge_tokens=10), SLO).merged_tokens, "no room beside ten sequences"
@@ -218,30 +218,67 @@ def test_no_split_when_a_merged_step_meets_both_targets() -> None:
     assert POLICY.decide(replace(nearly, merged_tokens=512), SLO).merged_tokens, "staying does not"
 
 
-def test_the_merged_step_is_as_large_as_tpot_allows() -> None:
-    """6 ms and 0.02 ms a token: 500 tokens take 16 ms, which is 20 less twice the margin."""
-    times = KnownTimes(merged_ms=6.0, merged_token_ms=0.02)
+def test_sizes_of_merged_steps() -> None:
+    s = snapshot(merge_tokens=2048)
+    assert merge_sizes(s) == [256, 512, 1024, 2048]
+    assert merge_sizes(replace(s, merge_tokens=700)) == [256, 512, 700]
+    assert merge_sizes(replace(s, num_decodes=600)) == [1024, 2048]
+    assert merge_sizes(replace(s, merge_tokens=0)) == []
+
+
+def test_merged_steps_grow_with_the_queue_and_no_further_than_tpot_allows() -> None:
+    """4 ms and 0.01 ms a token: 1,024 tokens take 14.2 ms, 2,048 take 24.5."""
+    times = KnownTimes(merged_ms=4.0, merged_token_ms=0.01)
     s = snapshot(times=times, merge_tokens=2048, prompts=prompts(400))
-    assert POLICY.decide(s, SLO).merged_tokens == 510 // 64 * 64
-    assert merge_budgets(s, SLO) == [448, 2048]
-    assert merge_budgets(replace(s, merge_tokens=256), SLO) == [256]
-    assert merge_budgets(replace(s, times=KnownTimes(merged_ms=30.0)), SLO) == []
+    assert POLICY.decide(s, SLO).merged_tokens == 256
+    more = replace(s, prompts=prompts(*[1000] * 18))
+    assert POLICY.decide(more, SLO).merged_tokens == 512, "256 need 0.027 ms a prompt token, 512 only 0.018"
+    far_too_many = replace(s, prompts=prompts(*[1000] * 100))
+    assert POLICY.decide(far_too_many, SLO).merged_tokens == 1024
 
 
 @pytest.mark.parametrize("seed", range(300))
-def test_with_merged_steps_too_nothing_loses_fewer_requests(seed: int) -> None:
+def test_of_the_merged_steps_that_keep_tpot_none_loses_fewer_requests(seed: int) -> None:
+    """And with none that does, no way at all loses fewer than the one chosen."""
     rng = random.Random(seed)
     s = random_world(seed)
-    times = replace(s.times, merged_ms=rng.uniform(2, 15), merged_token_ms=rng.uniform(0.005, 0.1))
+    times = replace(s.times, merged_ms=rng.uniform(2, 19), merged_token_ms=rng.uniform(0.005, 0.1))
     s = replace(s, times=times, merge_tokens=512, merged_tokens=rng.choice([0, 0, 256, 512]))
-    exact_tokens = EXACT_STEPS * ((merge_budgets(s, SLO) or [512])[0] - s.num_decodes)
+    exact_tokens = EXACT_STEPS * ((merge_sizes(s) or [512])[0] - s.num_decodes)
     while sum(p.new_tokens for p in s.prompts) > exact_tokens:
         s = replace(s, prompts=s.prompts[:-1])
     decision = POLICY.decide(s, SLO)
+    merged = {size: merged_loss_by_hand(s, SLO, size) for size in merge_sizes(s)}
+    margin = 0.1 if s.merged_tokens else 0.2
+    keeping = {
+        size: lost for size, lost in merged.items() if longest_by_hand(s, size) <= SLO.tpot_ms * (1 - margin)
+    }
+    if keeping:
+        assert keeping[decision.merged_tokens] == min(keeping.values())
+        return
     ways = {(split, 0): loss_by_hand(s, SLO, split)[0] for split in SPLITS}
-    for budget in merge_budgets(s, SLO):
-        ways[s.current, budget] = merged_loss_by_hand(s, SLO, budget)
+    ways |= {(s.current, size): lost for size, lost in merged.items()}
     assert ways[decision.split, decision.merged_tokens] == min(ways.values())
+
+
+def longest_by_hand(s: Snapshot, budget: int) -> float:
+    """The longest merged step: the first is as full as any."""
+    line = s.times.merged(s.num_decodes, s.context_tokens)
+    return line.ms(min(budget - s.num_decodes, sum(p.new_tokens for p in s.prompts)), 0)
+
+
+def test_a_queue_longer_than_a_request_lives_leaves_no_pauses() -> None:
+    """Merged steps too slow for TPOT: fine between pauses, unless the prompts at hand fill all of a life."""
+    times = KnownTimes(merged_ms=4.0, merged_token_ms=0.02, decode_fixed_ms=4.0)
+    seen = Observed(ttft_ms=100.0, tpot_ms=6.0, mean_tpot_ms=5.5, mean_output_tokens=200.0)
+    queue = prompts(*[1000] * 20)  # 20 merged steps of 1,024 tokens, 24 ms each
+    s = snapshot(times=times, merge_tokens=1024, prompts=queue, prefill_duty=0.1, observed=seen)
+    long_lives = POLICY.decide(s, SLO)
+    assert long_lives.merged_tokens == 1024
+    assert long_lives.predicted_tpot_ms is not None
+    assert long_lives.predicted_tpot_ms > SLO.tpot_ms
+    short_lives = POLICY.decide(replace(s, observed=seen._replace(mean_output_tokens=20.0)), SLO)
+    assert short_lives.merged_tokens < 1024
 
 
 def test_pauses_of_prefill_count_when_a_target_is_at_stake() -> None:
@@ -250,7 +287,7 @@ def test_pauses_of_prefill_count_when_a_target_is_at_stake() -> None:
     base = snapshot(times=times, num_decodes=10, prompts=prompts(2000), current=Split(8, 8))
     strict = POLICY.decide(base, SLO)
     assert step_by_hand(base, strict.split) <= SLO.tpot_ms
-    seen = Observed(ttft_ms=100.0, tpot_ms=15.0, mean_tpot_ms=14.0)
+    seen = Observed(ttft_ms=100.0, tpot_ms=15.0, mean_tpot_ms=14.0, mean_output_tokens=500.0)
     relaxed = POLICY.decide(replace(base, prefill_duty=0.1, observed=seen), SLO)
     assert step_by_hand(base, relaxed.split) > SLO.tpot_ms
     assert ttfts_token_by_token(base, relaxed.split)[0] <= SLO.ttft_ms
