@@ -55,6 +55,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "filterwarnings", f"ignore:{ARITHMETIC}:RuntimeWarning:triton.runtime.interpreter"
     )
+    # Triton 3.6 makes loop bounds of arrays with one element.
+    config.addinivalue_line(
+        "filterwarnings", "ignore:Conversion of an array with ndim > 0:DeprecationWarning:triton"
+    )
 
 
 def pytest_collection_finish() -> None:
