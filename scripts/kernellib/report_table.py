@@ -26,7 +26,8 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def verdict(every: Sequence[Facts], counted_archs: Iterable[int]) -> tuple[list[str], list[str]]:
     """Violations on architectures that count, and on those that are only reported: one line each."""
     counted = set(counted_archs)
-    failed, noted = [], []
+    failed: list[str] = []
+    noted: list[str] = []
     for facts in sorted(every, key=lambda facts: (facts.name, facts.arch)):
         for broken in violations(facts):
             (failed if facts.arch in counted else noted).append(f"{facts.name} sm_{facts.arch}: {broken}")
