@@ -20,6 +20,7 @@ class AotCase:
         aligned: run-time arguments known to be divisible by 16 (pointers: by 16 bytes). Must hold for what
             the launcher passes, or the report describes code that never runs.
         num_warps, num_stages: as launched.
+        targets: what it is launched on; a configuration may be one architecture's own.
         shipped: compiled in `make check`; the others only in the full matrix of `make soak`.
         tensor_cores: the code must hold tensor-core instructions.
         async_copy: the code must hold asynchronous copies (cp.async or TMA).
@@ -34,6 +35,7 @@ class AotCase:
     aligned: frozenset[str]
     num_warps: int = 4
     num_stages: int = 2
+    targets: tuple[int, ...] = TARGETS
     shipped: bool = True
     tensor_cores: bool = False
     async_copy: bool = False

@@ -102,8 +102,10 @@ def _triton_compile(case: Any, arch: int) -> Any:
 def _jobs(ops: tuple[str, ...], full: bool) -> list[tuple[str, int]]:
     from semipd_kernels.aot import TARGETS
 
-    targets = TARGETS + REPORTED_ONLY if full else TARGETS
-    return [(case.name, arch) for case in _cases(ops).values() if full or case.shipped for arch in targets]
+    chosen = [case for case in _cases(ops).values() if full or case.shipped]
+    jobs = [(case.name, arch) for case in chosen for arch in case.targets]
+    newest = [(case.name, arch) for case in chosen if max(TARGETS) in case.targets for arch in REPORTED_ONLY]
+    return jobs + newest if full else jobs
 
 
 @cache
