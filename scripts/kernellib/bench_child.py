@@ -74,7 +74,7 @@ def _workload(lane: Lane, workload: Workload) -> dict[str, Any]:
         if not check_error <= CHECK_LIMIT:
             raise ValueError(f"wrong: relative error {check_error:.3g} on {workload.checked_shape()}")
         sets = [
-            prepare(workload.op, workload.shape, Inputs("cuda", "cuda", seed), lane.num_sms)
+            prepare(workload.op, workload.shape, Inputs("cuda", "cuda", seed, num_sms=lane.num_sms))
             for seed in range(gpu.num_sets(workload.work.num_bytes))
         ]
         full_error = _full_size_error(sets[0])

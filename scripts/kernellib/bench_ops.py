@@ -10,10 +10,9 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
-from kernellib.workloads import Workload
+from kernellib.workloads import BLOCK_SIZE, Workload
 from semipd.core.sampling import SamplingParams
 
-BLOCK_SIZE = 16
 EPS = 1e-6
 CHECK_LIMIT = 1e-2
 """Of |out - reference| / |reference| in bfloat16."""
@@ -32,10 +31,28 @@ class Prepared:
 
 
 class Inputs:
-    """Random tensors: the same numbers on every device when `source` is the CPU. `ragged`: lengths differ."""
+    """Random tensors, and how to launch.
 
-    def __init__(self, device: str, source: str, seed: int, *, ragged: bool = False) -> None:
+    Args:
+        device: where the tensors are.
+        source: where the numbers are drawn: from the CPU, every device gets the same.
+        num_sms: of the lane.
+        config: of the attention operations; None: what they choose themselves.
+        ragged: sequences differ in length.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        source: str,
+        seed: int,
+        *,
+        num_sms: int,
+        config: Any = None,
+        ragged: bool = False,
+    ) -> None:
         self.device, self.source, self.ragged = device, source, ragged
+        self.num_sms, self.config = num_sms, config
         self._generator = torch.Generator(source).manual_seed(seed)
 
     def floats(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -67,11 +84,7 @@ class Inputs:
         return pool, (1 + self.order(seqs * blocks)).view(seqs, blocks).int()
 
 
-def prepare(op: str, shape: Mapping[str, int], inputs: Inputs, num_sms: int, config: Any = None) -> Prepared:
-    """`config`: of the attention operations; None: what they choose themselves."""
-    if op in ("decode_attention", "prefill_attention"):
-        return _BUILD[op](inputs, num_sms, config, **shape)
-    assert config is None, (op, config)
+def prepare(op: str, shape: Mapping[str, int], inputs: Inputs) -> Prepared:
     return _BUILD[op](inputs, **shape)
 
 
@@ -79,9 +92,9 @@ def worst_error(workload: Workload, device: str, num_sms: int, config: Any = Non
     """Largest relative error of anything written on the small shape, `device` against the CPU."""
     outputs = []
     for where in (device, "cpu"):
-        inputs = Inputs(where, "cpu", seed=1, ragged=True)
+        inputs = Inputs(where, "cpu", seed=1, num_sms=num_sms, config=config, ragged=True)
         with torch.no_grad():
-            outputs.append(prepare(workload.op, workload.checked_shape(), inputs, num_sms, config).run())
+            outputs.append(prepare(workload.op, workload.checked_shape(), inputs).run())
     return max(relative_error(got, want) for got, want in zip(*outputs, strict=True))
 
 
@@ -164,10 +177,23 @@ def _sampling(inputs: Inputs, rows: int, vocab_size: int) -> Prepared:
     return Prepared(lambda: (sample(logits, packed, counts, work, uses=uses, out=out),))
 
 
+def _kv_copy(inputs: Inputs, tokens: int, kv_heads: int, head_dim: int) -> Prepared:
+    from semipd_kernels.kv_copy import gather_kv
+
+    layer, tables = inputs.paged(1, tokens, kv_heads, head_dim)
+    pool, table = layer.unsqueeze(0), tables[0]
+    out = torch.empty(1, 2, tokens, kv_heads, head_dim, dtype=pool.dtype, device=pool.device)
+
+    def indexed() -> tuple[Tensor, ...]:
+        return (layer[:, table].transpose(2, 3).flatten(1, 2)[:, :tokens].contiguous().unsqueeze(0),)
+
+    return Prepared(
+        lambda: (gather_kv(pool, table, out, num_sms=inputs.num_sms),), {"torch": indexed}, comparable=True
+    )
+
+
 def _decode(
     inputs: Inputs,
-    num_sms: int,
-    config: Any,
     seqs: int,
     context: int,
     heads: int,
@@ -176,21 +202,20 @@ def _decode(
 ) -> Prepared:
     from semipd_kernels.decode_attention import decode_attention
 
+    num_sms = inputs.num_sms
     pool, tables = inputs.paged(seqs, context, kv_heads, head_dim)
     q = inputs.floats(seqs, heads, head_dim)
     kv_lens = torch.tensor(inputs.lengths(seqs, context), dtype=torch.int32, device=q.device)
     out = torch.empty_like(q)
 
     def run() -> tuple[Tensor, ...]:
-        return (decode_attention(q, pool, tables, kv_lens, num_sms=num_sms, out=out, config=config),)
+        return (decode_attention(q, pool, tables, kv_lens, num_sms=num_sms, out=out, config=inputs.config),)
 
     return Prepared(run, _sdpa(q.view(seqs, 1, heads, head_dim), pool, tables, context), comparable=True)
 
 
 def _prefill(
     inputs: Inputs,
-    num_sms: int,
-    config: Any,
     seqs: int,
     query_len: int,
     context: int,
@@ -200,6 +225,7 @@ def _prefill(
 ) -> Prepared:
     from semipd_kernels.prefill_attention import plan_prefill, prefill_attention
 
+    num_sms = inputs.num_sms
     pool, tables = inputs.paged(seqs, context, kv_heads, head_dim)
     contexts = inputs.lengths(seqs, context, least=query_len)
     rows = [query_len] * seqs
@@ -216,7 +242,7 @@ def _prefill(
         dtype=q.dtype,
         num_sms=num_sms,
         arch=_arch(q.device),
-        config=config,
+        config=inputs.config,
     )
     plan = replace(plan, items=plan.items.to(q.device))
 
@@ -236,10 +262,8 @@ def _matmul(inputs: Inputs, m: int, k: int, n: int) -> Prepared:
 def _sdpa(q: Tensor, pool: Tensor, tables: Tensor, context: int) -> dict[str, Run]:
     """torch's attention, one entry per backend, on keys and values gathered beforehand: contiguous for it.
 
-    `q`: [S, L, heads, D], the last L of `context` tokens. Nothing on the CPU: that is where checks run.
+    `q`: [S, L, heads, D], the last L of `context` tokens.
     """
-    if q.device.type == "cpu":
-        return {}
     query_len = q.shape[1]
     queries = q.transpose(1, 2)
     keys, values = (
@@ -282,6 +306,7 @@ _BUILD: dict[str, Callable[..., Prepared]] = {
     "embedding": _embedding,
     "rope_write": _rope_write,
     "sampling": _sampling,
+    "kv_copy": _kv_copy,
     "decode_attention": _decode,
     "prefill_attention": _prefill,
     "matmul": _matmul,

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 ITEM_BYTES = 2
 INDEX_BYTES = 4
+BLOCK_SIZE = 16
 
 
 class Work(NamedTuple):
@@ -86,14 +87,15 @@ def sampling_work(rows: int, vocab_size: int) -> Work:
 
 
 def kv_copy_work(tokens: int, kv_heads: int, head_dim: int) -> Work:
-    """Keys and values read and written, one int64 slot per token."""
-    return Work(4 * tokens * kv_heads * head_dim * ITEM_BYTES + 8 * tokens, 0)
+    """One layer of one sequence, gathered: keys and values read and written, and the block table."""
+    tables = -(-tokens // BLOCK_SIZE) * INDEX_BYTES
+    return Work(4 * tokens * kv_heads * head_dim * ITEM_BYTES + tables, 0)
 
 
 def decode_attention_work(seqs: int, context: int, heads: int, kv_heads: int, head_dim: int) -> Work:
     kv_items = 2 * seqs * context * kv_heads * head_dim
     q_items = 2 * seqs * heads * head_dim
-    tables = seqs * -(-context // 16) * INDEX_BYTES
+    tables = seqs * -(-context // BLOCK_SIZE) * INDEX_BYTES
     return Work((kv_items + q_items) * ITEM_BYTES + tables, 4 * seqs * context * heads * head_dim)
 
 
@@ -127,31 +129,30 @@ _SMALL_DECODE = {"seqs": 5, "context": 333}
 _SMALL_PREFILL = {"seqs": 2, "query_len": 97, "context": 161}
 
 
-def _decode(seqs: int, context: int, target: str = "", **heads: int) -> Workload:
+def decode_workload(seqs: int, context: int, target: str = "", **heads: int) -> Workload:
     label = "-".join([f"b{seqs}", f"ctx{context}", *(f"{name}{value}" for name, value in heads.items())])
     shape = {"seqs": seqs, "context": context, **_HEADS, **heads}
     return Workload("decode_attention", label, shape, _SMALL_DECODE, target=target)
 
 
-def _prefill(seqs: int, query_len: int, context: int, target: str = "", **heads: int) -> Workload:
-    label = "-".join(
-        [f"b{seqs}", f"q{query_len}", f"ctx{context}", *(f"{name}{value}" for name, value in heads.items())]
-    )
+def prefill_workload(seqs: int, query_len: int, context: int, target: str = "", **heads: int) -> Workload:
+    sizes = [f"b{seqs}", f"q{query_len}", f"ctx{context}"]
+    label = "-".join([*sizes, *(f"{name}{value}" for name, value in heads.items())])
     shape = {"seqs": seqs, "query_len": query_len, "context": context, **_HEADS, **heads}
     return Workload("prefill_attention", label, shape, _SMALL_PREFILL, "compute", target)
 
 
 WORKLOADS = (
-    _decode(64, 4096, "bandwidth"),
-    _prefill(1, 8192, 8192, "sdpa"),
+    decode_workload(64, 4096, "bandwidth"),
+    prefill_workload(1, 8192, 8192, "sdpa"),
     Workload("rms_norm", "t8192", {"rows": 8192, "width": 4096}, {"rows": 37}, target="bandwidth"),
     Workload("matmul", "t8192", {"m": 8192, "k": 4096, "n": 14336}, {"m": 64, "k": 64, "n": 64}, "compute"),
     Workload("silu_mul", "t8192", {"rows": 8192, "width": 14336}, {"rows": 37}),
     Workload("rope_write", "t8192", {"rows": 8192, **_HEADS}, {"rows": 37}),
-    _decode(8, 32768),
-    _decode(32, 1024),
-    _prefill(1, 2048, 32768),
-    _prefill(4, 2048, 2048),
+    decode_workload(8, 32768),
+    decode_workload(32, 1024),
+    prefill_workload(1, 2048, 32768),
+    prefill_workload(4, 2048, 2048),
     Workload("sampling", "b64", {"rows": 64, "vocab_size": 128256}, {"rows": 5, "vocab_size": 5003}),
     Workload("kv_copy", "t16384", {"tokens": 16384, "kv_heads": 8, "head_dim": 128}, {"tokens": 53}),
     Workload(
@@ -160,10 +161,10 @@ WORKLOADS = (
         {"rows": 8192, "width": 4096, "vocab_size": 128256},
         {"rows": 37, "vocab_size": 101},
     ),
-    _decode(64, 4096, head_dim=64),
-    _decode(64, 2048, kv_heads=4, head_dim=256),
-    _prefill(1, 8192, 8192, head_dim=64),
-    _prefill(1, 4096, 4096, kv_heads=4, heads=16, head_dim=256),
+    decode_workload(64, 4096, head_dim=64),
+    decode_workload(64, 2048, kv_heads=4, head_dim=256),
+    prefill_workload(1, 8192, 8192, head_dim=64),
+    prefill_workload(1, 4096, 4096, kv_heads=4, heads=16, head_dim=256),
     Workload("rms_norm", "t64", {"rows": 64, "width": 4096}, {"rows": 7}),
     Workload("silu_mul", "t64", {"rows": 64, "width": 14336}, {"rows": 7}),
     Workload("rope_write", "t64", {"rows": 64, **_HEADS}, {"rows": 7}),
