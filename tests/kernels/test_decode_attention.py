@@ -1,8 +1,14 @@
 """Decode attention on the interpreter and its reference against a slow oracle; splits against brute force."""
 
 import heapq
+import itertools
+import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +21,7 @@ from semipd_kernels.decode_attention import (
     decode_attention,
     decode_workspace,
 )
-from semipd_kernels.decode_attention.configs import candidates, choose
+from semipd_kernels.decode_attention.configs import SM_SHARED_KIB, candidates, choose
 from semipd_kernels.decode_attention.kernel import share_out
 from semipd_kernels.decode_attention.launch import batch_pad
 from semipd_kernels.decode_attention.reference import decode_attention_reference
@@ -36,6 +42,7 @@ from torch import Tensor
 
 from semipd.core.errors import SemipdError
 
+REPOSITORY = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 SMALL = DecodeConfig(tile=32, buffers=2, num_warps=4, ctas_per_sm=2)
 """Tiles of 32 keys (16 for fp32), so that short contexts have many."""
@@ -386,6 +393,26 @@ def test_chosen_configurations_are_candidates(arch: int, head_dim: int) -> None:
     assert len(set(every)) == len(every)
     for num_sms in (8, 16, 40, 48, 80, 132):
         assert choose(arch=arch, head_dim=head_dim, num_sms=num_sms) in every
+
+
+@pytest.mark.soak
+def test_chosen_configurations_occupy_an_sm_as_stated(tmp_path: Path) -> None:
+    """By shared memory (and the driver's KiB) and by registers, as compiled ahead of time."""
+    report = tmp_path / "report.json"
+    command = [sys.executable, "scripts/kernel_report.py", "--op", "decode_attention", "--workers", "1"]
+    paths = os.pathsep.join(["kernels", ".", os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "TRITON_CACHE_DIR": str(tmp_path / "triton")}
+    del environment["TRITON_INTERPRET"]
+    subprocess.run([*command, "--json", str(report)], cwd=REPOSITORY, env=environment, check=True)
+    compiled = {(facts["name"], facts["arch"]): facts for facts in json.loads(report.read_text())}
+    for head_dim, arch, num_sms in itertools.product((64, 128, 256), (80, 90), (24, 40, 64, 132)):
+        config = choose(arch=arch, head_dim=head_dim, num_sms=num_sms)
+        name = f"decode_attention/bf16/d{head_dim}/g4/b16/tile{config.tile}x{config.buffers}/split128"
+        facts = compiled[name, arch]
+        shared = config.ctas_per_sm * (facts["shared_bytes"] + 1024)
+        registers = config.ctas_per_sm * config.num_warps * 32 * -(-facts["registers"] // 8) * 8
+        assert shared <= SM_SHARED_KIB[arch] * 1024, (config, arch, shared)
+        assert registers <= 2**16, (config, arch, registers)
 
 
 def test_bytes_in_flight_saturate_memory_from_32_sms_up() -> None:

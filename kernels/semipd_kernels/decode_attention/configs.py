@@ -19,8 +19,17 @@ TILE_BYTES = 32 * 1024
 """64 keys of 128 in 16 bits: 4 times the 16 keys of one tensor-core step for each of 4 warps, and few enough
 that rounding a context up to tiles wastes little."""
 
+MIN_TILE = 16
+"""Keys of one tensor-core step."""
+
 FEW_SMS = 40
-"""Below 48 SMs the two CTAs with more tiles in flight, see `choose`."""
+"""From 48 SMs up there are bytes in flight to spare, see `choose`."""
+
+SM_SHARED_KIB = {80: 164, 90: 228}
+OTHER_SHARED_KIB = 11
+"""Of one program beside its tiles; the last KiB for the driver comes on top. For groups of at most 16."""
+MAX_CTAS = {4: 3, 8: 2}
+"""By warps: what 64K registers allow when a thread needs up to 168, or 128 with 8 warps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +37,7 @@ class DecodeConfig:
     """How one program reads.
 
     Attributes:
-        tile: keys per tile for 16-bit types; 32-bit types take half as many. Power of two, 32 to 256.
+        tile: keys per tile for 16-bit types; 32-bit types take half as many, at least 16. Power of two.
         buffers: tiles of keys and values in shared memory.
         num_warps: of one program.
         ctas_per_sm: programs that fit one SM, for `choose_num_splits`.
@@ -40,7 +49,7 @@ class DecodeConfig:
     ctas_per_sm: int
 
     def tile_of(self, item_bytes: int) -> int:
-        return self.tile if item_bytes == 2 else self.tile // 2
+        return self.tile if item_bytes == 2 else max(MIN_TILE, self.tile // 2)
 
 
 def choose(*, arch: int, head_dim: int, num_sms: int) -> DecodeConfig:
@@ -68,13 +77,12 @@ def tile_for(head_dim: int) -> int:
 
 
 def candidates(*, arch: int, head_dim: int) -> Iterator[DecodeConfig]:
-    """What may be tuned: whatever fits an SM's shared memory. Larger tiles with more warps included."""
-    sm_kib = 228 if arch >= 90 else 164
-    for factor in (1, 2):
-        for buffers in (2, 3, 4):
-            for num_warps in (4, 8):
-                # queries, weights and the partly used last KiB: 11 KiB at most
-                kib = factor * buffers * TILE_BYTES // 1024 + 11
-                fitting = min(sm_kib // (kib + 1), 4)
+    """What may be tuned: half, the same and twice the tile, in as many buffers as shared memory holds."""
+    sm_kib = SM_SHARED_KIB[90 if arch >= 90 else 80]
+    for tile in (tile_for(head_dim) // 2, tile_for(head_dim), tile_for(head_dim) * 2):
+        tile_kib = tile * head_dim * 2 * 2 // 1024
+        for buffers in (2, 3, 4, 6):
+            for num_warps, most in MAX_CTAS.items():
+                fitting = sm_kib // (buffers * tile_kib + OTHER_SHARED_KIB + 1)
                 if fitting:
-                    yield DecodeConfig(factor * tile_for(head_dim), buffers, num_warps, fitting)
+                    yield DecodeConfig(tile, buffers, num_warps, min(fitting, most))

@@ -24,9 +24,10 @@ def choose_num_splits(
 
         ceil(batch * num_kv_heads * s / S) * (ceil(T / (s - u)) + ITEM_OVERHEAD_TILES)
 
-    waves of programs, times the longest program; plus MERGE_TILES if s > 1. u is 1/2 for batch > 1, else 0: rounding up to whole splits
-    costs every sequence of a ragged batch half an item on average, and one alone nothing. s = 1 is thereby
-    seen as what it is in a ragged batch, the one choice that cannot even out lengths.
+    waves of programs, times the longest program; plus MERGE_TILES if s > 1. u is 1/2 for batch > 1, else 0:
+    rounding up to whole splits costs every sequence of a ragged batch half an item on average, and one alone
+    nothing. s = 1 is thereby seen as what it is in a ragged batch, the one choice that cannot even out
+    lengths.
 
     Args:
         batch: rows of the captured batch, padded rows included; at least 1.
