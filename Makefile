@@ -1,6 +1,7 @@
-# semipd: make start | test | check | soak
+# semipd: make start | test | check | soak | test-triton
 # PYTHON=...        the interpreter for the virtual environment (3.11 or newer)
 # TORCH_INDEX=URL   an extra package index for torch, such as PyTorch's index of CPU builds
+# TRITON=3.6.0      the Triton that test-triton runs on; a newer one has its own environment beside it
 # ARGS="..."        more arguments for semipd-daemon start
 
 VENV ?= .venv
@@ -8,13 +9,15 @@ BIN := $(VENV)/bin
 ARGS ?=
 NODE_CACHE ?= $(HOME)/.cache/semipd-node
 TORCH_INDEX ?=
+TRITON ?= 3.6.0
+TRITON_VENV ?= .venv-triton-$(TRITON)
 
 # the first interpreter that is new enough and can make virtual environments; a name that only pyenv knows fails here
 CAN_USE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
 	$$python -c '$(CAN_USE)' 2>/dev/null && { command -v $$python; break; }; done)
 
-.PHONY: start test check soak clean
+.PHONY: start test test-triton check soak clean
 
 start: $(VENV)/.installed
 	@exec $(BIN)/semipd-daemon start $(ARGS)
@@ -31,14 +34,30 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest tests/unit tests/daemon/test_cli_lifecycle.py $(wildcard tests/daemon/test_end_to_end*.py)
+	$(BIN)/python scripts/kernel_report.py --summary --cache .kernel_cache
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/pytest -m soak --timeout 3600
 	@set -e; for script in $(wildcard scripts/soak_*.py scripts/fuzz_*.py); do \
 		echo "$$script"; $(BIN)/python $$script; done
+	$(BIN)/python scripts/kernel_report.py --full --summary --cache .kernel_cache
+	@$(MAKE) --no-print-directory test-triton
+
+# The kernels' tests and report on the oldest Triton, beside the newest in $(VENV). Nothing but what the engine
+# side needs is installed. Triton 3.6's interpreter does not know numpy 2.4.
+test-triton: $(TRITON_VENV)/.installed
+	PYTHONPATH=.:kernels $(TRITON_VENV)/bin/python -m pytest tests/kernels
+	PYTHONPATH=.:kernels $(TRITON_VENV)/bin/python scripts/kernel_report.py --summary --cache .kernel_cache
+
+$(TRITON_VENV)/.installed: | $(BIN)/python
+	$(BIN)/python -m venv $(TRITON_VENV)
+	$(TRITON_VENV)/bin/python -m pip install --disable-pip-version-check \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) 'triton==$(TRITON)' 'numpy<2.4' \
+		'torch>=2.11,<2.14' pytest pytest-asyncio pytest-timeout
+	@touch $@
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-triton-* .kernel_cache dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { \

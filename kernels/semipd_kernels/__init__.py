@@ -1,4 +1,6 @@
-"""GPU kernels, one file per operation: its launcher, its Triton kernel and its plain torch reference.
+"""GPU kernels. One operation, one folder: `__init__.py` checks and launches, `kernel.py` holds the Triton
+kernels, `reference.py` the plain torch version that says what the operation means, `aot.py` what to compile
+ahead of time. `dispatch.py` decides which of the two runs.
 
-Empty so far: the CPU device computes with torch alone.
+Importing an operation imports torch, never triton: that happens at the first launch.
 """

@@ -1,0 +1,44 @@
+"""What a kernel looks like when it is compiled without a GPU: the contract between operations and the report."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+TARGETS = (80, 90)
+"""Compute capabilities that must compile; 100 is reported only."""
+
+
+@dataclass(frozen=True, slots=True)
+class AotCase:
+    """One specialisation of one kernel, with what must be true of its code.
+
+    Attributes:
+        name: unique, for example `decode_attention/bf16/d128/g4`.
+        kernel: the function under `triton.jit`.
+        signature: Triton's type of every run-time argument, by name in order: `*bf16`, `i32`, `fp32`, ...
+        constexprs: values of the `tl.constexpr` arguments.
+        aligned: run-time arguments known to be divisible by 16 (pointers: by 16 bytes). Must hold for what
+            the launcher passes, or the report describes code that never runs.
+        num_warps, num_stages: as launched.
+        targets: what it is launched on; a configuration may be one architecture's own.
+        shipped: compiled in `make check`; the others only in the full matrix of `make soak`.
+        tensor_cores: the code must hold tensor-core instructions.
+        async_copy: the code must hold asynchronous copies (cp.async or TMA).
+        vector_bytes: global loads in loops must move at least so many bytes per thread and instruction; 0: no loop.
+        spills_allowed: bytes; anything else than 0 needs its reason beside it.
+    """
+
+    name: str
+    kernel: Any
+    signature: Mapping[str, str]
+    constexprs: Mapping[str, Any]
+    aligned: frozenset[str]
+    num_warps: int = 4
+    num_stages: int = 2
+    targets: tuple[int, ...] = TARGETS
+    shipped: bool = True
+    tensor_cores: bool = False
+    async_copy: bool = False
+    vector_bytes: int = 0
+    spills_allowed: int = 0
+    options: Mapping[str, Any] = field(default_factory=lambda: {"enable_fp_fusion": True})

@@ -1,0 +1,24 @@
+"""Which operations there are."""
+
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+
+from semipd_kernels.aot import AotCase
+
+OPS = (
+    "rms_norm",
+    "rope_write",
+    "silu_mul",
+    "embedding",
+    "sampling",
+    "prefill_attention",
+    "decode_attention",
+    "kv_copy",
+)
+"""Each is a folder of this package."""
+
+
+def aot_cases(ops: Iterable[str] = OPS) -> Iterator[AotCase]:
+    """What every operation compiles ahead of time: `<op>/aot.py: cases()`. Imports triton."""
+    for op in ops:
+        yield from import_module(f"semipd_kernels.{op}.aot").cases()

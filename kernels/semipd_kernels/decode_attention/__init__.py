@@ -1,0 +1,176 @@
+"""Attention of one query token per sequence over the paged KV pool, split over the keys."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from semipd.core.errors import SemipdError
+from semipd_kernels.decode_attention.configs import DecodeConfig
+from semipd_kernels.decode_attention.reference import decode_attention_reference
+from semipd_kernels.decode_attention.splits import choose_num_splits
+from semipd_kernels.dispatch import takes_triton
+
+__all__ = ["DecodeConfig", "DecodeWorkspace", "choose_num_splits", "decode_attention", "decode_workspace"]
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+HEAD_DIMS = (64, 128, 256)
+MIN_BLOCK_SIZE = 16
+MAX_GROUP = 64
+"""Query heads per KV head: one tile of rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeWorkspace:
+    """Where the splits of one launch leave their results for the merge. Never needs clearing; launches on one
+    stream may share it, also those of different batch sizes.
+
+    Attributes:
+        partial_out: [items, heads, D] float32, items = batch * num_splits.
+        partial_lse: [items, heads] float32, log2 of the sum of exponentials.
+        spans: [batch, 2] int32, each sequence's first item and number of items.
+    """
+
+    partial_out: Tensor
+    partial_lse: Tensor
+    spans: Tensor
+
+
+def decode_workspace(
+    batch: int, heads: int, head_dim: int, num_splits: int, device: torch.device
+) -> DecodeWorkspace:
+    """Room for any launch with these heads, at most `batch` rows and at most batch * num_splits items.
+
+    4 * batch * num_splits * heads * (head_dim + 1) bytes, and a little.
+    """
+    items = batch * num_splits
+    return DecodeWorkspace(
+        torch.empty(items, heads, head_dim, dtype=torch.float32, device=device),
+        torch.empty(items, heads, dtype=torch.float32, device=device),
+        torch.empty(batch, 2, dtype=torch.int32, device=device),
+    )
+
+
+def decode_attention(
+    q: Tensor,
+    kv_layer: Tensor,
+    block_tables: Tensor,
+    kv_lens: Tensor,
+    *,
+    num_sms: int,
+    scale: float | None = None,
+    num_splits: int | None = None,
+    out: Tensor | None = None,
+    workspace: DecodeWorkspace | None = None,
+    config: DecodeConfig | None = None,
+) -> Tensor:
+    """softmax(q keys^T * scale) values for each row, over the row's first `kv_lens` tokens; fp32 inside.
+
+    Safe in a captured graph: the grid follows from shapes, lengths are read on the device. Memory is
+    allocated only for what is not passed in. Nothing is read from slots beyond a context, nor from table
+    entries beyond its last block. How keys are split depends on all lengths of the batch, so the last bits
+    of a row do too.
+
+    Args:
+        q: [B, heads, D] bf16, fp16 or fp32, D 64, 128 or 256; heads of a row contiguous, rows at any stride.
+        kv_layer: [2 (keys, values), blocks, kv heads, block_size, D] of q's dtype, contiguous; block_size a
+            power of two, at least 16. Heads are a multiple of kv heads, at most 64 times as many.
+        block_tables: [B, W] int32, rows at any stride; W * block_size >= max(kv_lens).
+        kv_lens: [B] int32; 0 marks a padded row: its output is zeros.
+        num_sms: of the lane the kernel will run on; sizes the work, decides nothing about the result.
+        scale: default D ** -0.5.
+        num_splits: from `choose_num_splits`; default its choice for contexts as wide as the tables. With more
+            than 1 a second kernel merges.
+        out: like q; rows at any stride.
+        workspace: from `decode_workspace`; unused when num_splits is 1.
+        config: default `configs.choose` for the device, D and num_sms.
+
+    Returns:
+        `out`, or a new contiguous tensor.
+
+    Raises:
+        SemipdError: `unsupported_kernel` for other dtypes, shapes or layouts, or a workspace too small.
+    """
+    _check_query(q, kv_layer)
+    _check_batch(q, block_tables, kv_lens)
+    if num_sms < 1 or (num_splits is not None and num_splits < 1):
+        _refuse(f"needs at least one SM and one split; got num_sms {num_sms}, num_splits {num_splits}")
+    scale = q.shape[2] ** -0.5 if scale is None else scale
+    if out is None:
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    elif out.shape != q.shape or out.dtype != q.dtype or out.stride()[1:] != (q.shape[2], 1):
+        _refuse(f"writes {_layout(q)}; out is {_layout(out)}")
+    if not takes_triton(q):
+        decode_attention_reference(q, kv_layer, block_tables, kv_lens, scale, out)
+    elif q.shape[0]:
+        from semipd_kernels.decode_attention.launch import launch
+
+        launch(q, kv_layer, block_tables, kv_lens, scale, out, num_sms, num_splits, workspace, config)
+    return out
+
+
+def check_workspace(workspace: DecodeWorkspace, q: Tensor, num_splits: int) -> None:
+    """Raises SemipdError when `num_splits` of every row of `q` do not fit."""
+    batch, heads, head_dim = q.shape
+    items = workspace.partial_out.shape[0]
+    if (
+        items < batch * num_splits
+        or workspace.partial_out.shape != (items, heads, head_dim)
+        or workspace.partial_lse.shape != (items, heads)
+        or workspace.spans.shape[0] < batch
+    ):
+        _refuse(
+            f"needs a workspace for {batch} rows of {heads} x {head_dim} and {batch * num_splits} items; got "
+            f"one for {workspace.spans.shape[0]} rows and {list(workspace.partial_out.shape)}. "
+            f"Make it with decode_workspace({batch}, {heads}, {head_dim}, {num_splits}, device)"
+        )
+
+
+def _check_query(q: Tensor, kv_layer: Tensor) -> None:
+    if q.dim() != 3 or q.dtype not in DTYPES or q.shape[2] not in HEAD_DIMS:
+        _refuse(
+            f"takes q [B, heads, D] of a 16- or 32-bit float dtype with D in {HEAD_DIMS}; got {_layout(q)}"
+        )
+    head_dim = q.shape[2]
+    if q.stride()[1:] != (head_dim, 1):
+        _refuse(f"needs the heads of a row contiguous; q is {_layout(q)}")
+    if (
+        kv_layer.dim() != 5
+        or kv_layer.shape[0] != 2
+        or kv_layer.shape[4] != head_dim
+        or kv_layer.dtype != q.dtype
+        or not kv_layer.is_contiguous()
+    ):
+        _refuse(
+            f"needs a contiguous {q.dtype} pool [2, blocks, kv heads, block size, {head_dim}]; "
+            f"got {_layout(kv_layer)}"
+        )
+    num_kv_heads, block_size = kv_layer.shape[2:4]
+    if block_size < MIN_BLOCK_SIZE or block_size & (block_size - 1):
+        _refuse(f"needs blocks of a power of two of tokens, at least {MIN_BLOCK_SIZE}; got {block_size}")
+    group, rest = divmod(q.shape[1], num_kv_heads)
+    if rest or not 1 <= group <= MAX_GROUP:
+        _refuse(f"needs 1 to {MAX_GROUP} whole query heads per kv head; got {q.shape[1]} for {num_kv_heads}")
+
+
+def _check_batch(q: Tensor, block_tables: Tensor, kv_lens: Tensor) -> None:
+    batch = q.shape[0]
+    if (
+        block_tables.dim() != 2
+        or block_tables.shape[0] != batch
+        or block_tables.dtype != torch.int32
+        or block_tables.stride(1) != 1
+    ):
+        _refuse(
+            f"needs block_tables [{batch}, W] int32 with unit element stride; got {_layout(block_tables)}"
+        )
+    if kv_lens.shape != (batch,) or kv_lens.dtype != torch.int32 or not kv_lens.is_contiguous():
+        _refuse(f"needs kv_lens [{batch}] int32, contiguous; got {_layout(kv_lens)}")
+
+
+def _layout(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} {tensor.dtype} strides {tensor.stride()}"
+
+
+def _refuse(sentence: str) -> None:
+    raise SemipdError("unsupported_kernel", f"decode_attention {sentence}.")

@@ -1,0 +1,113 @@
+"""What the report compiles."""
+
+from collections.abc import Iterator
+
+from semipd_kernels.aot import AotCase
+from semipd_kernels.decode_attention.configs import DecodeConfig, choose
+from semipd_kernels.decode_attention.kernel import decode_attention_kernel, merge_splits_kernel
+from semipd_kernels.decode_attention.launch import MERGE_WARPS, SPLITS_TILE, batch_pad, group_pad
+
+HEAD_DIMS = (64, 128, 256)
+ITEM_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+
+
+def cases() -> Iterator[AotCase]:
+    """One group size stands for all that are padded to the same tile; others in the full matrix."""
+    for dtype in ITEM_BYTES:
+        for head_dim in HEAD_DIMS:
+            yield _merge(dtype, head_dim)
+            for config in _configs(head_dim):
+                for split in (True, False):
+                    shipped = dtype == "bf16" or head_dim == 128
+                    yield _case(dtype, head_dim, config, split=split, shipped=shipped)
+    for head_dim in HEAD_DIMS:
+        for config in _configs(head_dim):
+            for block_size in (32, 64, 256):
+                yield _case("bf16", head_dim, config, block_size=block_size)
+            for group in (1, 7, 12, 32, 64):
+                yield _case("bf16", head_dim, config, group=group)
+            for batch in (256, 1024):
+                yield _case("bf16", head_dim, config, batch=batch)
+
+
+def _configs(head_dim: int) -> list[DecodeConfig]:
+    """Configurations in use that differ in code."""
+    lanes = ((80, 108), (90, 132), (90, 24))
+    chosen = [choose(arch=arch, head_dim=head_dim, num_sms=num_sms) for arch, num_sms in lanes]
+    return list({(config.tile, config.buffers, config.num_warps): config for config in chosen}.values())
+
+
+def _case(
+    dtype: str,
+    head_dim: int,
+    config: DecodeConfig,
+    *,
+    split: bool = True,
+    block_size: int = 16,
+    group: int = 4,
+    batch: int = 64,
+    shipped: bool = False,
+) -> AotCase:
+    partials, spans = ("*fp32", "*i32") if split else (f"*{dtype}", "*i32")
+    tile = config.tile_of(ITEM_BYTES[dtype])
+    return AotCase(
+        name=f"decode_attention/{dtype}/d{head_dim}/g{group}/b{block_size}/tile{tile}x{config.buffers}"
+        + (f"/split{batch_pad(batch)}" if split else ""),
+        kernel=decode_attention_kernel,
+        signature={
+            "q_ptr": f"*{dtype}",
+            "kv_ptr": f"*{dtype}",
+            "block_tables_ptr": "*i32",
+            "kv_lens_ptr": "*i32",
+            "out_ptr": f"*{dtype}",
+            "partial_out_ptr": partials,
+            "partial_lse_ptr": partials,
+            "spans_ptr": spans,
+            **dict.fromkeys(("q_stride", "out_stride", "table_stride", "batch", "num_items"), "i32"),
+            **dict.fromkeys(("num_blocks", "num_kv_heads"), "i32"),
+            "scale_log2e": "fp32",
+        },
+        constexprs={
+            "GROUP": group,
+            "GROUP_PAD": group_pad(group),
+            "HEAD_DIM": head_dim,
+            "BLOCK_SIZE": block_size,
+            "TILE": tile,
+            "BUFFERS": config.buffers,
+            "SPLIT": split,
+            "BATCH_PAD": batch_pad(batch) if split else 1,
+        },
+        aligned=frozenset(
+            ("q_ptr", "kv_ptr", "out_ptr", "partial_out_ptr", "partial_lse_ptr", "q_stride", "out_stride")
+        ),
+        num_warps=config.num_warps,
+        num_stages=1,
+        shipped=shipped,
+        tensor_cores=dtype != "fp32",  # fp32 is for exactness: its products are plain multiply-adds
+        async_copy=True,
+        vector_bytes=16,
+        # An address, saved before the loop and read after it: ptxas prefers 80 or 96 registers for sm_80.
+        spills_allowed=8 if dtype == "fp32" else 0,
+    )
+
+
+def _merge(dtype: str, head_dim: int) -> AotCase:
+    return AotCase(
+        name=f"decode_attention/merge/{dtype}/d{head_dim}",
+        kernel=merge_splits_kernel,
+        signature={
+            "kv_lens_ptr": "*i32",
+            "spans_ptr": "*i32",
+            "partial_out_ptr": "*fp32",
+            "partial_lse_ptr": "*fp32",
+            "out_ptr": f"*{dtype}",
+            "out_stride": "i32",
+            "num_heads": "i32",
+        },
+        constexprs={"HEAD_DIM": head_dim, "SPLITS_TILE": SPLITS_TILE},
+        aligned=frozenset(("partial_out_ptr", "partial_lse_ptr", "out_ptr", "out_stride")),
+        num_warps=MERGE_WARPS,
+        num_stages=1,
+        shipped=dtype == "bf16",
+        vector_bytes=16,
+    )

@@ -1,0 +1,183 @@
+"""Split-KV decode attention over the paged pool, and the merge of its partial results.
+
+Online softmax as in FlashAttention-2 (arXiv 2307.08691), in base 2; partial results are merged by their
+log-sum-exp as in Flash-Decoding.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def count_items(tiles, chunk):
+    """Work items of the whole batch when none may hold more than `chunk` tiles."""
+    return tl.sum((tiles + chunk - 1) // chunk)
+
+
+@triton.jit
+def share_out(kv_lens_ptr, batch, num_items, TILE: tl.constexpr, BATCH_PAD: tl.constexpr):
+    """Splits of every sequence, int32 [BATCH_PAD]: as even as `num_items`, at least 2 * batch, allow.
+
+    A split holds at most `chunk` tiles, the smallest number with which the items suffice. It is at least
+    total / items, which is enough for a uniform batch, and at most total / (items - batch), because rounding
+    up costs each sequence less than one item.
+    """
+    rows = tl.arange(0, BATCH_PAD)
+    tiles = (tl.load(kv_lens_ptr + rows, mask=rows < batch, other=0) + TILE - 1) // TILE
+    total = tl.sum(tiles)
+    spare = num_items - batch
+    low = tl.maximum((total + num_items - 1) // num_items, 1)
+    high = tl.where(count_items(tiles, low) <= num_items, low, (total + spare - 1) // spare)
+    # Not `while`: behind one, Triton 3.9 forgets the alignment of addresses.
+    for _ in range(tl.ceil(tl.log2((high - low + 1).to(tl.float32))).to(tl.int32)):
+        middle = (low + high) // 2
+        fits = count_items(tiles, middle) <= num_items
+        high = tl.where(fits, middle, high)
+        low = tl.where(fits, low, middle + 1)
+    return (tiles + high - 1) // high
+
+
+@triton.jit(
+    do_not_specialize=["table_stride", "batch", "num_items", "num_blocks", "num_kv_heads"],
+    do_not_specialize_on_alignment=["block_tables_ptr", "kv_lens_ptr", "spans_ptr"],
+)
+def decode_attention_kernel(
+    q_ptr,
+    kv_ptr,
+    block_tables_ptr,
+    kv_lens_ptr,
+    out_ptr,
+    partial_out_ptr,
+    partial_lse_ptr,
+    spans_ptr,
+    q_stride,
+    out_stride,
+    table_stride,
+    batch,
+    num_items,
+    num_blocks,
+    num_kv_heads,
+    scale_log2e,
+    GROUP: tl.constexpr,
+    GROUP_PAD: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    BUFFERS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BATCH_PAD: tl.constexpr,
+):
+    """One program: the query heads of one KV head over one contiguous range of one sequence's keys.
+
+    Grid: num_items * num_kv_heads, KV head fastest, so that neighbours read neighbouring tiles of a block.
+    With SPLIT an item is one split of some sequence and writes to row `item` of the partial results, or to
+    `out` when its sequence has no other split; else item i is the whole of sequence i.
+    """
+    kv_head = tl.program_id(0) % num_kv_heads
+    item = tl.program_id(0) // num_kv_heads
+    seq = item
+    split = 0
+    num_splits = 1
+    if SPLIT:
+        splits = share_out(kv_lens_ptr, batch, num_items, TILE, BATCH_PAD)
+        if item >= tl.sum(splits):
+            return
+        before = tl.cumsum(splits) <= item
+        seq = tl.sum(before.to(tl.int32))
+        first = tl.sum(tl.where(before, splits, 0))
+        split = item - first
+        num_splits = tl.sum(tl.where(tl.arange(0, BATCH_PAD) == seq, splits, 0))
+        if (kv_head == 0) & (split == 0):
+            tl.store(spans_ptr + 2 * seq, first)
+            tl.store(spans_ptr + 2 * seq + 1, num_splits)
+
+    kv_len = tl.load(kv_lens_ptr + seq)
+    num_tiles = (kv_len + TILE - 1) // TILE
+    start = split * num_tiles // num_splits * TILE
+    stop = (split + 1) * num_tiles // num_splits * TILE
+
+    dims = tl.arange(0, HEAD_DIM)
+    rows = tl.arange(0, GROUP_PAD)
+    in_group = (rows < GROUP)[:, None]
+    heads = kv_head * GROUP + rows
+    row_offsets = heads[:, None] * HEAD_DIM + dims[None, :]
+    q = tl.load(q_ptr + seq.to(tl.int64) * q_stride + row_offsets, mask=in_group, other=0.0)
+
+    table_ptr = block_tables_ptr + seq.to(tl.int64) * table_stride
+    values_offset = num_blocks.to(tl.int64) * num_kv_heads * (BLOCK_SIZE * HEAD_DIM)
+    tile_rows = tl.arange(0, TILE)
+    peak = tl.full([GROUP_PAD], float("-inf"), tl.float32)
+    mass = tl.zeros([GROUP_PAD], tl.float32)
+    acc = tl.zeros([GROUP_PAD, HEAD_DIM], tl.float32)
+    # From 0, not from `start`: with a start known only at run time Triton 3.9 forgets that the rows of keys
+    # are aligned, and loads single elements. Block ids are loads that loads depend on: the pipeliner gives
+    # the two levels half the stages each, so these many stages keep BUFFERS tiles of keys and of values.
+    for done in tl.range(0, stop - start, TILE, num_stages=2 * BUFFERS + 2):
+        positions = start + done + tile_rows
+        held = positions < kv_len
+        blocks = tl.load(table_ptr + positions // BLOCK_SIZE, mask=held, other=0).to(tl.int64)
+        slots = (blocks * num_kv_heads + kv_head) * BLOCK_SIZE + positions % BLOCK_SIZE
+        key_ptrs = kv_ptr + slots[:, None] * HEAD_DIM + dims[None, :]
+        keys = tl.load(key_ptrs, mask=held[:, None], other=0.0)
+        values = tl.load(key_ptrs + values_offset, mask=held[:, None], other=0.0)
+        scores = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale_log2e
+        scores = tl.where(held[None, :], scores, float("-inf"))
+        new_peak = tl.maximum(peak, tl.max(scores, 1))
+        weights = tl.exp2(scores - new_peak[:, None])
+        shrink = tl.exp2(peak - new_peak)
+        mass = mass * shrink + tl.sum(weights, 1)
+        acc = tl.dot(weights.to(values.dtype), values, acc * shrink[:, None], input_precision="ieee")
+        peak = new_peak
+
+    out = acc / tl.where(mass > 0, mass, 1.0)[:, None]  # without keys: zeros
+    if num_splits == 1:
+        out_ptrs = out_ptr + seq.to(tl.int64) * out_stride + row_offsets
+        tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=in_group)
+    else:
+        partial = item.to(tl.int64) * (num_kv_heads * GROUP)
+        tl.store(partial_out_ptr + partial * HEAD_DIM + row_offsets, out, mask=in_group)
+        tl.store(partial_lse_ptr + partial + heads, peak + tl.log2(mass), mask=rows < GROUP)
+
+
+@triton.jit(do_not_specialize=["num_heads"], do_not_specialize_on_alignment=["kv_lens_ptr", "spans_ptr"])
+def merge_splits_kernel(
+    kv_lens_ptr,
+    spans_ptr,
+    partial_out_ptr,
+    partial_lse_ptr,
+    out_ptr,
+    out_stride,
+    num_heads,
+    HEAD_DIM: tl.constexpr,
+    SPLITS_TILE: tl.constexpr,
+):
+    """One program: one head of one sequence. Grid: batch * num_heads, head fastest."""
+    head = tl.program_id(0) % num_heads
+    seq = tl.program_id(0) // num_heads
+    dims = tl.arange(0, HEAD_DIM)
+    out_ptrs = out_ptr + seq.to(tl.int64) * out_stride + head * HEAD_DIM + dims
+    if tl.load(kv_lens_ptr + seq) <= 0:
+        tl.store(out_ptrs, tl.zeros([HEAD_DIM], out_ptr.dtype.element_ty))
+        return
+    first = tl.load(spans_ptr + 2 * seq)
+    num_splits = tl.load(spans_ptr + 2 * seq + 1)
+    if num_splits == 1:
+        return
+
+    peak = float("-inf")
+    mass = 0.0
+    acc = tl.zeros([HEAD_DIM], tl.float32)
+    for start in tl.range(0, num_splits, SPLITS_TILE):
+        splits = start + tl.arange(0, SPLITS_TILE)
+        held = splits < num_splits
+        partials = (first + splits).to(tl.int64) * num_heads + head
+        lse = tl.load(partial_lse_ptr + partials, mask=held, other=float("-inf"))
+        part_ptrs = partial_out_ptr + partials[:, None] * HEAD_DIM + dims[None, :]
+        parts = tl.load(part_ptrs, mask=held[:, None], other=0.0)
+        new_peak = tl.maximum(peak, tl.max(lse, 0))
+        weights = tl.exp2(lse - new_peak)
+        shrink = tl.exp2(peak - new_peak)
+        mass = mass * shrink + tl.sum(weights, 0)
+        acc = acc * shrink + tl.sum(weights[:, None] * parts, 0)
+        peak = new_peak
+    tl.store(out_ptrs, (acc / mass).to(out_ptr.dtype.element_ty))

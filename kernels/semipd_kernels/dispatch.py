@@ -1,0 +1,12 @@
+"""The one place that decides who computes: Triton for CUDA tensors, the reference for CPU tensors."""
+
+import os
+
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Triton's interpreter runs kernels on CPU tensors: for tests. Triton reads the variable when it is imported."""
+
+
+def takes_triton(tensor: Tensor) -> bool:
+    return tensor.is_cuda or INTERPRETED

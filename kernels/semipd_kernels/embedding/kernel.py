@@ -1,0 +1,17 @@
+"""One program per tile of one row."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def embedding_kernel(
+    ids_ptr, table_ptr, out_ptr, table_stride, out_stride, vocab_size, width, tiles, TILE: tl.constexpr
+):
+    program = tl.program_id(0)
+    row = (program // tiles).to(tl.int64)
+    columns = (program % tiles) * TILE + tl.arange(0, TILE)
+    token = tl.load(ids_ptr + row).to(tl.int64)
+    readable = tl.where((token >= 0) & (token < vocab_size), width, 0)
+    values = tl.load(table_ptr + token * table_stride + columns, mask=columns < readable, other=0.0)
+    tl.store(out_ptr + row * out_stride + columns, values, mask=columns < width)

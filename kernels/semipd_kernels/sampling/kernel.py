@@ -1,0 +1,511 @@
+"""Sampling: kernels over (row, tile of the vocabulary) alternate with kernels over rows.
+
+    adjust   per tile   bias, masks, penalties; largest logit of the tile
+    best     per row    greedy token; whether to draw, and through which filters
+    coarse   per tile   histogram of (count, mass) over 1895 intervals of the distance to the largest logit
+    select   per row    which interval holds the k-th token, or the end of the nucleus
+    refine   per tile   histogram of that interval alone, by the next 12, then the last 11 bits of a distance
+    weigh    per tile   surviving mass
+    pick     per row    uniform, tile, token
+
+A token's distance is d = (largest logit - logit) / temperature, at least 0; its mass is the integer part
+of exp(-d) 2^40. Sums of integers do not depend on the order of addition: histograms may use atomics, tiles
+may be summed in any order, and a row's token still depends on that row alone.
+"""
+
+import triton
+import triton.language as tl
+
+COARSE_BINS = tl.constexpr(2048)
+FINE_BINS = tl.constexpr(4096)
+FINE_BITS = tl.constexpr(11)
+FINE_MASK = tl.constexpr(2**11 - 1)
+
+MODE = tl.constexpr(0)
+"""Fields of a row's state, int64 [STATE_FIELDS]. MODE: DONE, DRAW, or the filter being resolved."""
+BEFORE_COUNT = tl.constexpr(1)  # tokens and mass ranked before the interval under refinement
+BEFORE_MASS = tl.constexpr(2)
+COARSE_BIN = tl.constexpr(3)  # the interval under refinement
+FINE_BIN = tl.constexpr(4)
+NEEDED = tl.constexpr(5)  # top-p: mass the nucleus must reach
+TOP_K_BITS = tl.constexpr(6)  # largest distance within top-k, as bits
+LIMIT = tl.constexpr(7)  # distances below survive, as bits
+TIES = tl.constexpr(8)  # how many at the limit survive, lowest ids first
+STATE_FIELDS = tl.constexpr(16)
+
+DONE = tl.constexpr(0)
+DRAW = tl.constexpr(1)
+TOP_K = tl.constexpr(2)
+TOP_P = tl.constexpr(3)
+
+ALL_BITS = tl.constexpr(0x7FFFFFFF)
+OUTPUT_COUNT = tl.constexpr(2**30 - 1)
+"""The bits of a count that say how often a token is in the output; the next one: it is in the prompt."""
+
+
+@triton.jit
+def adjust_kernel(
+    logits_ptr,
+    adjusted_ptr,
+    counts_ptr,
+    slots_ptr,
+    repetition_ptr,
+    frequency_ptr,
+    presence_ptr,
+    positions_ptr,
+    edit_starts_ptr,
+    edit_tokens_ptr,
+    edit_bias_ptr,
+    edit_until_ptr,
+    tile_best_ptr,
+    tile_token_ptr,
+    logits_stride,
+    vocab_size,
+    tiles,
+    TILE: tl.constexpr,
+    EDITS: tl.constexpr,
+):
+    """Rows with a slot: writes the adjusted logits. All rows: largest logit of the tile (NaN counts as +inf)
+    and the lowest token that has it."""
+    program = tl.program_id(0)
+    row = (program // tiles).to(tl.int64)
+    first = (program % tiles) * TILE
+    tokens = first + tl.arange(0, TILE)
+    mask = tokens < vocab_size
+    logits_row = logits_ptr + row * logits_stride
+    values = tl.load(logits_row + tokens, mask=mask, other=-float("inf")).to(tl.float32)
+    slot = tl.load(slots_ptr + row).to(tl.int64)
+    if slot >= 0:
+        counts_row = counts_ptr + slot * vocab_size
+        adjusted_row = adjusted_ptr + slot * vocab_size
+        repetition = tl.load(repetition_ptr + row)
+        frequency = tl.load(frequency_ptr + row)
+        presence = tl.load(presence_ptr + row)
+        counts = tl.load(counts_row + tokens, mask=mask, other=0)
+        values = _penalised(values, counts, repetition, frequency, presence)
+        tl.store(adjusted_row + tokens, values, mask=mask)
+        start, end = tl.load(edit_starts_ptr + row), tl.load(edit_starts_ptr + row + 1)
+        if end > start:
+            position = tl.load(positions_ptr + row)
+            tl.debug_barrier()
+            for edit in range(start, end, EDITS):
+                edits = edit + tl.arange(0, EDITS)
+                token = tl.load(edit_tokens_ptr + edits, mask=edits < end, other=-1)
+                here = (token >= first) & (token < first + TILE) & (token < vocab_size)
+                value = tl.load(logits_row + token, mask=here, other=0.0).to(tl.float32)
+                value += tl.load(edit_bias_ptr + edits, mask=here, other=0.0)
+                until = tl.load(edit_until_ptr + edits, mask=here, other=0)
+                value = tl.where(position < until, value - float("inf"), value)
+                count = tl.load(counts_row + token, mask=here, other=0)
+                value = _penalised(value, count, repetition, frequency, presence)
+                tl.store(adjusted_row + token, value, mask=here)
+            tl.debug_barrier()
+            values = tl.load(adjusted_row + tokens, mask=mask, other=-float("inf"))
+    values = tl.where(values != values, float("inf"), values)
+    best, token = tl.max(values, axis=0, return_indices=True)
+    tl.store(tile_best_ptr + program, best)
+    tl.store(tile_token_ptr + program, first + token)
+
+
+@triton.jit
+def best_kernel(
+    tile_best_ptr,
+    tile_token_ptr,
+    temperature_ptr,
+    top_k_ptr,
+    top_p_ptr,
+    best_ptr,
+    state_ptr,
+    coarse_count_ptr,
+    coarse_mass_ptr,
+    fine_count_ptr,
+    fine_mass_ptr,
+    out_ptr,
+    vocab_size,
+    tiles,
+    TILES: tl.constexpr,
+    DRAWS: tl.constexpr,
+):
+    """Greedy token, or -1 for a row without a finite largest logit. DRAWS: prepares what follows."""
+    row = tl.program_id(0).to(tl.int64)
+    index = tl.arange(0, TILES)
+    values = tl.load(tile_best_ptr + row * tiles + index, mask=index < tiles, other=-float("inf"))
+    best, tile = tl.max(values, axis=0, return_indices=True)
+    token = tl.load(tile_token_ptr + row * tiles + tile).to(tl.int64)
+    finite = (best > -float("inf")) & (best < float("inf"))
+    tl.store(out_ptr + row, tl.where(finite, token, -1))
+    if DRAWS:
+        drawn = finite & (tl.load(temperature_ptr + row) > 0.0)
+        mode = tl.where(drawn, DRAW, DONE)
+        top_k = tl.load(top_k_ptr + row)
+        mode = tl.where(drawn & (tl.load(top_p_ptr + row) < 1.0), TOP_P, mode)
+        mode = tl.where(drawn & (top_k > 0) & (top_k < vocab_size), TOP_K, mode)
+        state = state_ptr + row * STATE_FIELDS
+        fields = tl.arange(0, STATE_FIELDS)
+        initial = tl.where(fields == MODE, mode, 0)
+        initial = tl.where((fields == TOP_K_BITS) | (fields == LIMIT), ALL_BITS, initial)
+        tl.store(state + fields, initial.to(tl.int64))
+        tl.store(best_ptr + row, best)
+        if mode >= TOP_K:
+            coarse = row * COARSE_BINS + tl.arange(0, COARSE_BINS)
+            tl.store(coarse_count_ptr + coarse, tl.zeros([COARSE_BINS], tl.int32))
+            tl.store(coarse_mass_ptr + coarse, tl.zeros([COARSE_BINS], tl.int64))
+            fine = row * FINE_BINS + tl.arange(0, FINE_BINS)
+            tl.store(fine_count_ptr + fine, tl.zeros([FINE_BINS], tl.int32))
+            tl.store(fine_mass_ptr + fine, tl.zeros([FINE_BINS], tl.int64))
+
+
+@triton.jit
+def coarse_kernel(
+    logits_ptr,
+    adjusted_ptr,
+    slots_ptr,
+    temperature_ptr,
+    best_ptr,
+    state_ptr,
+    coarse_count_ptr,
+    coarse_mass_ptr,
+    logits_stride,
+    vocab_size,
+    tiles,
+    TILE: tl.constexpr,
+):
+    """Adds the tile to the row's coarse histogram, if a filter is to be resolved. Only top-k needs counts."""
+    program = tl.program_id(0)
+    row = (program // tiles).to(tl.int64)
+    mode = tl.load(state_ptr + row * STATE_FIELDS + MODE)
+    if mode >= TOP_K:
+        tokens = (program % tiles) * TILE + tl.arange(0, TILE)
+        values = _row_values(logits_ptr, adjusted_ptr, slots_ptr, row, tokens, logits_stride, vocab_size)
+        distance = _distance(values, tl.load(best_ptr + row), tl.load(temperature_ptr + row))
+        mass = _mass(distance)
+        bins = _coarse_bin(distance)
+        if mode == TOP_K:
+            tl.atomic_add(coarse_count_ptr + row * COARSE_BINS + bins, 1, mask=mass > 0, sem="relaxed")
+        tl.atomic_add(coarse_mass_ptr + row * COARSE_BINS + bins, mass, mask=mass > 0, sem="relaxed")
+
+
+@triton.jit
+def refine_kernel(
+    logits_ptr,
+    adjusted_ptr,
+    slots_ptr,
+    temperature_ptr,
+    best_ptr,
+    state_ptr,
+    fine_count_ptr,
+    fine_mass_ptr,
+    logits_stride,
+    vocab_size,
+    tiles,
+    TILE: tl.constexpr,
+    LAST: tl.constexpr,
+):
+    """Adds the tile's tokens in the interval under refinement to the row's fine histogram.
+    LAST: one bin per distance."""
+    program = tl.program_id(0)
+    row = (program // tiles).to(tl.int64)
+    state = state_ptr + row * STATE_FIELDS
+    if tl.load(state + MODE) >= TOP_K:
+        tokens = (program % tiles) * TILE + tl.arange(0, TILE)
+        values = _row_values(logits_ptr, adjusted_ptr, slots_ptr, row, tokens, logits_stride, vocab_size)
+        distance = _distance(values, tl.load(best_ptr + row), tl.load(temperature_ptr + row))
+        mass = _mass(distance)
+        bits = distance.to(tl.int32, bitcast=True)
+        interval = tl.load(state + COARSE_BIN).to(tl.int32)
+        inside = (mass > 0) & (_coarse_bin(distance) == interval)
+        inside = inside & (bits <= tl.load(state + TOP_K_BITS).to(tl.int32))
+        offset = bits - _first_bits(interval)
+        fine = offset >> FINE_BITS
+        if LAST:
+            inside = inside & (fine == tl.load(state + FINE_BIN).to(tl.int32))
+            fine = offset & FINE_MASK
+        if tl.max(inside.to(tl.int32), axis=0) > 0:
+            bins = tl.where(inside, fine, 0)
+            tl.atomic_add(fine_count_ptr + row * FINE_BINS + bins, 1, mask=inside, sem="relaxed")
+            tl.atomic_add(fine_mass_ptr + row * FINE_BINS + bins, mass, mask=inside, sem="relaxed")
+
+
+@triton.jit
+def select_coarse_kernel(top_k_ptr, top_p_ptr, state_ptr, coarse_count_ptr, coarse_mass_ptr):
+    """Chooses the interval to refine. A top-k that all tokens with mass meet has no effect."""
+    row = tl.program_id(0).to(tl.int64)
+    state = state_ptr + row * STATE_FIELDS
+    mode = tl.load(state + MODE)
+    if mode >= TOP_K:
+        bins = tl.arange(0, COARSE_BINS)
+        mass = tl.load(coarse_mass_ptr + row * COARSE_BINS + bins)
+        top_p = tl.load(top_p_ptr + row)
+        if mode == TOP_K:
+            count = tl.load(coarse_count_ptr + row * COARSE_BINS + bins)
+            top_k = tl.load(top_k_ptr + row)
+            if tl.sum(count, axis=0) > top_k:
+                chosen = tl.sum((tl.cumsum(count, axis=0) < top_k).to(tl.int32), axis=0)
+                tl.store(state + COARSE_BIN, chosen.to(tl.int64))
+                tl.store(state + BEFORE_COUNT, tl.sum(tl.where(bins < chosen, count, 0), axis=0).to(tl.int64))
+                tl.store(state + BEFORE_MASS, tl.sum(tl.where(bins < chosen, mass, 0), axis=0))
+            else:
+                _start_top_p(state, mass, top_p, bins)
+        else:
+            _start_top_p(state, mass, top_p, bins)
+
+
+@triton.jit
+def select_fine_kernel(
+    top_k_ptr, top_p_ptr, state_ptr, coarse_mass_ptr, fine_count_ptr, fine_mass_ptr, LAST: tl.constexpr
+):
+    """Chooses the bin that holds the k-th token or the end of the nucleus, and clears the fine histogram.
+    LAST: its one distance is the filter's limit; goes on from top-k to top-p, or to the draw."""
+    row = tl.program_id(0).to(tl.int64)
+    state = state_ptr + row * STATE_FIELDS
+    mode = tl.load(state + MODE)
+    if mode >= TOP_K:
+        bins = tl.arange(0, FINE_BINS)
+        count = tl.load(fine_count_ptr + row * FINE_BINS + bins)
+        mass = tl.load(fine_mass_ptr + row * FINE_BINS + bins)
+        tl.debug_barrier()
+        tl.store(fine_count_ptr + row * FINE_BINS + bins, tl.zeros([FINE_BINS], tl.int32))
+        tl.store(fine_mass_ptr + row * FINE_BINS + bins, tl.zeros([FINE_BINS], tl.int64))
+        before_count, before_mass = tl.load(state + BEFORE_COUNT), tl.load(state + BEFORE_MASS)
+        needed = tl.load(state + NEEDED)
+        if mode == TOP_K:
+            short = before_count + tl.cumsum(count, axis=0) < tl.load(top_k_ptr + row)
+        else:
+            short = before_mass + tl.cumsum(mass, axis=0) < needed
+        chosen = tl.sum(short.to(tl.int32), axis=0)
+        before_mass += tl.sum(tl.where(bins < chosen, mass, 0), axis=0)
+        if LAST:
+            interval = tl.load(state + COARSE_BIN).to(tl.int32)
+            fine = tl.load(state + FINE_BIN).to(tl.int32)
+            limit = _first_bits(interval) + (fine << FINE_BITS) + chosen
+            here = tl.sum(tl.where(bins == chosen, mass, 0), axis=0)
+            if mode == TOP_K:
+                tl.store(state + TOP_K_BITS, limit.to(tl.int64))
+                tl.store(state + LIMIT, limit.to(tl.int64) + 1)
+                coarse = tl.arange(0, COARSE_BINS)
+                coarse_mass = tl.load(coarse_mass_ptr + row * COARSE_BINS + coarse)
+                within = before_mass + here - tl.sum(tl.where(coarse < interval, coarse_mass, 0), axis=0)
+                coarse_mass = tl.where(coarse == interval, within, coarse_mass)
+                coarse_mass = tl.where(coarse <= interval, coarse_mass, 0)
+                _start_top_p(state, coarse_mass, tl.load(top_p_ptr + row), coarse)
+            else:
+                each = here // tl.maximum(tl.sum(tl.where(bins == chosen, count, 0), axis=0), 1)
+                tl.store(state + LIMIT, limit.to(tl.int64))
+                tl.store(state + TIES, (needed - before_mass + each - 1) // tl.maximum(each, 1))
+                tl.store(state + MODE, DRAW)
+        else:
+            before_count += tl.sum(tl.where(bins < chosen, count, 0), axis=0)
+            tl.store(state + FINE_BIN, chosen.to(tl.int64))
+            tl.store(state + BEFORE_COUNT, before_count)
+            tl.store(state + BEFORE_MASS, before_mass)
+
+
+@triton.jit
+def weigh_kernel(
+    logits_ptr,
+    adjusted_ptr,
+    slots_ptr,
+    temperature_ptr,
+    min_p_ptr,
+    best_ptr,
+    state_ptr,
+    tile_mass_ptr,
+    tile_ties_ptr,
+    logits_stride,
+    vocab_size,
+    tiles,
+    TILE: tl.constexpr,
+):
+    """Mass of the tile's tokens below the limit, and number of its tokens at the limit."""
+    program = tl.program_id(0)
+    row = (program // tiles).to(tl.int64)
+    if tl.load(state_ptr + row * STATE_FIELDS + MODE) == DRAW:
+        tokens = (program % tiles) * TILE + tl.arange(0, TILE)
+        values = _row_values(logits_ptr, adjusted_ptr, slots_ptr, row, tokens, logits_stride, vocab_size)
+        distance = _distance(values, tl.load(best_ptr + row), tl.load(temperature_ptr + row))
+        bits = distance.to(tl.int32, bitcast=True)
+        limit = tl.load(state_ptr + row * STATE_FIELDS + LIMIT).to(tl.int32)
+        mass = tl.where(bits < limit, _mass_from(distance, tl.load(min_p_ptr + row)), 0)
+        tl.store(tile_mass_ptr + program, tl.sum(mass, axis=0))
+        tl.store(tile_ties_ptr + program, tl.sum((bits == limit).to(tl.int32), axis=0))
+
+
+@triton.jit
+def pick_kernel(
+    logits_ptr,
+    adjusted_ptr,
+    slots_ptr,
+    temperature_ptr,
+    min_p_ptr,
+    seeds_ptr,
+    positions_ptr,
+    best_ptr,
+    state_ptr,
+    tile_mass_ptr,
+    tile_ties_ptr,
+    out_ptr,
+    logits_stride,
+    vocab_size,
+    tiles,
+    TILE: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    """First token, in order of ids, whose cumulative mass exceeds uniform x total mass."""
+    row = tl.program_id(0).to(tl.int64)
+    state = state_ptr + row * STATE_FIELDS
+    if tl.load(state + MODE) == DRAW:
+        limit = tl.load(state + LIMIT).to(tl.int32)
+        ties = tl.load(state + TIES)
+        min_p = tl.load(min_p_ptr + row)
+        tied_distance = tl.where(ties > 0, limit, 0).to(tl.float32, bitcast=True)
+        tied_mass = _mass_from(tied_distance, min_p)
+
+        index = tl.arange(0, TILES)
+        mass = tl.load(tile_mass_ptr + row * tiles + index, mask=index < tiles, other=0)
+        tied = tl.load(tile_ties_ptr + row * tiles + index, mask=index < tiles, other=0).to(tl.int64)
+        ties_before = tl.cumsum(tied, axis=0) - tied
+        mass += tl.maximum(tl.minimum(ties - ties_before, tied), 0) * tied_mass
+        cumulative = tl.cumsum(mass, axis=0)
+        threshold = _threshold(
+            _uniform_bits(tl.load(seeds_ptr + row), tl.load(positions_ptr + row)), tl.sum(mass, axis=0)
+        )
+        tile = tl.sum((cumulative <= threshold).to(tl.int32), axis=0)
+        mass_before = tl.sum(tl.where(index < tile, mass, 0), axis=0)
+        ties_left = ties - tl.sum(tl.where(index < tile, tied, 0), axis=0)
+
+        offsets = tl.arange(0, TILE)
+        tokens = tile * TILE + offsets
+        values = _row_values(logits_ptr, adjusted_ptr, slots_ptr, row, tokens, logits_stride, vocab_size)
+        distance = _distance(values, tl.load(best_ptr + row), tl.load(temperature_ptr + row))
+        bits = distance.to(tl.int32, bitcast=True)
+        at_limit = (bits == limit).to(tl.int32)
+        survives = (bits < limit) | ((at_limit != 0) & (tl.cumsum(at_limit, axis=0) <= ties_left))
+        weights = tl.where(survives, _mass_from(distance, min_p), 0)
+        passed = mass_before + tl.cumsum(weights, axis=0) <= threshold
+        tl.store(out_ptr + row, (tile * TILE + tl.sum(passed.to(tl.int32), axis=0)).to(tl.int64))
+
+
+@triton.jit
+def advance_kernel(
+    tokens_ptr, slots_ptr, positions_ptr, counts_ptr, vocab_size, num_rows, ROWS: tl.constexpr
+):
+    """Counts the tokens and moves the positions on."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    mask = rows < num_rows
+    token = tl.load(tokens_ptr + rows, mask=mask, other=-1)
+    slot = tl.load(slots_ptr + rows, mask=mask, other=-1).to(tl.int64)
+    counted = (slot >= 0) & (token >= 0) & (token < vocab_size)
+    tl.atomic_add(counts_ptr + slot * vocab_size + token, 1, mask=counted, sem="relaxed")
+    tl.store(positions_ptr + rows, tl.load(positions_ptr + rows, mask=mask, other=0) + 1, mask=mask)
+
+
+@triton.jit
+def _penalised(values, counts, repetition, frequency, presence):
+    """Repetition over prompt and output, the other two over the output."""
+    factors = tl.where(values > 0.0, tl.math.div_rn(1.0, repetition), repetition)
+    values *= tl.where(counts != 0, factors, 1.0)
+    output_counts = (counts & OUTPUT_COUNT).to(tl.float32)
+    values -= output_counts * frequency
+    return values - tl.minimum(output_counts, 1.0) * presence
+
+
+@triton.jit
+def _row_values(logits_ptr, adjusted_ptr, slots_ptr, row, tokens, logits_stride, vocab_size):
+    """The row's logits, adjusted if it has a slot; -inf past the vocabulary."""
+    slot = tl.load(slots_ptr + row).to(tl.int64)
+    num_adjusted = tl.where(slot >= 0, vocab_size, 0)
+    adjusted = tl.load(
+        adjusted_ptr + slot * vocab_size + tokens, mask=tokens < num_adjusted, other=-float("inf")
+    )
+    raw = tl.load(
+        logits_ptr + row * logits_stride + tokens,
+        mask=(tokens >= num_adjusted) & (tokens < vocab_size),
+        other=-float("inf"),
+    )
+    return tl.maximum(adjusted, raw.to(tl.float32))
+
+
+@triton.jit
+def _distance(values, best, temperature):
+    """Correctly rounded, so that equal logits, and top-k, are those of the plain sampler."""
+    tiny: tl.constexpr = 1.1754943508222875e-38
+    return tl.math.div_rn(best - values, tl.maximum(temperature, tiny))
+
+
+@triton.jit
+def _mass(distance):
+    return (tl.exp(-distance) * 1099511627776.0).to(tl.int64)
+
+
+@triton.jit
+def _mass_from(distance, min_p):
+    weight = tl.exp(-distance)
+    return tl.where(weight >= min_p, (weight * 1099511627776.0).to(tl.int64), 0)
+
+
+@triton.jit
+def _coarse_bin(distance):
+    """Below 1/64 one interval per binary exponent, above one per 1/64, up to 1894 where masses end.
+
+    Uniform intervals keep atomics apart: by exponent and leading bits most of a vocabulary, at distances of
+    8 to 28, would share a dozen bins. An interval spans at most 2^23 floats.
+    """
+    exponent = distance.to(tl.int32, bitcast=True) >> 23
+    return tl.where(exponent <= 120, exponent, 120 + (tl.minimum(distance, 28.0) * 64.0).to(tl.int32))
+
+
+@triton.jit
+def _first_bits(interval):
+    """The smallest distance of a coarse interval, as bits."""
+    uniform = ((interval - 120).to(tl.float32) * 0.015625).to(tl.int32, bitcast=True)
+    return tl.where(interval <= 120, interval << 23, uniform)
+
+
+@triton.jit
+def _start_top_p(state, mass, top_p, bins):
+    """From the masses of the intervals within top-k to the interval where the nucleus ends, or to the draw.
+
+    The mass needed is rounded to fp32 as the plain sampler's: top-p 0.3 of 300 equal tokens are 90, not 91.
+    """
+    if top_p < 1.0:
+        total = tl.sum(mass, axis=0)
+        needed = tl.minimum(tl.ceil(top_p * total.to(tl.float32)).to(tl.int64), total)
+        chosen = tl.sum((tl.cumsum(mass, axis=0) < needed).to(tl.int32), axis=0)
+        tl.store(state + MODE, TOP_P)
+        tl.store(state + NEEDED, needed)
+        tl.store(state + COARSE_BIN, chosen.to(tl.int64))
+        tl.store(state + BEFORE_COUNT, 0)
+        tl.store(state + BEFORE_MASS, tl.sum(tl.where(bins < chosen, mass, 0), axis=0))
+    else:
+        tl.store(state + MODE, DRAW)
+
+
+@triton.jit
+def _threshold(uniform_bits, total):
+    """floor(uniform x total) for uniform = uniform_bits / 2^24, without overflow for total < 2^62."""
+    low = uniform_bits * (total & 0xFFFFFF)
+    return uniform_bits * (total >> 24) + (low >> 24)
+
+
+@triton.jit
+def _uniform_bits(seed, position):
+    """Top 24 bits of the first word of Philox-4x32-10 (Salmon et al., SC 2011): key = seed,
+    counter = (low and high word of the position, 0, 0)."""
+    words: tl.constexpr = 0xFFFFFFFF
+    k0 = seed.to(tl.uint64, bitcast=True) & words
+    k1 = seed.to(tl.uint64, bitcast=True) >> 32
+    c0 = position.to(tl.uint64, bitcast=True) & words
+    c1 = position.to(tl.uint64, bitcast=True) >> 32
+    c2 = c0 * 0
+    c3 = c0 * 0
+    for _ in tl.static_range(10):
+        # Both factors are below 2^32.
+        product0 = c0 * 0xD2511F53
+        product1 = c2 * 0xCD9E8D57
+        c0 = (product1 >> 32) ^ c1 ^ k0
+        c1 = product1 & words
+        c2 = (product0 >> 32) ^ c3 ^ k1
+        c3 = product0 & words
+        k0 = (k0 + 0x9E3779B9) & words
+        k1 = (k1 + 0xBB67AE85) & words
+    return (c0 >> 8).to(tl.int64)

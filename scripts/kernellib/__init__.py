@@ -1,0 +1,1 @@
+"""Parts of kernel_report, bench_kernels and tune_kernels."""

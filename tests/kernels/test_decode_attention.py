@@ -1,0 +1,463 @@
+"""Decode attention on the interpreter and its reference against a slow oracle; splits against brute force."""
+
+import heapq
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from semipd_kernels.decode_attention import (
+    DecodeConfig,
+    DecodeWorkspace,
+    choose_num_splits,
+    decode_attention,
+    decode_workspace,
+)
+from semipd_kernels.decode_attention.configs import SM_SHARED_KIB, candidates, choose
+from semipd_kernels.decode_attention.kernel import share_out
+from semipd_kernels.decode_attention.launch import batch_pad
+from semipd_kernels.decode_attention.reference import decode_attention_reference
+from semipd_kernels.dispatch import takes_triton
+from support.interpreter import multiply_bf16
+from support.kernels import (
+    DTYPES,
+    Guarded,
+    PagedBatch,
+    assert_close,
+    oracle_attention,
+    paged_batch,
+    randn,
+    relative_error,
+    with_row_stride,
+)
+from torch import Tensor
+
+from semipd.core.errors import SemipdError
+
+REPOSITORY = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+SMALL = DecodeConfig(tile=32, buffers=2, num_warps=4, ctas_per_sm=2)
+"""Tiles of 32 keys (16 for fp32), so that short contexts have many."""
+EDGES = [1, 16, 17, 0, 32, 33, 95, 15]
+"""One token, a block, one more; a padded row; a tile, one more; three tiles less one."""
+
+
+@pytest.fixture(autouse=True)
+def _bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    multiply_bf16(monkeypatch)
+
+
+class Case:
+    """A batch, its queries in rows that lie apart, and the oracle's answer."""
+
+    def __init__(
+        self,
+        kv_lens: Sequence[int],
+        *,
+        group: int = 3,
+        kv_heads: int = 2,
+        head_dim: int = 64,
+        dtype: torch.dtype = torch.float32,
+        block_size: int = 16,
+        scale: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.batch = poisoned_padding(
+            paged_batch(
+                kv_lens,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                dtype=dtype,
+                seed=seed,
+                block_size=block_size,
+            )
+        )
+        shape = (len(kv_lens), group * kv_heads, head_dim)
+        self.q = with_row_stride(randn(shape, dtype, seed=seed + 1).flatten(1)).unflatten(1, shape[1:])
+        self.scale = scale
+        self.expected = oracle_attention(
+            self.q,
+            self.batch,
+            query_lens=[1] * len(kv_lens),
+            scale=head_dim**-0.5 if scale is None else scale,
+        )
+
+    def run(self, num_splits: int | None, config: DecodeConfig | None = SMALL, num_sms: int = 8) -> Tensor:
+        """Attend with every output and every byte of workspace poisoned."""
+        out = Guarded(self.q.shape, self.q.dtype)
+        returned = decode_attention(
+            self.q,
+            self.batch.pool,
+            self.batch.block_tables,
+            self.batch.kv_lens,
+            num_sms=num_sms,
+            scale=self.scale,
+            num_splits=num_splits,
+            out=out.tensor,
+            workspace=None if num_splits is None else poisoned_workspace(self.q, num_splits),
+            config=config,
+        )
+        assert returned is out.tensor
+        out.check()
+        assert not out.tensor[self.batch.kv_lens == 0].any(), "a padded row is not zero"
+        return out.tensor
+
+
+def poisoned_padding(batch: PagedBatch) -> PagedBatch:
+    """Tables of padded rows, and entries past a context, name blocks far outside the pool."""
+    for seq, kv_len in enumerate(batch.kv_lens.tolist()):
+        batch.block_tables[seq, -(-kv_len // batch.block_size) :] = 2**31 - 1 if seq % 2 else -(2**31)
+    return batch
+
+
+def poisoned_workspace(q: Tensor, num_splits: int) -> DecodeWorkspace:
+    workspace = decode_workspace(q.shape[0], q.shape[1], q.shape[2], num_splits, CPU)
+    workspace.partial_out.fill_(torch.nan)
+    workspace.partial_lse.fill_(torch.nan)
+    workspace.spans.fill_(-(2**31))
+    return workspace
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_reference_is_what_the_oracle_says(dtype: torch.dtype, head_dim: int) -> None:
+    case = Case(EDGES, head_dim=head_dim, dtype=dtype)
+    out = Guarded(case.q.shape, dtype)
+    decode_attention_reference(
+        case.q,
+        case.batch.pool,
+        case.batch.block_tables,
+        case.batch.kv_lens,
+        head_dim**-0.5,
+        out.tensor,
+    )
+    out.check()
+    assert_close(out.tensor, case.expected)
+
+
+def test_cpu_tensors_take_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("semipd_kernels.dispatch.INTERPRETED", False)
+    monkeypatch.setattr("semipd_kernels.decode_attention.launch.launch", None)
+    case = Case(EDGES)
+    assert not takes_triton(case.q)
+    assert_close(case.run(num_splits=2), case.expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("num_splits", [None, 1, 3])
+def test_kernel_is_what_the_oracle_says(dtype: torch.dtype, head_dim: int, num_splits: int | None) -> None:
+    """With the configuration of the device, and the number of splits chosen where it is not given."""
+    case = Case([*EDGES, 150], head_dim=head_dim, dtype=dtype, seed=head_dim)
+    assert_close(case.run(num_splits, config=None), case.expected)
+
+
+@pytest.mark.parametrize("group", [*range(1, 17), 17, 32, 33, 64])
+def test_every_group_size(group: int) -> None:
+    """Also those that are no power of two, whose tile has rows of no head; at the widest heads."""
+    case = Case([1, 40], group=group, kv_heads=2, head_dim=256, dtype=torch.bfloat16, seed=group)
+    assert_close(case.run(num_splits=2), case.expected)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("group", [*range(1, 17), 17, 24, 32, 33, 48, 64])
+def test_every_group_size_everywhere(group: int, head_dim: int, dtype: torch.dtype) -> None:
+    for num_splits in (1, 2, 5):
+        for kv_heads in (1, 3):
+            case = Case(EDGES, group=group, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype, seed=group)
+            assert_close(case.run(num_splits), case.expected)
+
+
+@pytest.mark.parametrize("block_size", [16, 32, 64, 256])
+def test_block_sizes_below_and_above_a_tile(block_size: int) -> None:
+    lengths = [block_size - 1, block_size, block_size + 1, 0, 2 * block_size + 3]
+    case = Case(lengths, block_size=block_size, kv_heads=1, seed=block_size)
+    for num_splits in (1, 4):
+        assert_close(case.run(num_splits), case.expected)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_number_of_splits_does_not_change_the_result(seed: int) -> None:
+    """Beyond rounding. Very ragged: one context may be 100 times another, many are empty."""
+    rng = random.Random(seed)
+    longest = rng.choice([40, 300])
+    lengths = [
+        rng.choice([0, 1, rng.randint(1, 40), rng.randint(1, longest)]) for _ in range(rng.randint(1, 6))
+    ]
+    case = Case(lengths, group=rng.choice([1, 4, 5]), kv_heads=1, seed=seed)
+    whole = case.run(num_splits=1)
+    assert_close(whole, case.expected)
+    for num_splits in (2, rng.randint(3, 12)):
+        assert relative_error(case.run(num_splits), whole) < 2e-6
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(150))
+def test_random_batches(seed: int) -> None:
+    rng = random.Random(1000 + seed)
+    longest = rng.choice([20, 100, 700])
+    case = Case(
+        [rng.choice([0, rng.randint(1, longest)]) for _ in range(rng.randint(1, 24))],
+        group=rng.randint(1, 20),
+        kv_heads=rng.randint(1, 4),
+        head_dim=rng.choice([64, 128, 256]),
+        dtype=rng.choice(DTYPES),
+        block_size=rng.choice([16, 32, 64]),
+        seed=seed,
+    )
+    for num_splits in (None, 1, rng.randint(2, 9)):
+        assert_close(case.run(num_splits, num_sms=rng.randint(1, 16)), case.expected)
+
+
+def test_more_than_one_pass_of_the_merge() -> None:
+    """One sequence with 50 splits beside empty ones: the merge takes 32 at a time."""
+    case = Case([0, 800, 0], group=2, kv_heads=1, seed=5)
+    workspace = poisoned_workspace(case.q, 17)
+    out = decode_attention(
+        case.q,
+        case.batch.pool,
+        case.batch.block_tables,
+        case.batch.kv_lens,
+        num_sms=8,
+        num_splits=17,
+        workspace=workspace,
+        config=SMALL,
+    )
+    assert workspace.spans[1].tolist() == [0, 50]
+    assert_close(out, case.expected)
+
+
+def test_far_more_items_than_tiles() -> None:
+    """Most splits are empty; every tile has one of its own."""
+    case = Case([33, 0, 1], kv_heads=1)
+    assert_close(case.run(num_splits=40), case.expected)
+
+
+def test_large_scores_do_not_overflow() -> None:
+    case = Case([70, 9], scale=40.0, seed=9)
+    assert case.expected.isfinite().all()
+    for num_splits in (1, 3):
+        assert_close(case.run(num_splits), case.expected, limit=1e-4)  # scores of 1000 are known to 6e-5
+
+
+def test_only_padded_rows() -> None:
+    case = Case([0, 0, 0])
+    for num_splits in (1, 2):
+        assert not case.run(num_splits).any()
+
+
+def test_no_rows() -> None:
+    case = Case([5])
+    batch = case.batch
+    out = decode_attention(case.q[:0], batch.pool, batch.block_tables[:0], batch.kv_lens[:0], num_sms=8)
+    assert out.shape == (0, 6, 64)
+
+
+def test_output_rows_may_lie_apart() -> None:
+    case = Case([5, 50])
+    wide = torch.full((2, 2, 6, 64), torch.nan)
+    for num_splits in (1, 2):
+        out = wide[:, 0]
+        decode_attention(
+            case.q,
+            case.batch.pool,
+            case.batch.block_tables,
+            case.batch.kv_lens,
+            num_sms=8,
+            num_splits=num_splits,
+            out=out,
+            config=SMALL,
+        )
+        assert_close(out, case.expected)
+        assert wide[:, 1].isnan().all()
+        out.fill_(torch.nan)
+
+
+def test_one_workspace_serves_smaller_batches() -> None:
+    """As captured graphs of several batch sizes share it, without clearing."""
+    workspace = poisoned_workspace(torch.empty(6, 6, 64), 4)
+    for lengths, num_splits in (([90, 3, 0, 40, 41, 7], 4), ([5, 120], 6), ([64], 24), ([1, 2, 3], 2)):
+        case = Case(lengths, seed=len(lengths))
+        out = decode_attention(
+            case.q,
+            case.batch.pool,
+            case.batch.block_tables,
+            case.batch.kv_lens,
+            num_sms=8,
+            num_splits=num_splits,
+            workspace=workspace,
+            config=SMALL,
+        )
+        assert_close(out, case.expected)
+
+
+@triton.jit
+def _share_out_kernel(kv_lens_ptr, splits_ptr, batch, num_items, tile: tl.constexpr, pad: tl.constexpr):
+    splits = share_out(kv_lens_ptr, batch, num_items, tile, pad)
+    tl.store(splits_ptr + tl.arange(0, pad), splits)
+
+
+def smallest_chunk(tiles: Sequence[int], num_items: int) -> int:
+    return next(chunk for chunk in range(1, 10**6) if sum(-(-t // chunk) for t in tiles) <= num_items)
+
+
+def shares(kv_lens: Sequence[int], num_items: int, tile: int) -> list[int]:
+    """Slow twin of `share_out`."""
+    tiles = [-(-kv_len // tile) for kv_len in kv_lens]
+    chunk = smallest_chunk(tiles, num_items)
+    return [-(-t // chunk) for t in tiles]
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_items_are_shared_out_as_evenly_as_they_can(seed: int) -> None:
+    rng = random.Random(seed)
+    batch, num_splits, tile = rng.randint(1, 200), rng.randint(2, 20), rng.choice([16, 64, 128])
+    longest = rng.choice([1, 100, 5000, 131072])
+    lengths = [rng.choice([0, longest, rng.randint(0, longest)]) for _ in range(batch)]
+    pad = batch_pad(batch)
+    splits = torch.full((pad,), -1, dtype=torch.int32)
+    kv_lens = torch.tensor([*lengths, *[10**6] * 3], dtype=torch.int32)  # what stands behind is not read
+    _share_out_kernel[(1,)](kv_lens, splits, batch, batch * num_splits, tile=tile, pad=pad)
+    assert splits[batch:].eq(0).all()
+    assert splits[:batch].tolist() == shares(lengths, batch * num_splits, tile)
+
+
+def makespan(kv_lens: Sequence[int], kv_heads: int, num_splits: int, programs: int, tile: int = 64) -> int:
+    """Tiles of time until the last program ends: the items in grid order, each to the first free place."""
+    tiles = [-(-kv_len // tile) for kv_len in kv_lens]
+    counts = [1] * len(tiles) if num_splits == 1 else shares(kv_lens, len(tiles) * num_splits, tile)
+    places = [0] * programs
+    for total, count in zip(tiles, counts, strict=True):
+        for split in range(count):
+            work = (split + 1) * total // count - split * total // count
+            for _ in range(kv_heads):
+                heapq.heapreplace(places, places[0] + work + 1)
+    return max(places) + (num_splits > 1)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 8, 17, 40, 64])
+@pytest.mark.parametrize("num_sms", [16, 48, 132])
+def test_chosen_splits_against_brute_force(batch: int, num_sms: int) -> None:
+    """No number of splits is a quarter faster than the chosen one, apart from one tile of rounding; for even
+    batches and, on average over them, for ragged ones. A context may be far shorter than the bound."""
+    rng = random.Random(batch * num_sms)
+    for kv_heads in (1, 8):
+        for context in (500, 8000):
+            chosen = choose_num_splits(batch, kv_heads, context, num_sms, ctas_per_sm=2)
+            even = [[context] * batch]
+            ragged = [[rng.randint(1, context) for _ in range(batch)] for _ in range(3)]
+            skewed = [[1 + int(context * rng.random() ** 4) for _ in range(batch)] for _ in range(3)]
+            for batches in (even, ragged, skewed):
+                times = {
+                    num_splits: sum(
+                        makespan(lengths, kv_heads, num_splits, 2 * num_sms) for lengths in batches
+                    )
+                    for num_splits in {*range(1, 9), 12, 16, 24, 32, 64, chosen}
+                }
+                best = min(times.values())
+                assert times[chosen] <= 1.25 * best + len(batches), (kv_heads, context, chosen, times)
+
+
+def test_splits_fill_a_lane_and_stop_there() -> None:
+    assert choose_num_splits(1, 8, 131072, 132, ctas_per_sm=2) == 33, "8 heads x 33 = 264 programs"
+    assert choose_num_splits(1, 8, 131072, 40, ctas_per_sm=2) == 10
+    assert choose_num_splits(1, 8, 64, 132) == 1, "one tile cannot be split"
+    assert choose_num_splits(1, 1, 640, 132) == 10, "no more splits than tiles"
+    assert choose_num_splits(512, 8, 4096, 132) > 1, "a ragged batch can be evened out"
+
+
+def test_splits_are_positive_and_bounded_for_any_arguments() -> None:
+    rng = random.Random(1)
+    for _ in range(300):
+        batch, kv_heads, num_sms = rng.randint(1, 600), rng.randint(1, 64), rng.randint(1, 148)
+        context, tile = rng.randint(0, 200_000), rng.choice([16, 64, 128])
+        chosen = choose_num_splits(batch, kv_heads, context, num_sms, tile=tile, ctas_per_sm=2)
+        assert 1 <= chosen <= max(1, -(-context // tile))
+        assert chosen <= 2 or batch * kv_heads * (chosen - 1) < 4 * 2 * num_sms
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_chosen_configurations_are_candidates(arch: int, head_dim: int) -> None:
+    every = list(candidates(arch=arch, head_dim=head_dim))
+    assert len(set(every)) == len(every)
+    for num_sms in (8, 16, 40, 48, 80, 132):
+        assert choose(arch=arch, head_dim=head_dim, num_sms=num_sms) in every
+
+
+@pytest.mark.soak
+def test_chosen_configurations_occupy_an_sm_as_stated(tmp_path: Path) -> None:
+    """By shared memory (and the driver's KiB) and by registers, as compiled ahead of time."""
+    report = tmp_path / "report.json"
+    command = [sys.executable, "scripts/kernel_report.py", "--op", "decode_attention", "--workers", "1"]
+    paths = os.pathsep.join(["kernels", ".", os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "TRITON_CACHE_DIR": str(tmp_path / "triton")}
+    del environment["TRITON_INTERPRET"]
+    subprocess.run([*command, "--json", str(report)], cwd=REPOSITORY, env=environment, check=True)
+    compiled = {(facts["name"], facts["arch"]): facts for facts in json.loads(report.read_text())}
+    for head_dim, arch, num_sms in itertools.product((64, 128, 256), (80, 90), (24, 40, 64, 132)):
+        config = choose(arch=arch, head_dim=head_dim, num_sms=num_sms)
+        name = f"decode_attention/bf16/d{head_dim}/g4/b16/tile{config.tile}x{config.buffers}/split128"
+        facts = compiled[name, arch]
+        shared = config.ctas_per_sm * (facts["shared_bytes"] + 1024)
+        registers = config.ctas_per_sm * config.num_warps * 32 * -(-facts["registers"] // 8) * 8
+        assert shared <= SM_SHARED_KIB[arch] * 1024, (config, arch, shared)
+        assert registers <= 2**16, (config, arch, registers)
+
+
+def test_bytes_in_flight_saturate_memory_from_32_sms_up() -> None:
+    """Little's law as in configs.py: 4.8 TB/s x 0.9 x 800 ns, while each program computes on one tile."""
+    for num_sms in (32, 40, 48, 64, 132):
+        config = choose(arch=90, head_dim=128, num_sms=num_sms)
+        tile_bytes = config.tile * 128 * 2 * 2
+        in_flight = num_sms * config.ctas_per_sm * (config.buffers - 1) * tile_bytes
+        assert in_flight > 4.8e12 * 0.9 * 800e-9
+
+
+def test_refusals() -> None:
+    case = Case([5, 50])
+    q, pool, tables, lens = case.q, case.batch.pool, case.batch.block_tables, case.batch.kv_lens
+
+    def refused(word: str, *arguments: Tensor, **options: object) -> None:
+        with pytest.raises(SemipdError, match=word) as caught:
+            decode_attention(*arguments, **{"num_sms": 8, **options})  # type: ignore[arg-type]
+        assert caught.value.code == "unsupported_kernel"
+
+    refused("D in", q[..., :32], pool, tables, lens)
+    refused("float64", q.double(), pool.double(), tables, lens)
+    refused("heads of a row contiguous", randn((2, 64, 6), torch.float32, seed=1).mT, pool, tables, lens)
+    refused("contiguous torch.float32 pool", q, pool.half(), tables, lens)
+    refused("contiguous torch.float32 pool", q, pool[:, ::2], tables, lens)
+    refused("contiguous torch.float32 pool", q, pool[0], tables, lens)
+    refused("power of two", q, torch.zeros(2, 3, 2, 24, 64), tables, lens)
+    refused("power of two", q, torch.zeros(2, 3, 2, 8, 64), tables, lens)
+    refused("whole query heads", q[:, :5], pool, tables, lens)
+    refused("whole query heads", torch.zeros(2, 65 * 2, 64), pool, tables, lens)
+    refused("whole query heads", q[:, :0], pool, tables, lens)
+    refused("block_tables", q, pool, tables.long(), lens)
+    refused("block_tables", q, pool, tables[:1], lens)
+    refused("block_tables", q, pool, tables.T.contiguous().T, lens)
+    refused("kv_lens", q, pool, tables, lens.long())
+    refused("kv_lens", q, pool, tables, lens[:1])
+    refused("one SM", q, pool, tables, lens, num_sms=0)
+    refused("one split", q, pool, tables, lens, num_splits=0)
+    refused("writes", q, pool, tables, lens, out=torch.empty(2, 6, 64, dtype=torch.half))
+    refused("writes", q, pool, tables, lens, out=torch.empty(3, 6, 64))
+    refused("writes", q, pool, tables, lens, out=torch.empty(2, 64, 6).mT)
+    for small in (
+        decode_workspace(2, 6, 64, 3, CPU),
+        decode_workspace(1, 6, 64, 8, CPU),
+        decode_workspace(2, 4, 64, 4, CPU),
+        decode_workspace(2, 6, 128, 4, CPU),
+    ):
+        refused("workspace", q, pool, tables, lens, num_splits=4, workspace=small)

@@ -1,0 +1,27 @@
+"""Where Triton's interpreter computes something else than a GPU."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+def multiply_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `tl.dot` multiply bf16 numbers.
+
+    The interpreter of Triton 3.6 to 3.9 multiplies their bits as integers.
+    ."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    def widened(handle: Any) -> Any:
+        if handle.dtype.scalar is not tl.bfloat16:
+            return handle
+        return interpreter.TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    original = interpreter.InterpreterBuilder.create_dot
+
+    def create_dot(self: Any, a: Any, b: Any, acc: Any, *rest: Any) -> Any:
+        return original(self, widened(a), widened(b), acc, *rest)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
