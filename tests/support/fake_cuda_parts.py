@@ -1,0 +1,125 @@
+"""Parts of the fake driver: its SMs and how they are divided, and what it remembers of streams and graphs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from semipd.devices.cuda.driver import (
+    INVALID_RESOURCE_CONFIGURATION,
+    CudaError,
+    GreenContext,
+    SmResource,
+    SmSplit,
+    Stream,
+)
+
+INVALID_VALUE = 1
+
+
+class CudaMisuseError(AssertionError):
+    """The real driver would do anything, or what we never want."""
+
+
+def require(rule: bool, broken: str) -> None:
+    if not rule:
+        raise CudaMisuseError(broken)
+
+
+def refused(call: str, status: int) -> CudaError:
+    return CudaError(call, status, "CUDA_ERROR_FAKE", "Ask the fake driver.")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a device's SMs fall into groups: `num_groups` of `group_sms`, and a remainder. What the driver says
+    of itself: `min_sms` and `alignment_sms`."""
+
+    num_sms: int = 132
+    group_sms: int = 8
+    num_groups: int = 15
+    min_sms: int = 8
+    alignment_sms: int = 8
+
+
+@dataclass(frozen=True, eq=False)
+class _Sms:
+    """Behind SmResource.handle. `split_call` 0: not an output of a split."""
+
+    ids: frozenset[int]
+    split_call: int
+
+
+class Partition:
+    """`can_merge`: whether several resources may go into one descriptor. `num_splits`: split calls so far."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.everything = frozenset(range(shape.num_sms))
+        self.can_merge = True
+        self.num_splits = 0
+
+    def whole(self) -> SmResource:
+        return self._resource(self.everything, 0)
+
+    def split(self, whole: SmResource, num_groups: int, min_sms: int) -> SmSplit:
+        """Large groups are made of the smallest ones, so what these leave over is never in a group."""
+        sms = _sms_of(whole)
+        if sms.split_call or not 0 < min_sms <= len(sms.ids) or num_groups < 1:
+            raise refused("cuDevSmResourceSplitByCount", INVALID_VALUE)
+        self.num_splits += 1
+        unit = self.shape.group_sms
+        size = -(-max(min_sms, self.shape.min_sms) // unit) * unit
+        num_groups = min(num_groups, self.shape.num_groups // (size // unit))
+        ids = sorted(sms.ids)
+        groups = [frozenset(ids[i * size : (i + 1) * size]) for i in range(num_groups)]
+        rest = sms.ids.difference(*groups)
+        remainder = self._resource(rest, self.num_splits) if rest else None
+        return SmSplit(tuple(self._resource(group, self.num_splits) for group in groups), remainder)
+
+    def merge(self, resources: Sequence[SmResource]) -> frozenset[int]:
+        """The SMs of a context with these resources: all outputs of one split call, each once."""
+        parts = [_sms_of(resource) for resource in resources]
+        calls = {part.split_call for part in parts}
+        if len(calls) != 1 or (len(parts) > 1 and (0 in calls or not self.can_merge)):
+            raise refused("cuDevResourceGenerateDesc", INVALID_RESOURCE_CONFIGURATION)
+        ids = frozenset[int]().union(*(part.ids for part in parts))
+        require(len(ids) == sum(len(part.ids) for part in parts), "a resource stands twice in a descriptor")
+        return ids
+
+    def _resource(self, ids: frozenset[int], split_call: int) -> SmResource:
+        return SmResource(len(ids), self.shape.min_sms, self.shape.alignment_sms, _Sms(ids, split_call))
+
+
+def _sms_of(resource: SmResource) -> _Sms:
+    assert isinstance(resource.handle, _Sms), f"{resource} was built by hand"
+    return resource.handle
+
+
+@dataclass
+class StreamState:
+    """`launched` operations so far; the first `done` of them are known to be done."""
+
+    context: GreenContext | None
+    launched: int = 0
+    done: int = 0
+    waits: list[tuple[int, Stream, int]] = field(default_factory=list)  # at, for stream, up to
+
+
+Kernel = tuple[str, tuple[object, ...]]
+"""Label and the host values it was launched with."""
+
+
+@dataclass(frozen=True)
+class GraphState:
+    stream: Stream
+    context: GreenContext | None
+    body: Callable[[], None]
+    kernels: tuple[Kernel, ...]
+
+
+@dataclass
+class EventState:
+    """`record`: the operation of a stream that it stands for; `at_ms` only with timing."""
+
+    timing: bool
+    record: tuple[Stream, int] | None = None
+    at_ms: float = 0.0
