@@ -148,6 +148,9 @@ class FakeCuda:
     def device_name(self) -> str:
         return "Fake GPU"
 
+    def device_uuid(self) -> str:
+        return "00000000-0000-0000-0000-000000000000"
+
     def memory_bytes(self) -> tuple[int, int]:
         self._called("memory_bytes")
         return self.memory

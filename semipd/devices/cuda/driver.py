@@ -1,4 +1,4 @@
-"""The CUDA driver calls that the lanes need, as a seam: real in `bindings`, enforced in tests by a fake.
+"""The CUDA driver calls that the lanes need, as a seam: real in `bindings`, in tests a fake with its rules.
 
 Handles are the driver's own numbers. A call that the driver refuses raises CudaError.
 """
@@ -35,10 +35,15 @@ class CudaError(SemipdError):
 
 
 class Versions(NamedTuple):
-    """`driver`: the CUDA version the driver supports, 1000 * major + 10 * minor; `bindings`: of the package."""
+    """`driver`: the CUDA version it supports, 1000 * major + 10 * minor; `bindings`: the package's."""
 
     driver: int
     bindings: str
+
+
+def cuda_version(number: int) -> str:
+    """13000 is "13.0"."""
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,6 +83,9 @@ class Driver(Protocol):
     def versions(self) -> Versions: ...
 
     def device_name(self) -> str: ...
+
+    def device_uuid(self) -> str:
+        """Of the device, or of the MIG instance, as 8-4-4-4-12 hexadecimal digits."""
 
     def memory_bytes(self) -> tuple[int, int]:
         """Free and total bytes of the device, all processes counted (cuMemGetInfo)."""
@@ -146,7 +154,7 @@ class Driver(Protocol):
 
     def capture(self, stream: Stream, body: Callable[[], None]) -> Graph:
         """What `body` launches, as a graph bound to the SMs of the stream's context. Graphs of one stream
-        share scratch memory, so only one of them may run at a time. Blocks; the device must be idle."""
+        share scratch memory, so only one of them may run at a time. Blocks until the device is idle."""
 
     def launch_graph(self, graph: Graph, stream: Stream) -> None:
         """The stream sets the order only: the SMs are those of the capture."""
