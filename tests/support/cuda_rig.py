@@ -21,7 +21,7 @@ from semipd.devices.cuda.graphs import GraphTable
 from semipd.devices.cuda.lane import CudaLane
 from semipd.devices.cuda.lane_memory import Shared
 from semipd.devices.cuda.lanes import Lanes
-from semipd.devices.cuda.launch_loop import Command, LaunchLoop
+from semipd.devices.cuda.launch_loop import IDLE_BEFORE_CAPTURE_NS, Command, LaunchLoop
 from semipd.devices.cuda.sampling import TorchSampler
 from semipd.devices.cuda.torch_ops import TorchOps
 from semipd.devices.cuda.transformer import Transformer
@@ -36,6 +36,9 @@ from semipd.models.sampler import SamplingBatch, SamplingRow, checked_tokens
 from semipd.models.weights import weight_views
 
 CPU = torch.device("cpu")
+DEFAULTS = EngineSettings(
+    device="cuda", max_num_seqs=6, prefill_chunk_tokens=24, step_token_budget=24, merge_tokens=0
+)
 MAX_MODEL_LEN = 160
 
 TINY = ModelConfig(
@@ -176,12 +179,11 @@ class Rig:
 
     seed: int = 0
     family: str = "llama"
-    settings: EngineSettings = EngineSettings(  # noqa: RUF009 (frozen)
-        device="cuda", max_num_seqs=6, prefill_chunk_tokens=24, step_token_budget=24, merge_tokens=0
-    )
+    settings: EngineSettings = DEFAULTS
     num_blocks: int = 60
     decode_depth: int = 2
     group_layers: int = 1
+    prefill_moves: bool = True
     tokens: dict[SeqId, list[int]] = field(default_factory=dict)
     logprobs: dict[SeqId, list[TokenLogprobs | None]] = field(default_factory=dict)
     prompt_logprobs: dict[SeqId, list[TokenLogprobs]] = field(default_factory=dict)
@@ -229,6 +231,8 @@ class Rig:
         memories = {name: reserve_memory(sizes[name], self.config, "float32", CPU) for name in names}
         for memory in memories.values():
             memory.logits.fill_(torch.nan)
+        zeroed = [(name, part) for name in names for part in ("slots", "history", "rows")]
+        self.driver.host("memory zeroed, device synchronised", writes=zeroed)
         self.graphs = GraphTable(graph_splits(self.cuda_lanes, None), sizes["decode"].buckets)
         return build_loop(shared, sizes, memories, self.graphs, self.runner.deliver)
 
@@ -247,6 +251,7 @@ class Rig:
             max_model_len=MAX_MODEL_LEN,
             dtype="float32",
             memory={},
+            prefill_moves=self.prefill_moves,
         )
 
     def _watch_blocks(self) -> None:
@@ -261,6 +266,13 @@ class Rig:
             return blocks
 
         pool.allocate = watched  # type: ignore[method-assign]
+
+    def capture_all(self) -> None:
+        """Every graph, as the pauses of a long life would."""
+        pause_ns = IDLE_BEFORE_CAPTURE_NS
+        while self.graphs.num_missing:
+            assert self.loop.use_pause(time.monotonic_ns() + pause_ns + 1), "nothing runs, yet no graph came"
+        assert not self.loop.use_pause(time.monotonic_ns() + pause_ns + 1)
 
     def tick(self, inbox: list[Inbound] | None = None) -> bool:
         """One turn of the coordinator. False when nothing lives."""

@@ -151,6 +151,7 @@ class LaneExecutor:
         lanes, events = self._shared.lanes, self._shared.events
         place = Place(split, lanes.move(self.name, split), lanes.num_sms(self.name, split))
         self.split = split
+        step.is_mixed |= split != step.plan.split
         if step.started is None:
             self._wait_for_peer(step, place)
             step.started = events.record(place.stream)

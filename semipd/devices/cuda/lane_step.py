@@ -42,6 +42,7 @@ class LaneStep:
     pieces: not launched yet.
     marks: of launched pieces that are not known to be done, oldest first.
     started, finished: timed events around all of it.
+    is_mixed: a piece was launched under another split than the plan's.
     buffers: staging that the device uses until the step has settled.
     tokens: pinned, one per `sampled`.
     """
@@ -54,6 +55,7 @@ class LaneStep:
     started: Event | None = None
     finished: Event | None = None
     begun_at_ns: int = 0
+    is_mixed: bool = False
     buffers: list[Tensor] = field(default_factory=list)
     tokens: Tensor | None = None
     logprobs: LogprobBuffers | None = None
@@ -70,7 +72,8 @@ class LaneStep:
         logprobs = None
         if self.logprobs is not None:
             logprobs = self.logprobs.entries(tokens, [r.params.logprobs for r in self.sampled])
-        return StepResult(self.plan.step_id, tokens, busy_ns, logprobs, self._prompt_entries())
+        prompt_logprobs = self._prompt_entries()
+        return StepResult(self.plan.step_id, tokens, busy_ns, logprobs, prompt_logprobs, self.is_mixed)
 
     def _prompt_entries(self) -> dict[SeqId, list[TokenLogprobs]] | None:
         """Each chunk's rows lie behind one another, in plan order."""
