@@ -9,7 +9,7 @@ from support.fake_cuda_parts import Shape
 
 from semipd.core.errors import SemipdError
 from semipd.core.split import Split
-from semipd.devices.cuda.driver import CudaError, GreenContext, Stream, Versions
+from semipd.devices.cuda.driver import CudaError, GreenContext, SmResource, SmSplit, Stream, Versions
 from semipd.devices.cuda.lanes import Lanes
 from semipd.devices.cuda.splits import check_versions, decode_group_counts
 
@@ -18,8 +18,8 @@ SHAPES = {
     "H200 as hoped": Shape(num_groups=16),
     "no remainder": Shape(num_sms=128, num_groups=16),
     "B200": Shape(num_sms=148, num_groups=18),
-    "A100": Shape(num_sms=108, group_sms=4, num_groups=27, min_sms=4, alignment_sms=2),
-    "L4": Shape(num_sms=58, group_sms=4, num_groups=14, min_sms=4, alignment_sms=2),
+    "A100": Shape(num_sms=108, group_sms=4, num_groups=27, min_sms=4),
+    "L4": Shape(num_sms=58, group_sms=4, num_groups=14, min_sms=4),
     "one group and a remainder": Shape(num_sms=12, num_groups=1),
     "two groups": Shape(num_sms=16, num_groups=2),
 }
@@ -269,6 +269,56 @@ def test_splits_that_are_not_nested_are_noted():
     lanes = Lanes.open(cuda)
     assert lanes.capability.can_partition, lanes.capability.reason
     assert any("SMs that the next larger one has not" in note for note in lanes.capability.notes)
+
+
+@pytest.mark.parametrize("sizes", [[8, 8, 16], [8, 8, 8]], ids=["unequal", "too few"])
+def test_a_division_that_does_not_add_up_is_refused(sizes: list[int]):
+    cuda = bound(Shape(num_sms=32, num_groups=4))
+
+    def split(whole: SmResource, num_groups: int, min_sms: int) -> SmSplit:
+        return SmSplit(tuple(SmResource(size, 8, None) for size in sizes), None)
+
+    cuda.split_sms = split  # type: ignore[method-assign]
+    assert "does not add up" in Lanes.open(cuda).capability.reason
+
+
+def test_a_context_smaller_than_its_resources_is_refused():
+    cuda = bound()
+    cuda.green_context_sms = lambda context: 14  # type: ignore[method-assign]
+    assert "A green context of 16 SMs has 14" in Lanes.open(cuda).capability.reason
+    assert len(cuda.alive()) == 4  # two plain streams, two events
+
+
+def test_without_merging_a_group_of_another_size_is_refused():
+    """Asked for 16 SMs at once, this driver gives 24."""
+    cuda = bound(Shape(num_sms=60, num_groups=7))
+    cuda.partition.can_merge = False
+    original = cuda.split_sms
+
+    def split(whole: SmResource, num_groups: int, min_sms: int) -> SmSplit:
+        return original(whole, num_groups, min_sms if num_groups > 1 else 24)
+
+    cuda.split_sms = split  # type: ignore[method-assign]
+    assert "Asked for a group of 8 SMs, the driver gave [24]" in Lanes.open(cuda).capability.reason
+
+
+def test_decode_is_more_urgent_than_prefill():
+    cuda = bound()
+    lanes = Lanes.open(cuda)
+    for split in lanes.splits:
+        urgency = [cuda.priorities[lanes.stream(lane, split)] for lane in ("prefill", "decode")]
+        assert urgency == [0, -1]
+    cuda = bound()
+    cuda.priority_range = lambda: (0, 0)  # type: ignore[method-assign]
+    assert Lanes.open(cuda).capability.can_partition
+
+
+def test_a_solo_lane_that_misses_sms_is_noted():
+    _, lanes = lying(lambda context, sms: sms if context is not None else frozenset(range(100)))
+    assert lanes.capability.can_partition
+    assert lanes.capability.notes == (
+        "A stream of the whole device ran on 100 of 132 SMs: other work may hold the rest.",
+    )
 
 
 def test_notes_of_the_caller_stay():

@@ -23,9 +23,7 @@ from support.fake_cuda_parts import (
     refused,
     require,
 )
-from support.happens_before import HOST, Access, Drain, Op, Record, Resource, Wait
-from support.happens_before import explain as explain_violations
-from support.happens_before import violations as find_violations
+from support.happens_before import HOST, Access, Drain, Op, Record, Resource, Wait, explain, violations
 
 from semipd.devices.cuda.driver import (
     Event,
@@ -47,7 +45,8 @@ class FakeCuda:
 
     Attributes:
         trace: everything launched, recorded and waited for, in the host's order.
-        log: creations and destructions, e.g. "create_stream 7".
+        priorities: of every stream ever made.
+        log: creations and destructions, e.g. "create stream 7".
         partition: the SMs, and whether the driver merges resources (`partition.can_merge`).
         memory: free and total bytes.
         census_of: what the census of a context answers, given the truth.
@@ -66,11 +65,12 @@ class FakeCuda:
         self.census_of: Callable[[GreenContext | None, frozenset[int]], frozenset[int]] = lambda _, ids: ids
         self.trace: list[Op] = []
         self.log: list[str] = []
+        self.priorities: dict[Stream, int] = {}
         self._versions = versions or Versions(13000, "13.0.3")
         self._random = random_progress
         self._next_handle = 1
         self._calls: Counter[str] = Counter()
-        self._failures: dict[str, tuple[int, int, int]] = {}
+        self._failures: dict[str, tuple[range, int]] = {}
         self._contexts: dict[GreenContext, frozenset[int]] = {}
         self._streams: dict[Stream, StreamState] = {}
         self._events: dict[Event, EventState] = {}
@@ -84,7 +84,7 @@ class FakeCuda:
     def fail(self, call: str, *, at: int = 1, times: int = 1, status: int = OUT_OF_MEMORY) -> None:
         """The `at`-th call of a method from now, and the following `times - 1`, are refused."""
         first = self._calls[call] + at
-        self._failures[call] = (first, first + times, status)
+        self._failures[call] = (range(first, first + times), status)
 
     def launch(
         self,
@@ -121,21 +121,18 @@ class FakeCuda:
 
     def check_order(self) -> None:
         """Every access in the trace is ordered as it must be, whatever the hardware does."""
-        found = find_violations(self.trace)
-        assert not found, explain_violations(self.trace, found[:10])
-
-    def context_sms(self, context: GreenContext | None) -> frozenset[int]:
-        return self.partition.everything if context is None else self._contexts[context]
+        found = violations(self.trace)
+        assert not found, explain(self.trace, found[:10])
 
     def stream_sms(self, stream: Stream) -> frozenset[int]:
-        return self.context_sms(self._stream(stream).context)
+        context = self._stream(stream).context
+        return self.partition.everything if context is None else self._contexts[context]
 
     def alive(self) -> list[str]:
         """What has not been destroyed."""
-        alive = [f"context {handle}" for handle in self._contexts]
-        alive += [f"stream {handle}" for handle in self._streams]
-        alive += [f"event {handle}" for handle in self._events]
-        return alive + [f"graph {handle}" for handle in self._graphs]
+        tables: list[Iterable[int]] = [self._contexts, self._streams, self._events, self._graphs]
+        kinds = zip(("context", "stream", "event", "graph"), tables, strict=True)
+        return [f"{kind} {handle}" for kind, table in kinds for handle in table]
 
     # ---- the driver: general -------------------------------------------------------------------
 
@@ -174,7 +171,8 @@ class FakeCuda:
 
     def green_context_sms(self, context: GreenContext) -> int:
         self._called("green_context_sms")
-        return len(self._context(context))
+        self._context(context)
+        return len(self._contexts[context])
 
     def destroy_green_context(self, context: GreenContext) -> None:
         self._called("destroy_green_context")
@@ -207,6 +205,7 @@ class FakeCuda:
             self._context(context)
         stream = Stream(self._created("stream"))
         self._streams[stream] = StreamState(context)
+        self.priorities[stream] = priority
         return stream
 
     def stream_context(self, stream: Stream) -> GreenContext | None:
@@ -340,8 +339,8 @@ class FakeCuda:
         if not getattr(self._thread, "is_bound", False):
             raise refused(call, INVALID_CONTEXT)
         self._calls[call] += 1
-        first, past, status = self._failures.get(call, (0, 0, 0))
-        if first <= self._calls[call] < past:
+        calls, status = self._failures.get(call, (range(0), 0))
+        if self._calls[call] in calls:
             raise refused(call, status)
 
     def _created(self, kind: str) -> int:
@@ -350,9 +349,8 @@ class FakeCuda:
         self.log.append(f"create {kind} {handle}")
         return handle
 
-    def _context(self, context: GreenContext) -> frozenset[int]:
+    def _context(self, context: GreenContext) -> None:
         require(context in self._contexts, f"context {context} does not exist")
-        return self._contexts[context]
 
     def _stream(self, stream: Stream) -> StreamState:
         require(stream in self._streams, f"stream {stream} does not exist")

@@ -30,14 +30,13 @@ def refused(call: str, status: int) -> CudaError:
 
 @dataclass(frozen=True)
 class Shape:
-    """How a device's SMs fall into groups: `num_groups` of `group_sms`, and a remainder. What the driver says
-    of itself: `min_sms` and `alignment_sms`."""
+    """How a device's SMs fall into groups: `num_groups` of `group_sms`, and a remainder. `min_sms` is what
+    the driver says is the smallest."""
 
     num_sms: int = 132
     group_sms: int = 8
     num_groups: int = 15
     min_sms: int = 8
-    alignment_sms: int = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +85,7 @@ class Partition:
         return ids
 
     def _resource(self, ids: frozenset[int], split_call: int) -> SmResource:
-        return SmResource(len(ids), self.shape.min_sms, self.shape.alignment_sms, _Sms(ids, split_call))
+        return SmResource(len(ids), self.shape.min_sms, _Sms(ids, split_call))
 
 
 def _sms_of(resource: SmResource) -> _Sms:

@@ -257,11 +257,5 @@ class CudaDriver:
 
 
 def _resource(handle: Any) -> SmResource:
-    sms = handle.sm
-    # Drivers before 13.0 say nothing of the last two.
-    return SmResource(
-        sms.smCount,
-        getattr(sms, "minSmPartitionSize", 0),
-        getattr(sms, "smCoscheduledAlignment", 0),
-        handle,
-    )
+    # Bindings before 13.0 do not say the smallest size.
+    return SmResource(handle.sm.smCount, getattr(handle.sm, "minSmPartitionSize", 0), handle)

@@ -54,12 +54,10 @@ class SmResource:
     Attributes:
         sm_count: SMs in it.
         min_sms: smallest part the driver makes of it; 0 where it says nothing.
-        alignment_sms: parts are a multiple of this; 0 where it says nothing.
     """
 
     sm_count: int
     min_sms: int
-    alignment_sms: int
     handle: object
 
 

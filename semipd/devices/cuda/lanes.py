@@ -144,8 +144,7 @@ class Lanes:
 
         Raises SemipdError(`cuda_release_failed`) with every error, after trying everything.
         """
-        owned, self._owned = self._owned, []
-        _close(owned, None)
+        _close(self._owned, None)
 
 
 def _priorities(driver: Driver) -> Priorities:

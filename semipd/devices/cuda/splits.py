@@ -90,7 +90,7 @@ def check_versions(versions: Versions) -> None:
 def divide(driver: Driver) -> Division:
     """Raises SemipdError(`cannot_partition`) when two lanes cannot be made of what the driver returns."""
     whole = driver.sm_resource()
-    smallest_sms = max(whole.min_sms, whole.alignment_sms, 1)
+    smallest_sms = max(whole.min_sms, 1)
     smallest = driver.split_sms(whole, whole.sm_count // smallest_sms, smallest_sms)
     sizes = [group.sm_count for group in smallest.groups]
     rest = smallest.remainder.sm_count if smallest.remainder else 0
