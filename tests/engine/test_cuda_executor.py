@@ -190,8 +190,8 @@ def test_staging_given_back_too_early_changes_tokens(monkeypatch: pytest.MonkeyP
 
 
 def test_no_event_of_an_unfinished_prefill_is_waited_for() -> None:
-    """Or decode would stand still for a whole prompt: what decode waits for, beside its own last split, is the
-    end of a prefill step that had settled."""
+    """Or decode would stand still for a whole prompt: what decode waits for, beside its own last split, is
+    the end of a prefill step that had settled."""
     rig = Rig(5)
     settled: set[int] = set()
     lanes = rig.loop.lanes

@@ -77,17 +77,26 @@ class LaneExecutor:
         self._cached = None
         self.residents.rebuild(joins)
 
-    def capture(self, key: GraphKey) -> None:
-        """Run a decode pass once on its stream, so that kernels are compiled and libraries set up, then
-        capture it. Blocks; both lanes are idle."""
-        assert not self.inflight, f"{self.name}: capture with {len(self.inflight)} steps in flight"
-        shared, lanes = self._shared, self._shared.lanes
-        place = Place(key.split, lanes.stream(self.name, key.split), lanes.num_sms(self.name, key.split))
+    def warm_up(self, key: GraphKey) -> None:
+        """Run a decode pass once on its stream, so that kernels are compiled and libraries set up. Blocks;
+        both lanes are idle."""
+        assert not self.inflight, f"{self.name}: warm-up with {len(self.inflight)} steps in flight"
+        place = self._place(key.split)
         self._cached = None
         self._work.warm_up(place, key.bucket)
-        shared.driver.synchronize_stream(place.stream)
-        graph = shared.driver.capture(place.stream, lambda: self._work.decode_pass(key.bucket, place.num_sms))
+        self._shared.driver.synchronize_stream(place.stream)
+
+    def capture(self, key: GraphKey) -> None:
+        """Warm up, then capture that pass as a graph."""
+        self.warm_up(key)
+        place, driver = self._place(key.split), self._shared.driver
+        graph = driver.capture(place.stream, lambda: self._work.decode_pass(key.bucket, place.num_sms))
         self.graphs.add(key, graph)
+
+    def _place(self, split: Split) -> Place:
+        """For work while the lanes are idle: nothing moves."""
+        lanes = self._shared.lanes
+        return Place(split, lanes.stream(self.name, split), lanes.num_sms(self.name, split))
 
     def _check(self, plan: StepPlan, chunks: list[Chunk]) -> None:
         num_rows = len(plan.decode) + sum(segment.length for segment in plan.segments)

@@ -58,6 +58,11 @@ class GraphTable:
             return self._misses.most_common(1)[0][0]
         return next(iter(self._missing), None)
 
+    def forget_requests(self) -> None:
+        """What was asked for until now was not for serving."""
+        self._misses.clear()
+        self.num_hits = self.num_misses = 0
+
     def add(self, key: GraphKey, graph: Graph) -> None:
         self._graphs[key] = graph
         self._missing.pop(key, None)

@@ -22,6 +22,8 @@ STEP_LIMIT_NS = 60_000_000_000
 IDLE_BEFORE_CAPTURE_NS = 200_000_000
 """Capturing a graph makes the next request wait for it, so it is done only in a longer pause."""
 
+WARM_UP_POLL_S = 1e-3
+
 Command = StepPlan | tuple[Join, ...]
 """A plan, or the residents of a rebuild."""
 
@@ -45,6 +47,14 @@ class LaunchLoop:
         """Steps are in flight, or about to be."""
         return bool(self.inbox) or any(lane.inflight for lane in self.lanes.values())
 
+    def describe(self) -> str:
+        """The lanes' situation, for a diagnosis."""
+        return " ".join(
+            f"{name.capitalize()} lane: split {lane.split}, {len(lane.residents)} sequences, steps "
+            f"{[step.plan.step_id for step in lane.inflight]} in flight."
+            for name, lane in self.lanes.items()
+        )
+
     def turn(self, now_ns: int) -> bool:
         """Receive, settle, launch. Whether anything was done.
 
@@ -55,6 +65,19 @@ class LaunchLoop:
             self._worked_at_ns = now_ns
         self._check_progress(now_ns)
         return worked
+
+    def run_alone(self, name: LaneName, plan: StepPlan) -> StepResult:
+        """Before serving: one step, from its plan to its result. Blocks."""
+        lane = self.lanes[name]
+        lane.begin(plan)
+        while lane.next_step is not None:
+            lane.launch_piece(plan.split)
+        results = list[StepResult]()
+        while not results:
+            time.sleep(WARM_UP_POLL_S)
+            self._check_progress(time.monotonic_ns())
+            results = lane.settle()
+        return results[0]
 
     def use_pause(self, now_ns: int) -> bool:
         """Capture one missing graph, if there has been nothing to do for a while. Whether it did."""

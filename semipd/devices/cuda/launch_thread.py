@@ -1,5 +1,6 @@
 """The thread that turns the launch loop, and how the coordinator hears of it."""
 
+import ctypes
 import os
 import threading
 import time
@@ -12,8 +13,8 @@ from semipd.devices.contract import LaneFailed, LaneName
 from semipd.devices.cuda.launch_loop import Command, LaunchLoop
 
 POLL_S = 20e-6
-"""Between looks at the device while it works. Linux adds its timer slack, 50 us by default: well below
-the time of a decode step, and the step in flight behind it hides that."""
+"""Between looks at the device while it works. Well below the time of a decode step, and the step in
+flight behind it hides the rest."""
 
 IDLE_WAIT_S = 0.25
 """Longest sleep without work; new work ends it at once."""
@@ -22,6 +23,9 @@ TURN_LIMIT_S = 120.0
 """A turn that takes longer hangs in the driver. Compiling kernels for a new shape takes seconds."""
 
 JOIN_LIMIT_S = 10.0
+
+_PR_SET_TIMERSLACK = 29
+_SLACK_NS = 5_000
 
 Diagnose = Callable[[BaseException], LaneFailed]
 
@@ -40,13 +44,25 @@ class LaunchThread:
         self._failure: LaneFailed | None = None
         self._turn_began_ns = 0
         self._closing = False
+        self._prepare: Callable[[], None] = lambda: None
+        self._prepared = threading.Event()
         self._work = threading.Event()
         self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="launch", daemon=True)
 
-    def start(self, loop: LaunchLoop) -> None:
+    def start(self, loop: LaunchLoop, prepare: Callable[[], None], limit_s: float) -> None:
+        """Run `prepare` in the thread, then serve. Returns when it has run.
+
+        Raises LaneFailed: what it raised, or `start_up_timeout` after `limit_s`.
+        """
         self._loop = loop
+        self._prepare = prepare
         self._thread.start()
+        if not self._prepared.wait(limit_s):
+            message = f"The device has not been prepared within {limit_s:g} s."
+            raise LaneFailed("start_up_timeout", message, "Look for Xid messages in the kernel log (dmesg).")
+        if self._failure is not None:
+            raise self._failure
 
     def deliver(self, lane: LaneName, result: StepResult) -> None:
         """For the loop: called in the thread."""
@@ -72,6 +88,10 @@ class LaunchThread:
         return results
 
     @property
+    def has_failed(self) -> bool:
+        return self._failure is not None
+
+    @property
     def is_busy(self) -> bool:
         return self._loop is not None and self._loop.is_busy
 
@@ -92,10 +112,14 @@ class LaunchThread:
     def _run(self) -> None:
         try:
             self._bind()
+            _sharpen_sleep()
+            self._prepare()
+            self._prepared.set()
             while not self._closing:
                 self._turn()
         except BaseException as error:
             self._failure = self._diagnose(error)
+            self._prepared.set()
             os.eventfd_write(self._eventfd, 1)
 
     def _turn(self) -> None:
@@ -125,3 +149,8 @@ class LaunchThread:
     def _drain(self) -> None:
         with suppress(BlockingIOError):
             os.eventfd_read(self._eventfd)
+
+
+def _sharpen_sleep() -> None:
+    """Linux lets a thread oversleep by its timer slack, 50 us unless told otherwise."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_TIMERSLACK, _SLACK_NS, 0, 0, 0)
