@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import pytest
 from support.fake_cuda import FakeCuda
@@ -138,6 +139,10 @@ OPENING_CALLS = [
     "create_stream",
     "stream_context",
     "census",
+    "occupy",
+    "record_event",
+    "event_done",
+    "synchronize_event",
     "priority_range",
     "create_event",
 ]
@@ -300,6 +305,50 @@ def test_without_merging_a_group_of_another_size_is_refused():
 
     cuda.split_sms = split  # type: ignore[method-assign]
     assert "Asked for a group of 8 SMs, the driver gave [24]" in Lanes.open(cuda).capability.reason
+
+
+def test_a_split_whose_lanes_wait_for_each_other_is_not_used():
+    """Either lane behind the other, in one hardware queue."""
+    for waiting in ("prefill", "decode"):
+        cuda = bound()
+        sizes = {"prefill": 92, "decode": 40}
+
+        def share_a_queue(busy: Stream, other: Stream, cuda: FakeCuda, num_sms: int) -> bool:
+            return busy == other or len(cuda.stream_sms(other)) == num_sms
+
+        cuda.serialises = partial(share_a_queue, cuda=cuda, num_sms=sizes[waiting])
+        lanes = Lanes.open(cuda)
+        assert Split(92, 40) not in lanes.splits
+        assert len(lanes.splits) == 6
+        (note,) = lanes.capability.notes
+        assert note == "Split 92+40 is not used: its lanes wait for each other in a queue."
+        with pytest.raises(KeyError):
+            lanes.stream("decode", Split(92, 40))
+        lanes.close()
+        assert cuda.alive() == []
+
+
+def test_a_device_whose_lanes_all_wait_is_not_divided():
+    cuda = bound()
+    cuda.serialises = lambda busy, other: True
+    lanes = Lanes.open(cuda)
+    assert "[lanes_serialised]" in lanes.capability.reason
+    assert "CUDA_DEVICE_MAX_CONNECTIONS=32" in lanes.capability.reason
+    lanes.close()
+    assert cuda.alive() == []
+
+
+def test_a_host_that_was_held_up_once_changes_nothing():
+    cuda = bound()
+    asked = 0
+
+    def sometimes(busy: Stream, other: Stream) -> bool:
+        nonlocal asked
+        asked += busy != other
+        return busy == other or asked % 3 != 0
+
+    cuda.serialises = sometimes
+    assert len(Lanes.open(cuda).splits) == 7
 
 
 def test_decode_is_more_urgent_than_prefill():

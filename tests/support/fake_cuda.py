@@ -7,17 +7,15 @@ CudaMisuseError. Work "runs" when it is launched; whether an event is *seen* to 
 """
 
 import random
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from support.fake_cuda_parts import (
     CudaMisuseError,
     EventState,
+    FakeSms,
     GraphState,
     Kernel,
-    Partition,
     Shape,
     StreamState,
     refused,
@@ -29,18 +27,14 @@ from semipd.devices.cuda.driver import (
     Event,
     Graph,
     GreenContext,
-    SmResource,
-    SmSplit,
     Stream,
     Versions,
 )
 
-OUT_OF_MEMORY = 2
-INVALID_CONTEXT = 201
 STREAM_CAPTURE_UNSUPPORTED = 900
 
 
-class FakeCuda:
+class FakeCuda(FakeSms):
     """See semipd.devices.cuda.driver.Driver.
 
     Attributes:
@@ -50,6 +44,7 @@ class FakeCuda:
         partition: the SMs, and whether the driver merges resources (`partition.can_merge`).
         memory: free and total bytes.
         census_of: what the census of a context answers, given the truth.
+        serialises: (busy, other): whether work of the other stream waits for that of the busy one.
     """
 
     def __init__(
@@ -60,31 +55,22 @@ class FakeCuda:
         random_progress: random.Random | None = None,
     ) -> None:
         """`random_progress`: an event is only sometimes seen to be done; without it, at once."""
-        self.partition = Partition(shape or Shape())
+        super().__init__(shape or Shape())
         self.memory = (130 * 2**30, 140 * 2**30)
         self.census_of: Callable[[GreenContext | None, frozenset[int]], frozenset[int]] = lambda _, ids: ids
+        self.serialises: Callable[[Stream, Stream], bool] = lambda busy, other: busy == other
         self.trace: list[Op] = []
-        self.log: list[str] = []
         self.priorities: dict[Stream, int] = {}
         self._versions = versions or Versions(13000, "13.0.3")
         self._random = random_progress
-        self._next_handle = 1
-        self._calls: Counter[str] = Counter()
-        self._failures: dict[str, tuple[range, int]] = {}
-        self._contexts: dict[GreenContext, frozenset[int]] = {}
         self._streams: dict[Stream, StreamState] = {}
         self._events: dict[Event, EventState] = {}
         self._graphs: dict[Graph, GraphState] = {}
         self._capturing: tuple[Stream, list[Kernel]] | None = None
         self._replaying: list[Kernel] | None = None
-        self._thread = threading.local()
+        self._busy: set[Stream] = set()
 
     # ---- for tests -----------------------------------------------------------------------------
-
-    def fail(self, call: str, *, at: int = 1, times: int = 1, status: int = OUT_OF_MEMORY) -> None:
-        """The `at`-th call of a method from now, and the following `times - 1`, are refused."""
-        first = self._calls[call] + at
-        self._failures[call] = (range(first, first + times), status)
 
     def launch(
         self,
@@ -136,9 +122,6 @@ class FakeCuda:
 
     # ---- the driver: general -------------------------------------------------------------------
 
-    def bind_thread(self) -> None:
-        self._thread.is_bound = True
-
     def versions(self) -> Versions:
         return self._versions
 
@@ -153,26 +136,6 @@ class FakeCuda:
         return self.memory
 
     # ---- partitioning --------------------------------------------------------------------------
-
-    def sm_resource(self) -> SmResource:
-        self._called("sm_resource")
-        return self.partition.whole()
-
-    def split_sms(self, whole: SmResource, num_groups: int, min_sms: int) -> SmSplit:
-        self._called("split_sms")
-        return self.partition.split(whole, num_groups, min_sms)
-
-    def create_green_context(self, resources: Sequence[SmResource]) -> GreenContext:
-        self._called("create_green_context")
-        ids = self.partition.merge(resources)
-        context = GreenContext(self._created("context"))
-        self._contexts[context] = ids
-        return context
-
-    def green_context_sms(self, context: GreenContext) -> int:
-        self._called("green_context_sms")
-        self._context(context)
-        return len(self._contexts[context])
 
     def destroy_green_context(self, context: GreenContext) -> None:
         self._called("destroy_green_context")
@@ -189,8 +152,15 @@ class FakeCuda:
         self._called("census")
         state = self._stream(stream)
         truth = sorted(self.census_of(state.context, self.stream_sms(stream)))
+        self._busy = {busy for busy in self._busy if not self.serialises(busy, stream)}
         self.synchronize_stream(stream)
         return frozenset(truth[: num_ctas if spin_ns > 0 else 1])
+
+    def occupy(self, stream: Stream, num_ctas: int, spin_ns: int) -> None:
+        """Runs until the host, or work behind it in the same hardware queue, has waited for it."""
+        self._called("occupy")
+        self._stream(stream).launched += 1
+        self._busy.add(stream)
 
     # ---- streams and events --------------------------------------------------------------------
 
@@ -253,6 +223,8 @@ class FakeCuda:
     def event_done(self, event: Event) -> bool:
         self._called("event_done")
         stream, number = self._recorded(event)
+        if stream in self._busy:
+            return False
         if self._is_ahead(stream, number) and self._random is not None and self._random.random() < 0.7:
             return False
         self._finish(stream, number)
@@ -335,23 +307,6 @@ class FakeCuda:
 
     # ---- rules ---------------------------------------------------------------------------------
 
-    def _called(self, call: str) -> None:
-        if not getattr(self._thread, "is_bound", False):
-            raise refused(call, INVALID_CONTEXT)
-        self._calls[call] += 1
-        calls, status = self._failures.get(call, (range(0), 0))
-        if self._calls[call] in calls:
-            raise refused(call, status)
-
-    def _created(self, kind: str) -> int:
-        """A handle; no two things have the same one, whatever their kinds."""
-        handle, self._next_handle = self._next_handle, self._next_handle + 1
-        self.log.append(f"create {kind} {handle}")
-        return handle
-
-    def _context(self, context: GreenContext) -> None:
-        require(context in self._contexts, f"context {context} does not exist")
-
     def _stream(self, stream: Stream) -> StreamState:
         require(stream in self._streams, f"stream {stream} does not exist")
         return self._streams[stream]
@@ -398,5 +353,6 @@ class FakeCuda:
                 continue
             state = self._streams[stream]
             state.done = number
+            self._busy.discard(stream)
             todo += [(source, up_to) for at, source, up_to in state.waits if at <= number]
             state.waits = [wait for wait in state.waits if wait[0] > number]

@@ -1,5 +1,7 @@
 """Parts of the fake driver: its SMs and how they are divided, and what it remembers of streams and graphs."""
 
+import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +15,8 @@ from semipd.devices.cuda.driver import (
 )
 
 INVALID_VALUE = 1
+OUT_OF_MEMORY = 2
+INVALID_CONTEXT = 201
 
 
 class CudaMisuseError(AssertionError):
@@ -122,3 +126,61 @@ class EventState:
     timing: bool
     record: tuple[Stream, int] | None = None
     at_ms: float = 0.0
+
+
+class FakeSms:
+    """The half of the fake that deals with calls, threads and contexts; see fake_cuda.FakeCuda."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.partition = Partition(shape)
+        self.log: list[str] = []
+        self._next_handle = 1
+        self._calls: Counter[str] = Counter()
+        self._failures: dict[str, tuple[range, int]] = {}
+        self._contexts: dict[GreenContext, frozenset[int]] = {}
+        self._thread = threading.local()
+
+    def fail(self, call: str, *, at: int = 1, times: int = 1, status: int = OUT_OF_MEMORY) -> None:
+        """The `at`-th call of a method from now, and the following `times - 1`, are refused."""
+        first = self._calls[call] + at
+        self._failures[call] = (range(first, first + times), status)
+
+    def bind_thread(self) -> None:
+        self._thread.is_bound = True
+
+    def sm_resource(self) -> SmResource:
+        self._called("sm_resource")
+        return self.partition.whole()
+
+    def split_sms(self, whole: SmResource, num_groups: int, min_sms: int) -> SmSplit:
+        self._called("split_sms")
+        return self.partition.split(whole, num_groups, min_sms)
+
+    def create_green_context(self, resources: Sequence[SmResource]) -> GreenContext:
+        self._called("create_green_context")
+        ids = self.partition.merge(resources)
+        context = GreenContext(self._created("context"))
+        self._contexts[context] = ids
+        return context
+
+    def green_context_sms(self, context: GreenContext) -> int:
+        self._called("green_context_sms")
+        self._context(context)
+        return len(self._contexts[context])
+
+    def _called(self, call: str) -> None:
+        if not getattr(self._thread, "is_bound", False):
+            raise refused(call, INVALID_CONTEXT)
+        self._calls[call] += 1
+        calls, status = self._failures.get(call, (range(0), 0))
+        if self._calls[call] in calls:
+            raise refused(call, status)
+
+    def _created(self, kind: str) -> int:
+        """A handle; no two things have the same one, whatever their kinds."""
+        handle, self._next_handle = self._next_handle, self._next_handle + 1
+        self.log.append(f"create {kind} {handle}")
+        return handle
+
+    def _context(self, context: GreenContext) -> None:
+        require(context in self._contexts, f"context {context} does not exist")

@@ -60,7 +60,7 @@ class CudaDriver:
         self._torch_streams: dict[Stream, Any] = {}
         self._pools: dict[Stream, Any] = {}
         self._graphs: dict[Graph, Any] = {}
-        self._smids: Any = None
+        self._buffers: dict[str, Any] = {}
         self.bind_thread()
 
     @classmethod
@@ -133,26 +133,37 @@ class CudaDriver:
         self._call("cuGreenCtxDestroy", context)
 
     def census(self, stream: Stream, num_ctas: int, spin_ns: int) -> frozenset[int]:
+        smids = self._launch_census("census", stream, num_ctas, spin_ns)
+        with self.on(stream):
+            return frozenset(smids.tolist())
+
+    def occupy(self, stream: Stream, num_ctas: int, spin_ns: int) -> None:
+        self._launch_census("occupy", stream, num_ctas, spin_ns)
+
+    def _launch_census(self, purpose: str, stream: Stream, num_ctas: int, spin_ns: int) -> Any:
+        """int32 [num_ctas], which the kernel fills."""
         try:
-            return self._census(stream, num_ctas, spin_ns)
-        except (
-            Exception
-        ) as error:  # Triton has many ways to fail: no compiler, no cache folder, a new version
+            from semipd.devices.cuda.census_kernel import launch_census
+
+            smids = self._buffer(purpose, num_ctas)
+            with self.on(stream):
+                launch_census(smids, spin_ns)
+        except Exception as error:
+            # Triton has many ways to fail: no compiler, no folder for its cache, a version we do not know.
             message = f"The census kernel did not run ({type(error).__name__}: {error})."
             hint = "Triton needs a C compiler and a writable cache folder (TRITON_CACHE_DIR)."
             raise SemipdError("census_failed", message, hint) from error
+        return smids
 
-    def _census(self, stream: Stream, num_ctas: int, spin_ns: int) -> frozenset[int]:
-        from semipd.devices.cuda.census_kernel import launch_census
-
-        if self._smids is None or self._smids.numel() < num_ctas:
-            self._smids = self._torch.empty(num_ctas, dtype=self._torch.int32, device=f"cuda:{self._ordinal}")
+    def _buffer(self, purpose: str, num_ctas: int) -> Any:
+        """One for counting and one for keeping a lane busy meanwhile, whatever the stream: a census ends
+        before the next one starts, and what busy lanes write nobody reads."""
+        buffer = self._buffers.get(purpose)
+        if buffer is None or buffer.numel() < num_ctas:
+            buffer = self._torch.empty(num_ctas, dtype=self._torch.int32, device=f"cuda:{self._ordinal}")
+            self._buffers[purpose] = buffer
             self._torch.cuda.synchronize()
-        smids = self._smids[:num_ctas]
-        with self.on(stream):
-            smids.fill_(-1)
-            launch_census(smids, spin_ns)
-            return frozenset(smids.tolist())
+        return buffer[:num_ctas]
 
     # ---- streams and events --------------------------------------------------------------------
 

@@ -111,6 +111,9 @@ class Driver(Protocol):
         """The SMs (%smid) on which CTAs launched on the stream really ran. Each of `num_ctas` stays
         `spin_ns`, so that they spread over every SM they may use. Blocks until they are done."""
 
+    def occupy(self, stream: Stream, num_ctas: int, spin_ns: int) -> None:
+        """Launch such CTAs and do not wait for them."""
+
     # ---- streams and events --------------------------------------------------------------------
 
     def priority_range(self) -> tuple[int, int]:

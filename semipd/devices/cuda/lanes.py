@@ -8,7 +8,7 @@ from semipd.core.errors import SemipdError
 from semipd.core.split import Split
 from semipd.devices.contract import LaneName
 from semipd.devices.cuda.capability import Capability
-from semipd.devices.cuda.census import check_pairs, check_solo
+from semipd.devices.cuda.census import check_pairs, check_solo, concurrent_pairs
 from semipd.devices.cuda.driver import Driver, Event, Stream
 from semipd.devices.cuda.owned import Owned
 from semipd.devices.cuda.splits import (
@@ -164,11 +164,12 @@ def _partition(
         found = _with_shape(bare, division)
         pairs = build_pairs(driver, division, priorities, owned)
         notes = check_pairs(driver, pairs, bare.num_sms)
+        pairs, serialised = concurrent_pairs(driver, pairs)
     except SemipdError as error:
         _close([owned], error)
         return [], replace(found, reason=f"{error} [{error.code}]")
     splits = tuple(pair.split for pair in pairs)
-    return pairs, replace(found, splits=splits, notes=found.notes + notes)
+    return pairs, replace(found, splits=splits, notes=found.notes + notes + serialised)
 
 
 def _with_shape(bare: Capability, division: Division) -> Capability:
