@@ -60,7 +60,7 @@ def fake_platform(driver: DeferredCuda) -> Callable[[], Platform]:
             staging=WatchedStaging(driver),
             device=CPU,
             ops=TorchOps(),
-            sampler=TorchSampler(),
+            sampler_of=lambda size: TorchSampler(),
             uuid="",
             synchronize=lambda: driver.host("device synchronised", writes=zeroed),
             close=_nothing,
@@ -160,7 +160,7 @@ def test_a_device_that_cannot_be_divided_serves_merged_steps() -> None:
 def test_a_start_that_fails_leaves_nothing_behind(call: str) -> None:
     driver = new_driver()
     driver.bind_thread()
-    driver.fail(call, at=1 if call != "capture" else 9, times=10_000 if call == "create_stream" else 1)
+    driver.fail(call, at=1 if call != "capture" else 9, times=1 if call == "capture" else 10_000)
     with pytest.raises(SemipdError):
         open_fake(driver)
     assert driver.alive() == []

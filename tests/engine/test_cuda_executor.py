@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -22,7 +23,7 @@ from semipd.devices.cuda.driver import Event, Graph, Stream
 from semipd.devices.cuda.executor import LaneExecutor
 from semipd.devices.cuda.graphs import GraphKey, GraphTable, batch_buckets, bucket_for
 from semipd.devices.cuda.lane_step import LaneStep
-from semipd.devices.cuda.launch_loop import STEP_LIMIT_NS
+from semipd.devices.cuda.launch_loop import GROUPS_AHEAD, STEP_LIMIT_NS
 from semipd.devices.cuda.slots import Column, Delta, SlotState, float_bits
 from semipd.sched.outbox import Outbox
 
@@ -219,30 +220,57 @@ def test_no_event_of_an_unfinished_prefill_is_waited_for() -> None:
 # ---- switching ----------------------------------------------------------------------------------
 
 
-def long_prompt_beside_decode(rig: Rig) -> None:
-    """Sequence 1 decodes; sequence 2's prompt is under way in several pieces."""
-    rng, greedy = rig.rng, SamplingParams(max_tokens=60, seed=1, temperature=0.0)
-    prompts = [[rng.randrange(61) for _ in range(count)] for count in (5, 90)]
-    rig.tick([Submit(Request(SeqId(1), "a", prompts[0], greedy, 0))])
-    while not rig.tokens.get(SeqId(1)):
-        rig.tick()
-    rig.tick([Submit(Request(SeqId(2), "b", prompts[1], greedy, 0))])
-
-
 def test_a_prefill_under_way_makes_room_for_a_growing_decode() -> None:
-    settings = replace(DEFAULTS, prefill_chunk_tokens=90, partition_mode="fixed", prefill_units=116)
-    rig = Rig(3, family="biased", settings=settings)
-    long_prompt_beside_decode(rig)
-    splits = rig.device.info.splits
-    while not rig.loop.lanes["prefill"].inflight:
-        rig.tick()
-    step = rig.loop.lanes["prefill"].inflight[0]
-    rig.tick([SetPartition(1, "fixed", "test", prefill_units=splits[-1].prefill_units)])
-    while rig.loop.lanes["prefill"].inflight and rig.loop.lanes["prefill"].inflight[0] is step:
-        rig.tick()
+    """Decode goes on, on its old SMs, until the prefill has moved; the prefill moves between two layers."""
+    rig = Rig(3, family="biased")
+    prefill, decode = rig.loop.lanes["prefill"], rig.loop.lanes["decode"]
+    narrow, wide = rig.device.info.splits[0], rig.device.info.splits[-1]
+    greedy = SamplingParams(max_tokens=60, seed=1, temperature=0.0)
+    first, second = SeqId(1), SeqId(2)
+    rig.loop.inbox.append(
+        ("decode", StepPlan(1, narrow, (first,), joins=(Join(first, [5], 1, greedy, [1]),)))
+    )
+    turn_until(rig, lambda: not decode.inflight)
+    rig.driver.max_run = 0
+    prompt = Join(second, list(range(20)), 20, greedy, [2, 3])
+    chunk = StepPlan(2, narrow, segments=(Segment(second, 0, 20, True),), joins=(prompt,))
+    rig.loop.inbox.append(("prefill", chunk))
+    turns(rig, 5)
+    assert (prefill.num_marks, prefill.split) == (GROUPS_AHEAD, narrow)
+    step = prefill.inflight[0]
+    rig.loop.inbox.append(("decode", StepPlan(3, wide, (first,))))
+    turns(rig, 5)
+    assert (decode.split, prefill.split) == (narrow, narrow)
+    assert decode.inflight[0].is_mixed
+    rig.driver.max_run = 1
+    turn_until(rig, lambda: prefill.split == wide)
+    turn_until(rig, lambda: not prefill.inflight and not decode.inflight)
     assert step.is_mixed
-    rig.finish()
-    assert len(rig.tokens[SeqId(2)]) == 60
+    rig.loop.inbox.append(("decode", StepPlan(4, wide, (first,))))
+    turns(rig, 1)
+    assert decode.split == wide
+    turn_until(rig, lambda: not decode.inflight)
+    rig.driver.check_order()
+    oracle = Oracle(rig.config, rig.weights)
+    assert decode.residents.joins()[0].token_ids[1:] == oracle.generate(_request([5], 3))[0]
+    assert prefill.residents.joins()[0].token_ids[20:] == oracle.generate(_request(list(range(20)), 1))[0]
+
+
+def _request(prompt: list[int], max_tokens: int) -> Request:
+    return Request(SeqId(1), "", prompt, SamplingParams(max_tokens=max_tokens, seed=1, temperature=0.0), 0)
+
+
+def turns(rig: Rig, count: int) -> None:
+    for _ in range(count):
+        rig.loop.turn(time.monotonic_ns())
+
+
+def turn_until(rig: Rig, reached: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        turns(rig, 1)
+        if reached():
+            return
+    raise AssertionError("never reached")
 
 
 @pytest.mark.parametrize(
@@ -299,7 +327,7 @@ def test_slots_hold_what_the_deltas_say() -> None:
     )
     assert state.tables.tolist() == [[0] * 5, [0] * 5, [11, 12, 13, 0, 0], [0] * 5]
     column = state.columns[:, 2].tolist()
-    assert (column[Column.TOKEN], column[Column.POSITION], column[Column.MIN_END]) == (9, 2, 4)
+    assert (column[Column.TOKEN], column[Column.POSITION]) == (9, 2)
     assert column[Column.TEMPERATURE_BITS] == float_bits(0.5)
     low, high = (column[c] % 2**32 for c in (Column.SEED_LOW_BITS, Column.SEED_HIGH_BITS))
     assert (high << 32) | low == params.seed

@@ -216,7 +216,6 @@ class Rig:
             self.cuda_lanes,
             self.driver.submit,
             Transformer(self.config, self.weights, self.pool, TorchOps()),
-            TorchSampler(),
             WatchedStaging(self.driver),
             EventPool(self.driver),
             CPU,
@@ -228,7 +227,9 @@ class Rig:
             )
             for name in names
         }
-        memories = {name: reserve_memory(sizes[name], self.config, "float32", CPU) for name in names}
+        memories = {
+            name: reserve_memory(sizes[name], self.config, "float32", TorchSampler(), CPU) for name in names
+        }
         for memory in memories.values():
             memory.logits.fill_(torch.nan)
         zeroed = [(name, part) for name in names for part in ("slots", "history", "rows")]

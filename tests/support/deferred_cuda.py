@@ -54,12 +54,13 @@ class _Queues:
 
 
 class DeferredCuda(FakeCuda):
-    """`max_run`: most pieces of work that run each time the host asks about an event."""
+    """`max_run`: most pieces of work that run each time the host asks about an event; 0: the device stands
+    still."""
 
     def __init__(self, rng: random.Random, *, shape: Shape | None = None, max_run: int = 3) -> None:
         super().__init__(shape)
         self._rng = rng
-        self._max_run = max_run
+        self.max_run = max_run
         self._queues = _Queues()
         self._latest: dict[Event, _Record] = {}
         self._quiet = False
@@ -123,7 +124,7 @@ class DeferredCuda(FakeCuda):
         self._queues.by_stream[stream].append(_Item(wait=self._latest[event]))
 
     def event_done(self, event: Event) -> bool:
-        for _ in range(self._rng.randrange(self._max_run + 1)):
+        for _ in range(self._rng.randrange(self.max_run + 1)):
             self._run_one()
         return self._latest[event].is_done and super().event_done(event)
 

@@ -11,6 +11,7 @@ from semipd.devices.cuda.graphs import GraphTable, batch_buckets
 from semipd.devices.cuda.lane_memory import LaneMemory, LaneSize, Shared
 from semipd.devices.cuda.lanes import Lanes
 from semipd.devices.cuda.launch_loop import Deliver, LaunchLoop
+from semipd.devices.cuda.sampling import Sampler
 from semipd.devices.cuda.transformer import Activations
 from semipd.models.config import ModelConfig
 from semipd.models.dtypes import DTypeName
@@ -35,9 +36,11 @@ def lane_size(lane: LaneName, settings: EngineSettings, config: ModelConfig, max
     )
 
 
-def reserve_memory(size: LaneSize, config: ModelConfig, dtype: DTypeName, device: torch.device) -> LaneMemory:
+def reserve_memory(
+    size: LaneSize, config: ModelConfig, dtype: DTypeName, sampler: Sampler, device: torch.device
+) -> LaneMemory:
     like = torch.empty(0, dtype=TORCH_DTYPES[dtype], device=device)
-    return LaneMemory.reserve(size, Activations.reserve(config, size.max_rows, like), device)
+    return LaneMemory.reserve(size, Activations.reserve(config, size.max_rows, like), sampler, device)
 
 
 def graph_splits(lanes: Lanes, start: Split | None) -> list[Split]:

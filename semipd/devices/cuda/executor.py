@@ -25,6 +25,7 @@ from semipd.devices.cuda.lane_step import LaneStep, Mark, Place
 from semipd.devices.cuda.lane_work import LaneWork
 from semipd.devices.cuda.logprob_launch import LogprobBuffers
 from semipd.devices.cuda.residents import Chunk, Residents
+from semipd.devices.cuda.rows import ChunkPlan
 from semipd.devices.cuda.sampling import INVALID_TOKEN
 from semipd.devices.cuda.step_layout import StepLayout
 
@@ -114,7 +115,12 @@ class LaneExecutor:
         decoding = self.residents.find(plan.decode)
         if not chunks and self._cached is not None and self._cached.decoding == decoding:
             return self._cached, False
-        layout = StepLayout(decoding, chunks, self._size.vocab_size)
+        num_sms = max(1, units_of(plan.split, self.name))
+
+        def plan_chunks(query_lens: list[int], kv_lens: list[int]) -> ChunkPlan:
+            return self._shared.transformer.plan_chunks(query_lens, kv_lens, num_sms)
+
+        layout = StepLayout(decoding, chunks, self._size.vocab_size, plan_chunks)
         self._cached = None if chunks else layout
         return layout, True
 

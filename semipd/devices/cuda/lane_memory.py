@@ -23,7 +23,6 @@ class Shared:
     lanes: Lanes
     submit: Submit
     transformer: Transformer
-    sampler: Sampler
     staging: Staging
     events: EventPool
     device: torch.device
@@ -51,6 +50,7 @@ class LaneMemory:
     """Everything a lane keeps on the device, at addresses that graphs may hold on to.
 
     Attributes:
+        sampler: with whatever memory it works in.
         slots: int32 [buckets[-1]], of the decode batch; padded with the padding slot.
         metadata, delta: int32, where uploads go. history_tokens: int32, the history of one sequence.
     """
@@ -63,9 +63,12 @@ class LaneMemory:
     metadata: Tensor
     delta: Tensor
     history_tokens: Tensor
+    sampler: Sampler
 
     @classmethod
-    def reserve(cls, size: LaneSize, activations: Activations, device: torch.device) -> "LaneMemory":
+    def reserve(
+        cls, size: LaneSize, activations: Activations, sampler: Sampler, device: torch.device
+    ) -> "LaneMemory":
         num_slots = size.max_num_seqs + 1
         state = SlotState(num_slots, size.max_blocks_per_seq, device)
 
@@ -84,9 +87,10 @@ class LaneMemory:
             metadata,
             ints(2 * state.max_delta),
             ints(size.max_tokens_per_seq),
+            sampler,
         )
 
     @property
     def num_bytes(self) -> int:
         tensors = (self.state.flat, self.logits, self.slots, self.metadata, self.delta, self.history_tokens)
-        return sum(t.nbytes for t in tensors) + self.history.num_bytes + self.activations.num_bytes
+        return sum(t.nbytes for t in tensors) + self.history.counts.nbytes + self.activations.num_bytes

@@ -204,7 +204,7 @@ class LaneWork:
             self._launch_sampling(place, step)
 
     def _launch_sampling(self, place: Place, step: LaneStep) -> None:
-        memory, sampler, num_rows = self._memory, self._shared.sampler, len(step.sampled)
+        memory, num_rows = self._memory, len(step.sampled)
 
         def body() -> None:
             bound, logits = self._bound, memory.logits[:num_rows]
@@ -212,7 +212,7 @@ class LaneWork:
             assert step.tokens is not None
             slots, stages = bound.sampled_slots, bound.stages
             raw = logits.clone() if step.logprobs is not None else logits
-            tokens = sampler.sample(logits, slots, stages, memory.state, memory.history)
+            tokens = memory.sampler.sample(logits, slots, stages, memory.state, memory.history)
             valid = tokens.clamp_min(0)
             memory.state.advance(slots, valid)
             if stages.penalised is not None:

@@ -130,7 +130,9 @@ class Opening:
 
     def _reserve(self, lane: LaneName) -> LaneMemory:
         model = self._model
-        return reserve_memory(self._sizes[lane], model.config, model.dtype, self._platform.device)
+        size, platform = self._sizes[lane], self._platform
+        sampler = platform.sampler_of(size)
+        return reserve_memory(size, model.config, model.dtype, sampler, platform.device)
 
     def _shared(self, weights: dict[str, Tensor], num_blocks: int) -> Shared:
         """With a KV pool of its own."""
@@ -145,7 +147,6 @@ class Opening:
             self._lanes,
             platform.submit,
             Transformer(model.config, weights, pool, platform.ops),
-            platform.sampler,
             platform.staging,
             self._events,
             platform.device,

@@ -4,12 +4,13 @@ Every operation writes into memory it is given, allocates nothing that outlives 
 device, so that it can be captured into a CUDA graph. `num_sms` is the lane's share: grids are sized by it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-from semipd.devices.cuda.rows import ChunkRows, DecodeRows
+from semipd.devices.cuda.rows import ChunkPlan, ChunkRows, DecodeRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,11 @@ class Ops(Protocol):
         self, q: Tensor, layer_kv: Tensor, rows: DecodeRows, scale: float, num_sms: int, out: Tensor
     ) -> None:
         """`out` [D, num_q, head_dim]: each row of `q` attends to its sequence's first kv_lens tokens."""
+
+    def plan_chunks(
+        self, query_lens: Sequence[int], kv_lens: Sequence[int], heads: Heads, num_sms: int
+    ) -> ChunkPlan:
+        """On the host, once a step: how `prefill_attention` will cut these chunks on about so many SMs."""
 
     def prefill_attention(
         self, q: Tensor, layer_kv: Tensor, chunks: ChunkRows, scale: float, num_sms: int, out: Tensor

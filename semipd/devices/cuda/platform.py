@@ -7,6 +7,7 @@ import torch
 
 from semipd.devices.cuda.bindings import CudaDriver
 from semipd.devices.cuda.driver import Driver
+from semipd.devices.cuda.lane_memory import LaneSize
 from semipd.devices.cuda.ops import Ops
 from semipd.devices.cuda.sampling import Sampler, TorchSampler
 from semipd.devices.cuda.staging import Staging
@@ -23,7 +24,7 @@ class Platform:
     staging: Staging
     device: torch.device
     ops: Ops
-    sampler: Sampler
+    sampler_of: Callable[[LaneSize], Sampler]
     uuid: str
     synchronize: Callable[[], None]
     close: Callable[[], None]
@@ -38,7 +39,7 @@ def real_platform() -> Platform:
         staging=Staging(pin=True),
         device=torch.device("cuda", 0),
         ops=TorchOps(),
-        sampler=TorchSampler(),
+        sampler_of=lambda size: TorchSampler(),
         uuid=driver.device_uuid(),
         synchronize=torch.cuda.synchronize,
         close=driver.close,

@@ -1,7 +1,9 @@
 """What one forward pass computes: decode rows, then prefill chunks end to end. Tensors are on the device."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 
@@ -19,6 +21,14 @@ class DecodeRows:
 
 
 @dataclass(frozen=True, slots=True)
+class ChunkPlan:
+    """`work`: int32, goes to the device with the step; `details`: stays on the host."""
+
+    work: np.ndarray[Any, np.dtype[np.int32]]
+    details: object
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkRows:
     """S prefill chunks. What a launch needs is also known on the host: no grid waits for the device.
 
@@ -26,12 +36,16 @@ class ChunkRows:
         tables: int32 [S, W].
         query_starts: int32 [S + 1], row of each chunk's first token, counted from the first chunk's.
         kv_lens: int32 [S] tokens, this step's included.
+        work: int32, the device's part of `plan`.
+        plan: how attention cuts the chunks; made by Ops.plan_chunks, and known to those ops only.
         host_query_lens, host_kv_lens: the same on the host.
     """
 
     tables: Tensor
     query_starts: Tensor
     kv_lens: Tensor
+    work: Tensor
+    plan: ChunkPlan
     host_query_lens: list[int]
     host_kv_lens: list[int]
 

@@ -7,6 +7,7 @@ newest tokens and counts are on the device, since a step may be launched before 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -18,6 +19,7 @@ from semipd.devices.cuda.staging import Packer
 from semipd.models.philox import uniforms
 
 INVALID_TOKEN = -1
+PROMPT_FLAG = 1 << 30
 _TINY = torch.finfo(torch.float32).tiny
 _WORD = 0xFFFFFFFF
 
@@ -27,77 +29,111 @@ def has_penalty(params: SamplingParams) -> bool:
 
 
 class TokenHistory:
-    """Counts over the vocabulary that penalties need, for the slots of sequences that have one."""
+    """What penalties need, for the slots of sequences that have one. `counts` int32 [slots, vocab]: how often
+    a token stands in the output, plus PROMPT_FLAG if it stands in the prompt."""
 
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
-        self.output_counts = torch.zeros(num_slots, vocab_size, dtype=torch.int32, device=device)
-        self.seen = torch.zeros(num_slots, vocab_size, dtype=torch.bool, device=device)
-
-    @property
-    def num_bytes(self) -> int:
-        return self.output_counts.nbytes + self.seen.nbytes
+        self.counts = torch.zeros(num_slots, vocab_size, dtype=torch.int32, device=device)
 
     def join(self, slot: int, tokens: Tensor, num_prompt_tokens: int) -> None:
         """`tokens` int32 on the device: the whole history of the slot's new sequence."""
-        output = tokens[num_prompt_tokens:].long()
-        self.seen[slot].zero_().index_fill_(0, tokens.long(), True)
-        counts = self.output_counts[slot].zero_()
-        counts.index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
+        prompt, output = tokens[:num_prompt_tokens].long(), tokens[num_prompt_tokens:].long()
+        row = self.counts[slot].zero_().index_fill_(0, prompt, PROMPT_FLAG)
+        row.index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
 
     def advance(self, slots: Tensor, tokens: Tensor) -> None:
         """Both int64 [R]; no slot twice."""
-        ones = torch.ones((), dtype=torch.int32, device=slots.device)
-        self.output_counts.index_put_((slots, tokens), ones, accumulate=True)
-        self.seen[slots, tokens] = True
+        one = torch.ones((), dtype=torch.int32, device=slots.device)
+        self.counts.index_put_((slots, tokens), one, accumulate=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Edits:
+    """Tokens whose logit is biased, or impossible for a while; at most one edit per row and token.
+
+    Attributes:
+        starts: int32 [R + 1]: row i owns the edits from starts[i] to starts[i + 1].
+        rows, tokens: int32. bias: float32, added.
+        until: int32: impossible while the position of the token to be sampled is below.
+    """
+
+    starts: Tensor
+    rows: Tensor
+    tokens: Tensor
+    bias: Tensor
+    until: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Stages:
     """Attributes:
-    bias: rows, tokens (int32) and values (float32) to add; None: nothing.
-    stops: rows and tokens (int32) that are impossible while a row is shorter than its MIN_END.
-    penalised: int32 rows that have penalties.
-    draws: some row has a temperature; then `max_top_k` (0: off in every row), `top_p`, `min_p` say what cuts.
+    edits: None: no row has any.
+    penalised: int32 rows that have penalties; None: no row.
+    adjusted: int32 rows that have edits or penalties; None: no row.
+    draws: some row has a temperature. Then `max_top_k` (0: off in every row), `top_p`, `min_p` say what cuts,
+        and `filters` how many of top-k and top-p one row combines at most.
     """
 
-    bias: tuple[Tensor, Tensor, Tensor] | None
-    stops: tuple[Tensor, Tensor] | None
+    edits: Edits | None
     penalised: Tensor | None
+    adjusted: Tensor | None
     draws: bool
     max_top_k: int
     top_p: bool
     min_p: bool
+    filters: int
 
 
 class StagePlan:
     """The stages of the sequences sampled in one step, before their vectors are on the device."""
 
-    def __init__(self, packer: Packer, params: Sequence[SamplingParams], vocab_size: int) -> None:
-        bias = [(row, token, value) for row, p in enumerate(params) for token, value in p.logit_bias]
-        stops = [(row, token) for row, p in enumerate(params) if p.min_tokens for token in p.stop_token_ids]
+    def __init__(self, packer: Packer, rows: Sequence[tuple[SamplingParams, int]], vocab_size: int) -> None:
+        """`rows`: parameters and number of prompt tokens."""
+        params = [p for p, _ in rows]
+        edits = [edits_of(p, num_prompt) for p, num_prompt in rows]
+        flat = [(row, *edit) for row, of_row in enumerate(edits) for edit in of_row]
+        starts = list(accumulate(map(len, edits), initial=0))
         penalised = [row for row, p in enumerate(params) if has_penalty(p)]
-        drawn = [p for p in params if not p.greedy]
-        self._bias = _columns(packer, [(row, token, float_bits(value)) for row, token, value in bias])
-        self._stops = _columns(packer, stops)
+        adjusted = sorted({*penalised, *(row for row, of_row in enumerate(edits) if of_row)})
+        self._edits = [packer.add(starts), *_columns(packer, flat)] if flat else []
         self._penalised = _columns(packer, [(row,) for row in penalised])
+        self._adjusted = _columns(packer, [(row,) for row in adjusted])
+        drawn = [p for p in params if not p.greedy]
         self._draws = bool(drawn)
         self._max_top_k = max((p.top_k for p in drawn if p.top_k < vocab_size), default=0)
         self._top_p = any(p.top_p < 1.0 for p in drawn)
         self._min_p = any(p.min_p > 0.0 for p in drawn)
+        self._filters = max([(p.top_k > 0) + (p.top_p < 1.0) for p in drawn], default=0)
 
     def bind(self, view: Callable[[int], Tensor]) -> Stages:
         """`view`: the packer's vectors on the device."""
-        bias = [view(number) for number in self._bias]
-        stops = [view(number) for number in self._stops]
         return Stages(
-            bias=(bias[0], bias[1], bias[2].view(torch.float32)) if bias else None,
-            stops=(stops[0], stops[1]) if stops else None,
+            edits=self._bind_edits(view) if self._edits else None,
             penalised=view(self._penalised[0]) if self._penalised else None,
+            adjusted=view(self._adjusted[0]) if self._adjusted else None,
             draws=self._draws,
             max_top_k=self._max_top_k,
             top_p=self._top_p,
             min_p=self._min_p,
+            filters=self._filters,
         )
+
+    def _bind_edits(self, view: Callable[[int], Tensor]) -> Edits:
+        starts, rows, tokens, bias, until = (view(number) for number in self._edits)
+        return Edits(starts, rows, tokens, bias.view(torch.float32), until)
+
+
+def edits_of(params: SamplingParams, num_prompt_tokens: int) -> list[tuple[int, int, int]]:
+    """(token, bits of the bias, impossible until this position) by rising token."""
+    biases: dict[int, float] = {}
+    for token, bias in params.logit_bias:
+        biases[token] = biases.get(token, 0.0) + bias
+    stops = set(params.stop_token_ids) if params.min_tokens else set()
+    until = num_prompt_tokens + params.min_tokens
+    return [
+        (token, float_bits(biases.get(token, 0.0)), until if token in stops else 0)
+        for token in sorted(biases.keys() | stops)
+    ]
 
 
 def _columns(packer: Packer, entries: Sequence[tuple[int, ...]]) -> list[int]:
@@ -106,12 +142,14 @@ def _columns(packer: Packer, entries: Sequence[tuple[int, ...]]) -> list[int]:
 
 
 class Sampler(Protocol):
+    """Of one lane."""
+
     def sample(
         self, logits: Tensor, slots: Tensor, stages: Stages, state: SlotState, history: TokenHistory
     ) -> Tensor:
         """Next token of each row, int32 [R], INVALID_TOKEN where a row has no finite largest logit.
 
-        `logits` float32 [R, vocab] is overwritten; `slots` int64 [R]. Changes neither state nor history.
+        `logits` float32 [R, vocab] may be overwritten; `slots` int64 [R]. Changes neither state nor history.
         """
 
 
@@ -121,14 +159,11 @@ class TorchSampler:
     def sample(
         self, logits: Tensor, slots: Tensor, stages: Stages, state: SlotState, history: TokenHistory
     ) -> Tensor:
-        columns = state.columns[:, slots]
-        if stages.bias is not None:
-            rows, tokens, values = stages.bias
-            logits.index_put_((rows, tokens), values, accumulate=True)
-        if stages.stops is not None:
-            _forbid_stops(logits, columns, stages.stops)
+        columns = state.columns.index_select(1, slots)
+        if stages.edits is not None:
+            _edit(logits, columns, stages.edits)
         if stages.penalised is not None:
-            _penalise(logits, columns, slots, stages.penalised, history)
+            _penalise(logits, columns, history.counts[slots[stages.penalised]], stages.penalised)
         best, tokens = logits.max(dim=-1)
         if stages.draws:
             drawn = _draw(logits, best, columns, stages)
@@ -140,25 +175,24 @@ def _float(columns: Tensor, column: Column) -> Tensor:
     return columns[column].view(torch.float32)
 
 
-def _forbid_stops(logits: Tensor, columns: Tensor, stops: tuple[Tensor, Tensor]) -> None:
-    rows, tokens = stops
-    is_short = columns[Column.POSITION] + 1 < columns[Column.MIN_END]
-    masks = torch.zeros(rows.shape, dtype=torch.float32, device=logits.device)
-    logits.index_put_((rows, tokens), masks.masked_fill_(is_short[rows], -torch.inf), accumulate=True)
+def _edit(logits: Tensor, columns: Tensor, edits: Edits) -> None:
+    is_impossible = columns[Column.POSITION][edits.rows] + 1 < edits.until
+    changes = edits.bias.masked_fill(is_impossible, -torch.inf)
+    logits.index_put_((edits.rows, edits.tokens), changes, accumulate=True)
 
 
-def _penalise(logits: Tensor, columns: Tensor, slots: Tensor, rows: Tensor, history: TokenHistory) -> None:
+def _penalise(logits: Tensor, columns: Tensor, counts: Tensor, rows: Tensor) -> None:
     """Repetition counts prompt and output; frequency and presence count output."""
 
     def per_row(column: Column) -> Tensor:
         return _float(columns, column)[rows][:, None]
 
-    picked, counts = logits[rows], history.output_counts[slots[rows]].float()
+    picked, outputs = logits[rows], (counts & (PROMPT_FLAG - 1)).float()
     repetition = per_row(Column.REPETITION_BITS)
     factors = torch.where(picked > 0, 1.0 / repetition, repetition)
-    picked.mul_(factors.where(history.seen[slots[rows]], 1.0))
-    picked.addcmul_(counts, per_row(Column.FREQUENCY_BITS), value=-1)
-    picked.addcmul_(counts.clamp_max_(1.0), per_row(Column.PRESENCE_BITS), value=-1)
+    picked.mul_(factors.where(counts != 0, 1.0))
+    picked.addcmul_(outputs, per_row(Column.FREQUENCY_BITS), value=-1)
+    picked.addcmul_(outputs.clamp_max_(1.0), per_row(Column.PRESENCE_BITS), value=-1)
     logits.index_copy_(0, rows.long(), picked)
 
 

@@ -23,16 +23,15 @@ class Column(IntEnum):
 
     TOKEN = 0
     POSITION = 1
-    MIN_END = 2  # number of tokens below which stop tokens are impossible
-    TOP_K = 3
-    TEMPERATURE_BITS = 4
-    TOP_P_BITS = 5
-    MIN_P_BITS = 6
-    REPETITION_BITS = 7
-    FREQUENCY_BITS = 8
-    PRESENCE_BITS = 9
-    SEED_LOW_BITS = 10
-    SEED_HIGH_BITS = 11
+    TOP_K = 2
+    TEMPERATURE_BITS = 3
+    TOP_P_BITS = 4
+    MIN_P_BITS = 5
+    REPETITION_BITS = 6
+    FREQUENCY_BITS = 7
+    PRESENCE_BITS = 8
+    SEED_LOW_BITS = 9
+    SEED_HIGH_BITS = 10
 
 
 Delta = dict[int, int]
@@ -84,7 +83,6 @@ def _column_values(join: Join) -> dict[Column, int]:
     return {
         Column.TOKEN: join.token_ids[-1],
         Column.POSITION: len(join.token_ids) - 1,
-        Column.MIN_END: join.num_prompt_tokens + params.min_tokens,
         Column.TOP_K: min(params.top_k, 2**31 - 1),
         Column.SEED_LOW_BITS: _signed(params.seed & 0xFFFFFFFF),
         Column.SEED_HIGH_BITS: _signed(params.seed >> 32),

@@ -9,10 +9,13 @@ from torch import Tensor
 
 from semipd.core.plan import BLOCK_SIZE, blocks_for
 from semipd.devices.cuda.residents import Chunk, SlotResident
-from semipd.devices.cuda.rows import ChunkRows, DecodeRows, StepRows
+from semipd.devices.cuda.rows import ChunkPlan, ChunkRows, DecodeRows, StepRows
 from semipd.devices.cuda.sampling import StagePlan, Stages
 from semipd.devices.cuda.slots import Column, SlotState
 from semipd.devices.cuda.staging import Packer
+
+PlanChunks = Callable[[list[int], list[int]], ChunkPlan]
+"""(lengths, context lengths) of the chunks."""
 
 
 class StepLayout:
@@ -24,19 +27,27 @@ class StepLayout:
         packer: all vectors, for one copy to the device.
     """
 
-    def __init__(self, decoding: list[SlotResident], chunks: list[Chunk], vocab_size: int) -> None:
+    def __init__(
+        self,
+        decoding: list[SlotResident],
+        chunks: list[Chunk],
+        vocab_size: int,
+        plan_chunks: PlanChunks,
+    ) -> None:
         self.decoding = decoding
         self.chunks = chunks
         self.sampled = [*decoding, *(c.resident for c in chunks if c.segment.sample)]
         self.packer = packer = Packer()
         self._decode_slots = packer.add([r.slot for r in decoding])
         self._sampled_slots = packer.add([r.slot for r in self.sampled])
-        self._stages = StagePlan(packer, [r.params for r in self.sampled], vocab_size)
+        self._stages = StagePlan(packer, [(r.params, r.num_prompt_tokens) for r in self.sampled], vocab_size)
         targets = [c.resident.token_ids[i] for c in chunks for i in c.predicted_prompt()]
         self.num_prompt_rows = len(targets)
         self._prompt_targets = packer.add(targets)
         if chunks:
             self._pack_chunks(packer, chunks)
+            self._plan = plan_chunks([c.segment.length for c in chunks], [c.end for c in chunks])
+            self._work = packer.add(self._plan.work.astype(np.int64))
 
     @property
     def num_rows(self) -> int:
@@ -84,6 +95,8 @@ class StepLayout:
             tables,
             view(self._query_starts),
             view(self._kv_lens),
+            view(self._work),
+            self._plan,
             [chunk.segment.length for chunk in self.chunks],
             [chunk.end for chunk in self.chunks],
         )

@@ -3,13 +3,16 @@
 On a GPU they work but read every context at full width; `kernel_ops` is what serves.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from semipd.core.plan import BLOCK_SIZE
 from semipd.devices.cuda.ops import Heads
-from semipd.devices.cuda.rows import ChunkRows, DecodeRows
+from semipd.devices.cuda.rows import ChunkPlan, ChunkRows, DecodeRows
 from semipd.models.chunk_attention import attend_chunk
 from semipd.models.rope import rotate, rotation
 
@@ -67,6 +70,11 @@ class TorchOps:
         scores.masked_fill_(~valid[:, None, None, :], -torch.inf)
         weights = scores.softmax(dim=-1).to(q.dtype)
         out.copy_(torch.einsum("dhgt,dthi->dhgi", weights, values).reshape(num_rows, num_q, head_dim))
+
+    def plan_chunks(
+        self, query_lens: Sequence[int], kv_lens: Sequence[int], heads: Heads, num_sms: int
+    ) -> ChunkPlan:
+        return ChunkPlan(np.empty(0, dtype=np.int32), None)
 
     def prefill_attention(
         self, q: Tensor, layer_kv: Tensor, chunks: ChunkRows, scale: float, num_sms: int, out: Tensor

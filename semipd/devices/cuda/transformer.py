@@ -1,14 +1,14 @@
 """The dense decoder as a sequence of launches over memory reserved at start-up (see models.decoder for the
 mathematics): a pass can be cut between any two layers, captured into a graph, and run on any lane."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from semipd.devices.cuda.ops import Heads, Ops
-from semipd.devices.cuda.rows import StepRows
+from semipd.devices.cuda.rows import ChunkPlan, StepRows
 from semipd.models.config import ModelConfig
 from semipd.models.rope import inverse_frequencies
 
@@ -95,6 +95,10 @@ class Transformer:
             rope_scale,
             config.rms_norm_eps,
         )
+
+    def plan_chunks(self, query_lens: Sequence[int], kv_lens: Sequence[int], num_sms: int) -> ChunkPlan:
+        """See Ops.plan_chunks."""
+        return self._ops.plan_chunks(query_lens, kv_lens, self._heads, num_sms)
 
     def embed(self, rows: StepRows, memory: Activations) -> None:
         self._ops.embed(rows.token_ids, self._embed, memory.hidden)
