@@ -3,7 +3,10 @@
  * 132 SMs; the smallest split gives 15 groups of 8 and leaves 12. Which SMs a resource has stands in its
  * padding, as in the real driver. */
 
+#define _GNU_SOURCE
+#include <dlfcn.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -48,6 +51,17 @@ static void fill(Resource *r, const unsigned char *bits, int split_call) {
 static void set_range(unsigned char *bits, int from, int to) {
   memset(bits, 0, 17);
   for (int sm = from; sm < to; sm++) bits[sm / 8] |= 1 << sm % 8;
+}
+
+/* Newer bindings ask for functions by name and version instead of by symbol. */
+int cuGetProcAddress_v2(const char *name, void **function, int version, uint64_t flags, int *found) {
+  char newer[64];
+  void *self = dlopen("libcuda.so.1", RTLD_NOLOAD | RTLD_NOW);
+  snprintf(newer, sizeof newer, "%s_v2", name);
+  *function = dlsym(self, newer);
+  if (!*function) *function = dlsym(self, name);
+  if (found) *found = *function ? 0 : 1;
+  return *function ? SUCCESS : 500;
 }
 
 int cuInit(unsigned flags) { return flags ? INVALID_VALUE : SUCCESS; }
