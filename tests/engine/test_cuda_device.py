@@ -59,7 +59,7 @@ def fake_platform(driver: DeferredCuda) -> Callable[[], Platform]:
             submit=driver.submit,
             staging=WatchedStaging(driver),
             device=CPU,
-            ops=TorchOps(),
+            ops_of=lambda dtype: TorchOps(),
             sampler_of=lambda size: TorchSampler(),
             uuid="",
             synchronize=lambda: driver.host("device synchronised", writes=zeroed),

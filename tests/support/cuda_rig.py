@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,10 +20,11 @@ from semipd.devices.cuda.assembly import build_loop, graph_splits, lane_size, re
 from semipd.devices.cuda.events import EventPool
 from semipd.devices.cuda.graphs import GraphTable
 from semipd.devices.cuda.lane import CudaLane
-from semipd.devices.cuda.lane_memory import Shared
+from semipd.devices.cuda.lane_memory import LaneSize, Shared
 from semipd.devices.cuda.lanes import Lanes
 from semipd.devices.cuda.launch_loop import IDLE_BEFORE_CAPTURE_NS, Command, LaunchLoop
-from semipd.devices.cuda.sampling import TorchSampler
+from semipd.devices.cuda.ops import Ops
+from semipd.devices.cuda.sampling import Sampler, TorchSampler
 from semipd.devices.cuda.torch_ops import TorchOps
 from semipd.devices.cuda.transformer import Transformer
 from semipd.engine.coordinator import Coordinator
@@ -184,6 +186,8 @@ class Rig:
     decode_depth: int = 2
     group_layers: int = 1
     prefill_moves: bool = True
+    ops: Ops = field(default_factory=TorchOps)
+    sampler_of: Callable[[LaneSize], Sampler] = lambda size: TorchSampler()
     tokens: dict[SeqId, list[int]] = field(default_factory=dict)
     logprobs: dict[SeqId, list[TokenLogprobs | None]] = field(default_factory=dict)
     prompt_logprobs: dict[SeqId, list[TokenLogprobs]] = field(default_factory=dict)
@@ -215,7 +219,7 @@ class Rig:
             self.driver,
             self.cuda_lanes,
             self.driver.submit,
-            Transformer(self.config, self.weights, self.pool, TorchOps()),
+            Transformer(self.config, self.weights, self.pool, self.ops),
             WatchedStaging(self.driver),
             EventPool(self.driver),
             CPU,
@@ -228,7 +232,8 @@ class Rig:
             for name in names
         }
         memories = {
-            name: reserve_memory(sizes[name], self.config, "float32", TorchSampler(), CPU) for name in names
+            name: reserve_memory(sizes[name], self.config, "float32", self.sampler_of(sizes[name]), CPU)
+            for name in names
         }
         for memory in memories.values():
             memory.logits.fill_(torch.nan)

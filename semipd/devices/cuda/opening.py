@@ -146,7 +146,7 @@ class Opening:
             platform.driver,
             self._lanes,
             platform.submit,
-            Transformer(model.config, weights, pool, platform.ops),
+            Transformer(model.config, weights, pool, platform.ops_of(pool.dtype)),
             platform.staging,
             self._events,
             platform.device,

@@ -17,6 +17,16 @@ from semipd.models.chunk_attention import attend_chunk
 from semipd.models.rope import rotate, rotation
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """See Ops.linear; cuBLAS on a GPU."""
+    if out.dtype != x.dtype:
+        out.copy_(functional.linear(x, weight, bias))
+    elif bias is None:
+        torch.mm(x, weight.t(), out=out)
+    else:
+        torch.addmm(bias, x, weight.t(), out=out)
+
+
 class TorchOps:
     """See ops.Ops."""
 
@@ -31,12 +41,7 @@ class TorchOps:
         self.rms_norm(residual, weight, eps, out)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        if out.dtype != x.dtype:
-            out.copy_(functional.linear(x, weight, bias))
-        elif bias is None:
-            torch.mm(x, weight.t(), out=out)
-        else:
-            torch.addmm(bias, x, weight.t(), out=out)
+        linear(x, weight, bias, out)
 
     def rope_and_cache(
         self,
