@@ -65,7 +65,7 @@ class EngineConfig:
     device: str = option(
         "cpu",
         "Where the model runs; sim: a GPU's timing with made-up tokens; fake: made-up tokens, for tests.",
-        choices=("cpu", "sim:h200", "sim:h100", "sim:a100", "fake"),
+        choices=("cpu", "cuda", "sim:h200", "sim:h100", "sim:a100", "fake"),
     )
     scheduler: SchedulerName = option(
         "semipd",

@@ -79,6 +79,7 @@ class StepResult:
     `prompt_logprobs`: per sequence, entries for prompt tokens start + 1 .. min(start + length, last
     prompt token): logits at position i predict token i + 1, and prompt token 0 has no prediction.
     `busy_ns`: time the lane spent on the step.
+    `mixed`: part of it ran under another split than the plan's, so that it says nothing about either.
     """
 
     step_id: int
@@ -86,3 +87,4 @@ class StepResult:
     busy_ns: int
     logprobs: list[TokenLogprobs | None] | None = None
     prompt_logprobs: dict[SeqId, list[TokenLogprobs]] | None = None
+    mixed: bool = False

@@ -14,7 +14,7 @@ class EngineSettings:
     """Attributes:
     model_dir: local checkpoint folder ("" for devices that need none, e.g. fake).
     model_name: what was asked for; the device sim finds its row by it.
-    device: "cpu", "fake" or "sim:<gpu>".
+    device: "cpu", "cuda", "fake" or "sim:<gpu>".
     dtype: "auto", "float32", "bfloat16" or "float16".
     max_model_len: longest prompt plus output; 0: what the checkpoint says.
     max_num_seqs: most sequences admitted at once (prefilling and decoding).

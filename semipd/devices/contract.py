@@ -27,6 +27,8 @@ class DeviceInfo:
         solo_prefill, solo_decode: one lane has every unit.
         num_blocks: size of the KV pool, block 0 (padding) included.
         memory: bytes by purpose, for the start-up table.
+        prefill_moves: a prefill step in flight follows the split of a decode step launched beside it, within a
+            few layers; so decode need not wait until the prefill has given up its units.
     """
 
     kind: str
@@ -41,6 +43,7 @@ class DeviceInfo:
     max_model_len: int
     dtype: str
     memory: dict[str, int]
+    prefill_moves: bool = False
 
 
 class Lane(Protocol):
@@ -58,7 +61,8 @@ class Lane(Protocol):
 
     def launch(self, plan: StepPlan, now_ns: int) -> None:
         """Start a step. The caller has checked `capacity() > 0` and that no step in flight on the
-        other lane uses units of `plan.split`'s share for this lane. Raises LaneFailed."""
+        other lane uses units of `plan.split`'s share for this lane, save a prefill that moves
+        (`DeviceInfo.prefill_moves`). Raises LaneFailed."""
 
     def poll(self, now_ns: int) -> list[StepResult]:
         """Steps finished since the last call, oldest first. Raises LaneFailed."""

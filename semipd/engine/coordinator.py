@@ -134,7 +134,8 @@ class Coordinator:
         for state in (self.decode, self.prefill):
             for result in state.lane.poll(out.now_ns):
                 flight = state.settle(result, out.now_ns)
-                self.control.record(state.record(flight, result), out.now_ns)
+                if not result.mixed:
+                    self.control.record(state.record(flight, result), out.now_ns)
                 self._settle_step(flight, result, out)
 
     def _settle_step(self, flight: Flight, result: StepResult, out: Outbox) -> None:
@@ -249,7 +250,8 @@ class Coordinator:
     def _may_launch(self, state: LaneState, split: Split) -> bool:
         """Room in the lane, and no unit that a step in flight on the other lane still holds."""
         units = state.units(split)
-        held = self._units_of_other(state)
+        makes_room = state is self.decode and split.prefill_units > 0 and self.device.info.prefill_moves
+        held = 0 if makes_room else self._units_of_other(state)
         return units > 0 and units + held <= self.device.info.num_units and state.lane.capacity() > 0
 
     def _units_of_other(self, state: LaneState) -> int:

@@ -69,13 +69,17 @@ def open_device(settings: EngineSettings, report: Report) -> Device:
             from semipd.devices.cpu.device import CpuDevice
 
             return CpuDevice.open(settings, report)
+        case "cuda":
+            from semipd.devices.cuda.start_up import open_cuda
+
+            return open_cuda(settings, report)
         case device if device.startswith("sim:"):
             from semipd.devices.sim.device import SimDevice
 
             return SimDevice.open(settings)
     raise SemipdError(
         "unknown_device",
-        f"engine.device = {settings.device!r} is no device of this release; it has cpu, sim:<gpu> and fake.",
+        f"engine.device = {settings.device!r} is no device of this release; it has cpu, cuda, sim:<gpu> and fake.",
         "Use --device cpu.",
         param="engine.device",
     )

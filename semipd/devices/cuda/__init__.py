@@ -1,0 +1,1 @@
+"""One NVIDIA GPU whose SMs are divided between the two lanes by green contexts (DESIGN section 2)."""

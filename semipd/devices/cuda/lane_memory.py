@@ -1,0 +1,96 @@
+"""What a lane has on the device, and what both lanes share."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from semipd.devices.cuda.driver import Driver
+from semipd.devices.cuda.events import EventPool
+from semipd.devices.cuda.lanes import Lanes
+from semipd.devices.cuda.sampling import Sampler, TokenHistory
+from semipd.devices.cuda.slots import SlotState
+from semipd.devices.cuda.staging import Staging
+from semipd.devices.cuda.stream_work import Submit
+from semipd.devices.cuda.transformer import Activations, Transformer, reserve_logits
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What both lanes of a device have in common."""
+
+    driver: Driver
+    lanes: Lanes
+    submit: Submit
+    transformer: Transformer
+    staging: Staging
+    events: EventPool
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True)
+class LaneSize:
+    """Attributes:
+    max_rows: most rows of one pass. max_num_seqs: most residents.
+    buckets: batch sizes of decode passes, rising; the last holds every resident.
+    group_layers: layers of a piece of a step with chunks.
+    """
+
+    max_rows: int
+    max_num_seqs: int
+    max_blocks_per_seq: int
+    max_tokens_per_seq: int
+    vocab_size: int
+    buckets: tuple[int, ...]
+    group_layers: int
+
+
+@dataclass(slots=True)
+class LaneMemory:
+    """Everything a lane keeps on the device, at addresses that graphs may hold on to.
+
+    Attributes:
+        sampler: with whatever memory it works in.
+        slots: int32 [buckets[-1]], of the decode batch; padded with the padding slot.
+        metadata, delta: int32, where uploads go. history_tokens: int32, the history of one sequence.
+    """
+
+    state: SlotState
+    history: TokenHistory
+    activations: Activations
+    logits: Tensor
+    slots: Tensor
+    metadata: Tensor
+    delta: Tensor
+    history_tokens: Tensor
+    sampler: Sampler
+
+    @classmethod
+    def reserve(
+        cls, size: LaneSize, activations: Activations, sampler: Sampler, device: torch.device
+    ) -> "LaneMemory":
+        num_slots = size.max_num_seqs + 1
+        state = SlotState(num_slots, size.max_blocks_per_seq, device)
+
+        def ints(count: int) -> Tensor:
+            return torch.zeros(count, dtype=torch.int32, device=device)
+
+        # Rows come four times (token, position, slot, wanted), sequences a few times; logit bias and stop
+        # tokens beyond the rest make the buffer grow.
+        metadata = ints(8 * size.max_rows + 64 * num_slots + 2**16)
+        return cls(
+            state,
+            TokenHistory(num_slots, size.vocab_size, device),
+            activations,
+            reserve_logits(size.max_num_seqs, size.vocab_size, device),
+            ints(size.buckets[-1]),
+            metadata,
+            ints(2 * state.max_delta),
+            ints(size.max_tokens_per_seq),
+            sampler,
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        tensors = (self.state.flat, self.logits, self.slots, self.metadata, self.delta, self.history_tokens)
+        return sum(t.nbytes for t in tensors) + self.history.counts.nbytes + self.activations.num_bytes

@@ -1,0 +1,89 @@
+"""One step of a lane, from its plan to its result."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from semipd.core.plan import StepPlan, StepResult, TokenLogprobs
+from semipd.core.request import SeqId
+from semipd.core.split import Split
+from semipd.devices.cuda.driver import Event, Stream
+from semipd.devices.cuda.logprob_launch import LogprobBuffers
+from semipd.devices.cuda.residents import Chunk, SlotResident
+from semipd.devices.cuda.staging import Staging
+
+
+class Place(NamedTuple):
+    """Where a piece of work goes."""
+
+    split: Split
+    stream: Stream
+    num_sms: int
+
+
+Piece = Callable[[Place], None]
+"""Launches a part of a step: the whole of a decode step, a group of layers of a prefill."""
+
+
+class Mark(NamedTuple):
+    """An event after a piece of work, and the units it was launched under."""
+
+    event: Event
+    units: int
+
+
+@dataclass(slots=True)
+class LaneStep:
+    """Attributes:
+    pieces: not launched yet.
+    marks: of launched pieces that are not known to be done, oldest first.
+    started, finished: timed events around all of it.
+    is_mixed: a piece was launched under another split than the plan's.
+    buffers: staging that the device uses until the step has settled.
+    tokens: pinned, one per `sampled`.
+    """
+
+    plan: StepPlan
+    sampled: list[SlotResident]
+    chunks: list[Chunk]
+    pieces: deque[Piece] = field(default_factory=deque)
+    marks: deque[Mark] = field(default_factory=deque)
+    started: Event | None = None
+    finished: Event | None = None
+    begun_at_ns: int = 0
+    is_mixed: bool = False
+    buffers: list[Tensor] = field(default_factory=list)
+    tokens: Tensor | None = None
+    logprobs: LogprobBuffers | None = None
+    prompt_logprobs: LogprobBuffers | None = None
+
+    def take(self, staging: Staging, count: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        """A staging buffer that stays with the step."""
+        buffer = staging.take(max(count, 1), dtype)
+        self.buffers.append(buffer)
+        return buffer
+
+    def result(self, tokens: list[int], busy_ns: int) -> StepResult:
+        """Once the device is done."""
+        logprobs = None
+        if self.logprobs is not None:
+            logprobs = self.logprobs.entries(tokens, [r.params.logprobs for r in self.sampled])
+        prompt_logprobs = self._prompt_entries()
+        return StepResult(self.plan.step_id, tokens, busy_ns, logprobs, prompt_logprobs, self.is_mixed)
+
+    def _prompt_entries(self) -> dict[SeqId, list[TokenLogprobs]] | None:
+        """Each chunk's rows lie behind one another, in plan order."""
+        owing = [chunk for chunk in self.chunks if chunk.segment.prompt_logprobs is not None]
+        if not owing:
+            return None
+        tokens, wanted = list[int](), list[int | None]()
+        for chunk in owing:
+            tokens += [chunk.resident.token_ids[idx] for idx in chunk.predicted_prompt()]
+            wanted += [chunk.segment.prompt_logprobs] * len(chunk.predicted_prompt())
+        entries = self.prompt_logprobs.entries(tokens, wanted) if self.prompt_logprobs else []
+        rest = iter(entry for entry in entries if entry is not None)
+        return {chunk.segment.seq: [next(rest) for _ in chunk.predicted_prompt()] for chunk in owing}

@@ -1,0 +1,44 @@
+"""Plans that run once before serving, in the thread that will launch: kernels are compiled, libraries make
+their handles, buffers reach their sizes, and a device that cannot compute fails now."""
+
+from collections.abc import Iterator
+
+from semipd.core.plan import BLOCK_SIZE, PADDING_BLOCK, Join, Segment, StepPlan, blocks_for
+from semipd.core.request import SeqId
+from semipd.core.sampling import SamplingParams
+from semipd.core.split import Split
+
+_GREEDY = SamplingParams(max_tokens=4, seed=0, temperature=0.0)
+_EVERYTHING = SamplingParams(
+    max_tokens=4,
+    seed=0,
+    temperature=0.8,
+    top_k=20,
+    top_p=0.9,
+    min_p=0.01,
+    repetition_penalty=1.1,
+    presence_penalty=0.1,
+    frequency_penalty=0.1,
+    logit_bias=((0, 1.0),),
+    stop_token_ids=(1,),
+    min_tokens=4,
+    logprobs=2,
+    prompt_logprobs=2,
+)
+
+
+def warm_up_plans(split: Split, num_blocks: int, chunk_tokens: int, max_model_len: int) -> Iterator[StepPlan]:
+    """For an empty lane; each plan follows the one before, and the last one leaves nobody. The blocks belong
+    to nobody yet; what stays in them is never read."""
+    usable = num_blocks - 1 - PADDING_BLOCK
+    length = max(1, min(chunk_tokens, max_model_len - 2, (usable - 1) * BLOCK_SIZE - 1))
+    blocks = list(range(PADDING_BLOCK + 1, num_blocks))
+    step_id = 0
+    for params in (_GREEDY, _EVERYTHING):
+        table = blocks[: min(blocks_for(length + 1), usable)]
+        join = Join(SeqId(1), [2] * length, length, params, table)
+        segment = Segment(SeqId(1), 0, length, True, params.prompt_logprobs)
+        yield StepPlan(step_id, split, segments=(segment,), joins=(join,))
+        yield StepPlan(step_id + 1, split, decode=(SeqId(1),))
+        yield StepPlan(step_id + 2, split, leaves=(SeqId(1),))
+        step_id += 3

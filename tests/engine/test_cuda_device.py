@@ -1,0 +1,266 @@
+"""The whole CUDA device with its launch thread, on CPU tensors under the fake driver; then how the engine
+process comes to it."""
+
+import random
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from support.cuda_rig import CPU, DEFAULTS, TINY, Oracle, random_weights
+from support.deferred_cuda import DeferredCuda, WatchedStaging
+from support.live_engine import LiveRun
+
+from semipd.core.errors import SemipdError
+from semipd.core.messages import SetPartition, Submit
+from semipd.core.plan import StepPlan
+from semipd.core.request import Request, SeqId
+from semipd.core.sampling import SamplingParams
+from semipd.core.settings import EngineSettings
+from semipd.devices.contract import LaneFailed
+from semipd.devices.cuda import launch_thread
+from semipd.devices.cuda.device import CudaDevice
+from semipd.devices.cuda.diagnosis import diagnose
+from semipd.devices.cuda.driver import CudaError
+from semipd.devices.cuda.model import Report, ServedModel, cuda_dtype
+from semipd.devices.cuda.opening import RESERVE_BYTES
+from semipd.devices.cuda.platform import Platform
+from semipd.devices.cuda.sampling import TorchSampler
+from semipd.devices.cuda.torch_ops import TorchOps
+from semipd.engine.launcher import spawn_engine
+from semipd.wire.engine_link import LINK_FRAME_BYTES
+from semipd.wire.frames import FrameReader, encode_frame
+
+
+class RandomModel:
+    """A ModelSource."""
+
+    def __init__(self) -> None:
+        self.weights = random_weights(TINY)
+
+    def read(self, settings: EngineSettings) -> ServedModel:
+        return ServedModel.of(TINY, settings)
+
+    def load(self, model: ServedModel, buffer: torch.Tensor, report: Report) -> None:
+        report("loading weights", 1.0)
+        for spec in model.layout.tensors:
+            weight = self.weights[spec.name]
+            raw = weight.contiguous().view(torch.uint8).flatten()
+            buffer[spec.offset_bytes : spec.offset_bytes + raw.numel()] = raw
+
+
+def fake_platform(driver: DeferredCuda) -> Callable[[], Platform]:
+    zeroed = [(lane, part) for lane in ("prefill", "decode") for part in ("slots", "history", "rows")]
+
+    def platform() -> Platform:
+        driver.bind_thread()
+        return Platform(
+            driver=driver,
+            submit=driver.submit,
+            staging=WatchedStaging(driver),
+            device=CPU,
+            ops_of=lambda dtype: TorchOps(),
+            sampler_of=lambda size: TorchSampler(),
+            uuid="",
+            synchronize=lambda: driver.host("device synchronised", writes=zeroed),
+            close=_nothing,
+        )
+
+    return platform
+
+
+def _nothing() -> None:
+    pass
+
+
+def new_driver(seed: int = 0) -> DeferredCuda:
+    driver = DeferredCuda(random.Random(seed), max_run=8)
+    driver.memory = (RESERVE_BYTES + 2**24, 2**31)
+    return driver
+
+
+def open_fake(
+    driver: DeferredCuda, settings: EngineSettings = DEFAULTS, phases: list[str] | None = None
+) -> CudaDevice:
+    torch.set_num_threads(1)
+
+    def report(phase: str, limit_s: float) -> None:
+        assert limit_s > 0
+        if phases is not None:
+            phases.append(phase)
+
+    return CudaDevice.open(settings, report, RandomModel(), fake_platform(driver))
+
+
+def greedy_requests(count: int) -> list[Request]:
+    rng = random.Random(count)
+    greedy = SamplingParams(max_tokens=20, seed=1, temperature=0.0)
+    prompts = [[rng.randrange(61) for _ in range(rng.randrange(1, 70))] for _ in range(count)]
+    return [Request(SeqId(i + 1), f"r{i}", prompt, greedy, 0) for i, prompt in enumerate(prompts)]
+
+
+def test_opens_serves_through_switches_and_leaves_nothing_behind() -> None:
+    driver, phases = new_driver(), list[str]()
+    device = open_fake(driver, phases=phases)
+    assert phases == [
+        "starting CUDA",
+        "loading weights",
+        "dividing the SMs",
+        "warming up",
+        "capturing graphs",
+    ]
+    assert sum(device.info.memory.values()) == driver.memory[1]
+    assert device.stats()["graphs"] == {
+        "captured": len(device.info.splits) * 4 + 4,
+        "missing": 0,
+        "hits": 0,
+        "misses": 0,
+    }
+    requests = greedy_requests(12)
+    run = LiveRun(device, DEFAULTS)
+    going, turns = True, 0
+    while going or requests[turns:]:
+        inbox = [Submit(requests[turns])] if turns < len(requests) else []
+        split = device.info.splits[turns % len(device.info.splits)]
+        inbox.append(SetPartition(1, "fixed", "test", prefill_units=split.prefill_units))
+        going = run.turn(inbox)
+        turns += 1
+    oracle = Oracle(TINY, random_weights(TINY))
+    for request in requests:
+        assert run.tokens[request.seq] == oracle.generate(request)[0]
+    stats = device.stats()
+    assert stats["graphs"]["misses"] == 0
+    assert stats["graphs"]["hits"] > 20
+    assert stats["switches"]["decode"]["count"] > 2
+    device.close()
+    device.close()
+    driver.check_order()
+    assert driver.alive() == []
+
+
+def test_a_device_that_cannot_be_divided_serves_merged_steps() -> None:
+    driver = new_driver()
+    driver.fail("create_green_context", times=1000)
+    device = open_fake(driver)
+    assert device.info.splits == ()
+    assert (
+        "cuGreenCtxCreate" in device.stats()["partition"]["reason"] or device.stats()["partition"]["reason"]
+    )
+    run = LiveRun(device, DEFAULTS)
+    assert run.coordinator.policy == "chunked"
+    requests = greedy_requests(5)
+    run.run(requests)
+    oracle = Oracle(TINY, random_weights(TINY))
+    assert run.tokens == {request.seq: oracle.generate(request)[0] for request in requests}
+    device.close()
+    assert driver.alive() == []
+
+
+@pytest.mark.parametrize("call", ["create_stream", "capture", "create_event", "record_event"])
+def test_a_start_that_fails_leaves_nothing_behind(call: str) -> None:
+    driver = new_driver()
+    driver.bind_thread()
+    driver.fail(call, at=1 if call != "capture" else 9, times=1 if call == "capture" else 10_000)
+    with pytest.raises(SemipdError):
+        open_fake(driver)
+    assert driver.alive() == []
+
+
+def test_too_little_memory_is_explained() -> None:
+    driver = new_driver()
+    driver.memory = (RESERVE_BYTES + 1000, 2**31)
+    with pytest.raises(SemipdError, match="KV pool does not fit") as raised:
+        open_fake(driver)
+    assert raised.value.code == "insufficient_memory"
+    assert driver.alive() == []
+
+
+def launch_prompt(device: CudaDevice) -> None:
+    run = LiveRun(device, DEFAULTS)
+    run.run(greedy_requests(1))
+
+
+def test_a_fault_while_serving_ends_the_lane_with_a_diagnosis() -> None:
+    driver = new_driver()
+    device = open_fake(driver)
+    driver.fail("record_event", at=3, status=700)
+    with pytest.raises(LaneFailed, match=r"record_event failed.*lane: split .*GiB are free") as raised:
+        launch_prompt(device)
+    assert raised.value.code == "device_fault"
+    device.close()
+
+
+def test_a_call_that_does_not_return_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = new_driver()
+    device = open_fake(driver)
+    monkeypatch.setattr(launch_thread, "TURN_LIMIT_S", 0.05)
+    real = driver.record_event
+
+    def slow(event: int, stream: int) -> None:
+        time.sleep(0.5)
+        real(event, stream)  # type: ignore[arg-type]
+
+    driver.record_event = slow  # type: ignore[method-assign]
+    device.prefill.launch(StepPlan(1, device.info.solo_prefill), 0)
+    time.sleep(0.25)
+    with pytest.raises(LaneFailed) as raised:
+        device.prefill.poll(0)
+    assert raised.value.code == "device_hangs"
+    assert device.wake_at_ns() is not None
+    device.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (CudaError("cuEventQuery", 700, "ILLEGAL_ADDRESS", "Hint."), "device_fault", "cuEventQuery failed"),
+        (CudaError("cuEventQuery", 999, "UNKNOWN", "Hint."), "cuda_error", "UNKNOWN (999)"),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate\nmore"),
+            "device_out_of_memory",
+            "Tried to allocate.",
+        ),
+        (
+            RuntimeError("CUDA error: an illegal memory access was encountered"),
+            "device_fault",
+            "illegal memory",
+        ),
+        (RuntimeError("CUDA error: something else"), "cuda_error", "something else"),
+        (SemipdError("invalid_logits", "NaN.", "Check."), "invalid_logits", "NaN."),
+        (AssertionError("17 blocks"), "engine_bug", "17 blocks"),
+    ],
+)
+def test_every_failure_has_a_code_and_says_where(error: BaseException, code: str, words: str) -> None:
+    answer = diagnose(error, lambda: "Decode lane: split 84+48.")
+    assert answer.code == code
+    assert words in answer.message
+    assert answer.message.endswith("Decode lane: split 84+48.")
+    assert answer.hint
+
+
+def test_a_sick_device_does_not_hide_its_sickness() -> None:
+    def sick() -> str:
+        raise CudaError("cuMemGetInfo", 719, "LAUNCH_FAILED", "")
+
+    assert "cannot be told" in diagnose(AssertionError("first"), sick).message
+    assert "first" in diagnose(AssertionError("first"), sick).message
+
+
+def test_dtype_is_the_checkpoints_unless_said_otherwise() -> None:
+    assert cuda_dtype("auto", TINY) == "float32"
+    assert cuda_dtype("float16", TINY) == "float16"
+    with pytest.raises(SemipdError, match="float64"):
+        cuda_dtype("float64", TINY)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_the_engine_process_says_that_there_is_no_cuda() -> None:
+    child = spawn_engine()
+    child.link.settimeout(60)
+    child.link.sendall(encode_frame({"op": "start", "settings": EngineSettings(device="cuda").to_wire()}))
+    reader, frames = FrameReader(LINK_FRAME_BYTES), list[dict[str, object]]()
+    while not any(frame["op"] == "failed" for frame in frames):
+        frames += reader.feed(child.link.recv(65536))
+    assert frames[-1]["code"] == "cuda_unavailable"
+    child.link.close()
+    assert child.process.wait(timeout=20) == 1
