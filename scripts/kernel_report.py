@@ -28,6 +28,8 @@ SCRIPTS = Path(__file__).parent
 KERNELS = SCRIPTS.parent / "kernels" / "semipd_kernels"
 COUNTED_ARCHS = (80, 90)
 KEPT_REPORTS = 8
+DOCS_BEGIN = "<!-- kernel report: begin -->"
+DOCS_END = "<!-- kernel report: end -->"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         every = _report(tuple(options.op or _all_ops()), options.full, options.workers, options.cache)
+        if options.docs:
+            insert_table(options.docs, table(every))
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -54,6 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failed or not every else 0
 
 
+def insert_table(page: Path, text: str) -> None:
+    """Replace what stands between the two marks of the page."""
+    parts = page.read_text().split(DOCS_BEGIN)
+    if len(parts) != 2 or DOCS_END not in parts[1]:
+        raise RuntimeError(f"{page} needs one line {DOCS_BEGIN} and after it one line {DOCS_END}")
+    page.write_text(f"{parts[0]}{DOCS_BEGIN}\n\n{text}\n{DOCS_END}{parts[1].split(DOCS_END, 1)[1]}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -61,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--full", action="store_true", help="every case, and sm_100")
     parser.add_argument("--op", action="append", help="only this operation; may be repeated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all facts there")
+    parser.add_argument("--docs", type=Path, metavar="FILE", help="put the table between its marks there")
     parser.add_argument("--summary", action="store_true", help="no table")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep results and compiled kernels there")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")

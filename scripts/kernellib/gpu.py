@@ -47,7 +47,8 @@ def open_lanes(sizes: Sequence[int]) -> Iterator[tuple[list[Lane], str]]:
     some are missing."""
     total = torch.cuda.get_device_properties(0).multi_processor_count
     torch.ones(1, device="cuda").sum().item()  # makes the primary context
-    lanes = [Lane(total, torch.cuda.Stream(), green=False)] if total in sizes else []
+    cuda: Any = torch.cuda  # whose streams some releases type and some do not
+    lanes = [Lane(total, cuda.Stream(), green=False)] if total in sizes else []
     green = [size for size in sizes if size != total]
     missing = ""
     with ExitStack() as stack:

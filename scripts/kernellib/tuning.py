@@ -24,11 +24,10 @@ def shapes(op: str, head_dim: int) -> tuple[Workload, ...]:
     sizes = {"heads": heads[0], "kv_heads": heads[1], "head_dim": head_dim}
     if op == "decode_attention":
         return tuple(
-            decode_workload(seqs, context, **sizes) for seqs, context in ((64, 4096), (8, 16384), (32, 1024))
+            decode_workload(seqs, context, sizes) for seqs, context in ((64, 4096), (8, 16384), (32, 1024))
         )
     return tuple(
-        prefill_workload(1, query_len, context, **sizes)
-        for query_len, context in ((8192, 8192), (1024, 16384))
+        prefill_workload(1, query_len, context, sizes) for query_len, context in ((8192, 8192), (1024, 16384))
     )
 
 

@@ -125,26 +125,36 @@ WORK: Mapping[str, Callable[..., Work]] = {
 }
 
 _HEADS = {"heads": 32, "kv_heads": 8, "head_dim": 128}
+_NO_CHANGE: Mapping[str, int] = {}
 _SMALL_DECODE = {"seqs": 5, "context": 333}
 _SMALL_PREFILL = {"seqs": 2, "query_len": 97, "context": 161}
 
 
-def decode_workload(seqs: int, context: int, target: str = "", **heads: int) -> Workload:
-    label = "-".join([f"b{seqs}", f"ctx{context}", *(f"{name}{value}" for name, value in heads.items())])
+def decode_workload(
+    seqs: int, context: int, heads: Mapping[str, int] = _NO_CHANGE, target: str = ""
+) -> Workload:
+    """`heads`: what differs from _HEADS."""
     shape = {"seqs": seqs, "context": context, **_HEADS, **heads}
+    label = _label({"b": seqs, "ctx": context, **heads})
     return Workload("decode_attention", label, shape, _SMALL_DECODE, target=target)
 
 
-def prefill_workload(seqs: int, query_len: int, context: int, target: str = "", **heads: int) -> Workload:
-    sizes = [f"b{seqs}", f"q{query_len}", f"ctx{context}"]
-    label = "-".join([*sizes, *(f"{name}{value}" for name, value in heads.items())])
+def prefill_workload(
+    seqs: int, query_len: int, context: int, heads: Mapping[str, int] = _NO_CHANGE, target: str = ""
+) -> Workload:
+    """`heads`: what differs from _HEADS."""
     shape = {"seqs": seqs, "query_len": query_len, "context": context, **_HEADS, **heads}
+    label = _label({"b": seqs, "q": query_len, "ctx": context, **heads})
     return Workload("prefill_attention", label, shape, _SMALL_PREFILL, "compute", target)
 
 
+def _label(sizes: Mapping[str, int]) -> str:
+    return "-".join(f"{name}{size}" for name, size in sizes.items())
+
+
 WORKLOADS = (
-    decode_workload(64, 4096, "bandwidth"),
-    prefill_workload(1, 8192, 8192, "sdpa"),
+    decode_workload(64, 4096, target="bandwidth"),
+    prefill_workload(1, 8192, 8192, target="sdpa"),
     Workload("rms_norm", "t8192", {"rows": 8192, "width": 4096}, {"rows": 37}, target="bandwidth"),
     Workload("matmul", "t8192", {"m": 8192, "k": 4096, "n": 14336}, {"m": 64, "k": 64, "n": 64}, "compute"),
     Workload("silu_mul", "t8192", {"rows": 8192, "width": 14336}, {"rows": 37}),
@@ -161,10 +171,10 @@ WORKLOADS = (
         {"rows": 8192, "width": 4096, "vocab_size": 128256},
         {"rows": 37, "vocab_size": 101},
     ),
-    decode_workload(64, 4096, head_dim=64),
-    decode_workload(64, 2048, kv_heads=4, head_dim=256),
-    prefill_workload(1, 8192, 8192, head_dim=64),
-    prefill_workload(1, 4096, 4096, kv_heads=4, heads=16, head_dim=256),
+    decode_workload(64, 4096, {"head_dim": 64}),
+    decode_workload(64, 2048, {"kv_heads": 4, "head_dim": 256}),
+    prefill_workload(1, 8192, 8192, {"head_dim": 64}),
+    prefill_workload(1, 4096, 4096, {"heads": 16, "kv_heads": 4, "head_dim": 256}),
     Workload("rms_norm", "t64", {"rows": 64, "width": 4096}, {"rows": 7}),
     Workload("silu_mul", "t64", {"rows": 64, "width": 14336}, {"rows": 7}),
     Workload("rope_write", "t64", {"rows": 64, **_HEADS}, {"rows": 7}),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from gpulib.steps import StepTimer, lane_splits
 from support.cuda_rig import CPU, DEFAULTS, TINY, Oracle, random_weights
 from support.deferred_cuda import DeferredCuda, WatchedStaging
 from support.live_engine import LiveRun
@@ -207,6 +208,17 @@ def test_a_call_that_does_not_return_is_noticed(monkeypatch: pytest.MonkeyPatch)
         device.prefill.poll(0)
     assert raised.value.code == "device_hangs"
     assert device.wake_at_ns() is not None
+    device.close()
+
+
+def test_single_steps_are_timed_under_every_split() -> None:
+    device = open_fake(new_driver())
+    timer = StepTimer(device)
+    assert [sms for sms, _ in lane_splits(device, "decode")][-1] == device.info.num_units
+    for _, split in lane_splits(device, "decode"):
+        assert timer.decode_ms(split, 4, 40, steps=5) > 0
+    for _, split in lane_splits(device, "prefill"):
+        assert timer.prefill_ms(split, 20, steps=3) > 0
     device.close()
 
 

@@ -140,6 +140,26 @@ def test_a_violation_is_an_exit_status_from_the_cache_too(
     assert compiled == [True]
 
 
+def test_the_table_replaces_what_stands_between_its_marks(
+    compiled: list[bool], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "kernels.md"
+    page.write_text(f"before\n{kernel_report.DOCS_BEGIN}\nold\n{kernel_report.DOCS_END}\nafter\n")
+    arguments = ["--summary", "--docs", str(page)]
+    assert kernel_report.main(arguments) == 0
+    once = page.read_text()
+    assert once.startswith("before\n")
+    assert once.endswith("\nafter\n")
+    assert "old" not in once
+    assert table([GOOD]).splitlines()[1] in once
+    assert kernel_report.main(arguments) == 0
+    assert page.read_text() == once
+    page.write_text("no marks")
+    assert kernel_report.main(arguments) == 1
+    assert "needs one line" in capsys.readouterr().err
+    assert page.read_text() == "no marks"
+
+
 def test_an_unknown_operation_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert kernel_report.main(["--op", "rms"]) == 1
     assert "No operation rms; there are rms_norm," in capsys.readouterr().err

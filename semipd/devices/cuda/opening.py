@@ -137,7 +137,8 @@ class Opening:
     def _shared(self, weights: dict[str, Tensor], num_blocks: int) -> Shared:
         """With a KV pool of its own."""
         model, platform = self._model, self._platform
-        pool = torch.empty(
+        # Zeros: whatever the memory held before never shows, not even in a benchmark of made-up contexts.
+        pool = torch.zeros(
             kv_pool_shape(model.config, num_blocks), dtype=TORCH_DTYPES[model.dtype], device=platform.device
         )
         # Zeroed buffers and pool were made on the default stream, which no lane waits for.

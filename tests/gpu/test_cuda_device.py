@@ -1,0 +1,70 @@
+"""The CUDA device on a real GPU: a small random model against the CPU's decoder."""
+
+import pytest
+import torch
+
+pytest.importorskip("cuda.bindings", reason="needs cuda-bindings: pip install 'semipd[gpu]'")
+if not torch.cuda.is_available():
+    pytest.skip("needs an NVIDIA GPU", allow_module_level=True)
+
+from collections.abc import Callable, Iterator
+
+from gpulib.host import Host
+from gpulib.models import SMALL, RandomModel, cpu_weights
+from gpulib.parity import TOLERANCES, Reference, parity_requests
+
+from semipd.core.messages import Inbound, SetPartition
+from semipd.core.settings import EngineSettings, SchedulerName
+from semipd.devices.cuda.device import CudaDevice
+from semipd.devices.cuda.platform import Platform, plain_platform, real_platform
+
+SETTINGS = EngineSettings(
+    device="cuda",
+    dtype="float32",
+    max_num_seqs=16,
+    prefill_chunk_tokens=256,
+    step_token_budget=256,
+    kv_bytes=2**27,
+)
+
+
+@pytest.fixture(scope="module", params=[real_platform, plain_platform], ids=["kernels", "torch"])
+def device(request: pytest.FixtureRequest) -> Iterator[CudaDevice]:
+    platform_of: Callable[[], Platform] = request.param
+    device = CudaDevice.open(SETTINGS, lambda phase, limit_s: None, RandomModel(SMALL), platform_of)
+    yield device
+    device.close()
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    source = RandomModel(SMALL)
+    return Reference(SMALL, cpu_weights(source.read(SETTINGS), source), TOLERANCES["float32"])
+
+
+@pytest.mark.parametrize("scheduler", ["semipd", "chunked", "prefill-first"])
+def test_tokens_are_the_references(
+    device: CudaDevice, reference: Reference, scheduler: SchedulerName
+) -> None:
+    settings = EngineSettings(**(SETTINGS.to_wire() | {"scheduler": scheduler}))
+    requests = parity_requests(16, SMALL.vocab_size, seed=3)
+    verdict = reference.judge(requests, Host(device, settings).run(requests, 60.0))
+    assert (verdict.beyond, verdict.unfinished) == (0, 0), verdict
+
+
+def test_live_switches_change_no_token(device: CudaDevice, reference: Reference) -> None:
+    if not device.info.splits:
+        pytest.skip(f"this GPU is not divided: {device.stats()['partition']['reason']}")
+    requests = parity_requests(32, SMALL.vocab_size, seed=4)
+    turn = 0
+
+    def switch(now_ns: int) -> list[Inbound]:
+        nonlocal turn
+        turn += 1
+        split = device.info.splits[turn % len(device.info.splits)]
+        return [SetPartition(1, "fixed", "test", prefill_units=split.prefill_units)]
+
+    run = Host(device, SETTINGS).run(requests, 60.0, switch)
+    verdict = reference.judge(requests, run)
+    assert (verdict.beyond, verdict.unfinished) == (0, 0), verdict
+    assert sum(event.kind == "split_changed" for event in run.events) > 10
