@@ -27,8 +27,8 @@ class DeviceInfo:
         solo_prefill, solo_decode: one lane has every unit.
         num_blocks: size of the KV pool, block 0 (padding) included.
         memory: bytes by purpose, for the start-up table.
-        prefill_moves: a prefill step in flight follows the split of a decode step launched beside it, within a
-            few layers; so decode need not wait until the prefill has given up its units.
+        prefill_moves: a prefill step in flight follows the split of a decode step launched beside it, within
+            a few layers; so decode need not wait until the prefill has given up its units.
     """
 
     kind: str

@@ -79,7 +79,7 @@ def open_device(settings: EngineSettings, report: Report) -> Device:
             return SimDevice.open(settings)
     raise SemipdError(
         "unknown_device",
-        f"engine.device = {settings.device!r} is no device of this release; it has cpu, cuda, sim:<gpu> and fake.",
+        f"engine.device = {settings.device!r} is no device of this release: cpu, cuda, sim:<gpu>, fake.",
         "Use --device cpu.",
         param="engine.device",
     )
