@@ -127,7 +127,12 @@ def main() -> None:
     )
     try:
         rounds = [
-            measure(device, EngineSettings(**base, scheduler=scheduler), args.prompt_tokens)
+            # "fixed" shows what dividing does; in mode auto the policy may choose merged steps instead
+            measure(
+                device,
+                EngineSettings(**base, scheduler=scheduler, partition_mode="fixed"),
+                args.prompt_tokens,
+            )
             for _ in range(args.rounds)
             for scheduler in schedulers
         ]
