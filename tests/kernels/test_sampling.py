@@ -44,7 +44,7 @@ from semipd.models.sampler import SamplingBatch, SamplingRow
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5
 """Of probabilities: how far a decision may be off. DESIGN section 3 allows 1e-4."""
-SMALL_TILE = 64
+SMALL_TILE = 128
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def check_mixes(rng: random.Random, vocab_sizes: list[int], rounds: int) -> None
 
 @pytest.mark.usefixtures("small_tiles")
 def test_kernels_match_the_plain_sampler() -> None:
-    check_mixes(random.Random(1), [1, 7, 61, 64, 150], 24)
+    check_mixes(random.Random(1), [1, 7, 61, 128, 300], 18)
 
 
 def test_kernels_match_the_plain_sampler_beyond_a_full_tile() -> None:
@@ -244,7 +244,7 @@ def test_a_row_depends_on_itself_alone_and_not_on_the_tiles(monkeypatch: pytest.
     rows = [random_row(rng, vocab_size) for _ in range(6)]
     logits = random_logits(rng, 6, vocab_size)
     together = Batch(rows, vocab_size).sample(logits)
-    for tile in (32, 128):
+    for tile in (64, 256):
         monkeypatch.setattr(shape, "TILE", tile)
         for i, row in enumerate(rows):
             alone = Batch([row], vocab_size).sample(logits[i : i + 1], SamplingUses())
@@ -262,7 +262,7 @@ def test_ties_across_tiles_rank_by_id() -> None:
     logits[1:3, rng.sample(range(vocab_size), 100)] = 3.0
     logits[3:5, 200:] = -math.inf
     logits[5:] = (torch.rand(3, vocab_size) * 4).round()
-    for seed in range(3):
+    for seed in range(2):
         rows = [
             SamplingRow(SamplingParams(9, seed=seed * 8 + i, top_p=top_p, top_k=top_k), [1], 1)
             for i, (top_p, top_k) in enumerate(
