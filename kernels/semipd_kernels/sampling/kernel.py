@@ -145,7 +145,8 @@ def best_kernel(
         initial = tl.where(fields == MODE, mode, 0)
         initial = tl.where((fields == TOP_K_BITS) | (fields == LIMIT), ALL_BITS, initial)
         tl.store(state + fields, initial.to(tl.int64))
-        tl.store(best_ptr + row, best)
+        # Not -0: minus a 0 it would give the distance -0, whose bits rank behind every other.
+        tl.store(best_ptr + row, tl.where(best == 0.0, 0.0, best))
         if mode >= TOP_K:
             coarse = row * COARSE_BINS + tl.arange(0, COARSE_BINS)
             tl.store(coarse_count_ptr + coarse, tl.zeros([COARSE_BINS], tl.int32))
