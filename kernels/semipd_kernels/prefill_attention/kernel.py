@@ -75,7 +75,7 @@ def prefill_attention_kernel(
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """`items` [1 + num_items, 2]: counters (draws, workers done), zero before and after a launch; then the items
+    """`items` [1 + num_items, 2]: counters (draws, workers done), zero before and after a launch; then items
     (sequence, first query row), longest first. Unit u is item u // KV_HEADS for kv head u % KV_HEADS.
     `qk_scale` includes log2(e). Strides: of a token, of a block."""
     columns = tl.arange(0, HEAD_DIM)
