@@ -63,7 +63,9 @@ def insert_table(page: Path, text: str) -> None:
     parts = page.read_text().split(DOCS_BEGIN)
     if len(parts) != 2 or DOCS_END not in parts[1]:
         raise RuntimeError(f"{page} needs one line {DOCS_BEGIN} and after it one line {DOCS_END}")
-    page.write_text(f"{parts[0]}{DOCS_BEGIN}\n\n{text}\n{DOCS_END}{parts[1].split(DOCS_END, 1)[1]}")
+    triton = importlib.metadata.version("triton")
+    folded = f"<details><summary>Triton {triton}</summary>\n\n{text}\n</details>\n"
+    page.write_text(f"{parts[0]}{DOCS_BEGIN}\n{folded}{DOCS_END}{parts[1].split(DOCS_END, 1)[1]}")
 
 
 def _parser() -> argparse.ArgumentParser:

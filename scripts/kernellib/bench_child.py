@@ -15,6 +15,7 @@ from kernellib.supervise import Reporter, work_through
 from kernellib.timing import Timed, measure
 from kernellib.workloads import WORKLOADS, Workload, matmul_work
 
+DEVICE = "cuda"
 COPY_BYTES = 1 << 30
 MATMUL_SIZE = 8192
 FULL_SIZE_LIMIT = 2 * CHECK_LIMIT
@@ -50,13 +51,13 @@ def _pieces(lanes: list[Lane], ops: list[str]) -> Iterator[Piece]:
 def _roofline(lane: Lane) -> dict[str, Any]:
     """What torch's own kernels reach on the lane. A copy by `copy_` may run on a copy engine, outside of any
     lane, so that one counts for the whole device only."""
-    source = torch.empty(COPY_BYTES // 2, dtype=torch.bfloat16, device="cuda").normal_()
+    source = torch.empty(COPY_BYTES // 2, dtype=torch.bfloat16, device=DEVICE).normal_()
     target = torch.empty_like(source)
     us = measure(torch, lane, [lambda: torch.mul(source, 1.0, out=target)]).us
     if not lane.green:
         us = min(us, measure(torch, lane, [lambda: target.copy_(source)]).us)
     size = MATMUL_SIZE
-    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    a, b = (torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     out = torch.empty_like(a)
     matmul_us = measure(torch, lane, [lambda: torch.mm(a, b, out=out)]).us
     return {
@@ -70,11 +71,11 @@ def _roofline(lane: Lane) -> dict[str, Any]:
 def _workload(lane: Lane, workload: Workload) -> dict[str, Any]:
     """Checks, then times. Raises ValueError when a check fails: a wrong kernel has no time."""
     with torch.cuda.stream(lane.stream):
-        check_error = worst_error(workload, "cuda", lane.num_sms)
+        check_error = worst_error(workload, DEVICE, lane.num_sms)
         if not check_error <= CHECK_LIMIT:
             raise ValueError(f"wrong: relative error {check_error:.3g} on {workload.checked_shape()}")
         sets = [
-            prepare(workload.op, workload.shape, Inputs("cuda", "cuda", seed, num_sms=lane.num_sms))
+            prepare(workload.op, workload.shape, Inputs(DEVICE, DEVICE, seed, num_sms=lane.num_sms))
             for seed in range(gpu.num_sets(workload.work.num_bytes))
         ]
         full_error = _full_size_error(sets[0])

@@ -10,6 +10,7 @@ from typing import Any
 
 from kernellib import cubin, ptx
 from kernellib.facts import Facts
+from semipd.core.parent_death import die_with_parent
 
 REPORTED_ONLY = (100,)
 
@@ -25,7 +26,9 @@ def compile_all(ops: tuple[str, ...], *, full: bool, workers: int) -> Iterator[F
     os.environ.pop("TRITON_INTERPRET", None)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet_stdout) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_settle_in, initargs=(os.getpid(),)
+    ) as pool:
         jobs = pool.submit(_jobs, ops, full).result()
         pending: dict[Future[Facts], tuple[str, int]] = {
             pool.submit(compile_one, ops, name, arch): (name, arch) for name, arch in jobs
@@ -39,8 +42,9 @@ def compile_all(ops: tuple[str, ...], *, full: bool, workers: int) -> Iterator[F
             raise RuntimeError(f"A compiler process died, near one of: {left}") from error
 
 
-def _quiet_stdout() -> None:
-    """Triton prints what ptxas refuses; stdout belongs to the report."""
+def _settle_in(parent_pid: int) -> None:
+    """A worker's first call. Triton prints what ptxas refuses; stdout belongs to the report."""
+    die_with_parent(parent_pid)
     os.dup2(2, 1)
 
 

@@ -17,6 +17,8 @@ from kernellib.supervise import Reporter, work_through
 from kernellib.timing import measure
 from kernellib.tuning import shapes
 
+DEVICE = "cuda"
+
 Piece = tuple[str, Callable[[], Mapping[str, Any]]]
 
 
@@ -67,14 +69,14 @@ def _try(lane: Lane, config: Any, described: Mapping[str, Any]) -> dict[str, Any
     times_us = []
     for idx, workload in enumerate(shapes(described["op"], described["head_dim"])):
         with torch.cuda.stream(lane.stream):
-            error = worst_error(workload, "cuda", lane.num_sms, config) if idx == 0 else 0.0
+            error = worst_error(workload, DEVICE, lane.num_sms, config) if idx == 0 else 0.0
             if not error <= CHECK_LIMIT:
                 raise ValueError(f"wrong: relative error {error:.3g}")
             prepared = [
                 prepare(
                     workload.op,
                     workload.shape,
-                    Inputs("cuda", "cuda", seed, num_sms=lane.num_sms, config=config),
+                    Inputs(DEVICE, DEVICE, seed, num_sms=lane.num_sms, config=config),
                 )
                 for seed in range(gpu.num_sets(workload.work.num_bytes))
             ]

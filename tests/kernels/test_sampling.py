@@ -44,7 +44,7 @@ from semipd.models.sampler import SamplingBatch, SamplingRow
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5
 """Of probabilities: how far a decision may be off. DESIGN section 3 allows 1e-4."""
-SMALL_TILE = 64
+SMALL_TILE = 128
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def check_mixes(rng: random.Random, vocab_sizes: list[int], rounds: int) -> None
 
 @pytest.mark.usefixtures("small_tiles")
 def test_kernels_match_the_plain_sampler() -> None:
-    check_mixes(random.Random(1), [1, 7, 61, 64, 150], 24)
+    check_mixes(random.Random(1), [1, 7, 61, 128, 300], 18)
 
 
 def test_kernels_match_the_plain_sampler_beyond_a_full_tile() -> None:
@@ -244,7 +244,7 @@ def test_a_row_depends_on_itself_alone_and_not_on_the_tiles(monkeypatch: pytest.
     rows = [random_row(rng, vocab_size) for _ in range(6)]
     logits = random_logits(rng, 6, vocab_size)
     together = Batch(rows, vocab_size).sample(logits)
-    for tile in (32, 128):
+    for tile in (64, 256):
         monkeypatch.setattr(shape, "TILE", tile)
         for i, row in enumerate(rows):
             alone = Batch([row], vocab_size).sample(logits[i : i + 1], SamplingUses())
@@ -261,8 +261,8 @@ def test_ties_across_tiles_rank_by_id() -> None:
     logits = torch.zeros(8, vocab_size)
     logits[1:3, rng.sample(range(vocab_size), 100)] = 3.0
     logits[3:5, 200:] = -math.inf
-    logits[5:] = (torch.rand(3, vocab_size) * 4).round()
-    for seed in range(3):
+    logits[5:] = (torch.rand(3, vocab_size, generator=torch.Generator().manual_seed(0)) * 4).round()
+    for seed in range(2):
         rows = [
             SamplingRow(SamplingParams(9, seed=seed * 8 + i, top_p=top_p, top_k=top_k), [1], 1)
             for i, (top_p, top_k) in enumerate(
@@ -296,6 +296,19 @@ def test_extreme_temperatures_and_logits(temperature: float) -> None:
     assert compare(batch.sample(logits), batch.plain(logits), batch, logits) == 0
     if temperature < 1:
         assert torch.equal(batch.sample(logits), logits.argmax(dim=-1))
+
+
+def test_zeros_of_either_sign_are_equal() -> None:
+    """The largest logit of every row is a zero, of the sign of most of the zeros or of the other."""
+    random_bits = torch.rand(8, 31, generator=torch.Generator().manual_seed(0))
+    zeros = torch.zeros(8, 31).where(random_bits < torch.tensor([0.1, 0.9] * 4)[:, None], -0.0)
+    logits = torch.cat((zeros, torch.full((8, 5), -2.0)), dim=1)
+    rows = [
+        SamplingRow(SamplingParams(1, seed=seed, top_p=1.0 - seed % 2 * 0.45, top_k=seed % 3 * 2), [1], 1)
+        for seed in range(8)
+    ]
+    batch = Batch(rows, 36)
+    assert batch.sample(logits).tolist() == batch.plain(logits).tolist()
 
 
 def test_a_uniform_of_zero_draws_no_impossible_token() -> None:
@@ -410,9 +423,11 @@ def _bins_kernel(distances_ptr, bins_ptr, first_ptr, count: tl.constexpr):
 
 
 def test_coarse_intervals_are_ordered_and_at_most_2_23_floats_wide() -> None:
-    bits = torch.randint(0, 0x41DE0000, (2**14,), dtype=torch.int32)  # distances up to 27.75
+    generator = torch.Generator().manual_seed(0)
+    # Distances up to 27.75.
+    bits = torch.randint(0, 0x41DE0000, (2**14,), dtype=torch.int32, generator=generator)
     starts = torch.arange(1, 1775) / 64
-    bits[:4096] = (torch.rand(4096) * 27.73).view(torch.int32)
+    bits[:4096] = (torch.rand(4096, generator=generator) * 27.73).view(torch.int32)
     bits[4096:5870] = starts.view(torch.int32)
     bits[6000:7774] = starts.view(torch.int32) - 1
     bits[8000:8004] = torch.tensor([0, 1, 0x7FFFFF, 0x800000], dtype=torch.int32)

@@ -68,6 +68,7 @@ def _case(
         tensor_cores=dtype != "fp32",
         async_copy=True,
         vector_bytes=16,
-        # 128 rows of 256 fp32 sums take half of the registers; some groups spill a few values between loops
-        spills_allowed=32 if arch == 90 and head_dim == 256 and config.block_m == 128 and group != 4 else 0,
+        # 128 rows of 256 fp32 sums take half of the registers; a few values spill around the loops, none in
+        # them
+        spills_allowed=32 if arch == 90 and head_dim == 256 and config.block_m == 128 else 0,
     )

@@ -4,7 +4,8 @@ of a group packed as rows of the query block, run by persistent workers.
 Workers draw units from a counter, longest first. Fixed turns need no counter, but in steps that mix long and
 short contexts their busiest worker has 3 % more to do than under the greedy schedule at the median and 14 %
 at the 90th percentile (simulated; turns w, 2W-1-w, 2W+w, ...; 52 to 132 workers), and they cannot follow an
-SM that starts late. What a unit computes depends only on its inputs, so who draws it changes no bit.
+SM that starts late. The first unit is drawn too: a worker that finds no room on its SM until others end must
+not hold a long one. What a unit computes depends only on its inputs, so who draws it changes no bit.
 """
 
 import triton
@@ -74,13 +75,12 @@ def prefill_attention_kernel(
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """`items` [1 + num_items, 2]: counters (units drawn after each worker's first, workers done), zero before
-    and after a launch; then (sequence, first query row) of each item, longest first. Unit u is item
-    u // KV_HEADS for kv head u % KV_HEADS. `qk_scale` includes log2(e). Strides: of a token, of a block."""
-    worker, num_workers = tl.program_id(0), tl.num_programs(0)
+    """`items` [1 + num_items, 2]: counters (draws, workers done), zero before and after a launch; then items
+    (sequence, first query row), longest first. Unit u is item u // KV_HEADS for kv head u % KV_HEADS.
+    `qk_scale` includes log2(e). Strides: of a token, of a block."""
     columns = tl.arange(0, HEAD_DIM)
     num_units = num_items * KV_HEADS
-    unit = worker
+    unit = tl.atomic_add(items_ptr, 1, sem="relaxed")
     while unit < num_units:
         seq, first_row, query_len, tokens, q_rows = _query_rows(
             items_ptr, query_starts_ptr, unit, q_stride, KV_HEADS, GROUP, HEAD_DIM, BLOCK_M
@@ -124,9 +124,9 @@ def prefill_attention_kernel(
         in_chunk = (tokens < query_len)[:, None]
         tl.store(out_ptr + out_rows[:, None] + columns[None, :], out, mask=in_chunk)
 
-        unit = num_workers + tl.atomic_add(items_ptr, 1, sem="relaxed")
+        unit = tl.atomic_add(items_ptr, 1, sem="relaxed")
 
     # All have drawn their last unit when the last one arrives here.
-    if tl.atomic_add(items_ptr + 1, 1) == num_workers - 1:
+    if tl.atomic_add(items_ptr + 1, 1) == tl.num_programs(0) - 1:
         tl.store(items_ptr, 0)
         tl.store(items_ptr + 1, 0)

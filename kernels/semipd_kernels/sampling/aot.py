@@ -122,7 +122,7 @@ def _case(
         constexprs=constexprs,
         aligned=frozenset(divisible),
         num_warps=num_warps,
-        num_stages=3,
+        num_stages=1,
         shipped=aligned,
         options={"enable_fp_fusion": False},
     )

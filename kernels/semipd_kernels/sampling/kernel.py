@@ -16,8 +16,10 @@ may be summed in any order, and a row's token still depends on that row alone.
 import triton
 import triton.language as tl
 
-COARSE_BINS = tl.constexpr(2048)
-FINE_BINS = tl.constexpr(4096)
+from semipd_kernels.sampling import rows, shape
+
+COARSE_BINS = tl.constexpr(shape.COARSE_BINS)
+FINE_BINS = tl.constexpr(shape.FINE_BINS)
 FINE_BITS = tl.constexpr(11)
 FINE_MASK = tl.constexpr(2**11 - 1)
 
@@ -31,7 +33,7 @@ NEEDED = tl.constexpr(5)  # top-p: mass the nucleus must reach
 TOP_K_BITS = tl.constexpr(6)  # largest distance within top-k, as bits
 LIMIT = tl.constexpr(7)  # distances below survive, as bits
 TIES = tl.constexpr(8)  # how many at the limit survive, lowest ids first
-STATE_FIELDS = tl.constexpr(16)
+STATE_FIELDS = tl.constexpr(shape.STATE_FIELDS)
 
 DONE = tl.constexpr(0)
 DRAW = tl.constexpr(1)
@@ -39,7 +41,7 @@ TOP_K = tl.constexpr(2)
 TOP_P = tl.constexpr(3)
 
 ALL_BITS = tl.constexpr(0x7FFFFFFF)
-OUTPUT_COUNT = tl.constexpr(2**30 - 1)
+OUTPUT_COUNT = tl.constexpr(rows.PROMPT_FLAG - 1)
 """The bits of a count that say how often a token is in the output; the next one: it is in the prompt."""
 
 
@@ -145,7 +147,8 @@ def best_kernel(
         initial = tl.where(fields == MODE, mode, 0)
         initial = tl.where((fields == TOP_K_BITS) | (fields == LIMIT), ALL_BITS, initial)
         tl.store(state + fields, initial.to(tl.int64))
-        tl.store(best_ptr + row, best)
+        # Not -0: minus a 0 it would give the distance -0, whose bits rank behind every other.
+        tl.store(best_ptr + row, tl.where(best == 0.0, 0.0, best))
         if mode >= TOP_K:
             coarse = row * COARSE_BINS + tl.arange(0, COARSE_BINS)
             tl.store(coarse_count_ptr + coarse, tl.zeros([COARSE_BINS], tl.int32))
@@ -390,13 +393,13 @@ def advance_kernel(
     tokens_ptr, slots_ptr, positions_ptr, counts_ptr, vocab_size, num_rows, ROWS: tl.constexpr
 ):
     """Counts the tokens and moves the positions on."""
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    mask = rows < num_rows
-    token = tl.load(tokens_ptr + rows, mask=mask, other=-1)
-    slot = tl.load(slots_ptr + rows, mask=mask, other=-1).to(tl.int64)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    mask = row < num_rows
+    token = tl.load(tokens_ptr + row, mask=mask, other=-1)
+    slot = tl.load(slots_ptr + row, mask=mask, other=-1).to(tl.int64)
     counted = (slot >= 0) & (token >= 0) & (token < vocab_size)
     tl.atomic_add(counts_ptr + slot * vocab_size + token, 1, mask=counted, sem="relaxed")
-    tl.store(positions_ptr + rows, tl.load(positions_ptr + rows, mask=mask, other=0) + 1, mask=mask)
+    tl.store(positions_ptr + row, tl.load(positions_ptr + row, mask=mask, other=0) + 1, mask=mask)
 
 
 @triton.jit

@@ -53,6 +53,7 @@ def launch_advance(tokens: Tensor, rows: SamplingRows, counts: Tensor) -> None:
         len(rows),
         ROWS=shape.ADVANCE_ROWS,
         num_warps=shape.ADVANCE_ROWS // 32,
+        num_stages=1,
         enable_fp_fusion=False,
     )
 
@@ -106,10 +107,11 @@ def _per_tile(function: Any, num_rows: int, tiles: int, **constants: Any) -> Cal
         function[(num_rows * tiles,)],
         TILE=shape.TILE,
         num_warps=shape.NUM_WARPS,
+        num_stages=1,
         enable_fp_fusion=False,
         **constants,
     )
 
 
 def _per_row(function: Any, num_rows: int, num_warps: int) -> Callable[..., Any]:
-    return partial(function[(num_rows,)], num_warps=num_warps, enable_fp_fusion=False)
+    return partial(function[(num_rows,)], num_warps=num_warps, num_stages=1, enable_fp_fusion=False)

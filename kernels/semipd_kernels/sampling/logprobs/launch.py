@@ -28,6 +28,7 @@ def launch(logits: Tensor, tokens: Tensor, num_top: Tensor, max_top: int) -> tup
         TILE=shape.TILE,
         MAX_TOP=max_top,
         num_warps=shape.NUM_WARPS,
+        num_stages=1,
         enable_fp_fusion=False,
     )
     row_logprobs_kernel[(num_rows,)](
@@ -44,6 +45,7 @@ def launch(logits: Tensor, tokens: Tensor, num_top: Tensor, max_top: int) -> tup
         MAX_TOP=max_top,
         CANDIDATES=shape.power_of_2(tiles * max(max_top, 1)),
         num_warps=shape.NUM_WARPS,
+        num_stages=1,
         enable_fp_fusion=False,
     )
     return own, ids, values
