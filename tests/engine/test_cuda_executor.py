@@ -223,6 +223,17 @@ def test_the_lane_that_grows_waits_on_its_old_units(
     assert split_to_use(lane, wanted, current, held, 132) == used
 
 
+def test_metadata_that_outgrows_its_buffer_gets_another() -> None:
+    rig = Rig(8)
+    for lane in rig.loop.lanes.values():
+        memory = lane._work._memory
+        memory.metadata = memory.metadata[:8].clone()
+    requests = random_requests(rig.rng, 8, rig.config.vocab_size)
+    serve(rig, requests)
+    check_outputs(rig, requests)
+    assert all(lane._work._memory.retired for lane in rig.loop.lanes.values())
+
+
 # ---- deltas --------------------------------------------------------------------------------------
 
 
