@@ -249,6 +249,7 @@ def test_the_reference_accepts_the_oracles_tokens_and_nothing_else() -> None:
     for tokens in served.tokens.values():
         tokens[3] = (tokens[3] + 1) % 61
     served.tokens[requests[0].seq].pop()
+    served.logprobs[requests[0].seq].pop()
     verdict = reference.judge(requests, served)
     assert verdict.beyond >= len(requests) - 1
     assert verdict.unfinished == 1

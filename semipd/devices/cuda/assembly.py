@@ -26,7 +26,7 @@ def lane_size(lane: LaneName, settings: EngineSettings, config: ModelConfig, max
     """The decode lane also runs merged steps, and everything under the one-lane schedulers."""
     merged = max(settings.step_token_budget, settings.merge_tokens, settings.max_num_seqs)
     return LaneSize(
-        max_rows=max(merged if lane == "decode" else 1, settings.prefill_chunk_tokens),
+        max_rows=max(merged if lane == "decode" else settings.max_num_seqs, settings.prefill_chunk_tokens),
         max_num_seqs=settings.max_num_seqs,
         max_blocks_per_seq=blocks_for(max_model_len),
         max_tokens_per_seq=max_model_len,

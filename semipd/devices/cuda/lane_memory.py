@@ -1,6 +1,6 @@
 """What a lane has on the device, and what both lanes share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -64,6 +64,7 @@ class LaneMemory:
     delta: Tensor
     history_tokens: Tensor
     sampler: Sampler
+    retired: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def reserve(
@@ -89,6 +90,11 @@ class LaneMemory:
             ints(size.max_tokens_per_seq),
             sampler,
         )
+
+    def grow_metadata(self, num_elements: int) -> None:
+        """The device may still read the old buffer, so it is kept; doubling bounds what that costs."""
+        self.retired.append(self.metadata)
+        self.metadata = self.metadata.new_empty(num_elements)
 
     @property
     def num_bytes(self) -> int:

@@ -82,8 +82,7 @@ class LaneWork:
     def _layout_upload(self, step: LaneStep, layout: StepLayout) -> Piece:
         size, memory = layout.packer.size, self._memory
         if size > memory.metadata.numel():
-            # The old buffer lives as long as a step in flight has views of it.
-            memory.metadata = memory.metadata.new_zeros(2 * size)
+            memory.grow_metadata(2 * size)
         buffer, target = step.take(self._shared.staging, size), memory.metadata
         layout.packer.write(buffer)
 

@@ -16,7 +16,6 @@ from semipd.core.settings import EngineSettings
 from semipd.devices.contract import DeviceInfo, LaneFailed, LaneName
 from semipd.devices.cuda.assembly import build_loop, graph_splits, lane_size, reserve_memory
 from semipd.devices.cuda.diagnosis import diagnose
-from semipd.devices.cuda.driver import Driver
 from semipd.devices.cuda.environment import environment_notes
 from semipd.devices.cuda.events import EventPool
 from semipd.devices.cuda.executor import LaneExecutor
@@ -166,8 +165,7 @@ class Opening:
             before = driver.memory_bytes()[0]
             lane.capture(GraphKey(splits[0], bucket))
             used.append(max(0, before - driver.memory_bytes()[0]))
-        for graph in table.take_all():
-            driver.destroy_graph(graph)
+        self._destroy(table)
         return used[0] + (len(size.buckets) - 1) * used[-1]
 
     def _demand(self, graphs_bytes: int) -> MemoryDemand:
@@ -191,7 +189,7 @@ class Opening:
         """From here on only the launch thread launches: torch keeps library handles per thread."""
         driver = self._platform.driver
         self._report("capturing graphs", _CAPTURE_S)
-        self._stack.callback(lambda: _destroy(driver, graphs))
+        self._stack.callback(lambda: self._destroy(graphs))
         thread = LaunchThread(driver.bind_thread, lambda error: self._diagnose(error, loop))
         loop = build_loop(shared, self._sizes, self._memories, graphs, thread.deliver)
         self._stack.callback(thread.stop)
@@ -214,6 +212,12 @@ class Opening:
                 break
             loop.lanes["decode"].capture(key)
         log.info("%d decode graphs captured, %d missing", len(graphs), graphs.num_missing)
+
+    def _destroy(self, graphs: GraphTable) -> None:
+        """None of them may run meanwhile."""
+        self._platform.synchronize()
+        for graph in graphs.take_all():
+            self._platform.driver.destroy_graph(graph)
 
     def _diagnose(self, error: BaseException, loop: LaunchLoop) -> LaneFailed:
         log.error("launch thread failed", exc_info=error)
@@ -243,8 +247,3 @@ class Opening:
             memory=memory,
             prefill_moves=True,
         )
-
-
-def _destroy(driver: Driver, graphs: GraphTable) -> None:
-    for graph in graphs.take_all():
-        driver.destroy_graph(graph)
