@@ -188,8 +188,8 @@ class Coordinator:
             sequence.first_token_ns = out.now_ns
             out.event("first_token", sequence)
             if not sequence.request.emitted:  # else an earlier engine has sent the first one
-                ttft_ms = (out.now_ns - sequence.request.arrival_ns) / 1e6
-                self.control.first_token(sequence.seq, out.now_ns, ttft_ms)
+                due_ns = sequence.request.arrival_ns + sequence.request.delay_ns
+                self.control.first_token(sequence.seq, out.now_ns, max(out.now_ns - due_ns, 0) / 1e6)
 
     def _end_if_done(self, sequence: Sequence, token: int, out: Outbox) -> None:
         stops = token in sequence.stop_ids and sequence.may_stop
