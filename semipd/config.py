@@ -21,6 +21,7 @@ from semipd.config_sections import (
     ServerConfig,
     SloConfig,
     SocketConfig,
+    SupervisionConfig,
 )
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
@@ -55,6 +56,7 @@ class Config:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     drain: DrainConfig = field(default_factory=DrainConfig)
+    supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     kv: KvConfig = field(default_factory=KvConfig)
@@ -125,6 +127,7 @@ class Config:
             slo_percentile=self.slo.percentile,
             slo_window_s=self.slo.window_s,
             state_dir=self.partition.state_dir,
+            start_patience=self.supervision.start_patience,
         )
 
 
@@ -135,6 +138,7 @@ SECTIONS: dict[str, type] = {
     "limits": LimitsConfig,
     "admission": AdmissionConfig,
     "drain": DrainConfig,
+    "supervision": SupervisionConfig,
     "model": ModelConfig,
     "engine": EngineConfig,
     "kv": KvConfig,

@@ -114,6 +114,53 @@ class DrainConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SupervisionConfig:
+    interval_s: float = option(
+        1.0, "Time between two looks at whether the engine moves.", minimum=0.02, maximum=60.0
+    )
+    answer_limit_s: float = option(
+        60.0,
+        "An engine whose loop does not answer for so long is killed and replaced.",
+        minimum=0.1,
+        maximum=86400.0,
+    )
+    step_limit_s: float = option(
+        120.0,
+        "An engine that has work and finishes no step for so long is killed and replaced.",
+        minimum=0.1,
+        maximum=86400.0,
+    )
+    stall_s: float = option(
+        30.0,
+        "From such a delay on, /ready answers 503 and the lamp progress is out.",
+        minimum=0.1,
+        maximum=86400.0,
+    )
+    start_patience: float = option(
+        1.0,
+        "The time limit of each phase of the engine's start is multiplied by this.",
+        minimum=0.01,
+        maximum=1000.0,
+    )
+    max_deaths: int = option(
+        5,
+        "So many deaths of the engine within window_s, no token between them, end the daemon.",
+        minimum=1,
+        maximum=1000,
+    )
+    window_s: float = option(
+        300.0, "Time of serving over which deaths are counted.", minimum=0.1, maximum=86400.0
+    )
+    backoff_s: float = option(
+        0.5,
+        "Wait before the first restart, doubled with each death within window_s.",
+        minimum=0.0,
+        maximum=3600.0,
+    )
+    backoff_max_s: float = option(30.0, "Most that this wait is doubled to.", minimum=0.0, maximum=86400.0)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     name: str = option(
         "demo", 'Model to serve: "demo" (bundled), a folder, or a Hugging Face name.', required=True

@@ -74,6 +74,7 @@ def test_every_setting_reaches_the_engine() -> None:
         "slo.tpot_ms": "20",
         "slo.percentile": "95",
         "slo.window_s": "10",
+        "supervision.start_patience": "3",
     }
     config = load_config(overrides=[Override(key, text, "--set") for key, text in values.items()])
     settings = config.engine_settings(Path("/models/x"))

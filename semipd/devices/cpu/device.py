@@ -104,7 +104,8 @@ class CpuDevice:
             cores = usable_cores()
             setup = _setup(settings, model, num_blocks, weights, kv_pool, cores)
             workers = [_start(stack, setup, lane) for lane in ("prefill", "decode")]
-            _bring_up(workers, _load(model, settings.model_dir, weights, report), report)
+            packed = _load(model, settings.model_dir, weights, report)
+            _bring_up(workers, packed, report, settings.start_patience)
             info = _info(model, demand, num_blocks, cores)
             return cls(info, workers[0], workers[1], stack.pop_all())
 
@@ -189,17 +190,17 @@ def _load(model: _Model, model_dir: str, memory: SharedMemory, report: Report) -
     return pack_weights(model.layout, memory.tensor()) if model.packed else {}
 
 
-def _bring_up(workers: list[Worker], packed: Packed, report: Report) -> None:
+def _bring_up(workers: list[Worker], packed: Packed, report: Report, patience: float) -> None:
     report("starting workers", _ATTACH_LIMIT_S)
     started_s = time.monotonic()
     for worker in workers:
-        worker.wait_for("attached", "attach", started_s, _ATTACH_LIMIT_S)
+        worker.wait_for("attached", "attach", started_s, _ATTACH_LIMIT_S * patience)
     report("warming up", _WARM_UP_LIMIT_S)
     started_s = time.monotonic()
     for worker in workers:
         worker.channel.send({"op": "warm_up", "packed": packed})
     for worker in workers:
-        worker.wait_for("ready", "warm up", started_s, _WARM_UP_LIMIT_S)
+        worker.wait_for("ready", "warm up", started_s, _WARM_UP_LIMIT_S * patience)
 
 
 def _solo(lane: LaneName, num_cores: int) -> Split:
