@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from semipd.core.errors import SemipdError
 from semipd.daemon.addresses import DEFAULT_BACKLOG
@@ -79,7 +80,7 @@ class _Guard:
         further = {name.strip().lower() for name in config.server.allowed_hosts.split(",") if name.strip()}
         self._names = _LOCAL_NAMES | {config.server.host.lower()} | further
 
-    def middleware(self) -> "web.middlewares.Middleware":
+    def middleware(self) -> Middleware:
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             if isinstance(request.protocol, Connection):

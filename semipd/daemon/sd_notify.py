@@ -7,13 +7,16 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Self
 
 log = logging.getLogger(__name__)
 
-STATUS_INTERVAL_S = 5.0
+INTERVAL_S = 5.0
+
+EXTENSION = {"EXTEND_TIMEOUT_USEC": str(int(6 * INTERVAL_S * 1e6))}
+"""While starting or stopping: each phase has a limit of its own, which systemd cannot know."""
 
 
 class Notifier:
@@ -60,21 +63,23 @@ class Notifier:
 
     @asynccontextmanager
     async def watched(
-        self, makes_progress: Callable[[], bool], status: Callable[[], str]
+        self, makes_progress: Callable[[], bool], words: Callable[[], Mapping[str, str]]
     ) -> AsyncIterator[None]:
-        """While inside, the status is kept up to date, and the watchdog is fed as long as the event loop
+        """While inside, `words` are said again and again, and the watchdog is fed as long as the event loop
         turns and `makes_progress`."""
-        task = asyncio.create_task(self._keep_telling(makes_progress, status), name="sd-notify")
+        task = asyncio.create_task(self._keep_telling(makes_progress, words), name="sd-notify")
         try:
             yield
         finally:
             task.cancel()
             await asyncio.wait([task])
 
-    async def _keep_telling(self, makes_progress: Callable[[], bool], status: Callable[[], str]) -> None:
+    async def _keep_telling(
+        self, makes_progress: Callable[[], bool], words: Callable[[], Mapping[str, str]]
+    ) -> None:
         if self._socket is None:
             return
-        interval_s = min(STATUS_INTERVAL_S, (self.watchdog_s or STATUS_INTERVAL_S) / 3)
+        interval_s = min(INTERVAL_S, (self.watchdog_s or INTERVAL_S) / 3)
         was_fed = True
         while True:
             is_fed = makes_progress()
@@ -84,5 +89,5 @@ class Notifier:
                 )
             was_fed = is_fed
             food = {"WATCHDOG": "1"} if is_fed and self.watchdog_s else {}
-            self.say(STATUS=status(), **food)
+            self.say(**words(), **food)
             await asyncio.sleep(interval_s)

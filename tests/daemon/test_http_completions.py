@@ -101,7 +101,7 @@ async def test_sampling_fields_reach_the_engine(tmp_path: Path) -> None:
         await daemon.complete(prompt=[97], temperature=0)
         first, second, third = (await daemon.engine())["submitted"]
     assert (first["seed"], first["top_k"], first["temperature"]) == (2**64 - 1, 0, 0.25)
-    assert (first["logit_bias"], first["namespace"]) == ([[5, -1.5]], "s")
+    assert (first["logit_bias"], first["namespace"]) == ([[5, -1.5]], "bytes\0\0s")
     assert (second["seed"], second["top_k"], second["temperature"]) == (2**64 - 1, 7, 0.25)
     assert second["max_tokens"] == 16
     assert second["stop_token_ids"] == [EOS]
