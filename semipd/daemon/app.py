@@ -18,6 +18,7 @@ from semipd.core.errors import SemipdError
 from semipd.core.logs import configure_logging
 from semipd.daemon.addresses import claim_http, claim_socket
 from semipd.daemon.detach import claim_pid_file
+from semipd.daemon.engine_run import EngineReady
 from semipd.daemon.generation import GenerationService
 from semipd.daemon.http import serve_http
 from semipd.daemon.model_files import DEMO_NAME, ModelFiles
@@ -25,9 +26,9 @@ from semipd.daemon.params import Limits
 from semipd.daemon.process_limits import raise_file_limit
 from semipd.daemon.request_rules import RequestRules
 from semipd.daemon.requests import RequestTable
-from semipd.daemon.sd_notify import Notifier
+from semipd.daemon.sd_notify import EXTENSION, Notifier
 from semipd.daemon.services import Services
-from semipd.daemon.supervisor import EngineReady, Supervisor
+from semipd.daemon.supervisor import Supervisor
 from semipd.daemon.unix_socket import serve_unix_socket
 from semipd.engine.launcher import EngineChild, spawn_engine
 
@@ -46,8 +47,8 @@ def run(
     on_ready: Callable[[str], None] = lambda _announcement: None,
 ) -> int:
     """Run the daemon until it is stopped. Call from the main thread. `on_ready` gets what a person needs to
-    try it. Returns the exit code: 0 when asked to stop, 1 when the engine died, 130 when asked twice. Raises
-    SemipdError when the start fails."""
+    try it. Returns the exit code: 0 when asked to stop, 1 when the engine was given up, 130 when asked twice.
+    Raises SemipdError when the start fails."""
     configure_logging(config.server.log_format, config.server.log_level)
     if note := raise_file_limit():
         log.warning("%s", note)
@@ -84,12 +85,13 @@ class Daemon:
         self._on_ready = on_ready
         self._stop = asyncio.Event()
         settings = config.engine_settings(files.folder)
-        self._supervisor = Supervisor(settings, lambda message: self._table.on_message(message), spawn)
-        self._table = RequestTable(self._supervisor)
+        self._supervisor = Supervisor(settings, spawn, config.supervision)
+        self._supervisor.on_ready.append(self._engine_is_ready)
+        self._supervisor.observer = self._table = RequestTable(self._supervisor)
         self._generation = GenerationService(files, self._table, RequestRules.of(config))
 
     async def live(self) -> int:
-        """Start, serve, stop. Returns the exit code: 0 when asked to stop, 1 when the engine died.
+        """Start, serve, stop. Returns the exit code: 0 when asked to stop, 1 when the engine is given up.
         Raises SemipdError when the start fails."""
         self._main = asyncio.current_task()
         self._listen_to_signals()
@@ -98,11 +100,11 @@ class Daemon:
             ready = await self._unless_stopped(self._supervisor.start())
             if ready is None:
                 return 0
-            self._begin(ready, port)
-            error = await self._unless_stopped(self._supervisor.died())
+            self._begin(port)
+            error = await self._unless_stopped(self._supervisor.failed())
             if error is None:
                 return 0
-            log.error("%s", error.message)
+            log.error("%s The daemon ends.", error)
             self._table.close(error)
             return 1
 
@@ -131,15 +133,26 @@ class Daemon:
         await stack.enter_async_context(serve_http(services, listeners, server.backlog))
         await stack.enter_async_context(serve_unix_socket(services, unix_listener, server.backlog))
         stack.callback(self._table.close, SemipdError("shutting_down", "The daemon is shutting down."))
-        telling = self._notifier.watched(services.makes_progress, services.in_one_line)
-        await stack.enter_async_context(telling)
+        await stack.enter_async_context(self._notifier.watched(services.makes_progress, self._words))
         stack.callback(self._notifier.say, STOPPING="1")
         return port
 
-    def _begin(self, ready: EngineReady, port: int) -> None:
+    def _words(self) -> dict[str, str]:
+        """For systemd."""
+        services = self._services
+        assert services is not None
+        words = {"STATUS": services.in_one_line()}
+        if services.drain.stops:
+            return words | {"STOPPING": "1"} | EXTENSION
+        return words | (EXTENSION if self._supervisor.state == "starting" else {})
+
+    def _engine_is_ready(self, ready: EngineReady) -> None:
+        """The first engine, or one in the place of a dead one."""
         self._generation.engine_is_ready(Limits.of(ready.info))
         for note in ready.notes:
             log.warning("%s", note)
+
+    def _begin(self, port: int) -> None:
         config = self._config
         text = _announcement(config.server.host, port, config.socket_path, config.served_model_name)
         sys.stdout.write(text)

@@ -37,6 +37,7 @@ _STATUS: dict[str, int] = {
     "request_cancelled": 499,
     "internal_error": 500,
     "engine_crashed": 500,
+    "engine_failed": 503,
     "lane_failed": 500,
     "overloaded": 503,
     "too_many_connections": 503,
@@ -44,6 +45,7 @@ _STATUS: dict[str, int] = {
     "drain_deadline": 503,
     "engine_not_ready": 503,
     "engine_silent": 503,
+    "engine_stalled": 503,
     "shutting_down": 503,
     "deadline_exceeded": 504,
 }

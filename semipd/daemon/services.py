@@ -84,18 +84,20 @@ class Services:
         self.ignored_fields: Counter[str] = Counter()
 
     async def status(self) -> dict[str, Any]:
-        """The status document, the engine's numbers fetched through its loop. Raises SemipdError."""
-        engine = with_wall_times(await self.supervisor.status())
-        ready = self.supervisor.ready
-        assert ready is not None, "a status answer before ready"
+        """The status document, the engine's numbers fetched through its loop; without them while no engine is
+        ready. Raises SemipdError(`engine_silent`)."""
+        supervisor = self.supervisor
+        engine = with_wall_times(await supervisor.status()) if supervisor.state == "ready" else {}
+        ready = supervisor.ready
         return engine | {
-            "state": self.supervisor.state,
-            "model": {"name": self.model_name, "max_model_len": ready.max_model_len},
-            "device_info": ready.info,
-            "notes": list(ready.notes),
-            "versions": {"daemon": __version__, "engine": ready.version},
+            "state": supervisor.state,
+            "engine": supervisor.report(),
+            "model": {"name": self.model_name, "max_model_len": ready.max_model_len if ready else None},
+            "device_info": ready.info if ready else None,
+            "notes": list(ready.notes) if ready else [],
+            "versions": {"daemon": __version__, "engine": ready.version if ready else None},
             "uptime_s": self.uptime_s,
-            "startup": [asdict(phase) for phase in self.supervisor.timeline],
+            "startup": [asdict(phase) for phase in supervisor.timeline],
             "totals": dict(self.table.totals),
             "live_requests": len(self.table),
             "ignored_fields": dict(self.ignored_fields),
@@ -146,13 +148,14 @@ class Services:
         return self.admission.enter(priority or "interactive", num_requests, num_tokens)
 
     async def check_ready(self) -> None:
-        """Raises SemipdError with the reason when the daemon drains, or the engine is not ready or does not
-        answer."""
+        """Raises SemipdError with the reason when the daemon drains, or the engine is not ready, does not
+        answer or does not move."""
         self.drain.check()
         answered_s = self.supervisor.last_answer_s
         is_fresh = answered_s is not None and time.monotonic() - answered_s < FRESH_ANSWER_S
         if self.supervisor.state != "ready" or not is_fresh:
             await self.supervisor.status()
+        self.supervisor.check_moving()
 
     def makes_progress(self) -> bool:
         """Whether a watchdog may be content. A silent engine is the supervisor's affair, and so is its start,
