@@ -11,7 +11,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from semipd.core.errors import SemipdError
-from semipd.daemon.answer_types import Usage
+from semipd.daemon.answer_types import Partial, PartialChoice, Usage
 from semipd.daemon.choices import Choice, Choices, Update
 from semipd.daemon.generation import Piece
 from semipd.daemon.history import timing_to_wire
@@ -85,9 +85,9 @@ def _usage_of(choices: Choices, options: AnswerOptions) -> Usage:
     return usage_to_wire(choices.usage, timing)
 
 
-def _partial(pieces: Mapping[int, Sequence[Piece]], usage: Usage) -> dict[str, object] | None:
-    """What had been generated when the answer failed: nobody has to pay for it twice."""
-    choices = [
+def _partial(pieces: Mapping[int, Sequence[Piece]], usage: Usage) -> Partial | None:
+    """Nobody has to pay twice for what had been generated when the answer failed."""
+    choices: list[PartialChoice] = [
         {"index": index, "text": joined.text, "token_ids": joined.token_ids}
         for index, of_choice in pieces.items()
         if of_choice and (joined := _join(of_choice)).token_ids

@@ -12,6 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from semipd.core.errors import SemipdError
+from semipd.daemon.answer_types import Partial
 from semipd.daemon.callers import Caller
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def error_body(error: SemipdError) -> dict[str, Any]:
 def error_headers(error: SemipdError) -> dict[str, str]:
     headers: dict[str, str] = {}
     if error.retry_after_s is not None:
-        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+        headers["Retry-After"] = str(max(math.ceil(error.retry_after_s), 1))
     if error.code == "invalid_api_key":
         headers["WWW-Authenticate"] = "Bearer"
     return headers
@@ -85,7 +86,7 @@ def error_headers(error: SemipdError) -> dict[str, str]:
 def error_response(
     error: SemipdError,
     headers: Mapping[str, str] | None = None,
-    partial: Mapping[str, Any] | None = None,
+    partial: Partial | None = None,
 ) -> web.Response:
     """`partial`: what had been generated before the failure."""
     body = error_body(error) | ({} if partial is None else {"partial": partial})

@@ -31,6 +31,13 @@ MAX_BODY_BYTES = 100_000
 FAST_RESTARTS = {"supervision.interval_s": 0.2, "supervision.backoff_s": 0.02}
 
 
+async def until(condition: Callable[[], bool], limit_s: float = 30) -> None:
+    """Look again and again; for what nobody announces."""
+    async with asyncio.timeout(limit_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 @dataclass
 class Running:
     url: str
