@@ -19,6 +19,7 @@ from semipd import __version__
 from semipd.config import SPECS, Config, Override, load_config
 from semipd.core.errors import SemipdError
 from semipd.daemon_commands import add_drain_command, add_partition_commands, drain_text, parse_duration
+from semipd.status_text import status_lines
 
 log = logging.getLogger(__name__)
 
@@ -323,58 +324,6 @@ async def _fetch_status(path: Path) -> dict[str, Any]:
 
     async with await AsyncClient.connect(path) as client:
         return await client.status()
-
-
-def status_lines(status: Mapping[str, Any]) -> list[str]:
-    """The status document for people: one fact a line, names in a column."""
-    model, split, requests, prefix = (status[name] for name in ("model", "split", "requests", "prefix"))
-    kv, oldest_ms = status["kv"], requests["oldest_waiting_ms"]
-    waited = "" if oldest_ms is None else f" (the oldest for {oldest_ms / 1000:.1f} s)"
-    rows = [
-        (
-            "daemon",
-            f"{status['state']}, version {status['versions']['daemon']}, up {_duration(status['uptime_s'])}",
-        ),
-        ("model", f"{model['name']}, context {model['max_model_len']} tokens"),
-        ("device", str(status["device_info"]["name"])),
-        ("scheduler", str(status["scheduler"])),
-        ("split", f"prefill {split['prefill']}, decode {split['decode']} ({split['unit']}s)"),
-        (
-            "requests",
-            f"{requests['waiting']} waiting{waited}, {requests['prefilling']} prefilling, "
-            f"{requests['decoding']} decoding",
-        ),
-        ("goodbye", drain_text(status["drain"])),
-        (
-            "served",
-            ", ".join(f"{count} {what}" for what, count in sorted(status["totals"].items())) or "nothing yet",
-        ),
-        (
-            "KV blocks",
-            f"{kv['used_blocks']} of {kv['total_blocks']} in use ({kv['block_tokens']} tokens each), "
-            f"{kv['cached_blocks']} free ones hold reusable prefixes",
-        ),
-        ("prefix hits", f"{prefix['cached_tokens']} of {prefix['prompt_tokens']} prompt tokens"),
-        ("preemptions", str(status["preemptions"])),
-    ]
-    rows += [(f"lane {name}", _lane_text(lane)) for name, lane in status["lanes"].items()]
-    return [f"{name:<13}{text}" for name, text in rows] + [f"note: {note}" for note in status["notes"]]
-
-
-def _lane_text(lane: Mapping[str, Any]) -> str:
-    age_ms = lane["last_step_age_ms"]
-    last = "never ran" if age_ms is None else f"last step {_duration(age_ms / 1000)} ago"
-    return (
-        f"{lane['steps']} steps, {lane['prefill_tokens']} prefill and {lane['decode_tokens']} decode tokens, "
-        f"busy {_duration(lane['busy_ms'] / 1000)}, {last}"
-    )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, hours = int(seconds // 60), int(seconds // 3600)
-    return f"{minutes} min" if hours < 2 else f"{hours} h {minutes % 60} min"
 
 
 if __name__ == "__main__":

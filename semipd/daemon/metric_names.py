@@ -52,9 +52,7 @@ def _gauges() -> Iterator[Definition]:
     yield gauge("semipd:predicted_seconds", predicted, "slo")
     error = "Running mean of abs(observed / predicted - 1); NaN: not known yet."
     yield gauge("semipd:prediction_error_ratio", error, "slo")
-    yield gauge(
-        "semipd:progress_age_seconds", "How long the slowest step in flight takes; 0: no step."
-    )
+    yield gauge("semipd:progress_age_seconds", "How long the slowest step in flight takes; 0: no step.")
     yield gauge("semipd:event_loop_lag_seconds", "Worst delay of the daemon's event loop in the last 5 s.")
     yield gauge("semipd:live_requests", "Requests between arrival and their last byte.")
     yield gauge("semipd:slo_target_seconds", "Service level targets.", "slo")

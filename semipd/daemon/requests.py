@@ -162,6 +162,16 @@ class RequestTable:
     def __len__(self) -> int:
         return len(self._live)
 
+    @property
+    def num_suspects(self) -> int:
+        """Requests that were in flight at a crash and have not passed that point yet."""
+        return self._resumption.num_suspects
+
+    @property
+    def num_held(self) -> int:
+        """Requests that no engine has at the moment."""
+        return self._resumption.num_held
+
     def admit(
         self,
         request_id: str,

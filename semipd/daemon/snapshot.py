@@ -86,6 +86,8 @@ def _requests(services: "Services", engine: Mapping[str, Any] | None) -> dict[st
     names = ("waiting", "prefilling", "decoding", "oldest_waiting_ms")
     return {name: numbers.get(name) for name in names} | {
         "live": len(services.table),
+        "held": services.table.num_held,
+        "suspects": services.table.num_suspects,
         "totals": dict(services.table.totals),
     }
 

@@ -76,11 +76,12 @@ def scripted(**script: Any) -> Callable[[], EngineChild]:
     phases: [[name, limit_s, seconds it takes], ...] before ready
     fail: a `failed` frame instead of ready; exit: an exit code instead of ready
     step_ms: time between steps (default 1); max_steps: requests get no tokens beyond that many (0: no bound)
-    crash_on: a token; the engine kills itself before the fourth token of a request whose prompt starts with it
+    crash_on: a token; the engine kills itself before the fourth token of a prompt that starts with it
     garble_on: likewise, but it sends nonsense
     refuse_on: likewise, but it refuses the request
     silent: no answers to status questions
     stubborn: ignores SIGTERM and the end of the link
+    dies_when_asked: once it is ready, the first message ends it
     """
 
     def spawn() -> EngineChild:
@@ -186,6 +187,8 @@ def main() -> None:
                 time.sleep(3600)
             if not data:
                 return
+            if script.get("dies_when_asked"):
+                sys.exit(3)
             for frame in reader.feed(data):
                 echo.receive(frame)
                 if frame.get("op") == "submit" and frame["request"]["prompt"][0] == script.get("garble_on"):
