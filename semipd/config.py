@@ -128,6 +128,7 @@ class Config:
             slo_window_s=self.slo.window_s,
             state_dir=self.partition.state_dir,
             start_patience=self.supervision.start_patience,
+            worker_step_limit_s=self.supervision.worker_step_limit_s,
         )
 
 

@@ -130,6 +130,12 @@ class SupervisionConfig:
         minimum=0.1,
         maximum=86400.0,
     )
+    worker_step_limit_s: float = option(
+        60.0,
+        "A lane's worker process that takes longer for a step is killed and replaced; long prompts get more.",
+        minimum=0.1,
+        maximum=86400.0,
+    )
     stall_s: float = option(
         30.0,
         "From such a delay on, /ready answers 503 and the lamp progress is out.",

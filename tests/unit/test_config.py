@@ -75,6 +75,7 @@ def test_every_setting_reaches_the_engine() -> None:
         "slo.percentile": "95",
         "slo.window_s": "10",
         "supervision.start_patience": "3",
+        "supervision.worker_step_limit_s": "90",
     }
     config = load_config(overrides=[Override(key, text, "--set") for key, text in values.items()])
     settings = config.engine_settings(Path("/models/x"))
