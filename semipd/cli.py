@@ -1,4 +1,4 @@
-"""The command semipd-daemon: start, stop, status, config; daemon_commands adds partition and slo."""
+"""The command semipd-daemon: start, stop, status, config; daemon_commands adds drain, partition and slo."""
 
 import argparse
 import asyncio
@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import select
+import signal
 import socket
 import struct
 import sys
@@ -17,7 +18,8 @@ from typing import Any
 from semipd import __version__
 from semipd.config import SPECS, Config, Override, load_config
 from semipd.core.errors import SemipdError
-from semipd.daemon_commands import add_partition_commands
+from semipd.daemon_commands import add_drain_command, add_partition_commands, drain_text, parse_duration
+from semipd.status_text import status_lines
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,7 @@ EXIT_INTERRUPTED = 130
 _EXITS = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 no daemon is running."
 
 STOP_LIMIT_S = 60.0
-"""For a daemon to say goodbye to its clients and to end its engine."""
+"""For a daemon to say goodbye to its clients and to end its engine, when it has drained."""
 
 REFUSED_LIMIT_S = 5.0
 CONNECT_LIMIT_S = 5.0
@@ -96,8 +98,17 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--report-fd", type=int, help=argparse.SUPPRESS)  # how the detached process is started
     start.set_defaults(run=_start)
 
-    stop = commands.add_parser("stop", help="stop a running daemon and wait until it is gone", epilog=_EXITS)
+    stop = commands.add_parser(
+        "stop", help="let requests finish, stop the daemon and wait until it is gone", epilog=_EXITS
+    )
     _add_options(stop, ["--socket"])
+    deadline = stop.add_mutually_exclusive_group()
+    deadline.add_argument(
+        "--within", metavar="TIME", help="for requests to finish, such as 90s, 10m; default: drain.limit_s"
+    )
+    deadline.add_argument("--now", action="store_true", help="end requests at once")
+    stop.add_argument("--reason", default="", help="for the log")
+    stop.add_argument("--pid-file", type=Path, metavar="FILE", help="default: the socket's path with .pid")
     stop.set_defaults(run=_stop)
 
     status = commands.add_parser("status", help="show a running daemon's numbers", epilog=_EXITS)
@@ -105,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="the whole status document")
     status.set_defaults(run=_status)
 
+    add_drain_command(commands, lambda parser: _add_options(parser, ["--socket"]), _reachable_socket)
     add_partition_commands(commands, lambda parser: _add_options(parser, ["--socket"]), _reachable_socket)
 
     config = commands.add_parser("config", help="print the resolved configuration as TOML", epilog=_EXITS)
@@ -199,24 +211,55 @@ def _config(arguments: argparse.Namespace) -> int:
 
 
 def _stop(arguments: argparse.Namespace) -> int:
-    path = _load(arguments).socket_path
-    pid = _peer_pid(path)
+    config = _load(arguments)
+    path = config.socket_path
+    wish: dict[str, Any] = {"reason": arguments.reason}
+    if arguments.now or arguments.within is not None:
+        wish["limit_s"] = 0.0 if arguments.now else parse_duration(arguments.within)
+    try:
+        pid = _peer_pid(path)
+    except SemipdError as error:
+        return _stop_unreachable(error, _pid_file(arguments, config))
     with suppress(ProcessLookupError):
         # opened before the daemon is asked, so that the number cannot pass to another process unnoticed
         process = os.pidfd_open(pid)
         try:
-            _ask_and_wait(path, process, pid)
+            _ask_and_wait(path, process, pid, wish)
         finally:
             os.close(process)
     print(f"The daemon (pid {pid}) has stopped.")
     return 0
 
 
-def _ask_and_wait(path: Path, process: int, pid: int) -> None:
+def _stop_unreachable(error: SemipdError, pid_file: Path) -> int:
+    """Its socket is gone: a detached daemon may still run, and holds the lock on its pid file if so."""
+    from semipd.daemon.detach import locked_pid
+
+    pid = locked_pid(pid_file)
+    if pid is None:
+        if pid_file.exists():
+            print(f"{pid_file} is stale: its daemon has ended, whoever has its number now.", file=sys.stderr)
+        raise error
+    print(f"No socket, but the daemon of {pid_file} runs (pid {pid}): sending SIGTERM.", file=sys.stderr)
+    process = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        if not select.select([process], [], [], STOP_LIMIT_S)[0]:
+            raise _stop_timeout(pid, STOP_LIMIT_S)
+    finally:
+        os.close(process)
+    print(f"The daemon (pid {pid}) has stopped.")
+    return 0
+
+
+def _ask_and_wait(path: Path, process: int, pid: int, wish: Mapping[str, Any]) -> None:
     limit_s = STOP_LIMIT_S
     refused: SemipdError | None = None
     try:
-        asyncio.run(_ask_to_stop(path))
+        drain = asyncio.run(_ask_to_stop(path, wish))
+        limit_s += drain["seconds_left"] or 0.0
+        if drain["awaited"]:
+            print(drain_text(drain), file=sys.stderr)
     except SemipdError as error:
         # the daemon may be on its way out already and close connections without an answer
         refused, limit_s = error, REFUSED_LIMIT_S
@@ -225,7 +268,11 @@ def _ask_and_wait(path: Path, process: int, pid: int) -> None:
         return
     if refused is not None:
         raise refused
-    raise SemipdError(
+    raise _stop_timeout(pid, limit_s)
+
+
+def _stop_timeout(pid: int, limit_s: float) -> SemipdError:
+    return SemipdError(
         "stop_timeout",
         f"The daemon (pid {pid}) was asked to stop and has not ended within {limit_s:g} s.",
         f"Its log says what it waits for; `kill -KILL {pid}` ends it and its engine at once.",
@@ -251,11 +298,11 @@ def _peer_pid(path: Path) -> int:
         return int(pid)
 
 
-async def _ask_to_stop(path: Path) -> None:
+async def _ask_to_stop(path: Path, wish: Mapping[str, Any]) -> dict[str, Any]:
     from semipd.client import AsyncClient
 
     async with await AsyncClient.connect(path) as client:
-        await client.shutdown()
+        return await client.shutdown(**wish)
 
 
 def _reachable_socket(arguments: argparse.Namespace) -> Path:
@@ -277,57 +324,6 @@ async def _fetch_status(path: Path) -> dict[str, Any]:
 
     async with await AsyncClient.connect(path) as client:
         return await client.status()
-
-
-def status_lines(status: Mapping[str, Any]) -> list[str]:
-    """The status document for people: one fact a line, names in a column."""
-    model, split, requests, prefix = (status[name] for name in ("model", "split", "requests", "prefix"))
-    kv, oldest_ms = status["kv"], requests["oldest_waiting_ms"]
-    waited = "" if oldest_ms is None else f" (the oldest for {oldest_ms / 1000:.1f} s)"
-    rows = [
-        (
-            "daemon",
-            f"{status['state']}, version {status['versions']['daemon']}, up {_duration(status['uptime_s'])}",
-        ),
-        ("model", f"{model['name']}, context {model['max_model_len']} tokens"),
-        ("device", str(status["device_info"]["name"])),
-        ("scheduler", str(status["scheduler"])),
-        ("split", f"prefill {split['prefill']}, decode {split['decode']} ({split['unit']}s)"),
-        (
-            "requests",
-            f"{requests['waiting']} waiting{waited}, {requests['prefilling']} prefilling, "
-            f"{requests['decoding']} decoding",
-        ),
-        (
-            "served",
-            ", ".join(f"{count} {what}" for what, count in sorted(status["totals"].items())) or "nothing yet",
-        ),
-        (
-            "KV blocks",
-            f"{kv['used_blocks']} of {kv['total_blocks']} in use ({kv['block_tokens']} tokens each), "
-            f"{kv['cached_blocks']} free ones hold reusable prefixes",
-        ),
-        ("prefix hits", f"{prefix['cached_tokens']} of {prefix['prompt_tokens']} prompt tokens"),
-        ("preemptions", str(status["preemptions"])),
-    ]
-    rows += [(f"lane {name}", _lane_text(lane)) for name, lane in status["lanes"].items()]
-    return [f"{name:<13}{text}" for name, text in rows] + [f"note: {note}" for note in status["notes"]]
-
-
-def _lane_text(lane: Mapping[str, Any]) -> str:
-    age_ms = lane["last_step_age_ms"]
-    last = "never ran" if age_ms is None else f"last step {_duration(age_ms / 1000)} ago"
-    return (
-        f"{lane['steps']} steps, {lane['prefill_tokens']} prefill and {lane['decode_tokens']} decode tokens, "
-        f"busy {_duration(lane['busy_ms'] / 1000)}, {last}"
-    )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, hours = int(seconds // 60), int(seconds // 3600)
-    return f"{minutes} min" if hours < 2 else f"{hours} h {minutes % 60} min"
 
 
 if __name__ == "__main__":

@@ -6,132 +6,29 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
-from semipd.config_schema import OptionSpec, Value, nearest_key, option, section_specs, toml_literal
+from semipd.config_schema import OptionSpec, Value, nearest_key, section_specs, toml_literal
+from semipd.config_sections import (
+    AdmissionConfig,
+    AuthConfig,
+    DrainConfig,
+    EngineConfig,
+    KvConfig,
+    LimitsConfig,
+    ModelConfig,
+    PartitionConfig,
+    ServerConfig,
+    SloConfig,
+    SocketConfig,
+    SupervisionConfig,
+)
 from semipd.core.errors import SemipdError
-from semipd.core.logs import LOG_FORMATS, LogFormat
-from semipd.core.settings import EngineSettings, SchedulerName
-from semipd.core.split import PartitionMode, PolicyName
+from semipd.core.settings import EngineSettings
 from semipd.wire.address import default_socket_path
 
 ENV_PREFIX = "SEMIPD__"
 """Two underscores: Kubernetes adds SEMIPD_PORT and the like for a service called semipd, never these."""
-
-_MiB = 2**20
-_MAX_COUNT = 2**31 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class ServerConfig:
-    host: str = option("127.0.0.1", "Address the HTTP server listens on.", required=True)
-    port: int = option(8808, "Port of the HTTP server; 0: any free port.", minimum=0, maximum=65535)
-    socket: str = option("", "Path of the Unix socket; empty: daemon.sock in the user's runtime folder.")
-    max_body_bytes: int = option(
-        8 * _MiB, "Largest HTTP request body accepted.", minimum=1024, maximum=1024 * _MiB
-    )
-    backlog: int = option(
-        1024,
-        "Connections that may wait to be accepted; the system caps it at net.core.somaxconn.",
-        minimum=1,
-        maximum=65535,
-    )
-    log_level: str = option(
-        "info", "Least severe log lines written to stderr.", choices=("debug", "info", "warning", "error")
-    )
-    log_format: LogFormat = option(
-        "text", "text, or json: one object a line, for log collectors.", choices=LOG_FORMATS
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    name: str = option(
-        "demo", 'Model to serve: "demo" (bundled), a folder, or a Hugging Face name.', required=True
-    )
-    served_model_name: str = option("", "Name that clients use for the model; empty: model.name.")
-    dtype: str = option(
-        "auto",
-        "Type of weights and KV; auto: bfloat16 where the device has it, else float32.",
-        choices=("auto", "float32", "bfloat16", "float16"),
-    )
-    max_model_len: int = option(
-        0, "Longest prompt plus output in tokens; 0: what the checkpoint says.", minimum=0, maximum=_MAX_COUNT
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    device: str = option(
-        "cpu",
-        "Where the model runs; sim: a GPU's timing with made-up tokens; fake: made-up tokens, for tests.",
-        choices=("cpu", "cuda", "sim:h200", "sim:h100", "sim:a100", "fake"),
-    )
-    scheduler: SchedulerName = option(
-        "semipd",
-        "semipd: two lanes; chunked: merged steps on one lane; prefill-first: prompts before decode.",
-        choices=get_args(SchedulerName),
-    )
-    max_num_seqs: int = option(
-        64, "Most sequences prefilling and decoding at once.", minimum=1, maximum=65536
-    )
-    prefill_chunk_tokens: int = option(
-        512, "Most prompt tokens in one prefill step.", minimum=1, maximum=_MAX_COUNT
-    )
-    step_token_budget: int = option(
-        512, "Most tokens in one merged step of the scheduler chunked.", minimum=1, maximum=_MAX_COUNT
-    )
-    prefill_units: int = option(
-        0, "Prefill's share of the cores or SMs while both lanes work; 0: half.", minimum=0, maximum=65536
-    )
-    sim_profile: str = option("", "JSON file of measured values for the devices sim; empty: built-in ones.")
-
-
-@dataclass(frozen=True, slots=True)
-class KvConfig:
-    bytes: int = option(0, "Size of the KV pool in bytes; 0: kv.fraction decides.", minimum=0, maximum=2**50)
-    fraction: float = option(
-        0.5, "Share of the memory left after the weights that the KV pool takes.", minimum=0.01, maximum=0.95
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionConfig:
-    mode: PartitionMode = option(
-        "auto",
-        "auto: the policy chooses the split; fixed: engine.prefill_units; off: no split, merged steps.",
-        choices=get_args(PartitionMode),
-    )
-    policy: PolicyName = option(
-        "predictive",
-        "predictive: from predicted step times and the real queue; paper: Algorithm 1 of semi-PD.",
-        choices=get_args(PolicyName),
-    )
-    merge_tokens: int = option(
-        8192,
-        "Largest merged step that mode auto may run when no split is needed; 0: always split.",
-        minimum=0,
-        maximum=_MAX_COUNT,
-    )
-    state_dir: str = option(
-        "", "Folder where learned step times are kept; empty: semipd in the user's state folder."
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class SloConfig:
-    ttft_ms: float = option(
-        500.0, "Target from arrival to the first token, in milliseconds.", minimum=0.001, maximum=1e9
-    )
-    tpot_ms: float = option(
-        50.0, "Target of the mean time per further token, in milliseconds.", minimum=0.001, maximum=1e9
-    )
-    percentile: float = option(
-        90.0, "Share of requests, in percent, that should meet both targets.", minimum=1.0, maximum=100.0
-    )
-    window_s: float = option(
-        60.0, "Sliding window over which that is measured, in seconds.", minimum=1.0, maximum=86400.0
-    )
 
 
 class Explained(NamedTuple):
@@ -154,6 +51,12 @@ class Config:
     """Every setting of a daemon. Nothing here changes after start-up."""
 
     server: ServerConfig = field(default_factory=ServerConfig)
+    socket: SocketConfig = field(default_factory=SocketConfig)
+    auth: AuthConfig = field(default_factory=AuthConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
+    drain: DrainConfig = field(default_factory=DrainConfig)
+    supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     kv: KvConfig = field(default_factory=KvConfig)
@@ -224,11 +127,19 @@ class Config:
             slo_percentile=self.slo.percentile,
             slo_window_s=self.slo.window_s,
             state_dir=self.partition.state_dir,
+            start_patience=self.supervision.start_patience,
+            worker_step_limit_s=self.supervision.worker_step_limit_s,
         )
 
 
 SECTIONS: dict[str, type] = {
     "server": ServerConfig,
+    "socket": SocketConfig,
+    "auth": AuthConfig,
+    "limits": LimitsConfig,
+    "admission": AdmissionConfig,
+    "drain": DrainConfig,
+    "supervision": SupervisionConfig,
     "model": ModelConfig,
     "engine": EngineConfig,
     "kv": KvConfig,

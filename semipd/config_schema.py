@@ -8,10 +8,16 @@ from typing import Any
 
 from semipd.core.errors import SemipdError
 
-Value = str | int | float
+Value = str | int | float | bool
 """What an option can hold; its default's type is its type."""
 
-_TYPE_NAMES: dict[type, str] = {str: "a string", int: "a whole number", float: "a number"}
+_TYPE_NAMES: dict[type, str] = {
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+}
+_BOOLS = {"true": True, "false": False}
 _EXACT = 2**53
 """Whole numbers below this are floats too."""
 
@@ -77,8 +83,8 @@ class OptionSpec:
         """The same for text from the environment or the command line."""
         wanted = type(self.default)
         try:
-            return self.check(wanted(text), origin)
-        except ValueError as error:
+            return self.check(_BOOLS[text] if wanted is bool else wanted(text), origin)
+        except (ValueError, KeyError) as error:
             raise self._refusal(text, origin, f"must be {_TYPE_NAMES[wanted]}") from error
 
     def _within_bounds(self, value: Value) -> bool:
@@ -120,4 +126,4 @@ def nearest_key(unknown: str, known: Iterable[str]) -> str | None:
 def toml_literal(value: Value) -> str:
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return repr(value)
+    return repr(value).lower() if isinstance(value, bool) else repr(value)

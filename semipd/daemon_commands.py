@@ -1,4 +1,5 @@
-"""semipd-daemon partition and semipd-daemon slo: look at partition control, override it, change targets."""
+"""semipd-daemon drain, partition and slo: let requests finish; look at partition control, override it, change
+targets."""
 
 import argparse
 import asyncio
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from semipd.client import AsyncClient
 
 SHOWN_CHANGES = 5
+DRAIN_LOOK_MS = 500
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _TARGETS = ("ttft_ms", "tpot_ms", "percentile", "window_s")
 
@@ -52,6 +54,57 @@ def add_partition_commands(
     for parser in (show, fix, off, auto, slo):
         add_options(parser)
         parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+
+
+def add_drain_command(
+    commands: Any, add_options: Callable[[argparse.ArgumentParser], None], socket_of: Callable[[Any], Path]
+) -> None:
+    """Parameters as of `add_partition_commands`."""
+    drain = commands.add_parser(
+        "drain", help="refuse new requests and let those under way finish, or undo that"
+    )
+    drain.add_argument(
+        "--within", metavar="TIME", help="for requests to finish, such as 90s, 10m; default: drain.limit_s"
+    )
+    drain.add_argument("--wait", action="store_true", help="return when nothing runs any more")
+    drain.add_argument("--undo", action="store_true", help="serve again")
+    drain.add_argument("--reason", default="", help="for the log")
+    drain.add_argument("--json", action="store_true", help="print the answer as JSON")
+    drain.set_defaults(run=lambda arguments: _drain(arguments, socket_of(arguments)))
+    add_options(drain)
+
+
+def _drain(arguments: argparse.Namespace, path: Path) -> int:
+    wish: dict[str, Any] = {"reason": arguments.reason, "cancel": arguments.undo}
+    if arguments.within is not None:
+        wish["limit_s"] = parse_duration(arguments.within)
+    shown = _call(path, lambda client: client.drain(**wish))
+    if arguments.wait:
+        shown = _call(path, _until_drained)
+    _print(arguments, shown, lambda document: [drain_text(document)])
+    return 0
+
+
+async def _until_drained(client: "AsyncClient") -> dict[str, Any]:
+    """The daemon itself bounds how long that takes."""
+    async with client.subscribe(interval_ms=DRAIN_LOOK_MS) as states:
+        async for frame in states:
+            drain: dict[str, Any] = frame.state["drain"]
+            if drain["state"] != "draining":
+                return drain
+    raise SemipdError("connection_lost", "The daemon ended while it was draining.", "Look at its log.")
+
+
+def drain_text(drain: Document) -> str:
+    """The state of a drain in one line."""
+    if drain["state"] == "serving":
+        return "serving"
+    text = f"{drain['state']} for {drain['actor']}: {drain['awaited']} requests under way"
+    if drain["oldest_ms"] is not None:
+        text += f", the oldest for {drain['oldest_ms'] / 1e3:.1f} s"
+    if drain["seconds_left"] is not None:
+        text += f"; they have {drain['seconds_left']:.0f} s"
+    return text + (f"; {drain['ended']} had to be ended" if drain["ended"] else "")
 
 
 def _show(arguments: argparse.Namespace, path: Path) -> int:

@@ -130,9 +130,17 @@ class AsyncClient:
         answer: dict[str, Any] = (await self._ask("slo.set", wish))["slo"]
         return answer
 
-    async def shutdown(self) -> None:
-        """Ask the daemon to stop; returns when it has agreed."""
-        await self._ask("shutdown", {})
+    async def drain(self, *, cancel: bool = False, **wish: Any) -> dict[str, Any]:
+        """Refuse new requests and let those under way finish; or, with `cancel`, serve again. `wish`:
+        limit_s, actor, reason. Returns at once, with what is awaited."""
+        answer: dict[str, Any] = (await self._ask("drain", given({"cancel": cancel, **wish})))["drain"]
+        return answer
+
+    async def shutdown(self, **wish: Any) -> dict[str, Any]:
+        """Ask the daemon to stop when the requests under way have finished; returns when it has agreed, with
+        what is awaited. `wish`: limit_s, actor, reason."""
+        answer: dict[str, Any] = (await self._ask("shutdown", given(wish)))["drain"]
+        return answer
 
     async def closed(self) -> None:
         """Wait until the daemon has closed the connection."""

@@ -9,14 +9,24 @@ class SemipdError(Exception):
         message: what went wrong, with the numbers and the setting in force.
         hint: what to do next; empty when the message already says it.
         param: the request field or configuration key at fault, if there is one.
+        retry_after_s: when the same request may succeed, if that can be told.
     """
 
-    def __init__(self, code: str, message: str, hint: str = "", *, param: str | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        hint: str = "",
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(f"{message} {hint}".strip())
         self.code = code
         self.message = message
         self.hint = hint
         self.param = param
+        self.retry_after_s = retry_after_s
 
 
 class ProtocolError(SemipdError):

@@ -15,6 +15,8 @@ EventKind = Literal[
     "split_changed",
     "partition_changed",
     "slo_changed",
+    "worker_died",
+    "worker_restarted",
 ]
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -25,7 +27,8 @@ class Event:
     finished {reason, output_tokens}; refused {code, message}; split_changed {from, to, rule, reason,
     switch_ms}: a step was launched under another split, so long after that was wanted; partition_changed
     {mode, actor, reason, granted (empty: no fixed split), expires_s (0: never)}; slo_changed {actor, reason,
-    ttft_ms, tpot_ms, percentile, window_s}."""
+    ttft_ms, tpot_ms, percentile, window_s}; worker_died {lane, pid, how, signal (empty: none), step_id (0: it
+    was idle)}; worker_restarted {lane, pid, seconds (since the death was noticed)}."""
 
     at_ns: int
     kind: EventKind

@@ -30,6 +30,8 @@ class EngineSettings:
     slo_ttft_ms, slo_tpot_ms, slo_percentile, slo_window_s: targets at start-up (partition.interface.Slo).
     state_dir: folder where learned step times are kept; "": semipd in the user's state folder.
     log_format: how the engine process logs: "text" or "json".
+    start_patience: factor on the time limit of each start-up phase, and of the start of another worker.
+    worker_step_limit_s: a worker process that takes longer for a step is killed and replaced.
     """
 
     model_dir: str = ""
@@ -55,6 +57,8 @@ class EngineSettings:
     slo_percentile: float = 90.0
     slo_window_s: float = 60.0
     state_dir: str = ""
+    start_patience: float = 1.0
+    worker_step_limit_s: float = 60.0
 
     def to_wire(self) -> dict[str, Any]:
         return asdict(self)

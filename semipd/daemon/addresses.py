@@ -5,12 +5,12 @@ import ipaddress
 import os
 import socket
 import stat
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from semipd.core.errors import SemipdError
+from semipd.daemon.peers import peer_of
 from semipd.wire.address import default_socket_path
 
 MAX_SOCKET_PATH_BYTES = 107
@@ -20,22 +20,24 @@ DEFAULT_BACKLOG = 1024
 """Connections that may wait to be accepted; the system caps it at net.core.somaxconn."""
 
 CONNECT_LIMIT_S = 1.0
-_UCRED = struct.Struct("3i")
 
 
-def claim_http(host: str, port: int, backlog: int = DEFAULT_BACKLOG) -> list[socket.socket]:
-    """Bound sockets, one per address of `host`, all with one port; 0 takes a free one.
+def claim_http(
+    host: str, port: int, backlog: int = DEFAULT_BACKLOG, *, needs_key: bool = False
+) -> list[socket.socket]:
+    """Bound sockets, one per address of `host`, all with one port; 0 takes a free one. `needs_key`: clients
+    cannot do without one.
 
     Raises SemipdError: `invalid_address`, `key_required` for an address others can reach,
     `address_in_use`.
     """
     addresses = _resolve(host, port)
     for address in addresses:
-        if not ipaddress.ip_address(address[1][0].partition("%")[0]).is_loopback:
+        if not needs_key and not ipaddress.ip_address(address[1][0].partition("%")[0]).is_loopback:
             raise SemipdError(
                 "key_required",
                 f"server.host={host} can be reached from other machines, and there is no API key.",
-                "Set server.host to 127.0.0.1 and put a proxy with authentication before it.",
+                "Set auth.keys_file, or set server.host to 127.0.0.1.",
                 param="server.host",
             )
     sockets: list[socket.socket] = []
@@ -99,11 +101,14 @@ def _tcp_refusal(error: OSError, ip: str, port: str) -> SemipdError:
 
 
 @contextmanager
-def claim_socket(path: Path, backlog: int = DEFAULT_BACKLOG) -> Iterator[socket.socket]:
-    """A listening Unix socket at `path`, open to our own user only; the file goes with the context.
+def claim_socket(
+    path: Path, backlog: int = DEFAULT_BACKLOG, group: int | None = None
+) -> Iterator[socket.socket]:
+    """A listening Unix socket at `path`, open to our own user only, or also to the group with this number;
+    the file goes with the context.
 
     A file left by a daemon that died is replaced. Raises SemipdError: `socket_path_too_long`,
-    `socket_folder_unsafe`, `address_in_use`, `invalid_address`.
+    `socket_folder_unsafe`, `socket_out_of_reach`, `address_in_use`, `invalid_address`.
     """
     num_bytes = len(os.fsencode(path))
     if num_bytes > MAX_SOCKET_PATH_BYTES:
@@ -116,6 +121,8 @@ def claim_socket(path: Path, backlog: int = DEFAULT_BACKLOG) -> Iterator[socket.
     _prepare_folder(path)
     _remove_stale(path)
     with _bind_unix(path, backlog) as listener:
+        if group is not None:
+            _open_to(path, group)
         ours = path.lstat()
         try:
             yield listener
@@ -140,6 +147,28 @@ def _prepare_folder(path: Path) -> None:
             f"it belongs to user {found.st_uid} and has mode {stat.S_IMODE(found.st_mode):o}.",
             "Correct or remove it, or set server.socket.",
             param="server.socket",
+        )
+
+
+def _open_to(path: Path, group: int) -> None:
+    """Only now: under the umask it was bound with nobody else could connect."""
+    folder = path.parent.stat()
+    may_enter = folder.st_mode & (stat.S_IXGRP if folder.st_gid == group else stat.S_IXOTH)
+    try:
+        os.chown(path, -1, group)
+        path.chmod(0o660)
+    except OSError as error:
+        may_enter = 0
+        reason = f"{path} cannot be given to it: {error.strerror}"
+    else:
+        reason = f"it may not enter {path.parent}, which has mode {stat.S_IMODE(folder.st_mode):o}"
+    if not may_enter:
+        raise SemipdError(
+            "socket_out_of_reach",
+            f"The socket is for group {group} (socket.group), but {reason}.",
+            f"Choose a server.socket in a folder of mode 750 that belongs to group {group}; our user must be "
+            "a member of it.",
+            param="socket.group",
         )
 
 
@@ -168,7 +197,7 @@ def _remove_stale(path: Path) -> None:
             return
         except OSError as error:
             raise _in_use(path, f" ({error.strerror or error})") from error
-        raise _in_use(path, f", pid {peer_credentials(probe)[0]}")
+        raise _in_use(path, f", pid {peer_of(probe).pid}")
 
 
 def _in_use(path: Path, who: str) -> SemipdError:
@@ -212,10 +241,3 @@ def _remove_if_same(path: Path, ours: os.stat_result) -> None:
         return
     if (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino):
         path.unlink(missing_ok=True)
-
-
-def peer_credentials(connection: socket.socket) -> tuple[int, int]:
-    """(pid, uid) of the process at the other end of a Unix socket."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    pid, uid, _gid = _UCRED.unpack(raw)
-    return pid, uid

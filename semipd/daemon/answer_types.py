@@ -154,8 +154,22 @@ class ErrorDetails(TypedDict):
     code: str | None
 
 
+class PartialChoice(TypedDict):
+    index: int
+    text: str
+    token_ids: list[int]
+
+
+class Partial(TypedDict):
+    """What had been generated of an answer when it failed."""
+
+    choices: list[PartialChoice]
+    usage: Usage
+
+
 class ErrorAnswer(TypedDict):
     error: ErrorDetails
+    partial: NotRequired[Partial]
 
 
 class ModelCard(TypedDict):

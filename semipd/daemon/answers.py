@@ -11,11 +11,11 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from semipd.core.errors import SemipdError
-from semipd.daemon.answer_types import Usage
+from semipd.daemon.answer_types import Partial, PartialChoice, Usage
 from semipd.daemon.choices import Choice, Choices, Update
 from semipd.daemon.generation import Piece
 from semipd.daemon.history import timing_to_wire
-from semipd.daemon.http_errors import error_body
+from semipd.daemon.http_errors import error_body, error_response
 from semipd.daemon.prompts import beside_loop
 from semipd.daemon.schema import refusal
 from semipd.daemon.schema_openai import AnswerOptions, HttpBody, StreamOptions
@@ -67,9 +67,12 @@ async def answer(
 
 async def _whole(choices: Choices, shape: Shape, options: AnswerOptions) -> web.Response:
     pieces: dict[int, list[Piece]] = {choice.index: [] for choice in choices.all}
-    async for fresh in choices.updates():
-        for choice, piece in fresh:
-            pieces[choice.index].append(piece)
+    try:
+        async for fresh in choices.updates():
+            for choice, piece in fresh:
+                pieces[choice.index].append(piece)
+    except SemipdError as error:
+        return error_response(error, partial=_partial(pieces, _usage_of(choices, options)))
     updates = [(choice, _join(pieces[choice.index])) for choice in choices.all]
     usage = _usage_of(choices, options)
     is_long = sum(_num_logprobs(*update, with_prompt=True) for update in updates) > INLINE_LOGPROBS
@@ -80,6 +83,16 @@ async def _whole(choices: Choices, shape: Shape, options: AnswerOptions) -> web.
 def _usage_of(choices: Choices, options: AnswerOptions) -> Usage:
     timing = timing_to_wire(choices.records, time.monotonic_ns()) if options.include_timing else None
     return usage_to_wire(choices.usage, timing)
+
+
+def _partial(pieces: Mapping[int, Sequence[Piece]], usage: Usage) -> Partial | None:
+    """Nobody has to pay twice for what had been generated when the answer failed."""
+    choices: list[PartialChoice] = [
+        {"index": index, "text": joined.text, "token_ids": joined.token_ids}
+        for index, of_choice in pieces.items()
+        if of_choice and (joined := _join(of_choice)).token_ids
+    ]
+    return {"choices": choices, "usage": usage} if choices else None
 
 
 def _join(pieces: Sequence[Piece]) -> Piece:

@@ -15,6 +15,7 @@ from semipd.daemon.answer_types import (
     ModelList,
     TokenizeAnswer,
 )
+from semipd.daemon.drain_routes import DrainWish
 from semipd.daemon.openapi import Operation, document
 from semipd.daemon.partition import PartitionAct, PartitionWish, SloWish
 from semipd.daemon.schema_openai import (
@@ -68,6 +69,17 @@ OPERATIONS = (
     ),
     Operation("get", "/v1/slo", "retrieveSlo", "Service level targets, and what is observed.", _Map),
     Operation("patch", "/v1/slo", "setSlo", "Change service level targets.", _Map, SloWish),
+    Operation("get", "/v1/drain", "retrieveDrain", "Whether the daemon drains, and what is awaited.", _Map),
+    Operation(
+        "post",
+        "/v1/drain",
+        "drain",
+        "Refuse new requests and let those under way finish.",
+        _Map,
+        DrainWish,
+        needs_body=False,
+    ),
+    Operation("delete", "/v1/drain", "undrain", "Serve again.", _Map, PartitionAct, needs_body=False),
     Operation("get", "/v1/events", "events", "Events as they happen.", str, media="text/event-stream"),
     Operation("get", "/metrics", "metrics", "Prometheus metrics.", str, media="text/plain"),
     Operation("get", "/openapi.json", "openapi", "This document.", _Map),

@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
+import os
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack, ExitStack, suppress
-from dataclasses import asdict
+from contextlib import AsyncExitStack, ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,17 +16,19 @@ import uvloop
 from semipd.config import Config
 from semipd.core.errors import SemipdError
 from semipd.core.logs import configure_logging
-from semipd.core.slo import Slo
 from semipd.daemon.addresses import claim_http, claim_socket
 from semipd.daemon.detach import claim_pid_file
+from semipd.daemon.engine_run import EngineReady
 from semipd.daemon.generation import GenerationService
 from semipd.daemon.http import serve_http
 from semipd.daemon.model_files import DEMO_NAME, ModelFiles
 from semipd.daemon.params import Limits
 from semipd.daemon.process_limits import raise_file_limit
+from semipd.daemon.request_rules import RequestRules
 from semipd.daemon.requests import RequestTable
+from semipd.daemon.sd_notify import EXTENSION, Notifier
 from semipd.daemon.services import Services
-from semipd.daemon.supervisor import EngineReady, Supervisor
+from semipd.daemon.supervisor import Supervisor
 from semipd.daemon.unix_socket import serve_unix_socket
 from semipd.engine.launcher import EngineChild, spawn_engine
 
@@ -45,8 +47,8 @@ def run(
     on_ready: Callable[[str], None] = lambda _announcement: None,
 ) -> int:
     """Run the daemon until it is stopped. Call from the main thread. `on_ready` gets what a person needs to
-    try it. Returns the exit code: 0 when asked to stop, 1 when the engine died, 130 when asked twice. Raises
-    SemipdError when the start fails."""
+    try it. Returns the exit code: 0 when asked to stop, 1 when the engine was given up, 130 when asked twice.
+    Raises SemipdError when the start fails."""
     configure_logging(config.server.log_format, config.server.log_level)
     if note := raise_file_limit():
         log.warning("%s", note)
@@ -56,7 +58,8 @@ def run(
         is_simulated = config.engine.device.startswith("sim:")
         files = ModelFiles.open(DEMO_NAME if is_simulated else config.model.name)
         runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
-        daemon = Daemon(config, files, spawn, on_ready)
+        notifier = stack.enter_context(closing(Notifier.from_environment(os.environ)))
+        daemon = Daemon(config, files, spawn, on_ready, notifier)
         # What is being closed may swallow the cancellation, so the daemon itself says that it was forced.
         with suppress(asyncio.CancelledError):
             code = runner.run(daemon.live())
@@ -72,18 +75,23 @@ class Daemon:
         files: ModelFiles,
         spawn: Callable[[], EngineChild],
         on_ready: Callable[[str], None],
+        notifier: Notifier,
     ) -> None:
         self.was_forced = False
+        self._notifier = notifier
+        self._services: Services | None = None
+        self._reloading: set[asyncio.Task[None]] = set()
         self._config = config
         self._on_ready = on_ready
         self._stop = asyncio.Event()
         settings = config.engine_settings(files.folder)
-        self._supervisor = Supervisor(settings, lambda message: self._table.on_message(message), spawn)
-        self._table = RequestTable(self._supervisor)
-        self._generation = GenerationService(files, self._table)
+        self._supervisor = Supervisor(settings, spawn, config.supervision)
+        self._supervisor.on_ready.append(self._engine_is_ready)
+        self._supervisor.observer = self._table = RequestTable(self._supervisor)
+        self._generation = GenerationService(files, self._table, RequestRules.of(config))
 
     async def live(self) -> int:
-        """Start, serve, stop. Returns the exit code: 0 when asked to stop, 1 when the engine died.
+        """Start, serve, stop. Returns the exit code: 0 when asked to stop, 1 when the engine is given up.
         Raises SemipdError when the start fails."""
         self._main = asyncio.current_task()
         self._listen_to_signals()
@@ -92,50 +100,68 @@ class Daemon:
             ready = await self._unless_stopped(self._supervisor.start())
             if ready is None:
                 return 0
-            self._begin(ready, port)
-            error = await self._unless_stopped(self._supervisor.died())
+            self._begin(port)
+            error = await self._unless_stopped(self._supervisor.failed())
             if error is None:
                 return 0
-            log.error("%s", error.message)
+            log.error("%s The daemon ends.", error)
             self._table.close(error)
             return 1
 
     async def _open(self, stack: AsyncExitStack) -> int:
         """Everything but the engine. Returns the HTTP port."""
         server = self._config.server
-        listeners = claim_http(server.host, server.port, server.backlog)
-        port: int = listeners[0].getsockname()[1]
-        for listener in listeners:
-            stack.callback(listener.close)
-        unix_listener = stack.enter_context(claim_socket(self._config.socket_path, server.backlog))
-        stack.push_async_callback(self._supervisor.stop)
-        services = Services(
+        self._services = services = Services(
             self._config.served_model_name,
             self._supervisor,
             self._table,
             self._generation,
-            self.shut_down,
-            Slo(**asdict(self._config.slo)),
+            self._shut_down,
+            self._config,
         )
+        door = services.door
+        listeners = claim_http(server.host, server.port, server.backlog, needs_key=door.needs_key)
+        port: int = listeners[0].getsockname()[1]
+        for listener in listeners:
+            stack.callback(listener.close)
+        claimed = claim_socket(self._config.socket_path, server.backlog, door.guests_gid)
+        unix_listener = stack.enter_context(claimed)
+        stack.push_async_callback(self._supervisor.stop)
         await stack.enter_async_context(services.vitals.watched())
+        await stack.enter_async_context(services.drain.watched())
         # Served from the beginning, so that /health and /ready tell a slow start from a dead one.
-        http = serve_http(services, listeners, server.host, server.max_body_bytes, server.backlog)
-        await stack.enter_async_context(http)
+        await stack.enter_async_context(serve_http(services, listeners, server.backlog))
         await stack.enter_async_context(serve_unix_socket(services, unix_listener, server.backlog))
         stack.callback(self._table.close, SemipdError("shutting_down", "The daemon is shutting down."))
+        await stack.enter_async_context(self._notifier.watched(services.makes_progress, self._words))
+        stack.callback(self._notifier.say, STOPPING="1")
         return port
 
-    def _begin(self, ready: EngineReady, port: int) -> None:
-        self._generation.engine_is_ready(Limits(ready.vocab_size, ready.max_model_len))
+    def _words(self) -> dict[str, str]:
+        """For systemd."""
+        services = self._services
+        assert services is not None
+        words = {"STATUS": services.in_one_line()}
+        if services.drain.stops:
+            return words | {"STOPPING": "1"} | EXTENSION
+        return words | (EXTENSION if self._supervisor.state == "starting" else {})
+
+    def _engine_is_ready(self, ready: EngineReady) -> None:
+        """The first engine, or one in the place of a dead one."""
+        self._generation.engine_is_ready(Limits.of(ready.info))
         for note in ready.notes:
             log.warning("%s", note)
+
+    def _begin(self, port: int) -> None:
         config = self._config
         text = _announcement(config.server.host, port, config.socket_path, config.served_model_name)
         sys.stdout.write(text)
         sys.stdout.flush()
+        self._notifier.say(READY="1")
         self._on_ready(text)
 
-    def shut_down(self, why: str) -> None:
+    def _shut_down(self, why: str) -> None:
+        """Nothing runs any more, or the time for it is over."""
         if not self._stop.is_set():
             log.info("stopping: %s", why)
             self._stop.set()
@@ -144,17 +170,30 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
 
     def _on_signal(self, number: signal.Signals) -> None:
-        """The first asks to stop; the second does not wait for anybody any more."""
-        if not self._stop.is_set():
-            self.shut_down(f"received {number.name}; a second one stops at once")
+        """The first lets requests finish; the second does not wait for anybody any more."""
+        drain = self._services.drain if self._services is not None else None
+        if drain is None:
+            self._shut_down(f"received {number.name}")
+            return
+        if not drain.stops and not self._stop.is_set():
+            log.info("received %s; a second one stops at once", number.name)
+            drain.begin(number.name, stops=True)
             return
         log.warning("received %s again: stopping at once", number.name)
         self.was_forced = True
         self._supervisor.kill()
         assert self._main is not None
         self._main.cancel()
+
+    def _on_hangup(self) -> None:
+        """Read the key files again."""
+        if self._services is not None:
+            task = asyncio.create_task(self._services.door.reload(), name="reload-keys")
+            self._reloading.add(task)
+            task.add_done_callback(self._reloading.discard)
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
         """The coroutine's result; None, and the coroutine cancelled, when somebody asks to stop first."""

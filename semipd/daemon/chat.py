@@ -14,9 +14,9 @@ from semipd.daemon.answer_types import (
     Usage,
 )
 from semipd.daemon.answers import answer, parse
-from semipd.daemon.choices import Choice, Choices, Update
+from semipd.daemon.choices import Choice, Choices, Sender, Update
 from semipd.daemon.generation import Piece
-from semipd.daemon.http_errors import ARRIVAL_NS, REQUEST_ID
+from semipd.daemon.http_errors import ARRIVAL_NS, CALLER, REQUEST_ID
 from semipd.daemon.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
 from semipd.daemon.prompts import Prompt, Prompts
 from semipd.daemon.schema_messages import ChatMessage
@@ -32,11 +32,13 @@ class Chat:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         body = parse(ChatCompletionRequest, await request.read(), self._services)
         service, request_id = self._services.generation, request[REQUEST_ID]
-        prompt = await conversation_prompt(service.prompts, body.messages, body)
-        prepared = service.prepare(prompt, body)
-        choices = Choices(service, request_id, request[ARRIVAL_NS], [prepared], body.num_choices)
-        shape = _ChatShape(f"chatcmpl-{request_id}", self._services.model_name, body, self._texts)
-        return await answer(request, choices, shape, body)
+        with self._services.enter(body.priority) as place:
+            prompt = await conversation_prompt(service.prompts, body.messages, body)
+            prepared = service.prepare(prompt, body)
+            sender = Sender(request_id, request[ARRIVAL_NS], request[CALLER])
+            choices = Choices(service, sender, [prepared], body.num_choices, place)
+            shape = _ChatShape(f"chatcmpl-{request_id}", self._services.model_name, body, self._texts)
+            return await answer(request, choices, shape, body)
 
 
 async def conversation_prompt(

@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from semipd.core.errors import SemipdError
 from semipd.core.plan import TokenLogprobs
+from semipd.daemon.admission import Place
+from semipd.daemon.callers import Caller
 from semipd.daemon.generation import Generation, GenerationService, Piece, Prepared, Usage
 from semipd.daemon.history import RequestRecord
 from semipd.daemon.schema_openai import MAX_CHOICES
@@ -35,6 +37,14 @@ class Choice:
 Update = tuple[Choice, Piece]
 
 
+class Sender(NamedTuple):
+    """Of an HTTP request: its public id, when it arrived (CLOCK_MONOTONIC), and who sent it."""
+
+    request_id: str
+    arrival_ns: int
+    caller: Caller
+
+
 class Choices:
     """Entered, it admits the first choice of each prompt; left, it cancels what still runs.
 
@@ -45,19 +55,22 @@ class Choices:
     def __init__(
         self,
         service: GenerationService,
-        request_id: str,
-        arrival_ns: int,
+        sender: Sender,
         prompts: Sequence[Prepared],
-        num_per_prompt: int = 1,
+        num_per_prompt: int,
+        place: Place,
     ) -> None:
-        """Raises SemipdError(`invalid_value`) when there would be too many."""
+        """`place`: held in the waiting queue until all prompts have been handed to the engine. Raises
+        SemipdError: `invalid_value` when there would be too many, `overloaded`."""
         self._service = service
-        self._request_id = request_id
-        self._arrival_ns = arrival_ns
+        self._sender = sender
         self._news = asyncio.Event()
         self._running: list[Choice] = []
         self._num_per_prompt = num_per_prompt
+        self._place = place
         self.all = _lay_out(prompts, num_per_prompt)
+        # the later choices of a prompt find it in the prefix cache, and do not wait for long
+        place.fill(len(prompts), sum(len(prepared.prompt.token_ids) for prepared in prompts))
 
     def __enter__(self) -> Self:
         try:
@@ -65,6 +78,8 @@ class Choices:
         except BaseException:
             self._close()
             raise
+        finally:
+            self._place.give_up()
         return self
 
     def __exit__(
@@ -114,8 +129,9 @@ class Choices:
 
     def _admit(self, choices: Sequence[Choice]) -> None:
         for choice in choices:
+            request_id, arrival_ns, caller = self._sender
             choice.generation = self._service.admit(
-                self._request_id, choice.prepared, self._arrival_ns, self._news
+                request_id, choice.prepared, arrival_ns, self._news, caller
             )
             self._running.append(choice)
 

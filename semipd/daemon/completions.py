@@ -7,9 +7,9 @@ from aiohttp import web
 
 from semipd.daemon.answer_types import Completion, CompletionChoice, CompletionLogprobs, Usage
 from semipd.daemon.answers import answer, parse
-from semipd.daemon.choices import Choice, Choices, Update
+from semipd.daemon.choices import Choice, Choices, Sender, Update
 from semipd.daemon.generation import Piece
-from semipd.daemon.http_errors import ARRIVAL_NS, REQUEST_ID
+from semipd.daemon.http_errors import ARRIVAL_NS, CALLER, REQUEST_ID
 from semipd.daemon.logprobs import CompletionWriter, TokenTexts, join_completion_logprobs, prompt_logprobs
 from semipd.daemon.prompts import Prompt
 from semipd.daemon.schema_openai import CompletionRequest
@@ -28,11 +28,14 @@ class Completions:
         body = parse(CompletionRequest, await request.read(), self._services)
         service, request_id = self._services.generation, request[REQUEST_ID]
         special = body.add_special_tokens is not False
-        prompts = await service.prompts.of(body.prompts, add_special_tokens=special)
-        prepared = [service.prepare(prompt, body, DEFAULT_MAX_TOKENS) for prompt in prompts]
-        choices = Choices(service, request_id, request[ARRIVAL_NS], prepared, body.num_choices)
-        shape = _CompletionShape(f"cmpl-{request_id}", self._services.model_name, body, self._texts)
-        return await answer(request, choices, shape, body)
+        num_known_tokens = sum(len(prompt) for prompt in body.prompts if isinstance(prompt, list))
+        with self._services.enter(body.priority, len(body.prompts), num_known_tokens) as place:
+            prompts = await service.prompts.of(body.prompts, add_special_tokens=special)
+            prepared = [service.prepare(prompt, body, DEFAULT_MAX_TOKENS) for prompt in prompts]
+            sender = Sender(request_id, request[ARRIVAL_NS], request[CALLER])
+            choices = Choices(service, sender, prepared, body.num_choices, place)
+            shape = _CompletionShape(f"cmpl-{request_id}", self._services.model_name, body, self._texts)
+            return await answer(request, choices, shape, body)
 
 
 class _CompletionShape:

@@ -36,6 +36,21 @@ def claim_pid_file(path: Path) -> Iterator[int | None]:
         os.close(descriptor)
 
 
+def locked_pid(path: Path) -> int | None:
+    """The pid of the running daemon that holds this file; None: nobody does, whatever number stands in it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        return _pid_in(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _open_locked(path: Path) -> int:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -21,7 +21,6 @@ _EVERYWHERE: dict[str, Allowed] = {
     "logits_processors": ([],),
     "lora_path": (),
     "moderation": (),
-    "priority": (0,),
     "regex": (),
     "response_format": ({"type": "text"},),
     "spaces_between_special_tokens": (True, False),

@@ -1,8 +1,9 @@
 """Generation for HTTP and socket alike: validate, submit, and give text as it becomes certain."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+import logging
+import time
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -10,13 +11,22 @@ from semipd.core.errors import SemipdError
 from semipd.core.events import FinishReason
 from semipd.core.plan import TokenLogprobs
 from semipd.core.sampling import MAX_SEED, SamplingParams
+from semipd.daemon.callers import OPERATOR, Caller
 from semipd.daemon.history import RequestRecord
 from semipd.daemon.params import Limits, sampling_params
 from semipd.daemon.prompts import Prompt, Prompts
+from semipd.daemon.request_rules import RequestRules, deadline_exceeded
 from semipd.daemon.requests import LiveRequest, RequestTable
 from semipd.daemon.schema import SamplingOptions
 from semipd.daemon.served_model import ServedModel
 from semipd.daemon.text import TextStream
+
+log = logging.getLogger(__name__)
+
+LOGGED_CHARS = 4000
+"""Of a prompt, if prompts are logged at all."""
+
+DEFAULT_RULES = RequestRules()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +84,7 @@ class Generation:
         self._table = table
         self._own_stop_ids = options.stop_token_ids or ()
         self._prompt_only = options.prompt_only
+        self._deadline: asyncio.TimerHandle | None = None
 
     @property
     def usage(self) -> Usage:
@@ -90,12 +101,22 @@ class Generation:
         """Of the prompt tokens from the second on; complete when the first piece is there."""
         return self._live.prompt_logprobs
 
+    def expires_in(self, seconds: float, timeout_ms: int) -> None:
+        """From then on it has failed. `timeout_ms` is what the client knows of its deadline."""
+
+        def expire() -> None:
+            self._table.fail(self._live, deadline_exceeded(timeout_ms, len(self._live.tokens)))
+
+        self._deadline = asyncio.get_running_loop().call_later(seconds, expire)
+
     def cancel(self) -> None:
         """End it; the consumer's last piece says so. Does not wait."""
         self._table.cancel(self._live)
 
     def close(self) -> None:
         """Idempotent."""
+        if self._deadline is not None:
+            self._deadline.cancel()
         self._table.release(self._live)
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
@@ -118,16 +139,19 @@ class Generation:
         if len(live.tokens) == first and not live.is_over:
             return None
         if live.error is not None:
-            raise live.error
-        if self._prompt_only:
+            if len(live.tokens) == first:
+                raise live.error
+            live.news.set()  # for the error: what came before it is handed over first
+        if self._prompt_only and live.error is None:
             # the one token that was computed is nobody's
             self._table.cancel(live, "length")
             return Piece("", [], "length")
         released = text.push(live.tokens[first:])
+        live.num_read = text.num_tokens
         if text.matched:
             self._table.cancel(live, "stop")
             return self._piece(released, first, "stop")
-        if live.is_over:
+        if live.is_over and live.error is None:
             rest = text.finish(at_stop_token=live.finish_reason == "stop")
             return self._piece(released + rest, first, "stop" if text.matched else live.finish_reason)
         return self._piece(released, first)
@@ -147,8 +171,9 @@ class Generation:
 class GenerationService:
     """Opens generations on one engine with one model."""
 
-    def __init__(self, model: ServedModel, table: RequestTable) -> None:
+    def __init__(self, model: ServedModel, table: RequestTable, rules: RequestRules = DEFAULT_RULES) -> None:
         self.table = table
+        self.rules = rules
         self.model = model
         self.prompts = Prompts(model)
         self._limits: Limits | None = None
@@ -164,30 +189,6 @@ class GenerationService:
                 "engine_not_ready", "The engine is still starting.", "Send the request again later."
             )
         return self._limits
-
-    @asynccontextmanager
-    async def open(
-        self,
-        request_id: str,
-        prompt: str | list[int] | Prompt,
-        options: SamplingOptions,
-        default_max_tokens: int | None = None,
-        arrival_ns: int | None = None,
-    ) -> AsyncIterator[Generation]:
-        """Admit a request; leaving the context cancels what is still running.
-
-        `arrival_ns`: when the request reached the daemon (CLOCK_MONOTONIC); None: now. Raises what
-        `prepare` and `admit` raise.
-        """
-        if not isinstance(prompt, Prompt):
-            special = options.add_special_tokens is not False
-            [prompt] = await self.prompts.of([prompt], add_special_tokens=special)
-        prepared = self.prepare(prompt, options, default_max_tokens)
-        generation = self.admit(request_id, prepared, arrival_ns)
-        try:
-            yield generation
-        finally:
-            generation.close()
 
     def prepare(
         self, prompt: Prompt, options: SamplingOptions, default_max_tokens: int | None = None
@@ -205,13 +206,26 @@ class GenerationService:
         prepared: Prepared,
         arrival_ns: int | None = None,
         news: asyncio.Event | None = None,
+        caller: Caller = OPERATOR,
     ) -> Generation:
-        """Hand the request to the engine; the caller closes the generation. `news` is set when it has
-        changed. Raises what RequestTable.admit raises."""
+        """Hand the request to the engine; who asks for it closes the generation. `news` is set when it has
+        changed. Raises `deadline_exceeded`, and what RequestTable.admit raises."""
         prompt, params, options = prepared.prompt, prepared.params, prepared.options
-        namespace = options.cache_salt or ""
-        live = self.table.admit(request_id, prompt.token_ids, params, namespace, arrival_ns, news)
-        return Generation(live, self._text_stream(prepared), self.table, options)
+        timeout_ms, left_s = self.rules.deadline_ms(options.timeout_ms), 0.0
+        if timeout_ms is not None:
+            left_s = timeout_ms / 1e3 - _age_s(arrival_ns)
+            if left_s <= 0:
+                raise deadline_exceeded(timeout_ms, 0)
+        namespace = self.rules.namespace(caller, options.cache_salt)
+        terms = self.rules.terms(caller, options.priority, params)
+        live = self.table.admit(request_id, prompt.token_ids, params, namespace, arrival_ns, news, terms)
+        generation = Generation(live, self._text_stream(prepared), self.table, options)
+        if timeout_ms is not None:
+            generation.expires_in(left_s, timeout_ms)
+        if self.rules.log_prompts:
+            shown = prompt.text if prompt.text is not None else prompt.token_ids
+            log.info("prompt", extra={"request_id": request_id, "prompt": repr(shown)[:LOGGED_CHARS]})
+        return generation
 
     def _text_stream(self, prepared: Prepared) -> TextStream:
         # The engine gets no stop strings: they are found here.
@@ -227,3 +241,7 @@ class GenerationService:
             params.min_tokens,
             keep_stop=bool(options.include_stop_str_in_output),
         )
+
+
+def _age_s(arrival_ns: int | None) -> float:
+    return 0.0 if arrival_ns is None else (time.monotonic_ns() - arrival_ns) / 1e9

@@ -10,7 +10,9 @@ from typing import Any, Literal, get_args
 from semipd.core.events import Event, FinishReason
 from semipd.core.request import Request, SeqId
 from semipd.daemon.answer_types import Timing
+from semipd.daemon.callers import OPERATOR, Caller
 from semipd.daemon.events import Entry, Journal
+from semipd.daemon.request_rules import DEFAULT_TERMS, Priority, Terms
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,9 @@ class RequestRecord:
     prompt_tokens: int
     max_tokens: int
     arrival_ns: int
+    owner: str = ""
+    priority: Priority = "interactive"
+    delay_ns: int = 0
     state: RequestState = "waiting"
     cached_tokens: int = 0
     output_tokens: int = 0
@@ -91,32 +96,43 @@ class RequestHistory:
         self.prefix_queries_tokens = 0
         self.prefix_hits_tokens = 0
         self.preemptions = 0
+        self.engine_deaths = 0
+        self.resumptions = 0
+        """Of requests, by an engine that came after a death."""
         self.refused: Counter[str] = Counter()
         self.last_split_change: Event | None = None
-        self.busy_since_ns: int | None = None
-        """When the engine last went from nothing to do to something; None: it has nothing to do."""
         self.on_gap: list[Callable[[int, int], None]] = []
         """(ns since the sequence's token before, how many sequences of the step)"""
+        self.on_arrived: list[Callable[[RequestRecord], None]] = []
+        self.on_placed: list[Callable[[RequestRecord], None]] = []
+        """The first admission to the KV pool."""
         self.on_first_sent: list[Callable[[RequestRecord], None]] = []
         self.on_finished: list[Callable[[RequestRecord], None]] = []
         self.on_refused: list[Callable[[str], None]] = []
         self.on_slo_changed: list[Callable[[Event], None]] = []
         self._clock_ns = clock_ns
         self._live: dict[SeqId, RequestRecord] = {}
-        self._in_engine: set[SeqId] = set()
         self._recent: deque[RequestRecord] = deque(maxlen=MAX_RECENT)
 
     # ---- told by the table ---------------------------------------------------------------------
 
-    def arrived(self, request: Request) -> RequestRecord:
+    def arrived(self, request: Request, terms: Terms = DEFAULT_TERMS) -> RequestRecord:
         num_prompt, most = len(request.prompt), request.params.max_tokens
-        record = RequestRecord(request.request_id, request.seq, num_prompt, most, request.arrival_ns)
+        record = RequestRecord(
+            request.request_id,
+            request.seq,
+            num_prompt,
+            most,
+            request.arrival_ns,
+            terms.owner,
+            terms.priority,
+            terms.delay_ns,
+        )
         self._live[request.seq] = record
-        if not self._in_engine:
-            self.busy_since_ns = self._clock_ns()
-        self._in_engine.add(request.seq)
         arrival = {"prompt_tokens": num_prompt, "max_tokens": most}
         self._write(record, request.arrival_ns, "arrived", arrival)
+        for observe in self.on_arrived:
+            observe(record)
         return record
 
     def stepped(self, records: Sequence[RequestRecord], now_ns: int) -> None:
@@ -145,10 +161,8 @@ class RequestHistory:
         record = self._live.get(event.seq) if event.seq is not None else None
         match event.kind:
             case "finished":
-                self._left_engine(event.seq)
                 return
             case "refused":
-                self._left_engine(event.seq)
                 self.refused[str(event.data["code"])] += 1
             case "split_changed":
                 self.last_split_change = event
@@ -175,7 +189,6 @@ class RequestHistory:
     def finished(self, record: RequestRecord, reason: FinishReason, error_code: str | None) -> None:
         """The end of a request, as its client saw it."""
         del self._live[record.seq]
-        self._left_engine(record.seq)
         record.finished_ns = self._clock_ns()
         record.state = "finished"
         record.finish_reason = reason
@@ -196,29 +209,48 @@ class RequestHistory:
         for observe in self.on_refused:
             observe(code)
 
+    def engine_died(self, why: str, in_flight: Sequence[RequestRecord]) -> None:
+        self.engine_deaths += 1
+        for record in in_flight:
+            record.state = "waiting"
+        self._write(None, self._clock_ns(), "engine_died", {"why": why, "in_flight": len(in_flight)})
+
+    def engine_restarted(self, outage_s: float, device: str) -> None:
+        self._write(None, self._clock_ns(), "engine_restarted", {"outage_s": outage_s, "device": device})
+
+    def resumed(self, record: RequestRecord, output_tokens: int) -> None:
+        """It has been submitted to another engine than before."""
+        self.resumptions += 1
+        self._write(record, self._clock_ns(), "request_resumed", {"output_tokens": output_tokens})
+
     def close(self) -> None:
         self.journal.close()
 
     # ---- asked ---------------------------------------------------------------------------------
 
-    def records(self, state: str | None = None, limit: int = MAX_RECENT) -> list[RequestRecord]:
-        """Live requests, then finished ones, each newest first. `state`: one of STATES; None: all."""
-        chosen = (record for record in self._newest_first() if _matches(record, state))
+    def records(
+        self, state: str | None = None, limit: int = MAX_RECENT, caller: Caller = OPERATOR
+    ) -> list[RequestRecord]:
+        """The caller's: live requests, then finished ones, each newest first. `state`: one of STATES; None:
+        all."""
+        chosen = (r for r in self._newest_first() if caller.owns(r.owner) and _matches(r, state))
         return [record for record, _ in zip(chosen, range(limit), strict=False)]
 
-    def named(self, request_id: str) -> list[RequestRecord]:
-        """Every record with this public id: a request of several choices has several sequences."""
-        return [record for record in self._newest_first() if record.request_id == request_id]
+    def named(self, request_id: str, caller: Caller = OPERATOR) -> list[RequestRecord]:
+        """The caller's records with this public id: a request of several choices has several sequences."""
+        return [r for r in self._newest_first() if r.request_id == request_id and caller.owns(r.owner)]
 
     def to_wire(self, record: RequestRecord, *, timeline: bool = False) -> dict[str, Any]:
         shown: dict[str, Any] = {
             "id": record.request_id,
+            "key": record.owner or None,
             "seq": record.seq,
             "state": record.state,
             "finish_reason": record.finish_reason,
             "error_code": record.error_code,
             "arrived_at_s": self.journal.wall_s(record.arrival_ns),
             "age_ms": record.total_ms(self._clock_ns()),
+            "priority": record.priority,
             "prompt_tokens": record.prompt_tokens,
             "cached_tokens": record.cached_tokens,
             "output_tokens": record.output_tokens,
@@ -237,12 +269,6 @@ class RequestHistory:
         yield from reversed(self._live.values())
         yield from reversed(self._recent)
 
-    def _left_engine(self, seq: SeqId | None) -> None:
-        if seq is not None:
-            self._in_engine.discard(seq)
-        if not self._in_engine:
-            self.busy_since_ns = None
-
     def _advance(self, record: RequestRecord, event: Event) -> None:
         match event.kind:
             case "admitted":
@@ -259,6 +285,8 @@ class RequestHistory:
         record.cached_tokens = int(event.data["cached_tokens"])  # type: ignore[arg-type]
         self.prefix_queries_tokens += record.prompt_tokens
         self.prefix_hits_tokens += record.cached_tokens
+        for observe in self.on_placed:
+            observe(record)
 
     def _write(
         self, record: RequestRecord | None, at_ns: int, kind: str, data: dict[str, Any], request_id: str = ""

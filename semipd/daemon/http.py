@@ -1,4 +1,4 @@
-"""The HTTP server: routes, the checks every state-changing call passes, and its life cycle."""
+"""The HTTP server: routes, what every request passes before its handler, and its life cycle."""
 
 import asyncio
 import socket
@@ -6,63 +6,55 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from semipd.core.errors import SemipdError
 from semipd.daemon.addresses import DEFAULT_BACKLOG
 from semipd.daemon.api import add_document
-from semipd.daemon.http_errors import Handler, add_request_id, answer_errors, error_response
+from semipd.daemon.callers import Caller
+from semipd.daemon.door import OPEN_ROUTES
+from semipd.daemon.drain_routes import add_drain_routes
+from semipd.daemon.http_connections import Connection, connection_factory
+from semipd.daemon.http_errors import CALLER, Handler, add_request_id, answer_errors, error_response
 from semipd.daemon.openai_routes import add_routes as add_openai
+from semipd.daemon.operations import GENERATING_PATHS, refusal_recorder
 from semipd.daemon.operations import add_routes as add_operations
-from semipd.daemon.operations import refusal_recorder
 from semipd.daemon.partition import add_partition_routes
 from semipd.daemon.services import Services
 
 SHUTDOWN_LIMIT_S = 3.0
 """For handlers to send their last words; then they are cancelled."""
 
-READ_LIMIT_S = 60.0
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 @asynccontextmanager
 async def serve_http(
-    services: Services,
-    listeners: Sequence[socket.socket],
-    host: str,
-    max_body_bytes: int,
-    backlog: int = DEFAULT_BACKLOG,
+    services: Services, listeners: Sequence[socket.socket], backlog: int = DEFAULT_BACKLOG
 ) -> AsyncIterator[None]:
-    """Serve on `listeners`, which are closed at the end. `host` is a further name clients may use.
-    `backlog`: connections that may wait to be accepted."""
-    runner = web.AppRunner(
-        make_app(services, host, max_body_bytes),
-        access_log=None,
-        handler_cancellation=True,
-        shutdown_timeout=SHUTDOWN_LIMIT_S,
-    )
+    """Serve on `listeners`, which are closed at the end. `backlog`: connections that may wait to be
+    accepted."""
+    app = make_app(services)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_LIMIT_S)
     await runner.setup()
+    servers: list[asyncio.Server] = []
     try:
+        assert runner.server is not None
+        factory = connection_factory(runner.server, services.config.limits)
+        loop = asyncio.get_running_loop()
         for listener in listeners:
-            await web.SockSite(runner, listener, backlog=backlog).start()
+            servers.append(await loop.create_server(factory, sock=listener, backlog=backlog))
         yield
     finally:
+        for server in servers:
+            server.close()
         await runner.cleanup()
 
 
-def make_app(services: Services, host: str, max_body_bytes: int) -> web.Application:
-    names = _LOCAL_NAMES | {host.lower()}
-
-    @web.middleware
-    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        is_known = request.match_info.http_exception is None
-        if is_known and request.method not in _SAFE_METHODS:
-            _check_host(request, names)
-            _check_content_type(request)
-            await _read_body(request, max_body_bytes)
-        return await handler(request)
-
-    middlewares = [answer_errors, refusal_recorder(services), guard]
+def make_app(services: Services) -> web.Application:
+    max_body_bytes = services.config.server.max_body_bytes
+    middlewares = [answer_errors, refusal_recorder(services), _Guard(services).middleware()]
     app = web.Application(middlewares=middlewares, client_max_size=max_body_bytes)
     app.on_response_prepare.append(add_request_id)
     operations = _Operations(services)
@@ -72,20 +64,98 @@ def make_app(services: Services, host: str, max_body_bytes: int) -> web.Applicat
     add_openai(app, services)
     add_operations(app, services)
     add_partition_routes(app, services)
+    add_drain_routes(app, services)
     add_document(app)
     return app
 
 
-def _check_host(request: web.Request, names: frozenset[str]) -> None:
-    """A page in the operator's browser can reach us under a name of its own (DNS rebinding)."""
-    host = request.headers.get("Host", "")
-    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-    if name.lower() not in names:
+class _Guard:
+    """In order: who is it, may they, do they come from where they should, is there room, and the body."""
+
+    def __init__(self, services: Services) -> None:
+        config = services.config
+        self._services = services
+        self._max_body_bytes = config.server.max_body_bytes
+        self._body_limit_s = config.limits.body_limit_s
+        further = {name.strip().lower() for name in config.server.allowed_hosts.split(",") if name.strip()}
+        self._names = _LOCAL_NAMES | {config.server.host.lower()} | further
+
+    def middleware(self) -> Middleware:
+        @web.middleware
+        async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+            if isinstance(request.protocol, Connection):
+                request.protocol.head_has_come()
+            resource = request.match_info.route.resource
+            if resource is not None:
+                await self._check(request, resource.canonical)
+            return await handler(request)
+
+        return guard
+
+    async def _check(self, request: web.Request, route: str) -> None:
+        request[CALLER] = caller = self._caller(request, route)
+        self._services.door.check(caller, route, request.method)
+        if request.method in _SAFE_METHODS:
+            return
+        self._check_host(request)
+        _check_content_type(request)
+        if request.path in GENERATING_PATHS:
+            self._services.check_open()
+        await self._read_body(request)
+
+    def _caller(self, request: web.Request, route: str) -> Caller:
+        """Raises SemipdError: `invalid_api_key`, `rate_limited`. Wrong keys count against the address."""
+        if route in OPEN_ROUTES:
+            return Caller(is_operator=True)
+        address = f"address {request.remote}"
+        try:
+            caller = self._services.door.caller(request.headers.get("Authorization"))
+        except SemipdError:
+            self._services.limiter.take(address)
+            raise
+        if not (caller.is_operator and caller.name):
+            self._services.limiter.take(caller.name or address)
+        return caller
+
+    def _check_host(self, request: web.Request) -> None:
+        """A page in the operator's browser can reach us under a name of its own (DNS rebinding), but not
+        under the bare address."""
+        host = request.headers.get("Host", "")
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+        if "*" in self._names or name.lower() in self._names or name.strip("[]") == _own_address(request):
+            return
         raise SemipdError(
             "host_not_allowed",
             f"The Host header {host!r:.200} is not allowed.",
-            f"Use one of: {', '.join(sorted(names))}.",
+            f"Use one of: {', '.join(sorted(self._names))}; or add the name to server.allowed_hosts.",
         )
+
+    async def _read_body(self, request: web.Request) -> None:
+        """The body is then kept by the request: `request.read()` gives it again."""
+        too_large = SemipdError(
+            "body_too_large",
+            f"The body is larger than server.max_body_bytes={self._max_body_bytes}.",
+            "Send a shorter prompt, or raise server.max_body_bytes.",
+        )
+        if (request.content_length or 0) > self._max_body_bytes:
+            raise too_large
+        try:
+            async with asyncio.timeout(self._body_limit_s):
+                await request.read()
+        except TimeoutError as error:
+            message = f"The body did not arrive within limits.body_limit_s={self._body_limit_s:g} s."
+            raise SemipdError("request_timeout", message) from error
+        except web.HTTPRequestEntityTooLarge as error:
+            raise too_large from error
+        except web.RequestPayloadError as error:
+            raise SemipdError("malformed_http", f"The body cannot be read: {error!s:.200}.") from error
+
+
+def _own_address(request: web.Request) -> str | None:
+    """The address at our end of the connection."""
+    transport = request.transport
+    name = transport.get_extra_info("sockname") if transport is not None else None
+    return str(name[0]) if isinstance(name, tuple) else None
 
 
 def _check_content_type(request: web.Request) -> None:
@@ -96,25 +166,6 @@ def _check_content_type(request: web.Request) -> None:
             f"The Content-Type is {request.headers.get('Content-Type', 'missing')!r:.200}.",
             "Send Content-Type: application/json.",
         )
-
-
-async def _read_body(request: web.Request, max_body_bytes: int) -> None:
-    """The body is then kept by the request: `request.read()` gives it again."""
-    too_large = SemipdError(
-        "body_too_large",
-        f"The body is larger than server.max_body_bytes={max_body_bytes}.",
-        "Send a shorter prompt, or raise server.max_body_bytes.",
-    )
-    if (request.content_length or 0) > max_body_bytes:
-        raise too_large
-    try:
-        async with asyncio.timeout(READ_LIMIT_S):
-            await request.read()
-    except TimeoutError as error:
-        message = f"The body did not arrive within {READ_LIMIT_S:g} s."
-        raise SemipdError("request_timeout", message) from error
-    except web.HTTPRequestEntityTooLarge as error:
-        raise too_large from error
 
 
 class _Operations:

@@ -1,15 +1,19 @@
 """Errors in OpenAI's shape, and the middleware that gives every answer that shape and a request id."""
 
 import logging
+import math
 import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
 
 from semipd.core.errors import SemipdError
+from semipd.daemon.answer_types import Partial
+from semipd.daemon.callers import Caller
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +21,11 @@ REQUEST_ID = web.RequestKey("request_id", str)
 ARRIVAL_NS = web.RequestKey("arrival_ns", int)
 """CLOCK_MONOTONIC when the request's head had been read."""
 
+CALLER = web.RequestKey("caller", Caller)
+
 _STATUS: dict[str, int] = {
+    "invalid_api_key": 401,
+    "operator_required": 403,
     "host_not_allowed": 403,
     "model_not_found": 404,
     "not_found": 404,
@@ -25,19 +33,29 @@ _STATUS: dict[str, int] = {
     "request_timeout": 408,
     "body_too_large": 413,
     "unsupported_media_type": 415,
+    "rate_limited": 429,
+    "headers_too_large": 431,
     "request_cancelled": 499,
     "internal_error": 500,
     "engine_crashed": 500,
+    "engine_failed": 503,
     "lane_failed": 500,
     "overloaded": 503,
+    "too_many_connections": 503,
+    "draining": 503,
+    "drain_deadline": 503,
     "engine_not_ready": 503,
     "engine_silent": 503,
+    "engine_stalled": 503,
     "shutting_down": 503,
+    "deadline_exceeded": 504,
 }
 """Every other code is a bad request: 400."""
 
 _CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 _CLIENT_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+
+REASONS = {status.value: status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -56,8 +74,24 @@ def error_body(error: SemipdError) -> dict[str, Any]:
     return {"error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}}
 
 
-def error_response(error: SemipdError, headers: Mapping[str, str] | None = None) -> web.Response:
-    return web.json_response(error_body(error), status=status_of(error), headers=headers)
+def error_headers(error: SemipdError) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(math.ceil(error.retry_after_s), 1))
+    if error.code == "invalid_api_key":
+        headers["WWW-Authenticate"] = "Bearer"
+    return headers
+
+
+def error_response(
+    error: SemipdError,
+    headers: Mapping[str, str] | None = None,
+    partial: Partial | None = None,
+) -> web.Response:
+    """`partial`: what had been generated before the failure."""
+    body = error_body(error) | ({} if partial is None else {"partial": partial})
+    all_headers = error_headers(error) | dict(headers or {})
+    return web.json_response(body, status=status_of(error), headers=all_headers)
 
 
 @web.middleware

@@ -52,7 +52,7 @@ def _gauges() -> Iterator[Definition]:
     yield gauge("semipd:predicted_seconds", predicted, "slo")
     error = "Running mean of abs(observed / predicted - 1); NaN: not known yet."
     yield gauge("semipd:prediction_error_ratio", error, "slo")
-    yield gauge("semipd:progress_age_seconds", "Time since a step finished while there is work; 0: no work.")
+    yield gauge("semipd:progress_age_seconds", "How long the slowest step in flight takes; 0: no step.")
     yield gauge("semipd:event_loop_lag_seconds", "Worst delay of the daemon's event loop in the last 5 s.")
     yield gauge("semipd:live_requests", "Requests between arrival and their last byte.")
     yield gauge("semipd:slo_target_seconds", "Service level targets.", "slo")
@@ -76,6 +76,8 @@ def _counters() -> Iterator[Definition]:
     yield counter("semipd:lane_tokens", "Tokens a lane has computed, by phase.", "lane", "phase")
     yield counter("semipd:requests_refused", "Requests refused before or by the engine, by code.", "code")
     yield counter("semipd:ignored_fields", "Requests that carried a field that is unknown here.", "field")
+    yield counter("semipd:engine_deaths", "Engines that died or had to be killed.")
+    yield counter("semipd:requests_resumed", "Requests taken up again by the engine after a dead one.")
     yield counter("semipd:slo_requests", "Requests judged against the service levels.")
     yield counter("semipd:slo_met", "Requests that met both service levels.")
 

@@ -10,6 +10,10 @@ from pydantic.json_schema import JsonSchemaMode
 from semipd.daemon.answer_types import ErrorAnswer
 
 _REF = "#/components/schemas/{model}"
+_RETRY_AFTER = {
+    "description": "Seconds after which the same request may succeed; with 429 and 503.",
+    "schema": {"type": "integer", "minimum": 1},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,11 @@ def document(operations: Iterable[Operation], version: str) -> dict[str, Any]:
             "answer are refused with the code unsupported_value.",
         },
         "paths": paths,
-        "components": {"schemas": definitions["$defs"]},
+        "security": [{}, {"key": []}],
+        "components": {
+            "schemas": definitions["$defs"],
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
     }
 
 
@@ -70,7 +78,11 @@ def _describe(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
         "summary": operation.summary,
         "responses": {
             "200": {"description": "The answer.", "content": content},
-            "default": {"description": "A refusal or a failure, with its code.", "content": failed},
+            "default": {
+                "description": "A refusal or a failure, with its code.",
+                "headers": {"Retry-After": _RETRY_AFTER},
+                "content": failed,
+            },
         },
     }
     names = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]

@@ -10,7 +10,7 @@ from aiohttp.typedefs import Middleware
 from semipd.core.errors import SemipdError
 from semipd.daemon.events import Entry, Journal
 from semipd.daemon.history import MAX_RECENT, STATES
-from semipd.daemon.http_errors import ARRIVAL_NS, REQUEST_ID, Handler, error_body
+from semipd.daemon.http_errors import ARRIVAL_NS, CALLER, REQUEST_ID, Handler, error_body
 from semipd.daemon.services import Services
 
 GENERATING_PATHS = frozenset({"/v1/completions", "/v1/chat/completions"})
@@ -62,13 +62,13 @@ class _Operations:
             message = f"state={state!r:.80} is none of {', '.join(STATES)}."
             raise SemipdError("invalid_value", message, param="state")
         history = self._services.history
-        records = history.records(state, _limit(request))
+        records = history.records(state, _limit(request), request[CALLER])
         return web.json_response({"object": "list", "data": [history.to_wire(record) for record in records]})
 
     async def request(self, request: web.Request) -> web.Response:
         """One request, each of its sequences with its events."""
         request_id, history = request.match_info["id"], self._services.history
-        records = history.named(request_id)
+        records = history.named(request_id, request[CALLER])
         if not records:
             raise _unknown_request(request_id)
         shown = [history.to_wire(record, timeline=True) for record in records]
@@ -76,7 +76,7 @@ class _Operations:
 
     async def cancel(self, request: web.Request) -> web.Response:
         request_id = request.match_info["id"]
-        result = self._services.cancel_named(request_id)
+        result = self._services.cancel_named(request_id, request[CALLER])
         answer: dict[str, Any] = {"id": request_id, "result": result}
         if result == "not_found":
             return web.json_response(answer | error_body(_unknown_request(request_id)), status=404)

@@ -3,9 +3,10 @@
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from semipd.core.errors import SemipdError
+from semipd.core.plan import BLOCK_SIZE, blocks_for
 from semipd.core.sampling import SamplingParams
 from semipd.daemon.schema import SamplingOptions
 from semipd.daemon.served_model import ServedModel
@@ -24,10 +25,21 @@ _PLAIN_FIELDS = (
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The engine's, known when it is ready."""
+    """The engine's, known when it is ready. `pool_tokens`: what the KV pool holds."""
 
     vocab_size: int
     max_model_len: int
+    pool_tokens: int
+
+    @classmethod
+    def of(cls, info: Mapping[str, Any]) -> Self:
+        """From devices.contract.DeviceInfo as a map. Block 0 of the pool is never handed out."""
+        return cls(info["vocab_size"], info["max_model_len"], (info["num_blocks"] - 1) * BLOCK_SIZE)
+
+    @property
+    def max_tokens(self) -> int:
+        """Of one request, prompt and output."""
+        return min(self.max_model_len, self.pool_tokens)
 
 
 def sampling_params(
@@ -39,7 +51,7 @@ def sampling_params(
 ) -> SamplingParams:
     """`default_max_tokens` applies when the options name none; None: as many as fit.
 
-    Raises SemipdError: `empty_prompt`, `invalid_value`, `context_length_exceeded`.
+    Raises SemipdError: `empty_prompt`, `invalid_value`, `context_length_exceeded`, `request_too_large`.
     """
     _check_prompt(prompt, limits)
     given = {name: getattr(options, name) for name in _PLAIN_FIELDS}
@@ -78,6 +90,8 @@ def _check_prompt(prompt: list[int], limits: Limits) -> None:
             "Shorten the prompt.",
             param="prompt",
         )
+    if len(prompt) >= limits.pool_tokens:
+        raise _too_large(len(prompt) + 1, limits, "Shorten the prompt, or raise kv.bytes.", "prompt")
 
 
 def check_ids(token_ids: list[int], vocab_size: int, param: str) -> None:
@@ -92,9 +106,10 @@ def check_ids(token_ids: list[int], vocab_size: int, param: str) -> None:
 
 
 def _max_tokens(asked: int | None, default: int | None, num_prompt_tokens: int, limits: Limits) -> int:
-    room = limits.max_model_len - num_prompt_tokens
     if asked is None:
+        room = limits.max_tokens - num_prompt_tokens
         return room if default is None else min(default, room)
+    room = limits.max_model_len - num_prompt_tokens
     if asked > room:
         raise SemipdError(
             "context_length_exceeded",
@@ -103,7 +118,20 @@ def _max_tokens(asked: int | None, default: int | None, num_prompt_tokens: int, 
             f"Lower max_tokens to {room}, or shorten the prompt.",
             param="max_tokens",
         )
+    if num_prompt_tokens + asked > limits.pool_tokens:
+        hint = f"Lower max_tokens to {limits.pool_tokens - num_prompt_tokens}, or raise kv.bytes."
+        raise _too_large(num_prompt_tokens + asked, limits, hint, "max_tokens")
     return asked
+
+
+def _too_large(num_tokens: int, limits: Limits, hint: str, param: str) -> SemipdError:
+    return SemipdError(
+        "request_too_large",
+        f"The request may reach {num_tokens} tokens, which need {blocks_for(num_tokens)} KV blocks of "
+        f"{BLOCK_SIZE}; the whole pool has {limits.pool_tokens // BLOCK_SIZE}.",
+        hint,
+        param=param,
+    )
 
 
 def _logit_bias(bias: Mapping[str, float] | None) -> tuple[tuple[int, float], ...]:

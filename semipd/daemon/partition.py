@@ -10,6 +10,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from semipd.core.messages import GetPartition, SetPartition, SetSlo
+from semipd.daemon.http_errors import CALLER
 from semipd.daemon.schema import SocketRequest, refusal
 from semipd.daemon.services import Services
 from semipd.daemon.wall_times import with_wall_times
@@ -84,7 +85,7 @@ PartitionRequest = PartitionQuestion | PartitionSet | PartitionClear | SloSet
 async def answer_socket(services: Services, request: PartitionRequest, pid: int, uid: int) -> dict[str, Any]:
     """The answer to one of SOCKET_OPERATIONS, without its id. Raises SemipdError."""
     desk = PartitionDesk(services)
-    peer = f"{_user_name(uid)} (pid {pid})"
+    peer = socket_peer(pid, uid)
     match request:
         case PartitionSet():
             return {"partition": await desk.set(request, peer)}
@@ -153,34 +154,36 @@ class _Routes:
         return web.json_response(await self._desk.get())
 
     async def put(self, request: web.Request) -> web.Response:
-        wish = _parsed(PartitionWish, await request.read())
-        return web.json_response(await self._desk.set(wish, _peer(request)))
+        wish = parsed_body(PartitionWish, await request.read())
+        return web.json_response(await self._desk.set(wish, http_peer(request)))
 
     async def delete(self, request: web.Request) -> web.Response:
-        act = _parsed(PartitionAct, await request.read() or b"{}")
-        return web.json_response(await self._desk.clear(act.actor or _peer(request), act.reason))
+        act = parsed_body(PartitionAct, await request.read() or b"{}")
+        return web.json_response(await self._desk.clear(act.actor or http_peer(request), act.reason))
 
     async def get_slo(self, _request: web.Request) -> web.Response:
         return web.json_response(await self._desk.slo())
 
     async def patch_slo(self, request: web.Request) -> web.Response:
-        wish = _parsed(SloWish, await request.read())
-        return web.json_response(await self._desk.set_slo(wish, _peer(request)))
+        wish = parsed_body(SloWish, await request.read())
+        return web.json_response(await self._desk.set_slo(wish, http_peer(request)))
 
 
-def _parsed(schema: type[B], body: bytes) -> B:
+def parsed_body(schema: type[B], body: bytes) -> B:
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
         raise refusal(error) from error
 
 
-def _peer(request: web.Request) -> str:
-    return f"http {request.remote or 'client'}"
+def http_peer(request: web.Request) -> str:
+    """For the history: the key's name, or the address."""
+    return f"http {request[CALLER].name or request.remote or 'client'}"
 
 
-def _user_name(uid: int) -> str:
+def socket_peer(pid: int, uid: int) -> str:
     try:
-        return pwd.getpwuid(uid).pw_name
+        name = pwd.getpwuid(uid).pw_name
     except KeyError:
-        return f"user {uid}"
+        name = f"user {uid}"
+    return f"{name} (pid {pid})"

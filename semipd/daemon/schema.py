@@ -6,11 +6,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from semipd.core.errors import SemipdError
 from semipd.daemon.history import MAX_RECENT
+from semipd.daemon.request_rules import Priority
 from semipd.daemon.schema_messages import Messages
 from semipd.wire.client_protocol import MAX_INTERVAL_MS, MIN_INTERVAL_MS
 
 MAX_STOPS = 64
 MAX_STOP_CHARS = 1024
+MAX_TIMEOUT_MS = 2**31 - 1
 _MIN_SEED = -(2**63)
 
 
@@ -27,6 +29,16 @@ WHOLE = BeforeValidator(_whole)
 """JSON has one kind of number: some languages write 16 as 16.0."""
 
 Integer = Annotated[int, WHOLE]
+
+
+def _priority(value: object) -> object:
+    """vLLM's number: 0 is what its clients send by default."""
+    return "interactive" if value == 0 and value is not False else value
+
+
+RequestPriority = Annotated[
+    Priority, BeforeValidator(_priority, json_schema_input_type=Priority | Literal[0])
+]
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
@@ -60,6 +72,10 @@ class SamplingOptions(BaseModel):
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
     cache_salt: str | None = None
+    priority: RequestPriority | None = None
+    timeout_ms: Annotated[int, Field(ge=1, le=MAX_TIMEOUT_MS), WHOLE] | None = None
+    """From arrival; then the request fails with deadline_exceeded."""
+
     include_timing: bool | None = None
     """Adds `timing` to the answer's usage."""
 
@@ -111,7 +127,7 @@ class CancelRequest(SocketRequest):
 
 
 class PlainRequest(SocketRequest):
-    op: Literal["status", "shutdown"]
+    op: Literal["status"]
 
 
 class RequestsRequest(SocketRequest):

@@ -9,14 +9,21 @@ from dataclasses import asdict, fields
 from typing import Any, Literal
 
 from semipd import __version__
+from semipd.config import Config
 from semipd.core.errors import SemipdError
 from semipd.core.events import Event
-from semipd.core.slo import DEFAULT_SLO, Slo
+from semipd.core.slo import Slo
+from semipd.daemon.admission import Admission, Place
 from semipd.daemon.answer_types import Timing
 from semipd.daemon.answer_types import Usage as UsageAnswer
+from semipd.daemon.callers import OPERATOR, Caller
+from semipd.daemon.door import Door
+from semipd.daemon.drain import Drain
 from semipd.daemon.generation import GenerationService, Usage
 from semipd.daemon.http_errors import is_clients_fault
+from semipd.daemon.limits import RateLimiter
 from semipd.daemon.metrics import Metrics, exposition, families
+from semipd.daemon.request_rules import Priority
 from semipd.daemon.requests import RequestTable
 from semipd.daemon.slo import SloWindow
 from semipd.daemon.snapshot import state_frame, state_samples
@@ -29,6 +36,9 @@ log = logging.getLogger(__name__)
 FRESH_ANSWER_S = 1.0
 """A status answer this young proves readiness without another round trip."""
 
+REPLACEMENT_LIMIT_S = 30.0
+"""For the supervisor to notice that an engine is silent, and to kill it."""
+
 METRICS_AGE_S = 1.0
 """How old the engine's part of the metrics may be: several scrapers share one question."""
 
@@ -37,9 +47,11 @@ CancelResult = Literal["cancelled", "already_finished", "not_found"]
 MAX_IGNORED_NAMES = 256
 """Names of unknown fields remembered; clients choose them, so their number is bounded."""
 
+DEFAULT_CONFIG = Config()
+
 
 class Services:
-    """One per daemon. `shut_down(why)` begins the goodbye and returns at once."""
+    """One per daemon. `shut_down(why)` is called at the end of a drain that stops the daemon."""
 
     def __init__(
         self,
@@ -48,17 +60,22 @@ class Services:
         table: RequestTable,
         generation: GenerationService,
         shut_down: Callable[[str], None],
-        slo_targets: Slo = DEFAULT_SLO,
+        config: Config = DEFAULT_CONFIG,
     ) -> None:
+        """Raises SemipdError when a key file cannot be used."""
         self.model_name = model_name
         self.supervisor = supervisor
         self.table = table
         self.generation = generation
-        self.shut_down = shut_down
+        self.config = config
+        self.door = Door(config.auth, config.socket.group)
+        self.limiter = RateLimiter(config.limits.requests_per_s, config.limits.burst)
         self.history = table.history
+        self.admission = Admission(config.admission, self.history)
+        self.drain = Drain(table, config.drain.limit_s, on_drained=lambda: shut_down(self.drain.why))
         self.metrics = Metrics(self.history)
         self.vitals = Vitals(supervisor, self.history)
-        self.slo = SloWindow(slo_targets, is_clients_fault=is_clients_fault)
+        self.slo = SloWindow(Slo(**asdict(config.slo)), is_clients_fault=is_clients_fault)
         self.history.on_finished.append(self.slo.finished)
         self.history.on_refused.append(self.slo.refused)
         self.history.on_slo_changed.append(self._slo_changed)
@@ -67,21 +84,25 @@ class Services:
         self.ignored_fields: Counter[str] = Counter()
 
     async def status(self) -> dict[str, Any]:
-        """The status document, the engine's numbers fetched through its loop. Raises SemipdError."""
-        engine = with_wall_times(await self.supervisor.status())
-        ready = self.supervisor.ready
-        assert ready is not None, "a status answer before ready"
+        """The status document, the engine's numbers fetched through its loop; without them while no engine is
+        ready. Raises SemipdError(`engine_silent`)."""
+        supervisor = self.supervisor
+        engine = with_wall_times(await supervisor.status()) if supervisor.state == "ready" else {}
+        ready = supervisor.ready
         return engine | {
-            "state": self.supervisor.state,
-            "model": {"name": self.model_name, "max_model_len": ready.max_model_len},
-            "device_info": ready.info,
-            "notes": list(ready.notes),
-            "versions": {"daemon": __version__, "engine": ready.version},
+            "state": supervisor.state,
+            "engine": supervisor.report(),
+            "model": {"name": self.model_name, "max_model_len": ready.max_model_len if ready else None},
+            "device_info": ready.info if ready else None,
+            "notes": list(ready.notes) if ready else [],
+            "versions": {"daemon": __version__, "engine": ready.version if ready else None},
             "uptime_s": self.uptime_s,
-            "startup": [asdict(phase) for phase in self.supervisor.timeline],
+            "startup": [asdict(phase) for phase in supervisor.timeline],
             "totals": dict(self.table.totals),
             "live_requests": len(self.table),
             "ignored_fields": dict(self.ignored_fields),
+            "admission": self.admission.to_wire(),
+            "drain": self.drain.to_wire(),
         }
 
     @property
@@ -108,18 +129,54 @@ class Services:
             return None
         return {"at_s": self.history.journal.wall_s(event.at_ns), **event.data}
 
-    def cancel_named(self, request_id: str) -> CancelResult:
-        """End a request by its public id, whoever sent it."""
-        if self.table.cancel_named(request_id):
+    def cancel_named(self, request_id: str, caller: Caller = OPERATOR) -> CancelResult:
+        """End one of the caller's requests by its public id; an operator ends anybody's."""
+        if self.table.cancel_named(request_id, caller):
             return "cancelled"
-        return "already_finished" if self.history.named(request_id) else "not_found"
+        return "already_finished" if self.history.named(request_id, caller) else "not_found"
+
+    def check_open(self) -> None:
+        """Whether a request for tokens can be let in at all; nothing needs to be known of it. Raises
+        SemipdError: `draining`, `overloaded`."""
+        self.drain.check()
+        self.admission.check_room()
+
+    def enter(self, priority: Priority | None, num_requests: int = 1, num_tokens: int = 0) -> Place:
+        """A place in the waiting queue, held until the request has been handed to the engine. Raises what
+        `check_open` does."""
+        self.drain.check()
+        return self.admission.enter(priority or "interactive", num_requests, num_tokens)
 
     async def check_ready(self) -> None:
-        """Raises SemipdError with the reason when the engine is not ready or does not answer."""
+        """Raises SemipdError with the reason when the daemon drains, or the engine is not ready, does not
+        answer or does not move."""
+        self.drain.check()
         answered_s = self.supervisor.last_answer_s
         is_fresh = answered_s is not None and time.monotonic() - answered_s < FRESH_ANSWER_S
         if self.supervisor.state != "ready" or not is_fresh:
             await self.supervisor.status()
+        self.supervisor.check_moving()
+
+    def makes_progress(self) -> bool:
+        """Whether a watchdog may be content. A silent engine is the supervisor's affair, and so is its start,
+        each within limits of their own; one that is silent for longer shows that nobody replaces it."""
+        if self.supervisor.state != "ready":
+            return self.supervisor.state != "failed"
+        answered_s = self.supervisor.last_answer_s
+        limit_s = self.supervisor.supervision.answer_limit_s + REPLACEMENT_LIMIT_S
+        return answered_s is None or time.monotonic() - answered_s < limit_s
+
+    def in_one_line(self) -> str:
+        """For people: what the daemon does now."""
+        if self.drain.state != "serving":
+            shown = self.drain.to_wire()
+            left_s = shown["seconds_left"]
+            left = "" if left_s is None else f", {left_s:.0f} s left"
+            return f"{shown['state']}: {shown['awaited']} requests{left}"
+        if self.supervisor.state != "ready":
+            return f"engine {self.supervisor.state}"
+        waiting = int(self.admission.waiting.requests)
+        return f"serving {self.model_name}: {len(self.table)} requests, {waiting} of them waiting"
 
     def check_model(self, name: str | None) -> None:
         if name is not None and name != self.model_name:

@@ -16,10 +16,13 @@ SHOWN_PERCENTILES = (50, 90, 99)
 
 
 class Outcome(NamedTuple):
+    """`delay_ms`: the TTFT target is so much longer for a request that agreed to wait."""
+
     at_ns: int
     met: bool
     ttft_ms: float | None = None
     tpot_ms: float | None = None
+    delay_ms: float = 0.0
 
 
 class SloWindow:
@@ -49,8 +52,8 @@ class SloWindow:
         if record.finish_reason == "error":
             self.refused(record.error_code or "")
             return
-        ttft_ms, tpot_ms = record.ttft_ms, record.tpot_ms
-        self._add(Outcome(self._clock_ns(), self._meets(ttft_ms, tpot_ms), ttft_ms, tpot_ms))
+        outcome = Outcome(self._clock_ns(), False, record.ttft_ms, record.tpot_ms, record.delay_ns / 1e6)
+        self._add(outcome._replace(met=self._meets(outcome)))
 
     def refused(self, code: str) -> None:
         if not self._is_clients_fault(code):
@@ -60,7 +63,7 @@ class SloWindow:
         """From now on; the requests of the window are judged anew, the totals stay as they were counted."""
         self.targets = targets
         for idx, outcome in enumerate(self._outcomes):
-            self._outcomes[idx] = outcome._replace(met=self._meets(outcome.ttft_ms, outcome.tpot_ms))
+            self._outcomes[idx] = outcome._replace(met=self._meets(outcome))
 
     def snapshot(self) -> dict[str, Any]:
         """Percentiles are None without a request in the window, and so is attainment."""
@@ -77,9 +80,10 @@ class SloWindow:
             "tpot_ms": _percentiles([o.tpot_ms for o in self._outcomes if o.tpot_ms is not None]),
         }
 
-    def _meets(self, ttft_ms: float | None, tpot_ms: float | None) -> bool:
+    def _meets(self, outcome: Outcome) -> bool:
         """Without a first token nothing is met; an answer of one token has no TPOT."""
-        in_time = ttft_ms is not None and ttft_ms <= self.targets.ttft_ms
+        _, _, ttft_ms, tpot_ms, delay_ms = outcome
+        in_time = ttft_ms is not None and ttft_ms <= self.targets.ttft_ms + delay_ms
         return in_time and (tpot_ms is None or tpot_ms <= self.targets.tpot_ms)
 
     def _add(self, outcome: Outcome) -> None:

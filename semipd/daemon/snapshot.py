@@ -14,9 +14,6 @@ from semipd.daemon.wall_times import with_wall_times
 if TYPE_CHECKING:
     from semipd.daemon.services import Services
 
-PROGRESS_LIMIT_S = 10.0
-"""A lane that has work and finishes no step for so long is stuck."""
-
 LOOP_LAG_LIMIT_S = 0.5
 _SPLIT_FIELDS = ("split", "lanes", "kv", "prefix", "preemptions", "scheduler")
 
@@ -28,6 +25,7 @@ def state_frame(services: "Services", engine: Mapping[str, Any] | None) -> dict[
         "at_s": time.time(),
         "uptime_s": services.uptime_s,
         "state": services.supervisor.state,
+        "engine": services.supervisor.report(),
         "model": {"name": services.model_name, "max_model_len": ready.max_model_len if ready else None},
         "versions": {"daemon": __version__, "engine": ready.version if ready else None},
         "device": _device(services, engine),
@@ -35,6 +33,7 @@ def state_frame(services: "Services", engine: Mapping[str, Any] | None) -> dict[
         "last_split_change": services.last_split_change(),
         "partition": _partition(engine),
         "requests": _requests(services, engine),
+        "drain": services.drain.to_wire(),
         "throughput": services.vitals.throughput(),
         "slo": services.slo.snapshot(),
         "lamps": lamps(services, engine),
@@ -46,7 +45,7 @@ def state_frame(services: "Services", engine: Mapping[str, Any] | None) -> dict[
 def lamps(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
     """Three separate facts: the engine process is up; both loops turn; work moves forward."""
     lag_s = services.vitals.loop_lag_s
-    age_s = progress_age_s(services, engine)
+    age_s = progress_age_s(engine)
     return {
         "process": {"ok": services.supervisor.state == "ready"},
         "loop": {
@@ -55,24 +54,15 @@ def lamps(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, d
             "engine_answer_ms": services.vitals.answer_ms,
         },
         "progress": {
-            "ok": age_s is not None and age_s < PROGRESS_LIMIT_S,
+            "ok": age_s is not None and age_s < services.supervisor.supervision.stall_s,
             "age_ms": None if age_s is None else age_s * 1e3,
         },
     }
 
 
-def progress_age_s(services: "Services", engine: Mapping[str, Any] | None) -> float | None:
-    """Time since a step finished or work began, whichever is later; 0 without work, None: nobody knows."""
-    if engine is None:
-        return None
-    began_ns = services.history.busy_since_ns
-    if began_ns is None:
-        return 0.0
-    ages_s = [(time.monotonic_ns() - began_ns) / 1e9]
-    for lane in engine.get("lanes", {}).values():
-        if lane["last_step_age_ms"] is not None:
-            ages_s.append(lane["last_step_age_ms"] / 1e3)
-    return min(ages_s)
+def progress_age_s(engine: Mapping[str, Any] | None) -> float | None:
+    """How long the slowest step in flight has been under way; 0 without work, None: nobody knows."""
+    return None if engine is None else float(engine["progress_age_ms"]) / 1e3
 
 
 def _device(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -96,6 +86,8 @@ def _requests(services: "Services", engine: Mapping[str, Any] | None) -> dict[st
     names = ("waiting", "prefilling", "decoding", "oldest_waiting_ms")
     return {name: numbers.get(name) for name in names} | {
         "live": len(services.table),
+        "held": services.table.num_held,
+        "suspects": services.table.num_suspects,
         "totals": dict(services.table.totals),
     }
 
@@ -109,6 +101,8 @@ def state_samples(services: "Services", engine: Mapping[str, Any] | None) -> Ite
     yield Sample("semipd:slo_met", services.slo.num_met)
     yield Sample("semipd:slo_target_seconds", services.slo.targets.ttft_ms / 1e3, ("ttft",))
     yield Sample("semipd:slo_target_seconds", services.slo.targets.tpot_ms / 1e3, ("tpot",))
+    yield Sample("semipd:engine_deaths", services.history.engine_deaths)
+    yield Sample("semipd:requests_resumed", services.history.resumptions)
     for name, count in services.ignored_fields.items():
         yield Sample("semipd:ignored_fields", count, (name,))
     phases_s: Counter[str] = Counter()
@@ -120,9 +114,7 @@ def state_samples(services: "Services", engine: Mapping[str, Any] | None) -> Ite
     facts = (ready.version, str(ready.info["name"]), ready.scheduler) if ready else ("", "", "")
     yield Sample("semipd:build_info", 1, (__version__, *facts))
     if engine is not None:
-        age_s = progress_age_s(services, engine)
-        assert age_s is not None, "an engine that answers has no age"
-        yield Sample("semipd:progress_age_seconds", age_s)
+        yield Sample("semipd:progress_age_seconds", engine["progress_age_ms"] / 1e3)
         yield from _engine_samples(engine)
         yield from _partition_samples(engine["partition"])
 

@@ -1,126 +1,159 @@
-"""The engine process as the daemon sees it: start, talk, notice its death, stop."""
+"""The engine as the daemon sees it: started, watched, replaced when it dies or hangs, given up, stopped.
+
+starting ─▶ ready ─death─▶ restarting ─▶ ready ...
+                               └─crash loop─▶ failed
+"""
 
 import asyncio
-import contextlib
 import logging
-import os
-import signal
-import subprocess
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from semipd.core.errors import ProtocolError, SemipdError
-from semipd.core.messages import Cancel, GetStatus, Inbound, Outbound, Status, Submit
+from semipd.config_sections import SupervisionConfig
+from semipd.core.errors import SemipdError
+from semipd.core.messages import Cancel, GetStatus, Inbound, Outbound, Submit
 from semipd.core.request import Request, SeqId
 from semipd.core.settings import EngineSettings
+from semipd.daemon.backoff import Restarts
+from semipd.daemon.engine_run import EXIT_LIMIT_S, KILL_LIMIT_S, EngineReady, EngineRun, PhaseTime
+from semipd.daemon.liveness import Watch
 from semipd.engine.launcher import EngineChild, spawn_engine
-from semipd.wire.engine_link import LINK_FRAME_BYTES, inbound_to_wire, outbound_from_wire
-from semipd.wire.frames import FrameReader, encode_frame
+from semipd.wire.engine_link import LINK_FRAME_BYTES
 
 log = logging.getLogger(__name__)
 
-State = Literal["starting", "ready", "dead", "stopping"]
-
-PROCESS_START_LIMIT_S = 60.0
-"""Until the first phase is announced: Python and torch are imported then."""
+State = Literal["starting", "ready", "restarting", "failed", "stopping"]
 
 STATUS_LIMIT_S = 2.0
-TERMINATE_LIMIT_S = 10.0
-KILL_LIMIT_S = 5.0
-EXIT_LIMIT_S = 5.0
-"""From the end of the link to the end of the process."""
-
-READ_BYTES = 2**18
 MAX_UNSENT_BYTES = LINK_FRAME_BYTES
-"""Submissions the engine has not read yet; beyond, new ones are refused."""
+"""Submissions the engine has not read yet; beyond, no more are sent."""
+
+DEFAULT_SUPERVISION = SupervisionConfig()
 
 
-@dataclass(frozen=True, slots=True)
-class PhaseTime:
-    """One line of the start-up timeline."""
+class Observer(Protocol):
+    """Who is told what the engine does; none of it may wait. Between `engine_died` and `engine_ready` no
+    message comes."""
 
-    name: str
-    seconds: float
+    def on_message(self, message: Outbound) -> None: ...
+
+    def engine_died(self, error: SemipdError) -> bool:
+        """Every message it had sent has been given. Returns whether a request was given up because of it."""
+
+    def engine_ready(self, ready: EngineReady, outage_s: float) -> None:
+        """Not for the first engine. `outage_s`: since the death of the one before."""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineReady:
-    """The engine's `ready` frame. `info` is devices.contract.DeviceInfo as a map."""
+class _Nobody:
+    def on_message(self, message: Outbound) -> None:
+        pass
 
-    info: dict[str, Any]
-    scheduler: str
-    notes: tuple[str, ...]
-    version: str
+    def engine_died(self, error: SemipdError) -> bool:
+        return False
 
-    @property
-    def vocab_size(self) -> int:
-        return int(self.info["vocab_size"])
+    def engine_ready(self, ready: EngineReady, outage_s: float) -> None:
+        pass
 
-    @property
-    def max_model_len(self) -> int:
-        return int(self.info["max_model_len"])
+
+@dataclass(slots=True)
+class Outage:
+    """From a death until an engine is ready again. `attempt` counts starts, `next_start_s` is the time
+    (time.monotonic) of the one that is due."""
+
+    why: SemipdError
+    since_s: float
+    attempt: int = 0
+    next_start_s: float = 0.0
 
 
 class Supervisor:
-    """One engine process. `on_message` gets every message but Status, in order, on the event loop."""
+    """Keeps one engine running. Set `observer` before `start`."""
 
     def __init__(
         self,
         settings: EngineSettings,
-        on_message: Callable[[Outbound], None],
         spawn: Callable[[], EngineChild] = spawn_engine,
+        supervision: SupervisionConfig = DEFAULT_SUPERVISION,
     ) -> None:
+        self.observer: Observer = _Nobody()
         self.state: State = "starting"
-        self.timeline: list[PhaseTime] = []
         self.ready: EngineReady | None = None
-        self.last_answer_s: float | None = None
+        self.outage: Outage | None = None
+        self.failure: SemipdError | None = None
+        self.num_restarts = 0
+        self.on_ready: list[Callable[[EngineReady], None]] = []
+        """Called for every engine, the first one included."""
+        self.supervision = supervision
         self._settings = settings
-        self._on_message = on_message
         self._spawn = spawn
-        self._phase = ("starting the engine process", PROCESS_START_LIMIT_S)
-        self._child: EngineChild | None = None
-        self._link: _Link | None = None
-        self._reading: asyncio.Task[SemipdError] | None = None
-        self._statuses: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self._last_nonce = 0
+        self._restarts = Restarts(supervision)
+        self._run: EngineRun | None = None
+        self._ready_since_s = 0.0
+        self._supervising: asyncio.Task[SemipdError] | None = None
+
+    # ---- life cycle ----------------------------------------------------------------------------
 
     async def start(self) -> EngineReady:
-        """Start the engine and wait until it is ready, each phase within its own limit.
+        """Start the engine and wait until it is ready; from then on it is watched and replaced.
 
-        Call from the main thread. Raises the engine's own SemipdError, `engine_start_timeout` or
-        `engine_start_failed`; nothing is left running then.
+        Call from the main thread. Raises what EngineRun.start raises; nothing is left running then.
         """
-        self._child = self._spawn()
-        try:
-            self._link = await _Link.over(self._child)
-            self._link.write({"op": "start", "settings": self._settings.to_wire()})
-            self.ready = await self._handshake(self._link)
-        except BaseException:
-            self.kill()
-            await self.stop()
-            raise
-        self.state = "ready"
-        self._reading = asyncio.create_task(self._read(self._link), name="engine-reader")
-        return self.ready
+        ready = await self._start_run()
+        self._supervising = asyncio.create_task(self._supervise(), name="engine-supervision")
+        return ready
 
-    def submit(self, request: Request) -> None:
-        """Raises SemipdError: `engine_not_ready`, `shutting_down` or `overloaded`."""
-        link = self._require_ready()
-        if link.unsent_bytes > MAX_UNSENT_BYTES:
+    async def failed(self) -> SemipdError:
+        """Wait until engines are given up; says why. For a started supervisor."""
+        assert self._supervising is not None, "the engine is not ready"
+        return await asyncio.shield(self._supervising)
+
+    async def stop(self) -> None:
+        """Stop the engine and start no other. Idempotent; also after a failed start."""
+        self.state = "stopping"
+        if self._supervising is not None:
+            self._supervising.cancel()
+            await asyncio.wait([self._supervising])
+        if self._run is not None:
+            await self._run.stop()
+
+    def kill(self) -> None:
+        """SIGKILL the engine and every process of its group, now."""
+        if self._run is not None:
+            self._run.kill()
+
+    # ---- for requests --------------------------------------------------------------------------
+
+    @property
+    def can_submit(self) -> bool:
+        """An engine is ready and reads what it is sent."""
+        return self.state == "ready" and self._run is not None and not self._is_congested(self._run)
+
+    def check_accepting(self) -> None:
+        """Whether new requests may be taken, be it to wait for the next engine. Raises SemipdError:
+        `engine_not_ready`, `engine_failed`, `shutting_down` or `overloaded`."""
+        if self.state == "restarting":
+            return
+        run = self._require_ready()
+        if self._is_congested(run):
             raise SemipdError(
                 "overloaded",
-                f"The engine has {link.unsent_bytes} bytes of requests to read; "
+                f"The engine has {run.unsent_bytes} bytes of requests to read; "
                 f"the limit is {MAX_UNSENT_BYTES}.",
                 "Send the request again later.",
             )
-        link.send(Submit(request))
+
+    def submit(self, request: Request) -> None:
+        """Only while `can_submit`."""
+        assert self.can_submit, f"submitted to an engine that is {self.state}"
+        assert self._run is not None
+        self._run.send(Submit(request))
 
     def cancel(self, seq: SeqId) -> None:
-        if self.state == "ready" and self._link is not None:
-            self._link.send(Cancel(seq))
+        """Best effort: an engine that is gone has cancelled everything."""
+        if self.state == "ready" and self._run is not None:
+            self._run.send(Cancel(seq))
 
     async def status(self, limit_s: float = STATUS_LIMIT_S) -> dict[str, Any]:
         """A round trip through the coordinator's loop. Raises what `ask` does."""
@@ -131,204 +164,197 @@ class Supervisor:
     ) -> dict[str, Any]:
         """Send what `question` makes of a nonce, and wait for the answer.
 
-        Raises SemipdError: the engine's refusal, `engine_silent` after `limit_s`, and what `submit` raises.
+        Raises SemipdError: the engine's refusal, `engine_silent` after `limit_s`, `engine_not_ready`,
+        `engine_failed` or `shutting_down`.
         """
-        link = self._require_ready()
-        self._last_nonce = nonce = self._last_nonce + 1
-        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._statuses[nonce] = answer
+        run = self._require_ready()
         try:
-            link.send(question(nonce))
             async with asyncio.timeout(limit_s):
-                return await answer
+                return await run.ask(question)
         except TimeoutError as error:
             raise SemipdError("engine_silent", f"The engine did not answer within {limit_s:g} s.") from error
-        finally:
-            del self._statuses[nonce]
 
-    async def died(self) -> SemipdError:
-        """Wait until a ready engine ends without being asked to; says how."""
-        assert self._reading is not None, "the engine is not ready"
-        return await asyncio.shield(self._reading)
+    def check_moving(self) -> None:
+        """Raises SemipdError(`engine_stalled`) when a lane, as the last answer had it, works on one step for
+        too long. See Watch for what then becomes of the engine."""
+        run, config = self._require_ready(), self.supervision
+        for name, lane in (run.last_status or {}).get("lanes", {}).items():
+            if lane["step_age_ms"] is None:
+                continue
+            assert run.last_answer_s is not None, "a status, but no answer"
+            age_s = lane["step_age_ms"] / 1e3 + time.monotonic() - run.last_answer_s
+            if age_s > config.stall_s:
+                raise SemipdError(
+                    "engine_stalled",
+                    f"The {name} lane has worked on one step for {age_s:.1f} s "
+                    f"(supervision.stall_s={config.stall_s:g}).",
+                    f"The engine is replaced after supervision.step_limit_s={config.step_limit_s:g} s.",
+                )
 
-    async def stop(self) -> None:
-        """SIGTERM, a bounded wait, SIGKILL. Idempotent; also after a failed start."""
-        if self.state != "dead":
-            self.state = "stopping"
-        if self._child is None:
-            return
-        process = self._child.process
-        if process.poll() is None:
-            process.terminate()
-            if not await _exits_within(process, TERMINATE_LIMIT_S):
-                log.warning("the engine did not stop within %g s; killing it", TERMINATE_LIMIT_S)
-                self.kill()
-                await _exits_within(process, KILL_LIMIT_S)
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.wait([self._reading])
-        if self._link is None:
-            self._child.link.close()
-        else:
-            await self._link.close()
-
-    def kill(self) -> None:
-        """SIGKILL the engine and every process of its group, now."""
-        if self._child is not None and self._child.process.poll() is None:
-            os.killpg(self._child.process.pid, signal.SIGKILL)
-
-    def _require_ready(self) -> "_Link":
-        if self.state == "ready" and self._link is not None:
-            return self._link
-        if self.state == "stopping":
-            raise SemipdError("shutting_down", "The daemon is shutting down.", "Send the request elsewhere.")
-        doing = f"still busy with: {self._phase[0]}" if self.state == "starting" else "gone"
-        raise SemipdError("engine_not_ready", f"The engine is {doing}.", "Send the request again later.")
-
-    async def _handshake(self, link: "_Link") -> EngineReady:
-        while True:
-            began_s = time.monotonic()
-            name, limit_s = self._phase
-            message = await self._within(link, name, limit_s)
-            seconds = time.monotonic() - began_s
-            self.timeline.append(PhaseTime(name, seconds))
-            log.info("%s: %.2f s", name, seconds)
-            match message.get("op"):
-                case "phase":
-                    self._phase = (message["name"], float(message["limit_s"]))
-                case "ready":
-                    return EngineReady(
-                        message["info"], message["scheduler"], tuple(message["notes"]), message["version"]
-                    )
-                case "failed":
-                    raise SemipdError(message["code"], message["message"], message.get("hint", ""))
-                case op:
-                    raise ProtocolError("unknown_operation", f"The engine said {op!r} while starting.")
-
-    async def _within(self, link: "_Link", name: str, limit_s: float) -> dict[str, Any]:
-        try:
-            async with asyncio.timeout(limit_s):
-                return await link.receive()
-        except TimeoutError as error:
-            raise SemipdError(
-                "engine_start_timeout",
-                f"The engine did not finish within {limit_s:g} s: {name}.",
-                "Look for a busy disk or CPU, then start again.",
-            ) from error
-        except EOFError as error:
-            how = await self._how_it_ended()
-            raise SemipdError(
-                "engine_start_failed",
-                f"The engine process ended {how} in the phase: {name}.",
-                "Its last words are on the standard error stream above.",
-            ) from error
-
-    async def _read(self, link: "_Link") -> SemipdError:
-        """Until the link ends; returns why."""
-        how = ""
-        try:
-            while True:
-                message = await link.receive()
-                if message.get("op") == "failed":
-                    how = f"because of {message['code']}: {message['message']} {message['hint']}".rstrip(" .")
-                else:
-                    self._handle(outbound_from_wire(message))
-        except EOFError:
-            how = how or await self._how_it_ended()
-        except Exception as error:
-            log.exception("the engine sent something that cannot be handled")
-            self.kill()
-            how = f"killed after a message that cannot be handled ({error})"
-        if self.state == "ready":
-            self.state = "dead"
-        return SemipdError("engine_crashed", f"The engine ended {how}.", "Send the request again.")
-
-    def _handle(self, message: Outbound) -> None:
-        if isinstance(message, Status):
-            self._answer(message)
-        else:
-            self._on_message(message)
-
-    def _answer(self, status: Status) -> None:
-        self.last_answer_s = time.monotonic()
-        waiting = self._statuses.get(status.nonce)
-        if waiting is None or waiting.done():
-            return
-        if status.refused is None:
-            waiting.set_result(status.data)
-        else:
-            waiting.set_exception(_refusal(status.refused))
-
-    async def _how_it_ended(self) -> str:
-        assert self._child is not None
-        process = self._child.process
-        if not await _exits_within(process, EXIT_LIMIT_S):
-            self.kill()
-            await _exits_within(process, KILL_LIMIT_S)
-            return f"its link and was killed {EXIT_LIMIT_S:g} s later"
-        return describe_exit(process.returncode)
-
-
-class _Link:
-    """Frames over the engine's socket."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._frames = FrameReader(LINK_FRAME_BYTES)
-        self._received: deque[dict[str, Any]] = deque()
-
-    @classmethod
-    async def over(cls, child: EngineChild) -> "_Link":
-        return cls(*await asyncio.open_unix_connection(sock=child.link))
+    # ---- for people ----------------------------------------------------------------------------
 
     @property
-    def unsent_bytes(self) -> int:
-        return self._writer.transport.get_write_buffer_size()
+    def timeline(self) -> list[PhaseTime]:
+        """Of the last start."""
+        return self._run.timeline if self._run is not None else []
 
-    def write(self, message: dict[str, Any]) -> None:
-        self._writer.write(encode_frame(message))
+    @property
+    def last_answer_s(self) -> float | None:
+        """When the engine last answered a question (time.monotonic)."""
+        return self._run.last_answer_s if self._run is not None else None
 
-    def send(self, message: Inbound) -> None:
-        self.write(inbound_to_wire(message))
+    def report(self) -> dict[str, Any]:
+        """What the engine is doing, for status and state frames. `phase` while one starts, `why` and
+        `attempt` while it is replaced, `why` and `hint` when that was given up."""
+        why = self.failure or (self.outage.why if self.outage else None)
+        return {
+            "state": self.state,
+            "phase": self._phase(),
+            "attempt": self.outage.attempt if self.outage else None,
+            "backoff_left_s": self._backoff_left_s(),
+            "why": why.message if why else None,
+            "hint": why.hint if why else None,
+            "restarts": self.num_restarts,
+        }
 
-    async def receive(self) -> dict[str, Any]:
-        """The next frame. Raises EOFError when the engine has closed its end."""
-        while not self._received:
+    def _phase(self) -> dict[str, Any] | None:
+        if self._run is None or self.state not in ("starting", "restarting") or self._backoff_left_s():
+            return None
+        phase = self._run.phase
+        return {
+            "name": phase.name,
+            "seconds": time.monotonic() - phase.began_s,
+            "limit_s": phase.limit_s,
+        }
+
+    def _backoff_left_s(self) -> float | None:
+        if self.outage is None or self.state != "restarting":
+            return None
+        return max(self.outage.next_start_s - time.monotonic(), 0.0)
+
+    def _require_ready(self) -> EngineRun:
+        match self.state:
+            case "ready":
+                assert self._run is not None
+                return self._run
+            case "failed":
+                assert self.failure is not None
+                raise self.failure
+            case "stopping":
+                raise SemipdError(
+                    "shutting_down", "The daemon is shutting down.", "Send the request elsewhere."
+                )
+        raise SemipdError("engine_not_ready", self._why_not_ready(), "Send the request again later.")
+
+    def _why_not_ready(self) -> str:
+        if self.outage is not None and (left_s := self._backoff_left_s()):
+            return f"The engine is restarted in {left_s:.1f} s. {self.outage.why.message}"
+        phase = self._phase()
+        if phase is None:
+            return "The engine is still starting."
+        return (
+            f"The engine is still busy with: {phase['name']} "
+            f"({phase['seconds']:.1f} s of at most {phase['limit_s']:g} s)."
+        )
+
+    # ---- supervision ---------------------------------------------------------------------------
+
+    async def _start_run(self) -> EngineReady:
+        try:
+            self._run = EngineRun(self._settings, self.observer.on_message, self._spawn)
+        except OSError as error:
+            message = f"The engine process cannot be started: {error}."
+            raise SemipdError("engine_start_failed", message, "Look for a limit on processes.") from error
+        self.ready = await self._run.start()
+        self._ready_since_s = time.monotonic()
+        self.state = "ready"
+        for observe in self.on_ready:
+            observe(self.ready)
+        return self.ready
+
+    async def _supervise(self) -> SemipdError:
+        """Until engines are given up; says why."""
+        while True:
+            error = await self._until_dead()
+            served_s = time.monotonic() - self._ready_since_s
+            self.state, self.outage = "restarting", Outage(error, time.monotonic())
+            assert self._run is not None
+            await self._run.stop()
+            # a request that was given up cannot be the cause of the next death
+            fruitful = self.observer.engine_died(error) or self._run.has_emitted
+            if not await self._replace(self.outage, served_s, fruitful=fruitful):
+                return self._give_up(self.outage.why)
+
+    async def _replace(self, outage: Outage, served_s: float, *, fruitful: bool) -> bool:
+        """Start engines until one is ready; False: too many have died."""
+        while (delay_s := self._restarts.died(served_s, fruitful=fruitful)) is not None:
+            outage.attempt += 1
+            outage.next_start_s = time.monotonic() + delay_s
+            log.error("%s Starting another one in %g s.", outage.why.message, delay_s)
+            await asyncio.sleep(delay_s)
             try:
-                data = await self._reader.read(READ_BYTES)
-            except ConnectionError:
-                data = b""
-            if not data:
-                raise EOFError
-            self._received.extend(self._frames.feed(data))
-        return self._received.popleft()
-
-    async def close(self) -> None:
-        self._writer.transport.abort()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
-
-
-def _refusal(refused: dict[str, Any]) -> SemipdError:
-    return SemipdError(refused["code"], refused["message"], refused["hint"], param=refused["param"])
-
-
-async def _exits_within(process: "subprocess.Popen[bytes]", limit_s: float) -> bool:
-    try:
-        await asyncio.to_thread(process.wait, limit_s)
-    except subprocess.TimeoutExpired:
+                ready = await self._start_run()
+            except SemipdError as error:
+                outage.why, served_s, fruitful = error, 0.0, False
+                continue
+            outage_s = time.monotonic() - outage.since_s
+            log.warning("the engine is ready again after %.1f s", outage_s)
+            self.num_restarts += 1
+            self.outage = None
+            self.observer.engine_ready(ready, outage_s)
+            return True
         return False
-    return True
 
+    def _give_up(self, last: SemipdError) -> SemipdError:
+        config = self.supervision
+        self.failure = SemipdError(
+            "engine_failed",
+            f"The engine died {self._restarts.num_fruitless} times in a row without a token between them "
+            f"(supervision.max_deaths={config.max_deaths}, window_s={config.window_s:g}). {last.message}",
+            last.hint or "Its last words are on the standard error stream of the daemon.",
+        )
+        self.state, self.outage = "failed", None
+        return self.failure
 
-def describe_exit(returncode: int) -> str:
-    """`with exit code 3`, `on signal SIGKILL (...)`."""
-    if returncode >= 0:
-        return f"with exit code {returncode}"
-    try:
-        name = signal.Signals(-returncode).name
-    except ValueError:
-        name = str(-returncode)
-    hint = "; the kernel's log says whether memory ran out" if name == "SIGKILL" else ""
-    return f"on signal {name}{hint}"
+    async def _until_dead(self) -> SemipdError:
+        """Watch the engine until it ends, killing it when it hangs; says how it ended."""
+        run = self._run
+        assert run is not None
+        ended = asyncio.create_task(run.ended(), name="engine-end")
+        watching = asyncio.create_task(self._watch(run), name="engine-watch")
+        try:
+            await asyncio.wait([ended, watching], return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                run.kill(watching.result())
+                await asyncio.wait([ended], timeout=EXIT_LIMIT_S + 2 * KILL_LIMIT_S)
+            how = ended.result() if ended.done() else f"The engine (pid {run.pid}) cannot be killed."
+        finally:
+            for task in (ended, watching):
+                task.cancel()
+            await asyncio.wait([ended, watching])
+        return SemipdError("engine_crashed", how, "Send the request again.")
+
+    async def _watch(self, run: EngineRun) -> str:
+        """Ask the engine again and again; returns when it must be taken for hung, and why."""
+        config = self.supervision
+        watch = Watch(config.interval_s, config.answer_limit_s, config.step_limit_s)
+        asking: asyncio.Task[dict[str, Any]] | None = None
+        began_s = time.monotonic()
+        try:
+            while True:
+                asking = asking or asyncio.create_task(run.status(), name="engine-liveness")
+                await asyncio.sleep(config.interval_s)
+                elapsed_s, began_s = time.monotonic() - began_s, time.monotonic()
+                status = asking.result() if asking.done() else None
+                if why := watch.turned(elapsed_s, status):
+                    return why
+                if status is not None:
+                    asking = None
+        finally:
+            if asking is not None:
+                asking.cancel()
+                await asyncio.wait([asking])
+
+    @staticmethod
+    def _is_congested(run: EngineRun) -> bool:
+        return run.unsent_bytes > MAX_UNSENT_BYTES

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import socket
 import time
 import uuid
@@ -15,7 +14,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from semipd.core.errors import ProtocolError, SemipdError
-from semipd.daemon.addresses import DEFAULT_BACKLOG, peer_credentials
+from semipd.daemon.addresses import DEFAULT_BACKLOG
+from semipd.daemon.callers import OPERATOR, Caller
+from semipd.daemon.drain_routes import DrainRequest, ShutdownRequest, answer_drain
 from semipd.daemon.generation import Generation
 from semipd.daemon.history import timing_to_wire
 from semipd.daemon.partition import (
@@ -25,7 +26,9 @@ from semipd.daemon.partition import (
     PartitionSet,
     SloSet,
     answer_socket,
+    socket_peer,
 )
+from semipd.daemon.peers import Peer, peer_of
 from semipd.daemon.prompts import Prompt
 from semipd.daemon.schema import (
     CancelRequest,
@@ -61,6 +64,9 @@ WRITE_LIMIT_S = 60.0
 LAST_WORDS_LIMIT_S = 3.0
 READ_BYTES = 2**16
 
+GUEST_OPERATIONS = frozenset({"generate", "cancel", "requests"})
+"""What a member of socket.group may do, with requests of their own."""
+
 _SCHEMAS: dict[str, type[SocketRequest]] = {
     "generate": GenerateRequest,
     "cancel": CancelRequest,
@@ -68,7 +74,8 @@ _SCHEMAS: dict[str, type[SocketRequest]] = {
     "requests": RequestsRequest,
     "subscribe": SubscribeRequest,
     "unsubscribe": UnsubscribeRequest,
-    "shutdown": PlainRequest,
+    "drain": DrainRequest,
+    "shutdown": ShutdownRequest,
     **SOCKET_OPERATIONS,
 }
 assert tuple(_SCHEMAS) == OPERATIONS, "the protocol and its server name different operations"
@@ -82,6 +89,9 @@ async def serve_unix_socket(
     connections: dict[_Connection, asyncio.Task[Any]] = {}
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(connections) >= services.config.limits.max_connections:
+            await _turn_away(writer, services.config.limits.max_connections)
+            return
         connection = _Connection(services, reader, writer)
         task = asyncio.current_task()
         assert task is not None
@@ -116,7 +126,9 @@ class _Connection:
         self._operations: dict[RequestId, asyncio.Task[None]] = {}
         self._generations: dict[RequestId, Generation] = {}
         self._subscriptions: dict[RequestId, Subscription] = {}
-        self._peer = (0, 0)  # pid, uid
+        self._peer = Peer(0, -1)
+        self._caller = Caller()
+        self._writing = asyncio.Lock()
 
     async def run(self) -> None:
         try:
@@ -141,10 +153,8 @@ class _Connection:
         self._writer.close()
 
     async def _greet(self) -> None:
-        self._peer = peer_credentials(self._writer.get_extra_info("socket"))
-        uid = self._peer[1]
-        if uid not in (os.getuid(), 0):
-            raise ProtocolError("peer_not_allowed", f"This socket serves user {os.getuid()}, not {uid}.")
+        self._peer = peer_of(self._writer.get_extra_info("socket"))
+        self._caller = self._peer.caller(self._services.door.guests_gid)
         await self._say(hello("semipd"))
         async with asyncio.timeout(HELLO_LIMIT_S):
             message = await self._receive()
@@ -182,6 +192,12 @@ class _Connection:
                 f"Operations: {', '.join(_SCHEMAS)}.",
                 param="op",
             )
+        if self._caller is not OPERATOR and message["op"] not in GUEST_OPERATIONS:
+            raise SemipdError(
+                "operator_required",
+                f"{message['op']} is for the daemon's own user.",
+                f"Members of socket.group may: {', '.join(sorted(GUEST_OPERATIONS))}.",
+            )
         try:
             request = schema.model_validate(message)
         except ValidationError as error:
@@ -201,11 +217,11 @@ class _Connection:
                     await self._generate(request, arrival_ns)
                 case SubscribeRequest():
                     await self._subscribe(request)
-                case PlainRequest(op="shutdown"):
-                    await self._say({"id": request.id, "shutting_down": True})
-                    self._services.shut_down("a client asked for it")
+                case DrainRequest() | ShutdownRequest():
+                    answer = answer_drain(self._services, request, socket_peer(*self._peer[:2]))
+                    await self._say({"id": request.id, **answer})
                 case PartitionQuestion() | PartitionSet() | PartitionClear() | SloSet():
-                    answer = await answer_socket(self._services, request, *self._peer)
+                    answer = await answer_socket(self._services, request, *self._peer[:2])
                     await self._say({"id": request.id, **answer})
                 case _:
                     await self._say({"id": request.id} | await self._one_answer(request))
@@ -231,17 +247,18 @@ class _Connection:
         raise AssertionError(f"no answer for {request!r}")
 
     def _listed(self, request: RequestsRequest) -> list[dict[str, Any]]:
-        history = self._services.history
+        history, caller = self._services.history, self._caller
         if request.request_id is not None:
-            return [history.to_wire(record, timeline=True) for record in history.named(request.request_id)]
-        return [history.to_wire(record) for record in history.records(request.state, request.limit)]
+            named = history.named(request.request_id, caller)
+            return [history.to_wire(record, timeline=True) for record in named]
+        return [history.to_wire(record) for record in history.records(request.state, request.limit, caller)]
 
     def _cancel(self, request: CancelRequest) -> dict[str, Any]:
         """{cancelled}; by public id also {result}, as DELETE /v1/requests/{id} says it."""
         if request.target is not None and request.request_id is not None:
             raise SemipdError("invalid_value", "Send either target or request_id.", param="target")
         if request.request_id is not None:
-            result = self._services.cancel_named(request.request_id)
+            result = self._services.cancel_named(request.request_id, self._caller)
             return {"cancelled": result == "cancelled", "result": result}
         if request.target is None:
             raise SemipdError("missing_field", "Send target or request_id.", param="target")
@@ -273,19 +290,31 @@ class _Connection:
             raise
 
     async def _generate_as(self, request_id: str, request: GenerateRequest, arrival_ns: int) -> None:
-        prompt: str | list[int] | Prompt | None = request.prompt
-        if (prompt is None) == (request.messages is None):
+        if (request.prompt is None) == (request.messages is None):
             raise SemipdError("invalid_value", "Send either prompt or messages.", param="prompt")
-        if prompt is None:
-            messages = [message.for_template() for message in request.messages or []]
-            prompt = await self._services.generation.prompts.of_messages(messages)
-        opened = self._services.generation.open(request_id, prompt, request, arrival_ns=arrival_ns)
-        async with opened as generation:
-            self._generations[request.id] = generation
-            try:
-                await self._stream(request, generation)
-            finally:
-                del self._generations[request.id]
+        service, caller = self._services.generation, self._caller
+        if caller is not OPERATOR:
+            self._services.limiter.take(caller.name)
+        num_known_tokens = len(request.prompt) if isinstance(request.prompt, list) else 0
+        with self._services.enter(request.priority, 1, num_known_tokens) as place:
+            prompt = await self._prompt(request)
+            prepared = service.prepare(prompt, request)
+            place.fill(1, len(prompt.token_ids))
+            generation = service.admit(request_id, prepared, arrival_ns, caller=caller)
+        self._generations[request.id] = generation
+        try:
+            await self._stream(request, generation)
+        finally:
+            del self._generations[request.id]
+            generation.close()
+
+    async def _prompt(self, request: GenerateRequest) -> Prompt:
+        prompts = self._services.generation.prompts
+        if request.prompt is None:
+            return await prompts.of_messages([message.for_template() for message in request.messages or []])
+        special = request.add_special_tokens is not False
+        [prompt] = await prompts.of([request.prompt], add_special_tokens=special)
+        return prompt
 
     async def _stream(self, request: GenerateRequest, generation: Generation) -> None:
         async with aclosing(generation.pieces()) as pieces:
@@ -296,8 +325,11 @@ class _Connection:
                 await self._say(item.to_wire(request.id))
 
     async def _say(self, message: dict[str, Any]) -> None:
-        self._writer.write(encode_frame(message))
-        async with asyncio.timeout(WRITE_LIMIT_S):
+        """One after the other: while the client reads nothing, at most one message is added to what the
+        transport holds, however many requests are in flight."""
+        async with asyncio.timeout(WRITE_LIMIT_S), self._writing:
+            await self._writer.drain()
+            self._writer.write(encode_frame(message))
             await self._writer.drain()
 
     async def _say_quietly(self, message: dict[str, Any]) -> None:
@@ -317,6 +349,20 @@ class _Connection:
                 await self._writer.wait_closed()
         except OSError:  # TimeoutError included: what is unsent is lost
             self._writer.transport.abort()
+
+
+async def _turn_away(writer: asyncio.StreamWriter, limit: int) -> None:
+    error = SemipdError(
+        "too_many_connections",
+        f"limits.max_connections={limit} are open.",
+        "Use fewer connections, or try again later.",
+        retry_after_s=1,
+    )
+    writer.write(encode_frame(error_frame(None, error)))
+    writer.close()
+    with suppress(OSError):
+        async with asyncio.timeout(LAST_WORDS_LIMIT_S):
+            await writer.wait_closed()
 
 
 def _usage(request: GenerateRequest, generation: Generation) -> dict[str, Any]:

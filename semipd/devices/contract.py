@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from semipd.core.errors import SemipdError
 from semipd.core.plan import Join, StepPlan, StepResult
@@ -70,6 +70,46 @@ class Lane(Protocol):
     def rebuild(self, residents: Sequence[Join]) -> None:
         """Forget every resident and take these. Must equal any sequence of deltas leading there.
         Only while no step is in flight."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDied:
+    """A lane's executor is gone, and with it the residents and every step in flight. Weights and KV are not.
+
+    `how`: what completes "the worker ..."; `signal`: such as "SIGKILL", empty if none ended it; `step_id`:
+    the oldest step it was at, None: it was idle.
+    """
+
+    pid: int
+    how: str
+    signal: str
+    step_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRestarted:
+    """The lane has a new executor, which knows nothing. `seconds`: since the death was noticed."""
+
+    pid: int
+    seconds: float
+
+
+WorkerNews = WorkerDied | WorkerRestarted
+
+
+@runtime_checkable
+class WorkerLane(Lane, Protocol):
+    """A lane whose executor may die while the KV lives on, and is then replaced; a lane that is only a Lane
+    fails instead.
+
+    Between the two news `capacity()` is 0 and `poll` brings nothing. After WorkerRestarted the caller owes
+    the lane a `rebuild` and then, oldest first and with their step ids, `launch` of the steps that were in
+    flight: their writes are idempotent, their residents those of the rebuild. `poll` raises LaneFailed when
+    another executor is no remedy.
+    """
+
+    def worker_news(self) -> list[WorkerNews]:
+        """What `poll` has found out since the last call, oldest first."""
 
 
 class Device(Protocol):

@@ -32,13 +32,13 @@ from semipd.core.request import SeqId
 from semipd.core.settings import EngineSettings, SchedulerName
 from semipd.core.slo import Slo
 from semipd.core.split import Split
-from semipd.devices.contract import Device
+from semipd.devices.contract import Device, WorkerDied
 from semipd.engine.lane_state import Flight, LaneState
+from semipd.engine.notices import partition_event, worker_event
 from semipd.engine.status import engine_status
 from semipd.engine.work import work_at_hand
 from semipd.partition.control import Control, ControlSettings
 from semipd.partition.interface import Work
-from semipd.partition.journal import Change
 from semipd.partition.models import Models
 from semipd.partition.table import SplitTable
 from semipd.sched.outbox import Outbox
@@ -76,12 +76,14 @@ class Coordinator:
             table, _control_settings(settings, self.policy), models or Models(info.num_units)
         )
         self._next_step_id = 1
+        self._held: Split | None = None
 
     def tick(self, now_ns: int, inbox: Iterable[Inbound] = ()) -> Turn:
         """One turn of the loop. Never blocks. Raises LaneFailed when a lane cannot go on."""
         out = Outbox(now_ns)
         self._receive(inbox, out)
         self._settle(out)
+        self._mend(out)
         self._expire(out)
         self._launch(out)
         return Turn(out.messages, self._wake_at_ns(), self.scheduler.idle)
@@ -117,7 +119,7 @@ class Coordinator:
                 case SetPartition(nonce):
                     change, answer = self.control.set(message, out.now_ns, self._look(out))
                     if not message.dry_run:
-                        _partition_event(change, out)
+                        partition_event(change, out)
                     out.send(Status(nonce, answer))
                 case SetSlo(nonce, targets, actor, reason):
                     answer = self.control.set_slo(message, out.now_ns)
@@ -189,8 +191,8 @@ class Coordinator:
             sequence.first_token_ns = out.now_ns
             out.event("first_token", sequence)
             if not sequence.request.emitted:  # else an earlier engine has sent the first one
-                ttft_ms = (out.now_ns - sequence.request.arrival_ns) / 1e6
-                self.control.first_token(sequence.seq, out.now_ns, ttft_ms)
+                due_ns = sequence.request.arrival_ns + sequence.request.delay_ns
+                self.control.first_token(sequence.seq, out.now_ns, max(out.now_ns - due_ns, 0) / 1e6)
 
     def _end_if_done(self, sequence: Sequence, token: int, out: Outbox) -> None:
         stops = token in sequence.stop_ids and sequence.may_stop
@@ -202,12 +204,37 @@ class Coordinator:
         else:
             self.scheduler.finish(sequence, "length", out)
 
+    # ---- lost executors ------------------------------------------------------------------------
+
+    def _mend(self, out: Outbox) -> None:
+        """A lane that has lost its executor gets its steps back as soon as it has another and their units are
+        free. Until then one split holds, so that the other lane goes on with its share."""
+        for state in (self.decode, self.prefill):
+            for news in state.worker_news():
+                worker_event(state.lane.name, news, out)
+                if isinstance(news, WorkerDied) and self.policy == "semipd":
+                    self._hold_split(state)
+            if state.executor == "blank" and self._may_restore(state):
+                state.restore(self.scheduler.sequences, out.now_ns)
+        if self.decode.executor == self.prefill.executor == "up":
+            self._held = None
+
+    def _hold_split(self, state: LaneState) -> None:
+        """Lost steps move to the split that is held, but for merged ones, which keep every unit: the prefill
+        lane must not go on with a prompt whose last chunk is not computed."""
+        self._held = self._held or self.control.divided
+        if state is self.prefill or not any(flight.chunks for flight in state.inflight):
+            state.move(self._held)
+
+    def _may_restore(self, state: LaneState) -> bool:
+        return self._units_held(state) + self._units_of_other(state) <= self.device.info.num_units
+
     # ---- decide and launch ---------------------------------------------------------------------
 
     def _expire(self, out: Outbox) -> None:
         change = self.control.expire(out.now_ns)
         if change is not None:
-            _partition_event(change, out)
+            partition_event(change, out)
 
     def _look(self, out: Outbox) -> Callable[[], Work]:
         return lambda: work_at_hand(self.scheduler, self.prefill, self.control.models, out.now_ns)
@@ -224,11 +251,25 @@ class Coordinator:
     def _launch_two_lanes(self, out: Outbox) -> None:
         prefill_busy = bool(self.prefill.inflight) or self.scheduler.has_prefill_work()
         decode_busy = bool(self.decode.inflight) or bool(self.scheduler.decoding)
+        if self._held is not None:
+            self._launch_without_a_lane(self._held, prefill_busy, out)
+            return
         choice = self.control.choose(out.now_ns, prefill_busy, decode_busy, self._look(out))
         if choice.merged_tokens:
             self._launch_merged(choice.merged_tokens, out)
             return
-        split = choice.split
+        self._launch_apart(choice.split, prefill_busy, out)
+
+    def _launch_without_a_lane(self, split: Split, prefill_busy: bool, out: Outbox) -> None:
+        """Prompts do not wait for a prefill lane that has lost no chunk: the decode lane takes them too."""
+        if self.prefill.executor != "up" and not self.prefill.inflight:
+            self.control.hold(self.device.info.solo_decode, out.now_ns)
+            self._launch_merged(self.settings.step_token_budget, out)
+        else:
+            self.control.hold(split, out.now_ns)
+            self._launch_apart(split, prefill_busy, out)
+
+    def _launch_apart(self, split: Split, prefill_busy: bool, out: Outbox) -> None:
         if self.scheduler.decoding and self._may_launch(self.decode, split):
             self._launch_step(self.decode, split, *self.scheduler.take_decodes(out), [], out)
         if prefill_busy and self._may_launch(self.prefill, split):
@@ -252,12 +293,15 @@ class Coordinator:
         units = state.units(split)
         makes_room = state is self.decode and split.prefill_units > 0 and self.device.info.prefill_moves
         held = 0 if makes_room else self._units_of_other(state)
-        return units > 0 and units + held <= self.device.info.num_units and state.lane.capacity() > 0
+        return units > 0 and units + held <= self.device.info.num_units and state.has_room
 
     def _units_of_other(self, state: LaneState) -> int:
         """Units that steps in flight on the other lane hold."""
-        other = self.prefill if state is self.decode else self.decode
-        return max((other.units(flight.plan.split) for flight in other.inflight), default=0)
+        return self._units_held(self.prefill if state is self.decode else self.decode)
+
+    @staticmethod
+    def _units_held(state: LaneState) -> int:
+        return max((state.units(flight.plan.split) for flight in state.inflight), default=0)
 
     def _launch_step(
         self,
@@ -300,7 +344,7 @@ class Coordinator:
         inflight: dict[SeqId, int] = {}
         for state in (self.prefill, self.decode):
             for flight in state.inflight:
-                for sequence in [*flight.decodes, *(s for s, _ in flight.chunks)]:
+                for sequence in flight.sequences:
                     inflight[sequence.seq] = inflight.get(sequence.seq, 0) + 1
         holders = {**self.scheduler.sequences, **self.scheduler.unsettled}
         counted = {seq: sequence.num_inflight for seq, sequence in holders.items() if sequence.num_inflight}
@@ -334,19 +378,6 @@ def _tpot_ms(sequence: Sequence, now_ns: int) -> float | None:
     """Mean time between this engine's tokens of a request that ends now; None for a single one."""
     num_tokens = sequence.num_output_tokens - len(sequence.request.emitted)
     return (now_ns - sequence.first_token_ns) / 1e6 / (num_tokens - 1) if num_tokens > 1 else None
-
-
-def _partition_event(change: Change, out: Outbox) -> None:
-    expires_s = 0.0 if change.expires_at_ns is None else (change.expires_at_ns - change.at_ns) / 1e9
-    out.event(
-        "partition_changed",
-        None,
-        mode=change.mode,
-        actor=change.actor,
-        reason=change.reason,
-        granted=list(change.granted or ()),
-        expires_s=expires_s,
-    )
 
 
 def _send_prompt_logprobs(sequence: Sequence, segment: Segment, result: StepResult, out: Outbox) -> None:

@@ -2,12 +2,13 @@
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from semipd.core.plan import Join, StepPlan, StepResult
 from semipd.core.request import SeqId
 from semipd.core.split import Split
-from semipd.devices.contract import Lane
+from semipd.devices.contract import Lane, WorkerLane, WorkerNews, WorkerRestarted
 from semipd.partition.interface import StepRecord
 from semipd.sched.scheduler import Chunk, Growth
 from semipd.sched.sequence import Sequence
@@ -33,6 +34,10 @@ class Flight:
         return self.decodes + [sequence for sequence, segment in self.chunks if segment.sample]
 
     @property
+    def sequences(self) -> list[Sequence]:
+        return self.decodes + [sequence for sequence, _ in self.chunks]
+
+    @property
     def new_tokens(self) -> int:
         return sum(segment.length for _, segment in self.chunks)
 
@@ -44,9 +49,13 @@ class Flight:
 
 @dataclass(slots=True, eq=False)
 class LaneState:
-    """`inflight` is oldest first. `_leaves` wait for the next plan."""
+    """`inflight` is oldest first. `_leaves` wait for the next plan.
+
+    `executor`: up; missing: the lane has lost it; blank: it has another, which needs `restore`.
+    """
 
     lane: Lane
+    executor: Literal["up", "missing", "blank"] = "up"
     inflight: deque[Flight] = field(default_factory=deque)
     residents: set[SeqId] = field(default_factory=set)
     num_steps: int = 0
@@ -57,6 +66,14 @@ class LaneState:
     _leaves: list[SeqId] = field(default_factory=list)
     _decode_batch: tuple[SeqId, ...] = ()
     _context_tokens: int = 0
+    _worker_lane: WorkerLane | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._worker_lane = self.lane if isinstance(self.lane, WorkerLane) else None
+
+    @property
+    def has_room(self) -> bool:
+        return self.executor == "up" and self.lane.capacity() > 0
 
     def units(self, split: Split) -> int:
         return split.prefill_units if self.lane.name == "prefill" else split.decode_units
@@ -72,6 +89,38 @@ class LaneState:
         assert not self.inflight, f"{self.lane.name} lane rebuilt with steps in flight"
         self._leaves = []
         self.lane.rebuild([_join_of(sequences[seq]) for seq in self.residents])
+
+    def worker_news(self) -> list[WorkerNews]:
+        """What became of the executor since the last call; `executor` is then as the last of it says."""
+        if self._worker_lane is None:
+            return []
+        news = self._worker_lane.worker_news()
+        for item in news:
+            self.executor = "blank" if isinstance(item, WorkerRestarted) else "missing"
+        return news
+
+    def move(self, split: Split) -> None:
+        """Steps in flight of a missing executor will run under another split."""
+        assert self.executor == "missing", f"{self.lane.name}: only a lost step can be moved"
+        for idx, flight in enumerate(self.inflight):
+            self.inflight[idx] = replace(flight, plan=replace(flight.plan, split=split))
+
+    def restore(self, sequences: Mapping[SeqId, Sequence], now_ns: int) -> None:
+        """Tell a blank executor everything it should know, then launch the steps in flight again.
+
+        Their changes of membership are part of that knowledge, so their plans carry none. Whoever has left
+        since still takes part in them, and leaves with the next plan.
+        """
+        assert self.executor == "blank", f"{self.lane.name}: its executor is {self.executor}"
+        partakers = {s.seq: s for flight in self.inflight for s in flight.sequences}
+        known = partakers | {seq: sequences[seq] for seq in self.residents}
+        self._leaves = [seq for seq in partakers if seq not in self.residents]
+        self.lane.rebuild([_join_of(sequence) for sequence in known.values()])
+        self.executor = "up"
+        for idx, flight in enumerate(self.inflight):
+            plan = replace(flight.plan, joins=(), leaves=(), new_blocks=())
+            self.inflight[idx] = replace(flight, plan=plan, launched_at_ns=now_ns)
+            self.lane.launch(plan, now_ns)
 
     def launch(
         self,

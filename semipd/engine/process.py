@@ -39,7 +39,8 @@ def run_engine(link_fd: int) -> int:
         try:
             settings = _receive_settings(link)
             configure_logging(settings.log_format)
-            device = open_device(settings, lambda phase, limit_s: _report(link, phase, limit_s))
+            patience = settings.start_patience
+            device = open_device(settings, lambda phase, limit_s: _report(link, phase, limit_s * patience))
             try:
                 return _serve(device, settings, link, stop)
             finally:

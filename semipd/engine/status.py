@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 
 
 def engine_status(coordinator: "Coordinator", now_ns: int) -> dict[str, Any]:
-    """`last_step_age_ms` is None while a lane has never finished a step."""
+    """`last_step_age_ms` is None while a lane has never finished a step; `step_age_ms`, how long its oldest
+    step in flight takes already, while it has none. `progress_age_ms` is the greater of the two lanes'."""
     c, info, scheduler = coordinator, coordinator.device.info, coordinator.scheduler
+    lanes = {state.lane.name: _lane(state, now_ns) for state in (c.prefill, c.decode)}
     oldest = scheduler.waiting.oldest_arrival_ns()
     return {
         "scheduler": c.policy,
@@ -30,7 +32,8 @@ def engine_status(coordinator: "Coordinator", now_ns: int) -> dict[str, Any]:
         },
         "partition": c.control.status(now_ns),
         "preemptions": scheduler.num_preemptions,
-        "lanes": {state.lane.name: _lane(state, now_ns) for state in (c.prefill, c.decode)},
+        "lanes": lanes,
+        "progress_age_ms": max(lane["step_age_ms"] or 0.0 for lane in lanes.values()),
         "device": c.device.stats(),
     }
 
@@ -56,4 +59,12 @@ def _lane(state: LaneState, now_ns: int) -> dict[str, Any]:
         "decode_tokens": state.num_decode_tokens,
         "busy_ms": state.busy_ns / 1e6,
         "last_step_age_ms": age,
+        "step_age_ms": _step_age_ms(state, now_ns),
     }
+
+
+def _step_age_ms(state: LaneState, now_ns: int) -> float | None:
+    """A step behind another one begins when that has settled."""
+    if not state.inflight:
+        return None
+    return (now_ns - max(state.inflight[0].launched_at_ns, state.last_settled_ns)) / 1e6

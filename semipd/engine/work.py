@@ -38,9 +38,11 @@ def work_at_hand(scheduler: Scheduler, prefill: LaneState, times: StepTimes, now
 
 
 def _prompt(sequence: Sequence, done_tokens: int, now_ns: int) -> Prompt:
-    """A preempted or resumed request has had its first token: its age says that TTFT is settled."""
-    is_started = sequence.first_token_ns or sequence.request.emitted
-    age_ms = math.inf if is_started else (now_ns - sequence.request.arrival_ns) / 1e6
+    """A preempted or resumed request has had its first token: its age says that TTFT is settled. The TTFT of
+    a request that agreed to a delay runs from the end of it."""
+    request = sequence.request
+    is_started = sequence.first_token_ns or request.emitted
+    age_ms = math.inf if is_started else (now_ns - request.arrival_ns - request.delay_ns) / 1e6
     return Prompt(len(sequence.tokens) - done_tokens, done_tokens, age_ms)
 
 

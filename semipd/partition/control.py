@@ -113,10 +113,22 @@ class Control:
         else:
             choice = self._lent_to_prefill if prefill_busy else self._lent_to_decode
         self._busy = busy
+        self._want(choice, now_ns)
+        return choice
+
+    def hold(self, split: Split, now_ns: int) -> None:
+        """In place of `choose` while a lane is without its executor."""
+        self._want(Choice(split, 0, "restart", "a lane waits for its new worker"), now_ns)
+
+    @property
+    def divided(self) -> Split:
+        """What holds, or last held, while both lanes have work."""
+        return self._divided
+
+    def _want(self, choice: Choice, now_ns: int) -> None:
         if choice.split != self._wanted.split:
             self._wanted_since_ns = now_ns
         self._wanted = choice
-        return choice
 
     def launched(self, split: Split, now_ns: int) -> Switch | None:
         """A step was launched under `split`, the last choice's. Returns the switch, if it is one."""

@@ -6,7 +6,8 @@ from semipd.sched.sequence import Sequence
 
 
 def choose_victim(running: Iterable[Sequence]) -> Sequence | None:
-    """The latest arrival, partly prefilled ones included; never the oldest, so that work progresses.
+    """The latest arrival, delays included, partly prefilled ones too; never the oldest, so that work
+    progresses.
 
     None when there is nobody but the oldest.
     """

@@ -46,8 +46,8 @@ class Sequence:
 
     @property
     def age_key(self) -> tuple[int, int]:
-        """Sorts by arrival; unique."""
-        return self.request.arrival_ns, self.request.seq
+        """Sorts by arrival, delay included; unique."""
+        return self.request.arrival_ns + self.request.delay_ns, self.request.seq
 
     @property
     def num_output_tokens(self) -> int:

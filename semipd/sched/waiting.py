@@ -1,4 +1,8 @@
-"""The prefill queue: first come first served, but a request that is mostly cached may go ahead."""
+"""The prefill queue: first come first served, but a request that is mostly cached may go ahead.
+
+A request with a delay stands behind everybody who comes within that time after it, and no later: the bound
+against its starvation.
+"""
 
 from bisect import insort
 from collections.abc import Callable, Iterator
@@ -17,7 +21,7 @@ MAX_OVERTAKEN = 4
 
 
 class WaitingQueue:
-    """Ordered by arrival, so a preempted request comes back to its old place."""
+    """Ordered by arrival and delay, so a preempted request comes back to its old place."""
 
     def __init__(self) -> None:
         self._queue: list[Sequence] = []
@@ -58,7 +62,7 @@ class WaitingQueue:
         self._queue.remove(sequence)
 
     def oldest_arrival_ns(self) -> int | None:
-        return self._queue[0].request.arrival_ns if self._queue else None
+        return min((sequence.request.arrival_ns for sequence in self._queue), default=None)
 
     def check_integrity(self) -> None:
         keys = [s.age_key for s in self._queue]
@@ -67,10 +71,13 @@ class WaitingQueue:
         assert all(s.overtaken <= MAX_OVERTAKEN for s in self._queue), "a request was overtaken too often"
 
     def _candidates(self) -> Iterator[Sequence]:
-        """Those behind the head that may pass everyone before them."""
-        if self._queue[0].overtaken >= MAX_OVERTAKEN:
+        """Those behind the head that may pass everyone before them. A longer delay passes nobody."""
+        head = self._queue[0]
+        if head.overtaken >= MAX_OVERTAKEN:
             return
         for sequence in islice(self._queue, 1, WINDOW):
+            if sequence.request.delay_ns > head.request.delay_ns:
+                return
             yield sequence
             if sequence.overtaken >= MAX_OVERTAKEN:
                 return

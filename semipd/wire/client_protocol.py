@@ -23,6 +23,7 @@ OPERATIONS = (
     "requests",
     "subscribe",
     "unsubscribe",
+    "drain",
     "shutdown",
     "partition.get",
     "partition.set",
@@ -120,11 +121,22 @@ def check_hello(message: dict[str, Any]) -> None:
 
 
 def error_frame(request_id: RequestId | None, error: SemipdError) -> dict[str, Any]:
-    details = {"code": error.code, "message": error.message, "hint": error.hint, "param": error.param}
+    details: dict[str, Any] = {
+        "code": error.code,
+        "message": error.message,
+        "hint": error.hint,
+        "param": error.param,
+    }
+    if error.retry_after_s is not None:
+        details["retry_after_s"] = error.retry_after_s
     return {"id": request_id, "error": details}
 
 
 def error_from_wire(details: dict[str, Any]) -> SemipdError:
     return SemipdError(
-        details["code"], details["message"], details.get("hint", ""), param=details.get("param")
+        details["code"],
+        details["message"],
+        details.get("hint", ""),
+        param=details.get("param"),
+        retry_after_s=details.get("retry_after_s"),
     )

@@ -39,6 +39,7 @@ def request_to_wire(request: Request) -> dict[str, Any]:
         "arrival_ns": request.arrival_ns,
         "namespace": request.namespace,
         "emitted": list(request.emitted),
+        "delay_ns": request.delay_ns,
     }
 
 
@@ -51,6 +52,7 @@ def request_from_wire(data: dict[str, Any]) -> Request:
         arrival_ns=data["arrival_ns"],
         namespace=data["namespace"],
         emitted=tuple(data["emitted"]),
+        delay_ns=data["delay_ns"],
     )
 
 

@@ -102,7 +102,8 @@ async def test_state_frames_records_and_errors_have_the_documented_fields(tmp_pa
 
 def test_event_kinds_and_timing() -> None:
     kinds = set(first_column(section(OPERATING, "## Events")))
-    assert kinds == {"arrived", "first_byte", *get_args(EventKind)}
+    of_the_daemon = {"arrived", "first_byte", "engine_died", "engine_restarted", "request_resumed"}
+    assert kinds == {*of_the_daemon, *get_args(EventKind)}
     assert set(first_column(section(OPERATING, "## Timing of one request"))) == set(Timing.__annotations__)
 
 

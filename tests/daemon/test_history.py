@@ -96,7 +96,6 @@ def test_a_life_and_its_times() -> None:
     wire = told.history.to_wire(record, timeline=True)
     assert [event["kind"] for event in wire["events"]] == told.kinds()
     assert (wire["state"], wire["finish_reason"], wire["output_tokens"]) == ("finished", "length", 5)
-    assert told.history.busy_since_ns is None
 
 
 def test_one_token_has_no_tpot_and_withheld_text_has_not_left() -> None:
@@ -187,22 +186,6 @@ def test_refusals_are_not_counted_for_requests_that_have_a_record() -> None:
     assert refused == ["overloaded", "overloaded"]
     assert told.history.refused == {"overloaded": 2}
     assert told.kinds() == ["arrived", "refused", "refused"]
-
-
-def test_busy_ends_when_the_engine_is_done_not_when_the_client_has_read() -> None:
-    told = Told()
-    record = told.arrive()
-    began_ns = told.clock.now_ns
-    told.clock.advance(5)
-    second = told.arrive()
-    assert told.history.busy_since_ns == began_ns
-    told.engine(record, "finished", reason="length", output_tokens=1)
-    told.engine(second, "finished", reason="length", output_tokens=1)
-    assert told.history.busy_since_ns is None
-    assert "finished" not in told.kinds(), "the daemon's own end counts"
-    told.clock.advance(5)
-    told.arrive()
-    assert told.history.busy_since_ns == told.clock.now_ns
 
 
 def test_timing_of_several_choices() -> None:

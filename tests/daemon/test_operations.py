@@ -252,10 +252,11 @@ async def test_scrapes_share_one_question_to_the_engine(tmp_path: Path) -> None:
 
 
 async def test_overload_is_a_miss_of_the_service_level(tmp_path: Path) -> None:
-    async with running(tmp_path, crash_on=40, max_steps=5) as daemon:
+    once = {"supervision.max_deaths": 1}
+    async with running(tmp_path, settings=once, garble_on=40) as daemon:
         cut_down = asyncio.create_task(daemon.post({"prompt": [40], "max_tokens": 50}))
-        daemon.services.table.close(await daemon.services.supervisor.died())
-        assert (await cut_down)[0] == 500
+        daemon.services.table.close(await daemon.services.supervisor.failed())
+        assert (await cut_down)[0] == 503
         await daemon.post({"prompt": [41], "max_tokens": 50})
         state = await daemon.services.state(max_age_s=0)
         metrics = await scrape(daemon)

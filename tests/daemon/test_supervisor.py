@@ -8,30 +8,31 @@ from typing import Any
 
 import pytest
 from support.daemon import running
+from support.eventually import eventually
 from support.scripted_engine import scripted
 
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
-from semipd.daemon import supervisor as supervisor_module
-from semipd.daemon.supervisor import Supervisor, describe_exit
+from semipd.daemon import engine_run
+from semipd.daemon.engine_run import describe_exit
+from semipd.daemon.supervisor import Supervisor
 
 
-def make(**script: Any) -> Supervisor:
-    return Supervisor(EngineSettings(), lambda message: None, scripted(**script))
+def make(settings: EngineSettings | None = None, **script: Any) -> Supervisor:
+    return Supervisor(settings or EngineSettings(), scripted(**script))
 
 
 def engine_is_gone(supervisor: Supervisor) -> bool:
     """The process has ended and was waited for."""
-    child = supervisor._child
-    assert child is not None
+    assert supervisor._run is not None
     with contextlib.suppress(ProcessLookupError):
-        os.kill(child.process.pid, 0)
+        os.kill(supervisor._run.pid, 0)
         return False
     return True
 
 
-async def failed_start(**script: Any) -> SemipdError:
-    supervisor = make(**script)
+async def failed_start(settings: EngineSettings | None = None, **script: Any) -> SemipdError:
+    supervisor = make(settings, **script)
     with pytest.raises(SemipdError) as failed:
         await supervisor.start()
     assert engine_is_gone(supervisor)
@@ -56,6 +57,30 @@ async def test_a_phase_that_takes_too_long() -> None:
     error = await failed_start(phases=[["loading weights", 0.1, 30]])
     assert error.code == "engine_start_timeout"
     assert "within 0.1 s: loading weights" in error.message
+    assert "supervision.start_patience" in error.hint
+
+
+async def test_patience_lengthens_the_limit_of_the_first_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_run, "PROCESS_START_LIMIT_S", 0.001)
+    error = await failed_start()
+    assert "within 0.001 s: starting the engine process" in error.message
+    supervisor = make(EngineSettings(start_patience=50_000))
+    await supervisor.start()
+    await supervisor.stop()
+
+
+async def test_a_start_reports_the_phase_it_waits_for() -> None:
+    supervisor = make(phases=[["loading weights", 30, 20]])
+    assert supervisor.report()["state"] == "starting"
+    start = asyncio.create_task(supervisor.start())
+    await eventually(lambda: "loading" in str(supervisor.report()["phase"]), "the phase is named")
+    phase = supervisor.report()["phase"]
+    assert phase["limit_s"] == 30 > phase["seconds"] >= 0
+    with pytest.raises(SemipdError, match=r"loading weights \(.* s of at most 30 s\)"):
+        await supervisor.status()
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
 
 
 async def test_the_engines_own_error_is_shown() -> None:
@@ -81,38 +106,23 @@ async def test_a_start_that_is_cancelled_leaves_nothing() -> None:
 
 
 async def test_an_engine_deaf_to_sigterm_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor_module, "TERMINATE_LIMIT_S", 0.1)
+    monkeypatch.setattr(engine_run, "TERMINATE_LIMIT_S", 0.1)
     supervisor = make(stubborn=True)
     await supervisor.start()
     await supervisor.stop()
     assert engine_is_gone(supervisor)
-    assert supervisor._child is not None
-    assert supervisor._child.process.returncode == -9
+    assert supervisor._run is not None
+    assert supervisor._run._child.process.returncode == -9
     await supervisor.stop()
 
 
-async def test_death_after_ready_is_noticed_and_described(tmp_path: Path) -> None:
-    async with running(tmp_path) as daemon:
-        supervisor = daemon.services.supervisor
-        supervisor.kill()
-        error = await supervisor.died()
-        assert (error.code, supervisor.state) == ("engine_crashed", "dead")
-        assert "on signal SIGKILL" in error.message
-        with pytest.raises(SemipdError) as refused:
-            await supervisor.status()
-        assert refused.value.code == "engine_not_ready"
-
-
 async def test_nonsense_from_the_engine_is_its_end(tmp_path: Path) -> None:
+    """And if the same request makes the next one talk nonsense too, the request's."""
     async with running(tmp_path, garble_on=9) as daemon:
-        supervisor = daemon.services.supervisor
-        asking = asyncio.create_task(daemon.post({"prompt": [9], "max_tokens": 4000}))
-        error = await supervisor.died()
-        daemon.services.table.close(error)
-        status, answer, _ = await asking
+        status, answer, _ = await daemon.post({"prompt": [9], "max_tokens": 4000})
         assert (status, answer["error"]["code"]) == (500, "engine_crashed")
-        await supervisor.stop()
-        assert engine_is_gone(supervisor)
+        assert "cannot be handled" in answer["error"]["message"]
+        assert daemon.services.history.engine_deaths == 2
 
 
 def test_exit_codes_in_words() -> None:

@@ -17,6 +17,7 @@ from support.daemon import running
 from semipd.client import AsyncClient, GenerateStream
 from semipd.core.errors import SemipdError
 from semipd.daemon import unix_socket
+from semipd.daemon.peers import Peer
 from semipd.wire.client_protocol import hello
 from semipd.wire.frames import MAX_FRAME_BYTES, FrameReader, encode_frame
 
@@ -243,7 +244,7 @@ async def test_other_protocols_and_missing_hellos_are_refused(
 
 
 async def test_a_peer_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unix_socket, "peer_credentials", lambda _socket: (1, os.getuid() + 1))
+    monkeypatch.setattr(unix_socket, "peer_of", lambda _socket: Peer(1, os.getuid() + 1))
     async with running(tmp_path) as daemon:
         with pytest.raises(SemipdError) as refused:
             await AsyncClient.connect(daemon.socket_path)
@@ -254,7 +255,7 @@ async def test_shutdown_answers_then_begins(tmp_path: Path) -> None:
     async with running(tmp_path) as daemon, await AsyncClient.connect(daemon.socket_path) as client:
         await client.shutdown()
         async with asyncio.timeout(20):
-            assert await daemon.stop_reasons.get() == "a client asked for it"
+            assert (await daemon.stop_reasons.get()).endswith(f"(pid {os.getpid()}) asked for it")
 
 
 async def test_streams_under_way_learn_of_the_shutdown(tmp_path: Path) -> None:

@@ -3,25 +3,11 @@
 import random
 
 import pytest
-from support.fake_engine import Run, request
+from support.fake_engine import RANDOM_VOCAB, Run, random_request
 
 from semipd.core.messages import Cancel, Inbound, SetPartition, SetSlo, Submit
 from semipd.core.settings import EngineSettings
 from semipd.devices.fake import FakeDevice
-
-VOCAB = 50
-
-
-def random_request(rng: random.Random, seq: int, now_ns: int):
-    """Shared prefixes are common, some prompts are long, some requests stop early."""
-    prefix = [rng.randint(0, 2)] * rng.choice([0, 16, 32, 48])
-    prompt = prefix + [rng.randint(0, 3) for _ in range(rng.choice([1, 5, 17, 60]))]
-    stop = (rng.randrange(VOCAB),) if rng.random() < 0.5 else ()
-    max_tokens = rng.choice([1, 4, 20, 60])
-    return request(
-        seq, prompt, max_tokens=max_tokens, arrival_ns=now_ns, seed=rng.getrandbits(64), stop_token_ids=stop,
-        min_tokens=rng.choice([0, 0, min(3, max_tokens)]),
-    )  # fmt: skip
 
 
 def meddle(rng: random.Random) -> list[Inbound]:
@@ -43,7 +29,7 @@ def soak(
     an operator interferes in a turn."""
     rng = random.Random(seed)
     device = FakeDevice(
-        num_blocks=rng.choice([12, 20, 60]), vocab_size=VOCAB, decode_depth=depth, prefill_depth=depth
+        num_blocks=rng.choice([12, 20, 60]), vocab_size=RANDOM_VOCAB, decode_depth=depth, prefill_depth=depth
     )
     settings = EngineSettings(
         device="fake",

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +12,30 @@ import aiohttp
 from support.byte_model import ByteModel
 from support.scripted_engine import scripted
 
+from semipd.config import Override, load_config
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
 from semipd.daemon.addresses import claim_http, claim_socket
-from semipd.daemon.generation import GenerationService, Limits
+from semipd.daemon.generation import GenerationService
 from semipd.daemon.http import serve_http
+from semipd.daemon.params import Limits
+from semipd.daemon.request_rules import RequestRules
 from semipd.daemon.requests import RequestTable
 from semipd.daemon.served_model import ServedModel
 from semipd.daemon.services import Services
 from semipd.daemon.supervisor import Supervisor
 from semipd.daemon.unix_socket import serve_unix_socket
-from semipd.engine.launcher import spawn_engine
+from semipd.engine.launcher import EngineChild, spawn_engine
 
 MAX_BODY_BYTES = 100_000
+FAST_RESTARTS = {"supervision.interval_s": 0.2, "supervision.backoff_s": 0.02}
+
+
+async def until(condition: Callable[[], bool], limit_s: float = 30) -> None:
+    """Look again and again; for what nobody announces."""
+    async with asyncio.timeout(limit_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 @dataclass
@@ -81,28 +92,40 @@ async def running(
     model: ServedModel | None = None,
     start: bool = True,
     fake: EngineSettings | None = None,
+    settings: Mapping[str, Any] | None = None,
+    spawn: Callable[[], EngineChild] | None = None,
     **script: Any,
 ) -> AsyncIterator[Running]:
-    """With `fake`, a real engine process on the fake device; else a scripted one."""
+    """With `fake`, a real engine process on the fake device; else a scripted one; `spawn` starts another.
+    `settings`: options of the configuration that concern the daemon's server side, such as
+    admission.max_waiting_requests."""
+    given = {"model.name": "bytes", "server.max_body_bytes": MAX_BODY_BYTES}
+    given |= FAST_RESTARTS | dict(settings or {})
+    overrides = [
+        Override(key, str(value).lower() if isinstance(value, bool) else str(value), "test")
+        for key, value in given.items()
+    ]
+    config = load_config(overrides=overrides)
     stop_reasons: asyncio.Queue[str] = asyncio.Queue()
-    spawn = scripted(**script) if fake is None else spawn_engine
-    supervisor = Supervisor(fake or EngineSettings(), lambda message: table.on_message(message), spawn)
-    table = RequestTable(supervisor)
-    generation = GenerationService(model or ByteModel(), table)
-    services = Services("bytes", supervisor, table, generation, stop_reasons.put_nowait)
+    spawn = spawn or (scripted(**script) if fake is None else spawn_engine)
+    supervisor = Supervisor(fake or EngineSettings(), spawn, config.supervision)
+    supervisor.observer = table = RequestTable(supervisor)
+    generation = GenerationService(model or ByteModel(), table, RequestRules.of(config))
+    services = Services("bytes", supervisor, table, generation, stop_reasons.put_nowait, config)
     listeners = claim_http("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listeners[0].getsockname()[1]}"
     path = tmp_path / "daemon.sock"
-    with claim_socket(path) as unix_listener:
+    with claim_socket(path, group=services.door.guests_gid) as unix_listener:
         async with (
             services.vitals.watched(),
-            serve_http(services, listeners, "127.0.0.1", MAX_BODY_BYTES),
+            services.drain.watched(),
+            serve_http(services, listeners),
             serve_unix_socket(services, unix_listener),
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as http,
         ):
             if start:
-                ready = await supervisor.start()
-                generation.engine_is_ready(Limits(ready.vocab_size, ready.max_model_len))
+                supervisor.on_ready.append(lambda ready: generation.engine_is_ready(Limits.of(ready.info)))
+                await supervisor.start()
             try:
                 yield Running(url, path, services, http, stop_reasons)
             finally:

@@ -34,9 +34,16 @@ class DaemonProcess:
 
     def client(self, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
         """semipd-client with these arguments."""
-        command = [sys.executable, "-m", "semipd.client.cli", *arguments, "--socket", str(self.socket_path)]
+        return self._run("semipd.client.cli", *arguments, **options)
+
+    def command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """semipd-daemon with these arguments; the socket is this daemon's unless they name another."""
+        return self._run("semipd.cli", *arguments)
+
+    def _run(self, module: str, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+        socket = [] if "--socket" in arguments else ["--socket", str(self.socket_path)]
         given = {"capture_output": True, "text": True, "timeout": LIMIT_S, "env": ENV}
-        return subprocess.run(command, **(given | options))
+        return subprocess.run([sys.executable, "-m", module, *arguments, *socket], **(given | options))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Drives a coordinator on the fake device under a virtual clock, and checks what comes out."""
 
+import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -10,6 +11,8 @@ from semipd.core.sampling import SamplingParams
 from semipd.core.settings import EngineSettings
 from semipd.devices.fake import FakeDevice, expected_tokens
 from semipd.engine.coordinator import Coordinator
+
+RANDOM_VOCAB = 50
 
 
 @dataclass
@@ -75,4 +78,16 @@ def submit(seq: int, prompt: list[int], **kwargs: object) -> Submit:
     return Submit(request(seq, prompt, **kwargs))  # type: ignore[arg-type]
 
 
-__all__ = ["Cancel", "Run", "request", "submit"]
+def random_request(rng: random.Random, seq: int, now_ns: int) -> Request:
+    """Shared prefixes are common, some prompts are long, some requests stop early."""
+    prefix = [rng.randint(0, 2)] * rng.choice([0, 16, 32, 48])
+    prompt = prefix + [rng.randint(0, 3) for _ in range(rng.choice([1, 5, 17, 60]))]
+    stop = (rng.randrange(RANDOM_VOCAB),) if rng.random() < 0.5 else ()
+    max_tokens = rng.choice([1, 4, 20, 60])
+    return request(
+        seq, prompt, max_tokens=max_tokens, arrival_ns=now_ns, seed=rng.getrandbits(64), stop_token_ids=stop,
+        min_tokens=rng.choice([0, 0, min(3, max_tokens)]),
+    )  # fmt: skip
+
+
+__all__ = ["RANDOM_VOCAB", "Cancel", "Run", "random_request", "request", "submit"]

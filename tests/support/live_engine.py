@@ -44,8 +44,11 @@ class LiveRun:
         if turn.idle:
             self.coordinator.check_integrity()
             return False
-        ready, _, _ = select.select(self.device.files(), [], [], limit_s)
-        assert ready, f"no lane answered within {limit_s} s"
+        timeout_s = limit_s
+        if turn.wake_at_ns is not None:
+            timeout_s = min(limit_s, max(0.0, (turn.wake_at_ns - time.monotonic_ns()) / 1e9))
+        ready, _, _ = select.select(self.device.files(), [], [], timeout_s)
+        assert ready or timeout_s < limit_s, f"no lane answered within {limit_s} s"
         return True
 
     def run(self, requests: list[Request]) -> dict[SeqId, list[int]]:

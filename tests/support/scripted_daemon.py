@@ -14,6 +14,11 @@ from semipd.daemon.app import run
 
 if __name__ == "__main__":
     model, socket_path, script = sys.argv[1:]
-    given = {"model.name": model, "server.socket": socket_path, "server.port": "0"}
+    given = {
+        "model.name": model,
+        "server.socket": socket_path,
+        "server.port": "0",
+        "supervision.backoff_s": "0.02",
+    }
     config = load_config(overrides=[Override(key, text, "test") for key, text in given.items()])
     sys.exit(run(config, scripted(**json.loads(script))))

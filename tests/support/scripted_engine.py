@@ -36,14 +36,22 @@ INFO = {
     "splits": [[1, 1]],
     "solo_prefill": [2, 0],
     "solo_decode": [0, 2],
-    "num_blocks": 100,
+    "num_blocks": 300,
     "vocab_size": VOCAB_SIZE,
     "max_model_len": MAX_MODEL_LEN,
     "dtype": "none",
     "memory": {},
 }
 
-_LANE = {"steps": 0, "prefill_tokens": 0, "decode_tokens": 0, "busy_ms": 0.0, "last_step_age_ms": None}
+_LANE = {
+    "steps": 0,
+    "steps_in_flight": 0,
+    "prefill_tokens": 0,
+    "decode_tokens": 0,
+    "busy_ms": 0.0,
+    "last_step_age_ms": None,
+    "step_age_ms": None,
+}
 
 NUMBERS = {
     "scheduler": "scripted",
@@ -53,6 +61,7 @@ NUMBERS = {
     "prefix": {"prompt_tokens": 0, "cached_tokens": 0},
     "preemptions": 0,
     "lanes": {"prefill": _LANE, "decode": _LANE},
+    "progress_age_ms": 0.0,
     "device": {},
     "partition": Control(
         SplitTable((Split(1, 1),), Split(2, 0), Split(0, 2), 2, "unit"), ControlSettings(), Models(2)
@@ -67,11 +76,12 @@ def scripted(**script: Any) -> Callable[[], EngineChild]:
     phases: [[name, limit_s, seconds it takes], ...] before ready
     fail: a `failed` frame instead of ready; exit: an exit code instead of ready
     step_ms: time between steps (default 1); max_steps: requests get no tokens beyond that many (0: no bound)
-    crash_on: a token; the engine kills itself when a request's prompt starts with it
+    crash_on: a token; the engine kills itself before the fourth token of a prompt that starts with it
     garble_on: likewise, but it sends nonsense
     refuse_on: likewise, but it refuses the request
     silent: no answers to status questions
     stubborn: ignores SIGTERM and the end of the link
+    dies_when_asked: once it is ready, the first message ends it
     """
 
     def spawn() -> EngineChild:
@@ -122,11 +132,11 @@ class _Echo:
         if first == self.script.get("refuse_on"):
             self.send(Finished(request.seq, "error", code="kv_too_small", message="The pool is too small."))
             return
-        self.live[request.seq] = (request, 0)
+        self.live[request.seq] = (request, len(request.emitted))
 
     def step(self) -> None:
         for request, _count in self.live.values():
-            if request.prompt[0] == self.script.get("crash_on") and _count == 3:
+            if request.prompt[0] == self.script.get("crash_on") and _count >= 3:
                 os.kill(os.getpid(), signal.SIGKILL)
         bound = self.script.get("max_steps", 0)
         ready = [(r, n) for r, n in self.live.values() if not bound or n < bound]
@@ -177,6 +187,8 @@ def main() -> None:
                 time.sleep(3600)
             if not data:
                 return
+            if script.get("dies_when_asked"):
+                sys.exit(3)
             for frame in reader.feed(data):
                 echo.receive(frame)
                 if frame.get("op") == "submit" and frame["request"]["prompt"][0] == script.get("garble_on"):

@@ -10,6 +10,7 @@ import pytest
 
 from semipd import cli
 from semipd.config import SPECS
+from semipd.status_text import status_lines
 
 
 @pytest.fixture(autouse=True)
@@ -114,10 +115,22 @@ def test_top_says_what_works_today(capsys: pytest.CaptureFixture[str]) -> None:
     assert "semipd-daemon status" in captured.err
 
 
+READY = {
+    "state": "ready",
+    "phase": None,
+    "attempt": None,
+    "backoff_left_s": None,
+    "why": None,
+    "hint": None,
+    "restarts": 0,
+}
+
+
 def status_document() -> dict[str, object]:
     lane = {"steps": 3, "prefill_tokens": 40, "decode_tokens": 0, "busy_ms": 120.0, "last_step_age_ms": None}
     return {
         "state": "ready",
+        "engine": READY,
         "versions": {"daemon": "0.1.0", "engine": "0.1.0"},
         "uptime_s": 7300.0,
         "model": {"name": "demo", "max_model_len": 2048},
@@ -126,6 +139,7 @@ def status_document() -> dict[str, object]:
         "split": {"prefill": 1, "decode": 1, "unit": "core"},
         "requests": {"waiting": 2, "prefilling": 1, "decoding": 5, "oldest_waiting_ms": 1500.0},
         "totals": {"stop": 4},
+        "drain": {"state": "serving"},
         "kv": {
             "block_tokens": 16,
             "total_blocks": 100,
@@ -137,11 +151,19 @@ def status_document() -> dict[str, object]:
         "preemptions": 6,
         "lanes": {"prefill": lane, "decode": lane | {"last_step_age_ms": 250.0}},
         "notes": ["the cgroup allows 1.5 cores"],
+        "drain": {
+            "state": "draining",
+            "actor": "ann",
+            "awaited": 2,
+            "oldest_ms": 1500.0,
+            "seconds_left": 8.0,
+            "ended": 0,
+        },
     }
 
 
 def test_status_table() -> None:
-    lines = cli.status_lines(status_document())
+    lines = status_lines(status_document())
     text = "\n".join(lines)
     for fact in (
         "up 2 h 1 min",
@@ -150,8 +172,30 @@ def test_status_table() -> None:
         "7 of 100 in use (16 tokens each), 9 free ones",
         "32 of 50 prompt tokens",
         "4 stop",
+        "draining for ann: 2 requests under way, the oldest for 1.5 s; they have 8 s",
         "never ran",
         "last step 0.2 s ago",
         "note: the cgroup allows 1.5 cores",
     ):
         assert fact in text
+
+
+def test_status_without_an_engine() -> None:
+    outage = {
+        "attempt": 2,
+        "backoff_left_s": 1.25,
+        "why": "The engine ended with exit code 3.",
+        "restarts": 1,
+    }
+    status = {name: status_document()[name] for name in ("uptime_s", "totals", "drain", "notes")} | {
+        "engine": READY | {"state": "restarting"} | outage,
+        "model": {"name": "demo", "max_model_len": None},
+        "device_info": None,
+        "versions": {"daemon": "0.1.0", "engine": None},
+    }
+    text = "\n".join(status_lines(status))
+    assert "restarting, attempt 2, in 1.2 s, restarted 1 times: The engine ended with exit code 3." in text
+    assert "lane" not in text
+    phase = {"name": "loading weights", "seconds": 3.0, "limit_s": 60.0}
+    text = "\n".join(status_lines(status | {"engine": READY | {"state": "starting", "phase": phase}}))
+    assert "starting, loading weights for 3.0 of at most 60 s" in text

@@ -74,6 +74,8 @@ def test_every_setting_reaches_the_engine() -> None:
         "slo.tpot_ms": "20",
         "slo.percentile": "95",
         "slo.window_s": "10",
+        "supervision.start_patience": "3",
+        "supervision.worker_step_limit_s": "90",
     }
     config = load_config(overrides=[Override(key, text, "--set") for key, text in values.items()])
     settings = config.engine_settings(Path("/models/x"))
@@ -128,6 +130,8 @@ def test_a_written_configuration_resolves_to_itself(tmp_path: Path) -> None:
         ("kv.fraction", "nan", "0.01 to 0.95"),
         ("kv.fraction", "1" + "0" * 400, "a number"),
         ("kv.bytes", "[1]", "whole number"),
+        ("server.log_prompts", "1", "true or false"),
+        ("server.log_prompts", '"true"', "true or false"),
     ],
 )
 def test_bad_values_in_a_file(tmp_path: Path, key: str, raw: str, said: str) -> None:
@@ -170,6 +174,13 @@ def test_unknown_variables_and_flags() -> None:
     assert "kv.fraction" in refusal("unknown_option", overrides=[Override("kv.fracton", "1", "--set")]).hint
     assert refusal("unknown_option", None, {"SEMIPD__": "1"}).hint
     assert nearest_key("zzz", SPECS) is None
+
+
+def test_switches_are_true_or_false(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "[server]\nlog_prompts = true")).server.log_prompts is True
+    for text, value in (("true", True), ("false", False)):
+        assert load_config(environ={"SEMIPD__SERVER__LOG_PROMPTS": text}).server.log_prompts is value
+    assert "true or false" in refusal("invalid_config", None, {"SEMIPD__SERVER__LOG_PROMPTS": "1"}).message
 
 
 def test_unknown_empty_section(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from semipd.core.split import Split
 from semipd.devices.contract import DeviceInfo, LaneName
 from semipd.devices.cpu.cgroups import ROOT, read_table
 from semipd.devices.cpu.cores import cpu_model, split_table, usable_cores
-from semipd.devices.cpu.lane import CpuLane
+from semipd.devices.cpu.lane import Awaited, CpuLane
 from semipd.devices.cpu.memory import SharedMemory, available_memory
-from semipd.devices.cpu.messages import Setup
+from semipd.devices.cpu.messages import Message, Setup
 from semipd.devices.cpu.process import Worker
 from semipd.devices.cpu.sizing import MemoryDemand, num_kv_blocks
 from semipd.models.config import ModelConfig, load_model_config
@@ -73,13 +73,13 @@ class _Model:
 
 
 class CpuDevice:
-    """See devices.contract.Device. Open in the main thread: the workers' death signal follows it."""
+    """See devices.contract.Device. Open and poll in the main thread: the workers' death signal follows it."""
 
-    def __init__(self, info: DeviceInfo, prefill: Worker, decode: Worker, stack: ExitStack) -> None:
+    def __init__(self, info: DeviceInfo, prefill: CpuLane, decode: CpuLane, stack: ExitStack) -> None:
         self.info = info
-        self.prefill = CpuLane(prefill)
-        self.decode = CpuLane(decode)
-        self._workers = (prefill, decode)
+        self.prefill = prefill
+        self.decode = decode
+        self._lanes = (prefill, decode)
         self._stack = stack
 
     @classmethod
@@ -104,21 +104,35 @@ class CpuDevice:
             cores = usable_cores()
             setup = _setup(settings, model, num_blocks, weights, kv_pool, cores)
             workers = [_start(stack, setup, lane) for lane in ("prefill", "decode")]
-            _bring_up(workers, _load(model, settings.model_dir, weights, report), report)
+            packed = _load(model, settings.model_dir, weights, report)
+            token_ns = _bring_up(workers, packed, report, settings.start_patience)
+            lanes = []
+            for worker in workers:
+                start = _successor(setup, worker.lane, packed)
+                words = _start_words(settings.start_patience)
+                lanes.append(CpuLane(worker, start, words, settings.worker_step_limit_s, token_ns))
+                stack.callback(lanes[-1].end)
             info = _info(model, demand, num_blocks, cores)
-            return cls(info, workers[0], workers[1], stack.pop_all())
+            return cls(info, lanes[0], lanes[1], stack.pop_all())
 
     def files(self) -> Sequence[int]:
-        return [worker.channel.fileno() for worker in self._workers]
+        return [fd for lane in self._lanes for fd in lane.files()]
 
     def wake_at_ns(self) -> int | None:
-        return None
+        times = [lane.wake_at_ns() for lane in self._lanes]
+        return min((time for time in times if time is not None), default=None)
 
     def stats(self) -> dict[str, Any]:
-        """Per lane the worker's pid and resident bytes (shared memory it has touched included)."""
+        """Per lane the worker's pid, its resident bytes (shared memory it has touched included), whether it
+        is up, and how many came after the first."""
         workers = {
-            worker.lane: {"pid": worker.process.pid, "rss_bytes": _rss_bytes(worker.process.pid)}
-            for worker in self._workers
+            lane.name: {
+                "pid": lane.worker.pid,
+                "rss_bytes": _rss_bytes(lane.worker.pid),
+                "state": lane.state,
+                "restarts": lane.num_restarts,
+            }
+            for lane in self._lanes
         }
         return {
             "workers": workers,
@@ -165,12 +179,27 @@ def _setup(
     return of
 
 
-def _start(stack: ExitStack, setup_of: Callable[[LaneName], Setup], lane: LaneName) -> Worker:
-    setup = setup_of(lane)
-    worker = Worker(lane, len(setup.cores), (setup.weights_fd, setup.kv_fd))
-    stack.callback(worker.end)
+def _spawn(setup: Setup) -> Worker:
+    worker = Worker(setup.lane, len(setup.cores), (setup.weights_fd, setup.kv_fd))
     worker.channel.send(setup.to_wire())
     return worker
+
+
+def _start(stack: ExitStack, setup_of: Callable[[LaneName], Setup], lane: LaneName) -> Worker:
+    worker = _spawn(setup_of(lane))
+    stack.callback(worker.end)
+    return worker
+
+
+def _successor(setup_of: Callable[[LaneName], Setup], lane: LaneName, packed: Packed) -> Callable[[], Worker]:
+    """Starts another worker of the lane: the weights are there, so it may warm up as soon as it can."""
+
+    def start() -> Worker:
+        worker = _spawn(setup_of(lane))
+        worker.channel.send(_warm_up(packed))
+        return worker
+
+    return start
 
 
 def _load(model: _Model, model_dir: str, memory: SharedMemory, report: Report) -> Packed:
@@ -189,17 +218,30 @@ def _load(model: _Model, model_dir: str, memory: SharedMemory, report: Report) -
     return pack_weights(model.layout, memory.tensor()) if model.packed else {}
 
 
-def _bring_up(workers: list[Worker], packed: Packed, report: Report) -> None:
+def _warm_up(packed: Packed) -> Message:
+    return {"op": "warm_up", "packed": packed}
+
+
+def _start_words(patience: float) -> list[Awaited]:
+    return [
+        Awaited("attached", "attach", _ATTACH_LIMIT_S * patience),
+        Awaited("ready", "warm up", _WARM_UP_LIMIT_S * patience),
+    ]
+
+
+def _bring_up(workers: list[Worker], packed: Packed, report: Report, patience: float) -> int:
+    """Returns the nanoseconds that a prompt token took the slower one while warming up."""
+    attached, ready = _start_words(patience)
     report("starting workers", _ATTACH_LIMIT_S)
     started_s = time.monotonic()
     for worker in workers:
-        worker.wait_for("attached", "attach", started_s, _ATTACH_LIMIT_S)
+        worker.wait_for(attached.op, attached.what, started_s, attached.limit_s)
     report("warming up", _WARM_UP_LIMIT_S)
     started_s = time.monotonic()
     for worker in workers:
-        worker.channel.send({"op": "warm_up", "packed": packed})
-    for worker in workers:
-        worker.wait_for("ready", "warm up", started_s, _WARM_UP_LIMIT_S)
+        worker.channel.send(_warm_up(packed))
+    said = [worker.wait_for(ready.op, ready.what, started_s, ready.limit_s) for worker in workers]
+    return max(int(message["token_ns"]) for message in said)
 
 
 def _solo(lane: LaneName, num_cores: int) -> Split:

@@ -18,6 +18,9 @@ from semipd.wire.sampling import sampling_from_wire, sampling_to_wire
 LANE_FRAME_BYTES = 512 * 2**20
 """A rebuild carries the whole history of every resident."""
 
+STEP_FAILED = "step_failed"
+"""Code of an error that is no answer: any exception but SemipdError."""
+
 Message = dict[str, Any]
 
 

@@ -9,15 +9,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from semipd.devices.contract import LaneFailed, LaneName
-from semipd.devices.cpu.messages import LANE_FRAME_BYTES, Message
+from semipd.devices.cpu.messages import LANE_FRAME_BYTES, STEP_FAILED, Message
 from semipd.wire.channel import Channel
 
 _STDERR_TAIL_BYTES = 2000
 _EOF_GRACE_S = 1.0
 _TERM_GRACE_S = 1.0
 _KILL_GRACE_S = 5.0
+_REAP_EVERY_S = 0.005
+_OUT_OF_MEMORY = "If the kernel ran out of memory (see dmesg), lower kv_bytes, max_model_len or max_num_seqs."
 
 _ENVIRONMENT = {
     # By default an idle libgomp thread spins for 10 to 20 ms after each parallel region (measured), on cores
@@ -34,6 +37,17 @@ _ENVIRONMENT = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a worker ended. `how` completes "the worker ..."; `signal` and `hint` may be empty; `code` is what
+    LaneFailed says of it."""
+
+    how: str
+    signal: str
+    hint: str
+    code: str = "worker_died"
+
+
 class Worker:
     """Owns the process, its channel and the end of its stderr. Start from the main thread only (the death
     signal follows the thread that spawns)."""
@@ -41,6 +55,8 @@ class Worker:
     def __init__(self, lane: LaneName, num_cores: int, shared_fds: Sequence[int]) -> None:
         self.lane = lane
         self._stderr_tail = b""
+        self._failure = ""
+        self._verdict = ""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             try:
@@ -54,20 +70,35 @@ class Worker:
         self.channel = Channel(ours, LANE_FRAME_BYTES)
         self.channel.watch(self._stderr_fd)
 
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def is_lost(self) -> bool:
+        """Nothing more will come of it. It may still run."""
+        return self.channel.peer_gone
+
     def receive(self) -> list[Message]:
-        """Frames since the last call; never blocks. Raises LaneFailed when the worker is gone or failed."""
+        """Frames since the last call; never blocks.
+
+        Raises LaneFailed when the worker has an answer instead of a result, such as `invalid_logits`. Any
+        other exception there is its death.
+        """
         self._forward_stderr()
-        messages = self.channel.receive()
-        for message in messages:
-            if message["op"] == "error":
+        messages = []
+        for message in self.channel.receive():
+            if message["op"] != "error":
+                messages.append(message)
+            elif message["code"] == STEP_FAILED:
+                self._failure = message["message"]
+            else:
                 raise LaneFailed(
                     message["code"], f"{self.lane} worker: {message['message']}", message["hint"]
                 )
-        if self.channel.peer_gone and not messages:
-            raise self._death()
         return messages
 
-    def wait_for(self, op: str, what: str, started_s: float, limit_s: float) -> None:
+    def wait_for(self, op: str, what: str, started_s: float, limit_s: float) -> Message:
         """Block until the worker says `op`, for `limit_s` from `started_s` (time.monotonic) at most.
 
         Raises LaneFailed, `worker_timeout` among others.
@@ -79,9 +110,29 @@ class Worker:
             waiter.poll(max(0.0, left_s) * 1000)
             for message in self.receive():
                 assert message["op"] == op, f"{self.lane} worker said {message['op']}, not {op}"
-                return
+                return message
+            if self.is_lost:
+                raise self._died_within(_KILL_GRACE_S)
             if left_s <= 0:
-                raise LaneFailed("worker_timeout", f"{self.lane} worker did not {what} within {limit_s:g} s.")
+                raise worker_timeout(self.lane, what, limit_s)
+
+    def condemn(self, why: str) -> None:
+        """Kill a worker that does not move. `why` completes "the worker ..."; it is lost soon after."""
+        self._verdict = why
+        self.process.kill()
+
+    def reap(self) -> Death | None:
+        """How a lost worker ended; None: it is still on its way out. Never blocks."""
+        # A process that is ending already keeps its exit status.
+        self.process.kill()
+        status = self.process.poll()
+        if status is None:
+            return None
+        self._forward_stderr()
+        self.channel.close()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return self._death(status)
 
     def end(self) -> None:
         """End-of-file, then SIGTERM, then SIGKILL, each with a bound. Idempotent."""
@@ -99,22 +150,24 @@ class Worker:
         assert self.process.stderr is not None
         self.process.stderr.close()
 
-    def _death(self) -> LaneFailed:
-        try:
-            status = self.process.wait(_KILL_GRACE_S)
-        except subprocess.TimeoutExpired:
-            return LaneFailed("worker_died", f"{self.lane} worker closed its link but is still running.")
-        self._forward_stderr()
+    def _died_within(self, limit_s: float) -> LaneFailed:
+        deadline_s = time.monotonic() + limit_s
+        while (death := self.reap()) is None:
+            if time.monotonic() > deadline_s:
+                return unkillable(self)
+            time.sleep(_REAP_EVERY_S)
+        return LaneFailed(death.code, f"{self.lane} worker (pid {self.pid}) {death.how}.", death.hint)
+
+    def _death(self, status: int) -> Death:
+        ended_by = signal.Signals(-status).name if status < 0 else ""
+        if self._verdict:
+            return Death(self._verdict, ended_by, "")
+        if self._failure:
+            return Death(f"failed: {self._failure}", ended_by, "See the traceback above.", STEP_FAILED)
         last = self._stderr_tail.decode(errors="replace").strip().splitlines()[-3:]
-        said = f" It last said: {' | '.join(last)}" if last else ""
-        if status == -signal.SIGKILL:
-            hint = (
-                "If the kernel ran out of memory (see dmesg), lower kv_bytes, max_model_len or max_num_seqs."
-            )
-        else:
-            hint = ""
-        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
-        return LaneFailed("worker_died", f"{self.lane} worker (pid {self.process.pid}) {how}.{said}", hint)
+        said = f"; it last said: {' | '.join(last)}" if last else ""
+        how = f"was ended by {ended_by}" if ended_by else f"exited with status {status}"
+        return Death(how + said, ended_by, _OUT_OF_MEMORY if ended_by == "SIGKILL" else "")
 
     def _forward_stderr(self) -> None:
         while self._stderr_fd is not None:
@@ -139,3 +192,12 @@ def _spawn(link_fd: int, num_cores: int, shared_fds: Sequence[int]) -> subproces
         env=os.environ | _ENVIRONMENT | {"OMP_NUM_THREADS": str(num_cores)},
         process_group=0,
     )
+
+
+def worker_timeout(lane: LaneName, what: str, limit_s: float) -> LaneFailed:
+    return LaneFailed("worker_timeout", f"{lane} worker did not {what} within {limit_s:g} s.")
+
+
+def unkillable(worker: Worker) -> LaneFailed:
+    message = f"{worker.lane} worker (pid {worker.pid}) closed its link but cannot be killed."
+    return LaneFailed("worker_died", message, "Look for a hung disk or device.")

@@ -15,6 +15,7 @@ from semipd.devices.cpu.cores import lane_cores, pin_process
 from semipd.devices.cpu.memory import SharedMemory
 from semipd.devices.cpu.messages import (
     LANE_FRAME_BYTES,
+    STEP_FAILED,
     Message,
     Setup,
     plan_from_wire,
@@ -47,15 +48,24 @@ class Executor:
         self._weights = SharedMemory(setup.weights_fd, self._layout.total_bytes).tensor()
         self._kv_pool = SharedMemory(setup.kv_fd, kv_bytes).tensor().view(dtype).view(shape)
 
-    def warm_up(self, packed: Packed) -> None:
+    def warm_up(self, packed: Packed) -> int:
         """Build the decoder and run both kinds of step, so that oneDNN's primitives and the allocator's
-        pools exist. Uses blocks that no sequence has yet; what stays in them is never read."""
+        pools exist. That happens in a small KV pool of its own: live sequences may own the blocks of the
+        real one. Returns the nanoseconds that each token of the first prompt took."""
         views = packed_views(self._layout, self._weights, packed)
-        decoder = DenseDecoder(self._config, views, self._kv_pool)
-        self._runner = StepRunner(decoder, self._config.vocab_size, torch.device("cpu"))
+        self._runner = self._runner_over(views, self._kv_pool)
+        shape = kv_pool_shape(self._config, warm_up_blocks(self._setup))
+        rehearsal = self._runner_over(views, torch.zeros(shape, dtype=self._kv_pool.dtype))
+        token_ns = []
         for plan in warm_up_plans(self._setup):
-            self._runner.execute(plan)
-            self._runner.rebuild([])
+            result = rehearsal.execute(plan)
+            rehearsal.rebuild([])
+            token_ns += [result.busy_ns // segment.length for segment in plan.segments]
+        return max(token_ns)
+
+    def _runner_over(self, views: dict[str, torch.Tensor], kv_pool: torch.Tensor) -> StepRunner:
+        decoder = DenseDecoder(self._config, views, kv_pool)
+        return StepRunner(decoder, self._config.vocab_size, torch.device("cpu"))
 
     def execute(self, plan: StepPlan) -> StepResult:
         self.take_cores(plan.split)
@@ -74,10 +84,15 @@ class Executor:
             self._pinned = cores
 
 
+def warm_up_blocks(setup: Setup) -> int:
+    """Blocks of the warm-up's pool, padding included."""
+    return min(setup.num_blocks, 1 + max(blocks_for(setup.warm_up_tokens), _WARM_UP_BATCHES[-1]))
+
+
 def warm_up_plans(setup: Setup) -> list[StepPlan]:
     """One prompt, then decode batches; each plan stands alone."""
     params = SamplingParams(max_tokens=1, seed=0, top_p=0.9)
-    pool = list(range(PADDING_BLOCK + 1, setup.num_blocks))
+    pool = list(range(PADDING_BLOCK + 1, warm_up_blocks(setup)))
     length = min(setup.warm_up_tokens, setup.max_model_len, len(pool) * BLOCK_SIZE)
     join = Join(SeqId(0), [0] * length, length, params, pool[: blocks_for(length)])
     plans = [StepPlan(0, setup.split, segments=(Segment(SeqId(0), 0, length, True),), joins=(join,))]
@@ -121,7 +136,7 @@ def serve(sock: socket.socket) -> int:
         traceback.print_exc()
         message = f"{type(error).__name__}: {error}"
         link.send(
-            {"op": "error", "code": "step_failed", "message": message, "hint": "See the traceback above."}
+            {"op": "error", "code": STEP_FAILED, "message": message, "hint": "See the traceback above."}
         )
     return 1
 
@@ -134,8 +149,7 @@ def _run(link: _Link) -> None:
         message = link.receive()
         match message["op"]:
             case "warm_up":
-                executor.warm_up(message["packed"])
-                link.send({"op": "ready"})
+                link.send({"op": "ready", "token_ns": executor.warm_up(message["packed"])})
             case "rebuild":
                 executor.rebuild(rebuild_from_wire(message))
             case "step":

@@ -1,0 +1,223 @@
+"""The waiting queue's bounds: who is let in, and when the others may come again.
+
+Requests wait from their arrival until they are first placed in the KV pool. Those that are still being
+tokenized hold a place too, so that a burst cannot pass the bound between two looks at it. The answer to who
+comes too late costs no tokenizing, and says when to come again.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from semipd.config_sections import AdmissionConfig
+from semipd.core.errors import SemipdError
+from semipd.core.request import SeqId
+from semipd.daemon.history import RequestHistory, RequestRecord
+from semipd.daemon.request_rules import Priority
+
+RATE_WINDOW_S = 30
+MIN_RETRY_S = 1.0
+MAX_RETRY_S = 60.0
+
+
+class Load(NamedTuple):
+    """So many requests, and tokens of their prompts."""
+
+    requests: float = 0
+    tokens: float = 0
+
+    def plus(self, other: "Load", sign: int = 1) -> "Load":
+        return Load(self.requests + sign * other.requests, self.tokens + sign * other.tokens)
+
+
+class RateMeter:
+    """What has been completed per second, over the last RATE_WINDOW_S; in buckets of a second."""
+
+    def __init__(self) -> None:
+        self._buckets: deque[tuple[int, Load]] = deque(maxlen=RATE_WINDOW_S)
+        self._began_s: float | None = None
+
+    def add(self, done: Load, now_s: float) -> None:
+        if self._began_s is None:
+            self._began_s = now_s
+        second = int(now_s)
+        if self._buckets and self._buckets[-1][0] == second:
+            done = done.plus(self._buckets.pop()[1])
+        self._buckets.append((second, done))
+
+    def per_s(self, now_s: float) -> Load | None:
+        """None: nothing was completed lately."""
+        while self._buckets and self._buckets[0][0] <= now_s - RATE_WINDOW_S:
+            self._buckets.popleft()
+        if not self._buckets or self._began_s is None:
+            return None
+        span_s = min(max(now_s - self._began_s, 1.0), RATE_WINDOW_S)
+        requests = sum(done.requests for _, done in self._buckets)
+        tokens = sum(done.tokens for _, done in self._buckets)
+        return Load(requests / span_s, tokens / span_s)
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """Held by a request that is being prepared; as a context manager it is given up at the end."""
+
+    admission: "Admission"
+    priority: Priority
+    load: Load
+
+    def fill(self, num_requests: int, num_tokens: int) -> None:
+        """The prompts are known now. Raises SemipdError(`overloaded`)."""
+        self.admission.change(self, Load(num_requests, num_tokens))
+
+    def give_up(self) -> None:
+        """The request has been handed to the engine, or is over. Idempotent."""
+        self.admission.leave(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.give_up()
+
+
+class Admission:
+    """Counts who waits, from what the history is told, and refuses beyond the bounds."""
+
+    def __init__(
+        self,
+        config: AdmissionConfig,
+        history: RequestHistory,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._clock_s = clock_s
+        self._waiting: dict[SeqId, RequestRecord] = {}
+        self._preparing: set[Place] = set()
+        self._load: dict[Priority, Load] = {"interactive": Load(), "batch": Load()}
+        self._meter = RateMeter()
+        self._promised_s = -math.inf
+        """Until then, what is completed was promised to those already refused."""
+        history.on_arrived.append(self._arrived)
+        history.on_placed.append(self._left)
+        history.on_finished.append(self._finished)
+
+    @property
+    def waiting(self) -> Load:
+        return self._load["interactive"].plus(self._load["batch"])
+
+    def enter(self, priority: Priority, num_requests: int = 1, num_tokens: int = 0) -> Place:
+        """A place for a request of so many sequences. `num_tokens`: what is known of its prompts so far.
+        Raises SemipdError(`overloaded`), which carries when to come again."""
+        place = Place(self, priority, Load(num_requests, num_tokens))
+        self._check(priority, place.load)
+        self._preparing.add(place)
+        self._count(priority, place.load)
+        return place
+
+    def change(self, place: Place, load: Load) -> None:
+        if place not in self._preparing:
+            return
+        self._count(place.priority, place.load, -1)
+        place.load = Load()
+        self._check(place.priority, load)
+        place.load = load
+        self._count(place.priority, load)
+
+    def leave(self, place: Place) -> None:
+        if place in self._preparing:
+            self._preparing.remove(place)
+            self._count(place.priority, place.load, -1)
+
+    def check_room(self) -> None:
+        """Before anything of a request is known. Raises SemipdError(`overloaded`)."""
+        self._check("interactive", Load(1, 0))
+
+    def to_wire(self) -> dict[str, float | int | None]:
+        """For the status document."""
+        rate = self._meter.per_s(self._clock_s())
+        return {
+            "waiting_requests": int(self.waiting.requests),
+            "waiting_tokens": int(self.waiting.tokens),
+            "max_waiting_requests": self._config.max_waiting_requests,
+            "max_waiting_tokens": self._config.max_waiting_tokens,
+            "completed_per_s": None if rate is None else rate.requests,
+        }
+
+    def check_integrity(self) -> None:
+        """Recompute the loads from nothing; AssertionError with the numbers on a mismatch."""
+        for priority, counted in self._load.items():
+            records = [r for r in self._waiting.values() if r.priority == priority]
+            places = [place.load for place in self._preparing if place.priority == priority]
+            requests = len(records) + sum(load.requests for load in places)
+            tokens = sum(r.prompt_tokens for r in records) + sum(load.tokens for load in places)
+            assert counted == (requests, tokens), f"{priority}: {counted} counted, {requests}, {tokens} found"
+
+    # ---- told by the history -------------------------------------------------------------------
+
+    def _arrived(self, record: RequestRecord) -> None:
+        self._waiting[record.seq] = record
+        self._count(record.priority, Load(1, record.prompt_tokens))
+
+    def _left(self, record: RequestRecord) -> None:
+        if self._waiting.pop(record.seq, None) is not None:
+            self._count(record.priority, Load(1, record.prompt_tokens), -1)
+
+    def _finished(self, record: RequestRecord) -> None:
+        self._left(record)
+        self._meter.add(Load(1, record.prompt_tokens), self._clock_s())
+
+    def _count(self, priority: Priority, load: Load, sign: int = 1) -> None:
+        self._load[priority] = self._load[priority].plus(load, sign)
+
+    # ---- the bounds ----------------------------------------------------------------------------
+
+    def _check(self, priority: Priority, asked: Load) -> None:
+        """A request that alone exceeds a bound is let in when nobody waits: else it never could be."""
+        config, waiting = self._config, self.waiting
+        bound = Load(config.max_waiting_requests, config.max_waiting_tokens)
+        over = _beyond(waiting, asked, bound)
+        who, setting = "", "admission.max_waiting_requests and max_waiting_tokens"
+        if over is None and priority == "batch":
+            waiting, share = self._load["batch"], config.batch_share
+            bound = Load(bound.requests * share, bound.tokens * share)
+            over = _beyond(waiting, asked, bound)
+            who, setting = " of priority batch", f"admission.batch_share={share:g} of the queue"
+        if over is not None:
+            raise SemipdError(
+                "overloaded",
+                f"{waiting.requests:.0f} requests{who} with {waiting.tokens:.0f} prompt tokens wait; "
+                f"the bounds are {bound.requests:.0f} and {bound.tokens:.0f} ({setting}).",
+                "Send the request again later, or to another server.",
+                retry_after_s=self._retry_after_s(over),
+            )
+
+    def _retry_after_s(self, over: Load) -> float:
+        """Each who is refused is promised the next room that becomes free: they do not all come at once."""
+        now_s = self._clock_s()
+        rate = self._meter.per_s(now_s) or self._assumed_rate()
+        needed_s = max(over.requests / rate.requests, over.tokens / max(rate.tokens, 1.0))
+        latest_s = now_s + MAX_RETRY_S
+        self._promised_s = min(max(self._promised_s, now_s) + needed_s, latest_s)
+        return max(self._promised_s - now_s, MIN_RETRY_S)
+
+    def _assumed_rate(self) -> Load:
+        """Nothing was completed lately: not more than one in the time that the first in line has waited."""
+        first = next(iter(self._waiting.values()), None)
+        waited_s = 0.0 if first is None else self._clock_s() - first.arrival_ns / 1e9
+        each_s = max(waited_s, MIN_RETRY_S)
+        return Load(1 / each_s, max(first.prompt_tokens if first else 1, 1) / each_s)
+
+
+def _beyond(waiting: Load, asked: Load, bound: Load) -> Load | None:
+    """What would have to go before there is room; None: there is."""
+    over = Load(
+        max(waiting.requests + asked.requests - bound.requests, 0),
+        max(waiting.tokens + asked.tokens - bound.tokens, 0),
+    )
+    return over if any(over) and any(waiting) else None

@@ -1,0 +1,81 @@
+"""The status document for people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from semipd.daemon_commands import drain_text
+
+Document = Mapping[str, Any]
+Rows = list[tuple[str, str]]
+
+
+def status_lines(status: Document) -> list[str]:
+    """One fact a line, names in a column. While no engine is ready its numbers are missing."""
+    rows = _daemon_rows(status) + (_engine_rows(status) if "lanes" in status else [])
+    return [f"{name:<13}{text}" for name, text in rows] + [f"note: {note}" for note in status["notes"]]
+
+
+def engine_text(engine: Document) -> str:
+    """What becomes of the engine, from `engine` of status or a state frame."""
+    parts = [str(engine["state"])]
+    if engine["attempt"]:
+        parts.append(f"attempt {engine['attempt']}")
+    if engine["backoff_left_s"]:
+        parts.append(f"in {engine['backoff_left_s']:.1f} s")
+    if phase := engine["phase"]:
+        parts.append(f"{phase['name']} for {phase['seconds']:.1f} of at most {phase['limit_s']:g} s")
+    if engine["restarts"]:
+        parts.append(f"restarted {engine['restarts']} times")
+    return ", ".join(parts) + (f": {engine['why']}" if engine["why"] else "")
+
+
+def _daemon_rows(status: Document) -> Rows:
+    model, device = status["model"], status["device_info"]
+    counts = (f"{count} {what}" for what, count in sorted(status["totals"].items()))
+    return [
+        ("daemon", f"version {status['versions']['daemon']}, up {_duration(status['uptime_s'])}"),
+        ("engine", engine_text(status["engine"])),
+        ("model", f"{model['name']}, context {model['max_model_len'] or 'unknown'} tokens"),
+        ("device", str(device["name"]) if device else "not known yet"),
+        ("goodbye", drain_text(status["drain"])),
+        ("served", ", ".join(counts) or "nothing yet"),
+    ]
+
+
+def _engine_rows(status: Document) -> Rows:
+    split, requests, prefix, kv = (status[name] for name in ("split", "requests", "prefix", "kv"))
+    oldest_ms = requests["oldest_waiting_ms"]
+    waited = "" if oldest_ms is None else f" (the oldest for {oldest_ms / 1000:.1f} s)"
+    rows = [
+        ("scheduler", str(status["scheduler"])),
+        ("split", f"prefill {split['prefill']}, decode {split['decode']} ({split['unit']}s)"),
+        (
+            "requests",
+            f"{requests['waiting']} waiting{waited}, {requests['prefilling']} prefilling, "
+            f"{requests['decoding']} decoding",
+        ),
+        (
+            "KV blocks",
+            f"{kv['used_blocks']} of {kv['total_blocks']} in use ({kv['block_tokens']} tokens each), "
+            f"{kv['cached_blocks']} free ones hold reusable prefixes",
+        ),
+        ("prefix hits", f"{prefix['cached_tokens']} of {prefix['prompt_tokens']} prompt tokens"),
+        ("preemptions", str(status["preemptions"])),
+    ]
+    return rows + [(f"lane {name}", _lane_text(lane)) for name, lane in status["lanes"].items()]
+
+
+def _lane_text(lane: Document) -> str:
+    age_ms = lane["last_step_age_ms"]
+    last = "never ran" if age_ms is None else f"last step {_duration(age_ms / 1000)} ago"
+    return (
+        f"{lane['steps']} steps, {lane['prefill_tokens']} prefill and {lane['decode_tokens']} decode tokens, "
+        f"busy {_duration(lane['busy_ms'] / 1000)}, {last}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    return f"{minutes} min" if hours < 2 else f"{hours} h {minutes % 60} min"
