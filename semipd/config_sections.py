@@ -213,7 +213,10 @@ class EngineConfig:
 class KvConfig:
     bytes: int = option(0, "Size of the KV pool in bytes; 0: kv.fraction decides.", minimum=0, maximum=2**50)
     fraction: float = option(
-        0.5, "Share of the memory left after the weights that the KV pool takes.", minimum=0.01, maximum=0.95
+        0.0,
+        "Share of the memory left after the weights that the KV pool takes; 0: 0.5 on the CPU, 0.9 on a GPU.",
+        minimum=0.0,
+        maximum=0.95,
     )
 
 
@@ -231,7 +234,8 @@ class PartitionConfig:
     )
     merge_tokens: int = option(
         8192,
-        "Largest merged step that mode auto may run when no split is needed; 0: always split.",
+        "Largest merged step that mode auto may run when no split is needed; 0: always split. On the CPU "
+        "engine.step_token_budget or engine.prefill_chunk_tokens, if the larger of them is less.",
         minimum=0,
         maximum=_MAX_COUNT,
     )

@@ -21,7 +21,7 @@ class EngineSettings:
     prefill_chunk_tokens: most prompt tokens in one prefill step.
     step_token_budget: most tokens in one merged step of the scheduler `chunked`.
     kv_bytes: size of the KV pool; 0: a fraction of the memory that is free after the weights.
-    kv_fraction: that fraction.
+    kv_fraction: that fraction; 0: the device's default.
     max_num_blocks: cap on pool blocks, for tests; 0: no cap.
     prefill_units: prefill's share while both lanes are busy; 0: half. In partition mode `auto` it holds
         until the step times are known.
@@ -44,7 +44,7 @@ class EngineSettings:
     prefill_chunk_tokens: int = 512
     step_token_budget: int = 512
     kv_bytes: int = 0
-    kv_fraction: float = 0.5
+    kv_fraction: float = 0.0
     max_num_blocks: int = 0
     prefill_units: int = 0
     log_format: LogFormat = "text"

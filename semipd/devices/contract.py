@@ -27,6 +27,7 @@ class DeviceInfo:
         solo_prefill, solo_decode: one lane has every unit.
         num_blocks: size of the KV pool, block 0 (padding) included.
         memory: bytes by purpose, for the start-up table.
+        max_step_tokens: most tokens of one step that its memory was sized for; 0: what the settings allow.
         prefill_moves: a prefill step in flight follows the split of a decode step launched beside it, within
             a few layers; so decode need not wait until the prefill has given up its units.
     """
@@ -43,6 +44,7 @@ class DeviceInfo:
     max_model_len: int
     dtype: str
     memory: dict[str, int]
+    max_step_tokens: int = 0
     prefill_moves: bool = False
 
 

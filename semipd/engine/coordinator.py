@@ -32,7 +32,7 @@ from semipd.core.request import SeqId
 from semipd.core.settings import EngineSettings, SchedulerName
 from semipd.core.slo import Slo
 from semipd.core.split import Split
-from semipd.devices.contract import Device, WorkerDied
+from semipd.devices.contract import Device, DeviceInfo, WorkerDied
 from semipd.engine.lane_state import Flight, LaneState
 from semipd.engine.notices import partition_event, worker_event
 from semipd.engine.status import engine_status
@@ -73,7 +73,7 @@ class Coordinator:
         self.split = info.solo_decode
         table = SplitTable(info.splits, info.solo_prefill, info.solo_decode, info.num_units, info.unit)
         self.control = Control(
-            table, _control_settings(settings, self.policy), models or Models(info.num_units)
+            table, _control_settings(settings, self.policy, info), models or Models(info.num_units)
         )
         self._next_step_id = 1
         self._held: Split | None = None
@@ -351,7 +351,7 @@ class Coordinator:
         assert counted == inflight, f"steps in flight per sequence: {counted} counted, {inflight} found"
 
 
-def _control_settings(settings: EngineSettings, scheduler: str) -> ControlSettings:
+def _control_settings(settings: EngineSettings, scheduler: str, info: DeviceInfo) -> ControlSettings:
     return ControlSettings(
         scheduler=scheduler,
         mode=settings.partition_mode,
@@ -359,7 +359,7 @@ def _control_settings(settings: EngineSettings, scheduler: str) -> ControlSettin
         prefill_units=settings.prefill_units,
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
         step_token_budget=settings.step_token_budget,
-        merge_tokens=settings.merge_tokens,
+        merge_tokens=min(settings.merge_tokens, info.max_step_tokens or settings.merge_tokens),
         slo=Slo(settings.slo_ttft_ms, settings.slo_tpot_ms, settings.slo_percentile, settings.slo_window_s),
     )
 

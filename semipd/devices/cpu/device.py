@@ -16,7 +16,7 @@ from semipd.devices.cpu.lane import Awaited, CpuLane
 from semipd.devices.cpu.memory import SharedMemory, available_memory
 from semipd.devices.cpu.messages import Message, Setup
 from semipd.devices.cpu.process import Worker
-from semipd.devices.cpu.sizing import MemoryDemand, num_kv_blocks
+from semipd.devices.cpu.sizing import DEFAULT_KV_FRACTION, MemoryDemand, num_kv_blocks
 from semipd.models.config import ModelConfig, load_model_config
 from semipd.models.dtypes import DTypeName, resolve_dtype
 from semipd.models.layout import WeightsLayout, kv_block_bytes, plan_weights
@@ -56,8 +56,7 @@ class _Model:
 
     def demand(self, settings: EngineSettings) -> MemoryDemand:
         widest = self.config.vocab_size * settings.max_num_seqs + (
-            (4 * self.config.hidden_size + 3 * self.config.intermediate_size)
-            * max(settings.prefill_chunk_tokens, settings.step_token_budget)
+            (4 * self.config.hidden_size + 3 * self.config.intermediate_size) * _max_step_tokens(settings)
         )
         return MemoryDemand(
             weights_bytes=self.layout.total_bytes,
@@ -67,7 +66,7 @@ class _Model:
             max_model_len=self.max_model_len,
             max_num_seqs=settings.max_num_seqs,
             kv_bytes=settings.kv_bytes,
-            kv_fraction=settings.kv_fraction,
+            kv_fraction=settings.kv_fraction or DEFAULT_KV_FRACTION,
             max_num_blocks=settings.max_num_blocks,
         )
 
@@ -112,7 +111,7 @@ class CpuDevice:
                 words = _start_words(settings.start_patience)
                 lanes.append(CpuLane(worker, start, words, settings.worker_step_limit_s, token_ns))
                 stack.callback(lanes[-1].end)
-            info = _info(model, demand, num_blocks, cores)
+            info = _info(model, settings, demand, num_blocks, cores)
             return cls(info, lanes[0], lanes[1], stack.pop_all())
 
     def files(self) -> Sequence[int]:
@@ -248,7 +247,13 @@ def _solo(lane: LaneName, num_cores: int) -> Split:
     return Split(num_cores, 0) if lane == "prefill" else Split(0, num_cores)
 
 
-def _info(model: _Model, demand: MemoryDemand, num_blocks: int, cores: tuple[int, ...]) -> DeviceInfo:
+def _max_step_tokens(settings: EngineSettings) -> int:
+    return max(settings.prefill_chunk_tokens, settings.step_token_budget)
+
+
+def _info(
+    model: _Model, settings: EngineSettings, demand: MemoryDemand, num_blocks: int, cores: tuple[int, ...]
+) -> DeviceInfo:
     return DeviceInfo(
         kind="cpu",
         name=f"cpu: {cpu_model()}, {len(cores)} {'core' if len(cores) == 1 else 'cores'}",
@@ -266,6 +271,7 @@ def _info(model: _Model, demand: MemoryDemand, num_blocks: int, cores: tuple[int
             "kv_pool": num_blocks * demand.block_bytes,
             "workers": demand.worker_bytes,
         },
+        max_step_tokens=_max_step_tokens(settings),
     )
 
 

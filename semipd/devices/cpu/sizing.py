@@ -7,6 +7,7 @@ from semipd.core.plan import BLOCK_SIZE, blocks_for
 from semipd.devices.cpu.memory import Available
 
 DEFAULT_KV_BYTES = 4 * 2**30
+DEFAULT_KV_FRACTION = 0.5
 """Without `kv_bytes` no more than this (or one longest sequence): reserving memory takes time at start-up."""
 
 

@@ -6,6 +6,7 @@ from semipd.core.errors import SemipdError
 from semipd.core.plan import BLOCK_SIZE, blocks_for
 
 _GIB = 2**30
+DEFAULT_KV_FRACTION = 0.9
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,13 @@ from semipd.devices.cuda.lane_memory import LaneMemory, LaneSize, Shared
 from semipd.devices.cuda.lanes import Lanes
 from semipd.devices.cuda.launch_loop import LaunchLoop
 from semipd.devices.cuda.launch_thread import LaunchThread
-from semipd.devices.cuda.memory_table import MemoryDemand, memory_rows, memory_table, num_kv_blocks
+from semipd.devices.cuda.memory_table import (
+    DEFAULT_KV_FRACTION,
+    MemoryDemand,
+    memory_rows,
+    memory_table,
+    num_kv_blocks,
+)
 from semipd.devices.cuda.model import ModelSource, Report
 from semipd.devices.cuda.nvml import Nvml
 from semipd.devices.cuda.platform import Platform
@@ -180,7 +186,7 @@ class Opening:
             reserve_bytes=RESERVE_BYTES,
             block_bytes=kv_block_bytes(model.config, model.dtype),
             kv_bytes=settings.kv_bytes,
-            kv_fraction=settings.kv_fraction,
+            kv_fraction=settings.kv_fraction or DEFAULT_KV_FRACTION,
             max_num_blocks=settings.max_num_blocks,
             max_model_len=model.max_model_len,
         )

@@ -22,6 +22,9 @@ DECODE_DEPTH = 2
 
 DEVICE_PREFIX = "sim:"
 
+DEFAULT_KV_FRACTION = 0.9
+"""Like CUDA."""
+
 Row = TypeVar("Row")
 
 
@@ -62,7 +65,7 @@ class SimDevice:
         _check_dtype(settings.dtype)
         profile = load_profile(gpu, settings.sim_profile)
         num_blocks = settings.max_num_blocks or pool_blocks(
-            profile, model, settings.kv_bytes, settings.kv_fraction
+            profile, model, settings.kv_bytes, settings.kv_fraction or DEFAULT_KV_FRACTION
         )
         vocab_size = _vocab_size(settings.model_dir) if settings.model_dir else model.vocab_size
         return cls(
