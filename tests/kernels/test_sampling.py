@@ -196,11 +196,11 @@ def test_kernels_match_the_plain_sampler_beyond_a_full_tile() -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("tile", [16, 64, 4096])
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("tile", [128, 4096])
 def test_many_more_mixes(seed: int, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shape, "TILE", tile)
-    check_mixes(random.Random(1000 + seed), [2, 31, 257, 1000, 3001], 60)
+    check_mixes(random.Random(1000 + seed), [2, 31, 257, 1000], 40)
 
 
 @pytest.mark.soak

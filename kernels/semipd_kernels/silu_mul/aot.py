@@ -24,4 +24,6 @@ def cases() -> Iterator[AotCase]:
                 num_warps=NUM_WARPS,
                 num_stages=1,
                 shipped=aligned and dtype != "fp32",
+                # Widths no model has: element-wise loads, whose mask bits for sm_80 are kept in memory.
+                spills_allowed=0 if aligned else 24,
             )
