@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 
 from semipd.config_sections import SupervisionConfig
+from semipd.core.messages import GetStatus, SetPartition, SetSlo
 from semipd.daemon.backoff import Restarts
 from semipd.daemon.liveness import Watch
+from semipd.daemon.standing import AGAIN, StandingOrders
 
 INTERVAL_S = 1.0
 
@@ -109,3 +111,33 @@ def test_starts_that_take_long_and_fail_are_not_tried_for_ever() -> None:
     """They serve no time at all, however long each takes."""
     restarts = Restarts(CONFIG)
     assert None in [restarts.died(0.0, fruitful=False) for _ in range(4)]
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_orders_stand_until_the_next_one_and_with_the_time_left() -> None:
+    clock = Clock()
+    orders = StandingOrders(clock)
+    assert orders.to_repeat() == []
+    orders.granted(SetPartition(1, "off", "ann"))
+    orders.granted(SetPartition(2, "fixed", "bob", "night", prefill_units=4, expires_s=60))
+    orders.granted(SetPartition(3, "off", "eve", dry_run=True))
+    orders.granted(GetStatus(4))
+    clock.now_s += 20
+    night = SetPartition(0, "fixed", "bob", f"night; {AGAIN}", prefill_units=4, expires_s=40)
+    assert orders.to_repeat() == [night]
+    clock.now_s += 50
+    assert orders.to_repeat() == [SetPartition(0, "auto", "bob", AGAIN)]
+
+
+def test_changed_targets_add_up() -> None:
+    orders = StandingOrders()
+    orders.granted(SetSlo(1, {"ttft_ms": 100.0, "tpot_ms": 9.0}, "ann"))
+    orders.granted(SetSlo(2, {}, ""))
+    orders.granted(SetSlo(3, {"ttft_ms": 200.0}, "bob"))
+    assert orders.to_repeat() == [SetSlo(0, {"ttft_ms": 200.0, "tpot_ms": 9.0}, "bob", AGAIN)]
