@@ -58,17 +58,18 @@ def save_checkpoint(folder: Path, shape: LlamaShape, seed: int = 0) -> None:
     model = LlamaForCausalLM(config)
     model.bfloat16()
     model.save_pretrained(folder)
-    _save_tokenizer(folder, shape)
+    save_tokenizer(folder, shape.vocab_size, shape.context_tokens)
     (folder / "shape.json").write_text(json.dumps(asdict(shape) | {"seed": seed}) + "\n")
 
 
-def _save_tokenizer(folder: Path, shape: LlamaShape) -> None:
+def save_tokenizer(folder: Path, vocab_size: int, context_tokens: int) -> None:
+    """One token per word, see `word`."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    tokenizer = Tokenizer(models.WordLevel({word(i): i for i in range(shape.vocab_size)}, unk_token=word(0)))
+    tokenizer = Tokenizer(models.WordLevel({word(i): i for i in range(vocab_size)}, unk_token=word(0)))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": shape.context_tokens}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context_tokens}
     (folder / "tokenizer_config.json").write_text(
         json.dumps(settings | {"clean_up_tokenization_spaces": False})
     )

@@ -169,8 +169,9 @@ class _Stream:
         return {"usage": _usage_of(self._choices, self._options)}
 
     async def _write(self, data: bytes) -> None:
-        async with asyncio.timeout(WRITE_LIMIT_S):
-            await self._response.write(data)
+        with self._choices.sending():
+            async with asyncio.timeout(WRITE_LIMIT_S):
+                await self._response.write(data)
 
 
 def _event(body: Mapping[str, object]) -> bytes:

@@ -1,7 +1,8 @@
 """The choices of one answer: n per prompt, generated together and read by one consumer."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -114,6 +115,18 @@ class Choices:
             # Whoever asks for the next update has sent this one.
             for choice, piece in fresh:
                 self._settle(choice, piece)
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """While inside, updates wait for the client to take the one before."""
+        generations = [choice.generation for choice in self._running if choice.generation]
+        for generation in generations:
+            generation.sending(begins=True)
+        try:
+            yield
+        finally:
+            for generation in generations:
+                generation.sending(begins=False)
 
     def _settle(self, choice: Choice, piece: Piece) -> None:
         generation = choice.generation

@@ -101,6 +101,10 @@ class Generation:
         """Of the prompt tokens from the second on; complete when the first piece is there."""
         return self._live.prompt_logprobs
 
+    def sending(self, *, begins: bool) -> None:
+        """A piece is on its way to the client, or has left: what comes meanwhile is bounded."""
+        self._live.is_blocked = begins
+
     def expires_in(self, seconds: float, timeout_ms: int) -> None:
         """From then on it has failed. `timeout_ms` is what the client knows of its deadline."""
 

@@ -97,6 +97,8 @@ class RequestHistory:
         self.prefix_hits_tokens = 0
         self.preemptions = 0
         self.engine_deaths = 0
+        self.worker_deaths: Counter[str] = Counter()
+        """By lane."""
         self.resumptions = 0
         """Of requests, by an engine that came after a death."""
         self.refused: Counter[str] = Counter()
@@ -164,6 +166,8 @@ class RequestHistory:
                 return
             case "refused":
                 self.refused[str(event.data["code"])] += 1
+            case "worker_died":
+                self.worker_deaths[str(event.data["lane"])] += 1
             case "split_changed":
                 self.last_split_change = event
             case "slo_changed":

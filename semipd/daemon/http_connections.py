@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,9 @@ log = logging.getLogger(__name__)
 KEEPALIVE_S = 75.0
 """An idle connection is closed after so long; so is one whose next head does not come to its end."""
 
+UNSENT_BYTES = 2**16
+"""Kept by the kernel for a client that reads slowly, which would otherwise be several MiB."""
+
 
 class Connection(web.RequestHandler):
     """aiohttp's, which answers what is no HTTP in its own words, and lets a first head take a minute."""
@@ -31,6 +35,8 @@ class Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        peer: socket.socket = transport.get_extra_info("socket")
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         self._head_limit = self._loop.call_later(self._head_limit_s, self._no_head)
 
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -95,10 +95,11 @@ def _parse(text: str, path: Path, setting: str) -> dict[str, bytes]:
 
 
 def _problem(name: str, key: str, known: dict[str, bytes]) -> str:
+    """Shows nothing of the line: what stands in the place of the name may be a key."""
     if not _NAME.fullmatch(name):
         return "a name is 1 to 64 letters, digits, dots, dashes and underscores"
     if name in known:
-        return f"the name {name} stands here twice"
+        return "its name stands in the file twice"
     if len(key) < MIN_KEY_CHARS or not _KEY.fullmatch(key):
-        return f"the key of {name} needs {MIN_KEY_CHARS} or more visible ASCII characters"
-    return f"the key of {name} is also another's" if _digest(key) in known.values() else ""
+        return f"a key is {MIN_KEY_CHARS} or more visible ASCII characters"
+    return "its key is also another's" if _digest(key) in known.values() else ""

@@ -77,6 +77,7 @@ def _counters() -> Iterator[Definition]:
     yield counter("semipd:requests_refused", "Requests refused before or by the engine, by code.", "code")
     yield counter("semipd:ignored_fields", "Requests that carried a field that is unknown here.", "field")
     yield counter("semipd:engine_deaths", "Engines that died or had to be killed.")
+    yield counter("semipd:worker_deaths", "Lane workers that the engine had to replace.", "lane")
     yield counter("semipd:requests_resumed", "Requests taken up again by the engine after a dead one.")
     yield counter("semipd:slo_requests", "Requests judged against the service levels.")
     yield counter("semipd:slo_met", "Requests that met both service levels.")

@@ -52,13 +52,15 @@ class LiveRequest:
     `news` is set whenever something has changed; requests that one consumer reads together share it.
     `logprobs` has an entry per token if the request asked for them; `prompt_logprobs` likewise has one
     per prompt token but the first, all of them before the first token. `num_read`: tokens the consumer has
-    taken; it may leave `max_unread` behind (0: any number).
+    taken. While it waits for its client to take them (`is_blocked`), it may leave `max_unread` behind (0: any
+    number).
     """
 
     __slots__ = (
         "cached_tokens",
         "error",
         "finish_reason",
+        "is_blocked",
         "logprobs",
         "max_unread",
         "news",
@@ -81,6 +83,7 @@ class LiveRequest:
         self.request = request
         self.max_unread = max_unread
         self.num_read = 0
+        self.is_blocked = False
         self.num_submissions = 0
         self.record = record
         self.news = news or asyncio.Event()
@@ -98,8 +101,9 @@ class LiveRequest:
 
     @property
     def is_neglected(self) -> bool:
-        """Its consumer leaves too much unread."""
-        return 0 < self.max_unread < len(self.tokens) - self.num_read
+        """Its client leaves too much unread. A busy daemon may have as many tokens at once, of a client that
+        waits for them."""
+        return self.is_blocked and 0 < self.max_unread < len(self.tokens) - self.num_read
 
     def add(self, token: int, logprobs: TokenLogprobs | None = None) -> None:
         self.tokens.append(token)

@@ -102,6 +102,8 @@ def state_samples(services: "Services", engine: Mapping[str, Any] | None) -> Ite
     yield Sample("semipd:slo_target_seconds", services.slo.targets.ttft_ms / 1e3, ("ttft",))
     yield Sample("semipd:slo_target_seconds", services.slo.targets.tpot_ms / 1e3, ("tpot",))
     yield Sample("semipd:engine_deaths", services.history.engine_deaths)
+    for lane in ("prefill", "decode"):
+        yield Sample("semipd:worker_deaths", services.history.worker_deaths[lane], (lane,))
     yield Sample("semipd:requests_resumed", services.history.resumptions)
     for name, count in services.ignored_fields.items():
         yield Sample("semipd:ignored_fields", count, (name,))

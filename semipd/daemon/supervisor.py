@@ -19,6 +19,7 @@ from semipd.core.settings import EngineSettings
 from semipd.daemon.backoff import Restarts
 from semipd.daemon.engine_run import EXIT_LIMIT_S, KILL_LIMIT_S, EngineReady, EngineRun, PhaseTime
 from semipd.daemon.liveness import Watch
+from semipd.daemon.standing import UNASKED, StandingOrders
 from semipd.engine.launcher import EngineChild, spawn_engine
 from semipd.wire.engine_link import LINK_FRAME_BYTES
 
@@ -89,6 +90,7 @@ class Supervisor:
         self._settings = settings
         self._spawn = spawn
         self._restarts = Restarts(supervision)
+        self._orders = StandingOrders()
         self._run: EngineRun | None = None
         self._ready_since_s = 0.0
         self._supervising: asyncio.Task[SemipdError] | None = None
@@ -170,9 +172,11 @@ class Supervisor:
         run = self._require_ready()
         try:
             async with asyncio.timeout(limit_s):
-                return await run.ask(question)
+                answer = await run.ask(question)
         except TimeoutError as error:
             raise SemipdError("engine_silent", f"The engine did not answer within {limit_s:g} s.") from error
+        self._orders.granted(question(UNASKED))
+        return answer
 
     def check_moving(self) -> None:
         """Raises SemipdError(`engine_stalled`) when a lane, as the last answer had it, works on one step for
@@ -268,6 +272,8 @@ class Supervisor:
         self.ready = await self._run.start()
         self._ready_since_s = time.monotonic()
         self.state = "ready"
+        for order in self._orders.to_repeat():
+            self._run.send(order)
         for observe in self.on_ready:
             observe(self.ready)
         return self.ready

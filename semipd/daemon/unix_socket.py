@@ -322,7 +322,9 @@ class _Connection:
                 item = GenerateItem(piece.text, piece.token_ids)
                 if piece.finish_reason is not None:
                     item = replace(item, finish_reason=piece.finish_reason, usage=_usage(request, generation))
+                generation.sending(begins=True)
                 await self._say(item.to_wire(request.id))
+                generation.sending(begins=False)
 
     async def _say(self, message: dict[str, Any]) -> None:
         """One after the other: while the client reads nothing, at most one message is added to what the

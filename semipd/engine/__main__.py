@@ -6,7 +6,7 @@ import sys
 from semipd.core.parent_death import die_with_parent
 
 if __name__ == "__main__":
-    die_with_parent(int(sys.argv[1]))
+    die_with_parent(int(sys.argv[1]), int(sys.argv[2]))
     from semipd.engine.process import run_engine
 
     code = run_engine(int(sys.argv[2]))

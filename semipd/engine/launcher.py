@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 
 
@@ -19,6 +20,7 @@ class EngineChild:
 
 def spawn_engine() -> EngineChild:
     """Start the engine by exec. Call from the main thread: the child's death signal follows the thread."""
+    assert threading.current_thread() is threading.main_thread(), "engines must be spawned by the main thread"
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
         try:

@@ -105,10 +105,11 @@ def test_the_end_of_the_daemon(daemon: DaemonProcess) -> None:
     assert next(states).state
     stream = client.generate([40], max_tokens=100)
     next(stream)
-    client.shutdown()
+    assert client.drain(limit_s=80_000)["awaited"] == 1
+    assert client.shutdown(limit_s=0, reason="test")["state"] == "stopping"
     with pytest.raises(SemipdError) as ended:
         list(stream)
-    assert ended.value.code == "shutting_down"
+    assert ended.value.code == "drain_deadline"
     assert list(states) == []
     with pytest.raises(SemipdError) as gone:
         next(client.generate([40]))

@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 from openapi_spec_validator import validate
-from support.daemon import MAX_BODY_BYTES, Running, running
+from support.daemon import Running, running
 from support.fake_model import fake_model, fake_settings
 from support.openai_schema import check_openai, check_ours
 
@@ -95,7 +95,7 @@ async def test_our_document_is_valid_and_names_every_route(daemon: Running) -> N
     async with daemon.http.get(f"{daemon.url}/openapi.json") as response:
         document = await response.json()
     validate(document)
-    app = make_app(daemon.services, "localhost", MAX_BODY_BYTES)
+    app = make_app(daemon.services)
     served = {
         (route.method.lower(), re.sub("{[^}]*}", "{}", route.resource.canonical))
         for route in app.router.routes()

@@ -296,3 +296,20 @@ async def test_a_pool_under_pressure(tmp_path: Path) -> None:
     for n, (choices, _) in enumerate(finished, 1):
         tokens = answers.tokens([n] * 100, n, 300, ignore_eos=True)
         assert choices[0]["text"] == answers.continued([n] * 100, tokens)
+
+
+async def test_overrides_and_targets_survive(tmp_path: Path) -> None:
+    async with (
+        fake_daemon(tmp_path) as (daemon, _answers),
+        await AsyncClient.connect(daemon.socket_path) as client,
+    ):
+        await client.set_partition(mode="fixed", prefill_units=5, expires_s=600, reason="night")
+        await client.set_slo(ttft_ms=123.0)
+        before = await client.partition()
+        await kill(daemon)
+        after, slo = await client.partition(), await client.slo()
+    assert after["change"]["granted"] == before["change"]["granted"] == [5, 11]
+    assert (after["mode"], after["change"]["actor"]) == ("fixed", before["change"]["actor"])
+    assert after["change"]["reason"].startswith("night; repeated")
+    assert abs(after["change"]["expires_at_s"] - before["change"]["expires_at_s"]) < 5
+    assert slo["targets"]["ttft_ms"] == 123.0

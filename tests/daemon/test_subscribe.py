@@ -20,6 +20,8 @@ from semipd.wire.frames import FrameReader, encode_frame
 
 FAKE = EngineSettings(device="fake")
 STATE_KEYS = {
+    "drain",
+    "engine",
     "at_s",
     "uptime_s",
     "state",

@@ -48,7 +48,7 @@ class DaemonProcess:
 
 @contextmanager
 def scripted_process(tmp_path: Path, **script: Any) -> Iterator[DaemonProcess]:
-    """Ready when entered, stopped when left."""
+    """Ready when entered, stopped when left. `settings` in the script: further options of the daemon."""
     socket_path = tmp_path / "d.sock"
     model = model_folder(tmp_path / "model")
     command = [str(SUPPORT / "scripted_daemon.py"), str(model), str(socket_path), json.dumps(script)]

@@ -47,7 +47,7 @@ def poison(lane_class: type[FakeLane]) -> None:
 
 
 if __name__ == "__main__":
-    die_with_parent(int(sys.argv[1]))
+    die_with_parent(int(sys.argv[1]), int(sys.argv[2]))
     from semipd.engine.process import run_engine
 
     poison(FakeLane)

@@ -13,12 +13,14 @@ from semipd.config import Override, load_config
 from semipd.daemon.app import run
 
 if __name__ == "__main__":
-    model, socket_path, script = sys.argv[1:]
+    model, socket_path, text = sys.argv[1:]
+    script = json.loads(text)
     given = {
         "model.name": model,
         "server.socket": socket_path,
         "server.port": "0",
         "supervision.backoff_s": "0.02",
+        **script.pop("settings", {}),
     }
     config = load_config(overrides=[Override(key, text, "test") for key, text in given.items()])
-    sys.exit(run(config, scripted(**json.loads(script))))
+    sys.exit(run(config, scripted(**script)))

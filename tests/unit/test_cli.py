@@ -139,7 +139,6 @@ def status_document() -> dict[str, object]:
         "split": {"prefill": 1, "decode": 1, "unit": "core"},
         "requests": {"waiting": 2, "prefilling": 1, "decoding": 5, "oldest_waiting_ms": 1500.0},
         "totals": {"stop": 4},
-        "drain": {"state": "serving"},
         "kv": {
             "block_tokens": 16,
             "total_blocks": 100,

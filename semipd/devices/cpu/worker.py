@@ -15,7 +15,7 @@ NICENESS = 5
 
 
 def main() -> NoReturn:
-    die_with_parent(int(sys.argv[1]))
+    die_with_parent(int(sys.argv[1]), int(sys.argv[2]))
     os.nice(NICENESS)
     link = socket.socket(fileno=int(sys.argv[2]))
     from semipd.devices.cpu.serve import serve
