@@ -40,14 +40,14 @@ async def failed_start(settings: EngineSettings | None = None, **script: Any) ->
 
 
 async def test_phases_make_the_timeline() -> None:
-    supervisor = make(phases=[["reading", 30, 0.05], ["thinking", 30, 0]])
+    supervisor = make(phases=[["reading", 30, 0.5], ["thinking", 30, 0]])
     ready = await supervisor.start()
     assert [phase.name for phase in supervisor.timeline] == [
         "starting the engine process",
         "reading",
         "thinking",
     ]
-    assert supervisor.timeline[1].seconds >= 0.04
+    assert supervisor.timeline[1].seconds > 0.1
     assert (ready.vocab_size, ready.max_model_len, ready.scheduler) == (400, 4096, "scripted")
     await supervisor.stop()
     assert engine_is_gone(supervisor)
@@ -123,6 +123,22 @@ async def test_nonsense_from_the_engine_is_its_end(tmp_path: Path) -> None:
         assert (status, answer["error"]["code"]) == (500, "engine_crashed")
         assert "cannot be handled" in answer["error"]["message"]
         assert daemon.services.history.engine_deaths == 2
+
+
+@pytest.mark.parametrize(("age_ms", "stalls"), [(9_000, True), (1_000, False)])
+async def test_an_engine_that_stands_still_is_not_ready(tmp_path: Path, age_ms: int, stalls: bool) -> None:
+    given = {"supervision.stall_s": 5, "supervision.interval_s": 0.05}
+    async with running(tmp_path, settings=given, step_age_ms=age_ms) as daemon:
+        run = daemon.services.supervisor._run
+        await eventually(lambda: run is not None and run.last_status, "the engine has been asked")
+        async with daemon.http.get(f"{daemon.url}/ready") as response:
+            status, answer = response.status, await response.json()
+        lamp = (await daemon.services.state(0))["lamps"]["progress"]
+    assert (status, lamp["ok"]) == ((503, False) if stalls else (200, True))
+    if stalls:
+        assert answer["error"]["code"] == "engine_stalled"
+        assert "decode lane has worked on one step for 9" in answer["error"]["message"]
+        assert "supervision.stall_s=5" in answer["error"]["message"]
 
 
 def test_exit_codes_in_words() -> None:

@@ -79,6 +79,7 @@ def scripted(**script: Any) -> Callable[[], EngineChild]:
     crash_on: a token; the engine kills itself before the fourth token of a prompt that starts with it
     garble_on: likewise, but it sends nonsense
     refuse_on: likewise, but it refuses the request
+    step_age_ms: how long it says that its decode lane has been at one step
     silent: no answers to status questions
     stubborn: ignores SIGTERM and the end of the link
     dies_when_asked: once it is ready, the first message ends it
@@ -116,7 +117,14 @@ class _Echo:
                     self.send(Finished(seq, "cancelled"))
             case GetStatus(nonce) if not self.script.get("silent"):
                 seen = {"submitted": self.submitted, "cancelled": self.cancelled, "live": len(self.live)}
-                self.send(Status(nonce, NUMBERS | seen))
+                self.send(Status(nonce, NUMBERS | seen | self._progress()))
+
+    def _progress(self) -> dict[str, Any]:
+        if "step_age_ms" not in self.script:
+            return {}
+        age_ms = self.script["step_age_ms"]
+        busy = _LANE | {"step_age_ms": age_ms, "steps_in_flight": 1}
+        return {"lanes": {"prefill": _LANE, "decode": busy}, "progress_age_ms": age_ms}
 
     def _submit(self, request: Request) -> None:
         first = request.prompt[0]
