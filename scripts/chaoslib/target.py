@@ -1,0 +1,194 @@
+"""The daemon under test: its process, its children by /proc, its log, and what it says of itself."""
+
+import asyncio
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchlib.procfs import process_tree
+
+from chaoslib.http import HttpExchange, ask
+from semipd.core.errors import SemipdError
+
+START_LIMIT_S = 300.0
+STOP_LIMIT_S = 90.0
+SETTLE_LIMIT_S = 120.0
+LEFT_LIMIT_S = 5.0
+_MARK = "SEMIPD_CHAOS_RUN"
+
+
+class Target:
+    """Start it, torment it, stop it. Every process of this run carries a mark in its environment, so that
+    none can be overlooked afterwards."""
+
+    def __init__(self, folder: Path, model: Path, device: str, options: Mapping[str, object]) -> None:
+        self.socket_path = folder / "daemon.sock"
+        self.log_path = folder / "daemon.log"
+        self.url = ""
+        self._mark = uuid.uuid4().hex
+        command = [sys.executable, "-m", "semipd.cli", "start", "--device", device, "--model", str(model)]
+        command += ["--port", "0", "--socket", str(self.socket_path)]
+        for key, value in options.items():
+            command += ["--set", f"{key}={value}"]
+        with self.log_path.open("w") as log:
+            self._process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, env=os.environ | {_MARK: self._mark}, text=True
+            )
+
+    async def started(self) -> None:
+        """Wait until it serves. Raises SemipdError: `daemon_start_failed`."""
+        try:
+            async with asyncio.timeout(START_LIMIT_S):
+                said = await asyncio.to_thread(self._announcement)
+        except TimeoutError:
+            self.kill()
+            said = ""
+        found = re.search(r"http://\S+", said)
+        if found is None:
+            raise SemipdError("daemon_start_failed", f"The daemon did not start: {self.log_tail()}")
+        self.url = found[0]
+
+    def _announcement(self) -> str:
+        assert self._process.stdout is not None
+        said = ""
+        while "try:" not in said and (line := self._process.stdout.readline()):
+            said += line
+        return said
+
+    # ---- what it says --------------------------------------------------------------------------
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    async def status(self) -> dict[str, Any] | None:
+        """None while it has nothing to say, for instance because its engine is being replaced."""
+        try:
+            async with asyncio.timeout(10):
+                status, document = await ask(self.url, "GET", "/v1/status")
+        except (OSError, ValueError, SemipdError, TimeoutError):
+            return None
+        return document if status == 200 else None
+
+    async def metric(self, name: str) -> float:
+        """Sum over the labels of a counter; 0 when it has none."""
+        exchange = await HttpExchange.open(self.url, "GET", "/metrics")
+        try:
+            text = b"".join([piece async for piece in exchange.body()]).decode()
+        finally:
+            exchange.hang_up()
+        lines = [line for line in text.splitlines() if re.match(rf"{re.escape(name)}[ {{]", line)]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+    async def settled(self) -> int:
+        """Wait until nothing lives in it; the KV blocks that are still in use then, all that are if it does
+        not come to rest, -1 if nobody can tell."""
+        deadline_s = time.monotonic() + SETTLE_LIMIT_S
+        used = -1
+        while time.monotonic() < deadline_s and not self.has_ended:
+            status = await self.status()
+            if status is not None and "kv" in status:
+                used = int(status["kv"]["used_blocks"])
+                if used == 0 and status["live_requests"] == 0:
+                    break
+            await asyncio.sleep(0.2)
+        return used
+
+    def log_tail(self, num_lines: int = 15) -> str:
+        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-num_lines:])
+
+    # ---- its processes -------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def engine_pid(self) -> int | None:
+        return next(iter(self._children(self.pid, "semipd.engine")), None)
+
+    def worker_pids(self) -> list[int]:
+        engine = self.engine_pid()
+        return [] if engine is None else self._children(engine, "semipd.devices.cpu.worker")
+
+    @staticmethod
+    def _children(parent: int, label: str) -> list[int]:
+        tree = process_tree(parent)
+        return [pid for pid, entry in tree.items() if entry.parent == parent and entry.label == label]
+
+    def send_signal(self, pid: int, number: signal.Signals) -> bool:
+        """False: it has gone already."""
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def marked(self) -> list[int]:
+        """Processes of this run that live, whoever their parent is now."""
+        mark = f"{_MARK}={self._mark}".encode()
+        found = []
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdecimal() and mark in _read(folder / "environ") and _is_alive(folder):
+                found.append(int(folder.name))
+        return found
+
+    # ---- a full disk ---------------------------------------------------------------------------
+
+    def fill_log(self) -> None:
+        """From now on every write of the daemon to its log fails, as on a full disk (EFBIG)."""
+        self._limit_files(self.log_path.stat().st_size)
+
+    def empty_log(self) -> None:
+        self._limit_files(resource.RLIM_INFINITY)
+
+    def _limit_files(self, num_bytes: int) -> None:
+        _, hard = resource.prlimit(self.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (num_bytes, hard))
+
+    # ---- the end -------------------------------------------------------------------------------
+
+    async def stopped(self) -> int | None:
+        """SIGTERM. The exit code; None when it had to be killed."""
+        self._process.terminate()
+        try:
+            code = await asyncio.to_thread(self._process.wait, STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return None
+        finally:
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+        return code
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait(STOP_LIMIT_S)
+
+    async def left(self) -> list[int]:
+        """Processes that remain some seconds after the end. They are killed."""
+        deadline_s = time.monotonic() + LEFT_LIMIT_S
+        while (pids := self.marked()) and time.monotonic() < deadline_s:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        for pid in pids:
+            self.send_signal(pid, signal.SIGKILL)
+        return pids
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _is_alive(folder: Path) -> bool:
+    fields: Sequence[bytes] = _read(folder / "stat").rpartition(b")")[2].split()
+    return bool(fields) and fields[0] not in (b"Z", b"X")
