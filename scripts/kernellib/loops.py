@@ -5,11 +5,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-_LABEL = re.compile(r"^([.$\w]+):")
+_LABEL = re.compile(r"^([.$\w]+):(?!:)")  # shared::cta is part of a name
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*")  # SASS holds addresses and encodings in comments
 _GUARD = re.compile(r"^@!?%?\w+\s+")
 _BRANCH = re.compile(r"^(?:bra|BRA)\b[^;]*?`?\(?([.$\w]+)\)?\s*;")
 _JUMP = re.compile(r"\b(?:bra|BRA|brx|BRX|JMP|JMX)\b")
+_INSTRUCTION = re.compile(r"^(?:@!?%?\w+\s+)?[A-Za-z]")
+_WAIT = re.compile(r"^(?:mbarrier\.(?:try|test)_wait|SYNCS\.PHASECHK)\b")
+_IDLE = re.compile(r"^(?:nanosleep|NANOSLEEP|NOP)\b")
 _ENDS = re.compile(r"^(?:ret|exit|trap|EXIT|RET)\b")
 
 
@@ -28,11 +31,14 @@ class Block:
 def innermost_loops(text: str) -> list[list[str]]:
     """Instructions of each loop that holds no other loop, in the order of their headers.
 
+    A loop that does nothing but wait for a barrier counts as an instruction of the loop around it.
+
     Raises:
-        UnclearFlowError: an indirect branch, or a branch to a label that is not in the text.
+        UnclearFlowError: an indirect branch, a branch to a label that is not in the text, or what is neither
+            label nor instruction.
     """
     blocks = control_flow(text)
-    loops = _natural_loops(blocks)
+    loops = {header: body for header, body in _natural_loops(blocks).items() if not _is_wait(blocks, body)}
     return [
         [instruction for idx in sorted(body) for instruction in blocks[idx].instructions]
         for header, body in sorted(loops.items())
@@ -71,6 +77,8 @@ def control_flow(text: str) -> list[Block]:
             live = True
             labels[label[1], scope] = len(blocks) - 1
         else:
+            if not _INSTRUCTION.match(statement):
+                raise UnclearFlowError(f"not an instruction: {statement[:80]}")
             blocks[-1].instructions.append(statement)
             branch = _branch_target(statement)
             if branch and live:
@@ -93,6 +101,14 @@ def _branch_target(statement: str) -> str:
 def _is_conditional(statement: str) -> bool:
     """Guarded, or with the condition as an operand, as SASS has it: `BRA.U UP0, `(.L_x_1)`."""
     return bool(_GUARD.match(statement)) or (bool(_BRANCH.match(statement)) and "," in statement)
+
+
+def _is_wait(blocks: Sequence[Block], body: set[int]) -> bool:
+    """Each instruction asks the barrier, jumps or makes room."""
+    instructions = [_GUARD.sub("", line) for idx in body for line in blocks[idx].instructions]
+    return any(_WAIT.match(line) for line in instructions) and all(
+        _WAIT.match(line) or _BRANCH.match(line) or _IDLE.match(line) for line in instructions
+    )
 
 
 def _resolve(labels: dict[tuple[str, tuple[int, ...]], int], name: str, scope: tuple[int, ...]) -> int:

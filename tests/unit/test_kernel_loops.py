@@ -74,12 +74,24 @@ def test_labels_of_inline_assembly_are_local() -> None:
     wait = """
     {
     .reg .pred complete; waitLoop:
-    mbarrier.try_wait.parity.shared.b64 complete, [%r1], %r2;
+    mbarrier.try_wait.parity.shared::cta.b64 complete, [%r1], %r2;
     @!complete bra.uni waitLoop;
     }
     """
-    text = f"L: {wait} add.s32 %r1, %r1, 1; {wait} @%p1 bra L; ret;"
-    assert loops_of(text) == [["mbarrier.try_wait.parity.shared.b64", "@!complete"]] * 2
+    text = f"{{ L: {wait} add.s32 %r1, %r1, 1; {wait} @%p1 bra L; ret; }}"
+    waiting = ["mbarrier.try_wait.parity.shared::cta.b64", "@!complete"]
+    assert loops_of(text) == [[*waiting, "add.s32", *waiting, "@%p1"]]
+    assert len(loops_of(text.replace("mbarrier.try_wait", "ld.global"))) == 2
+
+
+def test_waiting_for_a_barrier_is_no_loop() -> None:
+    text = (
+        "A: add.s32 %r1, %r1, 1; B: mbarrier.test_wait.shared.b64 %p1, [%r1], %r2; @!%p1 bra B; @%p2 bra A;"
+    )
+    assert [len(loop) for loop in innermost_loops(text)] == [4]
+    wait = ".L_2: SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR4]; @!P0 BRA `(.L_2);"
+    sass = f".L_1: LDL R1, [R2]; {wait} @P1 BRA `(.L_1); EXIT;"
+    assert cubin.spills_in_loops(sass) == 1
 
 
 def test_instructions_may_span_lines() -> None:
@@ -89,7 +101,9 @@ def test_instructions_may_span_lines() -> None:
     ]
 
 
-@pytest.mark.parametrize("jump", ["brx.idx %r1, table;", "@%p1 bra NOWHERE;", "@%p1 bra [%rd1];"])
+@pytest.mark.parametrize(
+    "jump", ["brx.idx %r1, table;", "@%p1 bra NOWHERE;", "@%p1 bra [%rd1];", ":cta.b64 [%r1];"]
+)
 def test_unclear_jumps_are_refused(jump: str) -> None:
     with pytest.raises(UnclearFlowError):
         innermost_loops(f"A: add.s32 %r1, %r1, 1; {jump} ret;")
@@ -167,6 +181,11 @@ def test_loads_outside_loops_count_only_where_no_loop_loads() -> None:
     assert ptx.inspect(f"{before}\n{loop}").async_copies == 1
     assert ptx.inspect(f"{before}\nA: add.s32 %r1, %r1, 1;\n@%p1 bra A;\nret;").loads == ({2: 1},)
     assert ptx.inspect("ret;").loads == ()
+
+
+def test_cache_hints_do_not_hide_loads() -> None:
+    text = "A: ld.global.L1::evict_first.v4.b32 {%r1}, [%rd1];\n@%p1 bra A;\nret;"
+    assert ptx.inspect(text).loads == ({16: 1},)
 
 
 def test_tensor_core_instructions() -> None:
