@@ -214,6 +214,8 @@ class _Run:
             result.requests_resumed = int(await target.metric("semipd:requests_resumed_total"))
         result.exit_code = await target.stopped()
         result.left = await target.left()
+        result.engine_failures = target.log_count("engine failed")
+        result.tracebacks = target.log_count("Traceback (most recent call last)")
         for outcome in self._outcomes:
             self._look_at(outcome)
         if result.problems:
