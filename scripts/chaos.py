@@ -109,7 +109,18 @@ def _faults(text: str) -> list[str]:
     return names
 
 
+def _possible_faults(args: argparse.Namespace) -> list[str]:
+    """Raises SemipdError: `impossible_fault`."""
+    usable = [name for name in FAULTS if args.device == "cpu" or name not in NEEDS_WORKERS]
+    chosen: list[str] = args.faults or usable
+    if impossible := [name for name in chosen if name not in usable]:
+        message = f"The device {args.device} has no workers, so it cannot suffer {', '.join(impossible)}."
+        raise SemipdError("impossible_fault", message, "Leave them out, or use --device cpu.")
+    return chosen
+
+
 async def _run(args: argparse.Namespace) -> Result:
+    _possible_faults(args)
     with tempfile.TemporaryDirectory(prefix="semipd-chaos-") as temporary:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,13 +152,7 @@ class _Run:
         exact = ExactJudge(CONTEXT_TOKENS, VOCAB_SIZE)
         self._judge = Judge(ReferenceJudge(model) if self._device == "cpu" else exact, model)
         self._result = Result(self._device, args.seed, self._seconds, self._judge.method)
-        usable = [name for name in FAULTS if self._device == "cpu" or name not in NEEDS_WORKERS]
-        self._faults: list[str] = args.faults or usable
-        if impossible := [name for name in self._faults if name not in usable]:
-            message = (
-                f"The device {self._device} has no workers, so it cannot suffer {', '.join(impossible)}."
-            )
-            raise SemipdError("impossible_fault", message, "Leave them out, or use --device cpu.")
+        self._faults = _possible_faults(args)
         self._arena = Arena(
             target=target,
             rng=random.Random(args.seed + 1),
@@ -214,6 +219,8 @@ class _Run:
             result.requests_resumed = int(await target.metric("semipd:requests_resumed_total"))
         result.exit_code = await target.stopped()
         result.left = await target.left()
+        result.engine_failures = target.log_count("engine failed")
+        result.tracebacks = target.log_count("Traceback (most recent call last)")
         for outcome in self._outcomes:
             self._look_at(outcome)
         if result.problems:

@@ -62,6 +62,7 @@ def _body(job: Job, is_greedy: bool) -> dict[str, Any]:
         "n": job.num_choices,
         "stream": job.transport == "http-stream",
         "return_token_ids": True,
+        "logprobs": job.logprobs,
     }
 
 

@@ -100,7 +100,8 @@ async def full_queue(arena: Arena) -> None:
 
 
 async def slow_readers(arena: Arena) -> None:
-    """Long answers that are read a few hundred bytes at a time."""
+    """Long and bulky answers, read a few hundred bytes at a time. The daemon ends streams that leave it with too
+    much, and must go on serving all others."""
     jobs = []
     for _ in range(NUM_SLOW):
         job, shape = arena.next_job(), arena.shape
@@ -113,6 +114,7 @@ async def slow_readers(arena: Arena) -> None:
                 action="stay",
                 max_tokens=longest,
                 pause_s=SLOW_PAUSE_S,
+                logprobs=10,
             )
         )
     await arena.send_many(jobs)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -13,17 +14,23 @@ from benchlib.http_parser import ResponseParser
 READ_BYTES = 2**16
 SLOW_READ_BYTES = 512
 SLOW_BUFFER_BYTES = 4096
+SLOW_FOR_S = 4.0
 CONNECT_LIMIT_S = 30.0
 
 
 class HttpExchange:
     """Usage: `open`, read `body`, `hang_up` in any case. Raises OSError and SemipdError (`connection_lost`,
-    `malformed_response`)."""
+    `malformed_response`).
+
+    A slow one becomes quick after `SLOW_FOR_S`: by then either every buffer from here to the engine is full, or
+    there was not enough to fill them.
+    """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pause_s: float) -> None:
         self._reader = reader
         self._writer = writer
         self._pause_s = pause_s
+        self._quick_from_s = time.monotonic() + SLOW_FOR_S
         self.parser = ResponseParser()
 
     @classmethod
@@ -42,15 +49,15 @@ class HttpExchange:
 
     async def body(self) -> AsyncIterator[bytes]:
         """Pieces of the body until it is complete; `parser` knows status and headers by then."""
-        size = SLOW_READ_BYTES if self._pause_s else READ_BYTES
         while not self.parser.is_complete:
-            data = await self._reader.read(size)
+            is_slow = self._pause_s > 0 and time.monotonic() < self._quick_from_s
+            data = await self._reader.read(SLOW_READ_BYTES if is_slow else READ_BYTES)
             if not data:
                 self.parser.end()
                 return
             if piece := self.parser.feed(data):
                 yield piece
-            if self._pause_s:
+            if is_slow:
                 await asyncio.sleep(self._pause_s)
 
     async def json(self) -> tuple[int, Any]:

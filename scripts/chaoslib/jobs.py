@@ -28,7 +28,8 @@ class Job:
     num_choices: int = 1
     action: Action = "stay"
     leave_after: int = 0
-    pause_s: float = 0.0  # between two reads, for slow readers
+    pause_s: float = 0.0  # between two reads, at first
+    logprobs: int | None = None  # they make an answer bulky
 
     @property
     def request_id(self) -> str:

@@ -9,7 +9,8 @@ from chaoslib.jobs import Fate
 
 @dataclass(slots=True)
 class Result:
-    """What happened in a run. `changed` and `lost` describe each such request."""
+    """What happened in a run. `changed` and `lost` describe each such request; `engine_failures` are engines
+    that gave up by themselves, for instance because their own check of the KV blocks failed."""
 
     device: str
     seed: int
@@ -28,6 +29,8 @@ class Result:
     engine_deaths: int = 0
     worker_deaths: int = 0
     requests_resumed: int = 0
+    engine_failures: int = 0
+    tracebacks: int = 0
     exit_code: int | None = 0
 
     @property
@@ -43,6 +46,8 @@ class Result:
             "blocks leaked": self.leaked_blocks,
             "processes left": len(self.left),
             "faults not recovered from": len(self.unrecovered),
+            "engines that failed by themselves": self.engine_failures,
+            "tracebacks in the log": self.tracebacks,
             "garbage without an answer": self.garbage["no answer"],
             "garbage answered with an internal error": self.garbage["server error"],
         }

@@ -102,6 +102,11 @@ class Target:
             await asyncio.sleep(0.2)
         return used
 
+    def log_count(self, text: str) -> int:
+        """Lines of the log that hold it."""
+        with self.log_path.open(errors="replace") as log:
+            return sum(text in line for line in log)
+
     def log_tail(self, num_lines: int = 15) -> str:
         return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-num_lines:])
 
@@ -133,12 +138,7 @@ class Target:
 
     def marked(self) -> list[int]:
         """Processes of this run that live, whoever their parent is now."""
-        mark = f"{_MARK}={self._mark}".encode()
-        found = []
-        for folder in Path("/proc").iterdir():
-            if folder.name.isdecimal() and mark in _read(folder / "environ") and _is_alive(folder):
-                found.append(int(folder.name))
-        return found
+        return processes_with(_MARK, self._mark)
 
     # ---- a full disk ---------------------------------------------------------------------------
 
@@ -180,6 +180,15 @@ class Target:
         for pid in pids:
             self.send_signal(pid, signal.SIGKILL)
         return pids
+
+
+def processes_with(variable: str, value: str) -> list[int]:
+    """Living processes that were started with this in their environment."""
+    mark, found = f"{variable}={value}".encode(), []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal() and _is_alive(folder) and mark in _read(folder / "environ").split(b"\0"):
+            found.append(int(folder.name))
+    return found
 
 
 def _read(path: Path) -> bytes:

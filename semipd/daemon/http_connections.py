@@ -57,6 +57,14 @@ class Connection(web.RequestHandler):
             self.transport.write(_plain_answer(error))
         self.force_close()
 
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """What aiohttp refuses before any middleware is asked: an Expect header."""
+        if isinstance(resp, web.HTTPException) and resp.status >= 400:
+            resp = error_response(SemipdError("expectation_failed", resp.text or resp.reason))
+        return await super().finish_response(request, resp, start_time)
+
     def handle_error(
         self,
         request: web.BaseRequest,

@@ -33,6 +33,7 @@ _STATUS: dict[str, int] = {
     "request_timeout": 408,
     "body_too_large": 413,
     "unsupported_media_type": 415,
+    "expectation_failed": 417,
     "rate_limited": 429,
     "headers_too_large": 431,
     "request_cancelled": 499,

@@ -48,6 +48,8 @@ class Link:
             if not data:
                 raise EOFError
             self._received.extend(self._frames.feed(data))
+            # an engine that sends as fast as we read must not keep everybody else from running
+            await asyncio.sleep(0)
         return self._received.popleft()
 
     def close(self) -> None:

@@ -330,6 +330,7 @@ class RequestTable:
     def _add_tokens(self, step: StepTokens) -> None:
         live_requests = self._live
         logprobs = step.logprobs or repeat(None)
+        on_trial = self._resumption.on_trial
         grown: list[RequestRecord] = []
         for seq, token, entry in zip(step.seqs, step.tokens, logprobs, strict=False):
             live = live_requests.get(seq)
@@ -337,7 +338,7 @@ class RequestTable:
             if live is not None and live.finish_reason is None:
                 live.add(token, entry)
                 grown.append(live.record)
-                if seq == self._resumption.on_trial:
+                if seq == on_trial:
                     self._resumption.progressed(seq)
                 if live.is_neglected:
                     self.fail(live, slow_reader(live.max_unread))

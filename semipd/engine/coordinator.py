@@ -189,8 +189,8 @@ class Coordinator:
             self.prefill.leave(sequence.seq)
         if not sequence.first_token_ns:
             sequence.first_token_ns = out.now_ns
-            out.event("first_token", sequence)
             if not sequence.request.emitted:  # else an earlier engine has sent the first one
+                out.event("first_token", sequence)
                 due_ns = sequence.request.arrival_ns + sequence.request.delay_ns
                 self.control.first_token(sequence.seq, out.now_ns, max(out.now_ns - due_ns, 0) / 1e6)
 
