@@ -54,7 +54,7 @@ async def _torment(target: Target, arguments: argparse.Namespace) -> int:
     ready = await asyncio.to_thread(is_ready, target.url)
     used_blocks = await target.settled()
     log = target.log_path.read_text(errors="replace")
-    num_tracebacks = log.count("Traceback")
+    num_tracebacks = log.count("Traceback (most")
     if num_tracebacks:
         print(f"the first traceback in the log:\n{log[log.index('Traceback') - 300 :][:4000]}")
     code = await target.stopped()

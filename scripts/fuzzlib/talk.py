@@ -22,6 +22,7 @@ PATIENCE_S = 0.1
 """For bytes that may be a whole request or not: only then the daemon is told that no more will come."""
 
 READ_BYTES = 2**16
+_MARK = "Traceback (most recent call last)"
 
 
 class ViolationError(AssertionError):
@@ -97,7 +98,7 @@ class HttpTalker:
 
 
 def _judge(parser: ResponseParser, body: bytes, *, is_head: bool) -> None:
-    if parser.status == 500 or b"Traceback" in body or b"internal_error" in body:
+    if parser.status == 500 or _MARK.encode() in body or b'"internal_error"' in body:
         raise ViolationError(f"status {parser.status}: {body[:500]!r}")
     if parser.status < 400 or is_head:
         return
@@ -167,7 +168,7 @@ class SocketTalker:
         if error is None:
             return "text" not in frame or "finish_reason" in frame
         self._tally[error["code"]] += 1
-        if error["code"] == "internal_error" or "Traceback" in error["message"]:
+        if error["code"] == "internal_error" or _MARK in error["message"]:
             raise ViolationError(f"an internal error: {error}")
         return True
 

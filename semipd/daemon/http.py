@@ -166,6 +166,10 @@ def _check_content_type(request: web.Request) -> None:
             f"The Content-Type is {request.headers.get('Content-Type', 'missing')!r:.200}.",
             "Send Content-Type: application/json.",
         )
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        message = f"The Content-Encoding is {encoding!r:.200}."
+        raise SemipdError("unsupported_media_type", message, "Send the body as it is.")
 
 
 class _Operations:

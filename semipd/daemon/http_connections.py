@@ -122,6 +122,7 @@ def connection_factory(server: web.Server, limits: LimitsConfig) -> Callable[[],
             access_log=None,
             max_line_size=limits.max_header_bytes,
             max_field_size=limits.max_header_bytes,
+            auto_decompress=False,  # a small body could become a large one
         )
 
     return connection

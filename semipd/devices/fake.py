@@ -24,6 +24,9 @@ NUM_UNITS = 16
 DEFAULT_VOCAB_SIZE = 1000
 DEFAULT_MODEL_LEN = 2048
 DEFAULT_NUM_BLOCKS = 4096
+BLOCK_BYTES = 8 * BLOCK_SIZE
+"""A slot holds a chain value of 64 bits."""
+
 _MASK = 2**64 - 1
 
 Latency = Callable[[LaneName, StepPlan], int]
@@ -207,7 +210,7 @@ class FakeDevice:
         """As the engine process starts it: vocabulary and context of the checkpoint, if there is one."""
         vocab_size, context = _checkpoint_facts(settings.model_dir)
         return cls(
-            num_blocks=settings.max_num_blocks or DEFAULT_NUM_BLOCKS,
+            num_blocks=settings.max_num_blocks or settings.kv_bytes // BLOCK_BYTES or DEFAULT_NUM_BLOCKS,
             vocab_size=vocab_size,
             max_model_len=settings.max_model_len or context,
         )

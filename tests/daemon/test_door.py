@@ -1,6 +1,7 @@
 """The door over HTTP and the socket: keys, whose requests are whose, hosts, sizes, times and rates."""
 
 import asyncio
+import gzip
 import json
 import logging
 import os
@@ -298,6 +299,16 @@ async def test_what_is_no_http_is_answered_in_our_shape(
         assert (status, answer["error"]["code"]) == code
         assert (await ask(daemon, "GET", "/health"))[0] == 200
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_packed_bodies_are_refused(tmp_path: Path) -> None:
+    async with running(tmp_path) as daemon:
+        packed = gzip.compress(b'{"prompt": "' + b"a" * 50_000_000 + b'"}')
+        status, answer, _ = await daemon.post(packed, **{"Content-Encoding": "gzip"})
+        assert (status, answer["error"]["code"]) == (415, "unsupported_media_type")
+        assert (await ask(daemon, "GET", "/health", **{"Content-Encoding": "gzip"}))[0] == 200
+        status, _, _ = await daemon.post({"prompt": "a", "max_tokens": 1}, **{"Content-Encoding": "identity"})
+        assert status == 200
 
 
 async def test_a_bound_on_connections(tmp_path: Path) -> None:
