@@ -1,4 +1,4 @@
-"""How a kernel is compiled without a GPU: the contract between the operations and the report."""
+"""A kernel as it is compiled without a GPU: the contract between the operations and the report."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,8 +24,8 @@ class AotCase:
         shipped: compiled in `make check`; the others only in the full matrix of `make soak`.
         tensor_cores: the code must hold tensor-core instructions.
         async_copy: the code must hold asynchronous copies (cp.async or TMA).
-        vector_bytes: global loads in loops must move at least so many bytes per thread and instruction;
-            0: no loop.
+        vector_bytes: global loads in innermost loops (of a kernel without loops: all of them) must move at least
+            so many bytes per thread and instruction, but for a quarter of the bytes; 0: no promise.
         spills_allowed: bytes; anything else than 0 needs its reason beside it.
     """
 

@@ -5,7 +5,7 @@ import os
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Triton's interpreter runs kernels on CPU tensors: for tests. Triton reads the variable at its import."""
+"""Triton's interpreter runs kernels on CPU tensors: for tests, see tests/kernels/conftest.py."""
 
 
 def takes_triton(tensor: Tensor) -> bool:
