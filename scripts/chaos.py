@@ -46,16 +46,20 @@ OPTIONS: dict[str, object] = {
     "limits.max_unread_tokens": 256,
     "partition.mode": "auto",
 }
-"""Short limits, so that a short run sees all of them at work."""
+"""Short limits and, below, few KV blocks, so that a short run sees all of them at work."""
 
 _DEVICE_OPTIONS: dict[str, dict[str, object]] = {
-    "fake": {"supervision.answer_limit_s": 2.0, "supervision.step_limit_s": 30.0},
+    "fake": {
+        "supervision.answer_limit_s": 2.0,
+        "supervision.step_limit_s": 30.0,
+        "kv.bytes": 110 * 128,
+    },
     "cpu": {
         "supervision.answer_limit_s": 5.0,
         "supervision.step_limit_s": 60.0,
         "supervision.worker_step_limit_s": 5.0,
         "model.dtype": "float32",
-        "kv.bytes": 16 * 2**20,
+        "kv.bytes": 80 * 12 * 1024,
     },
 }
 _SHAPES = {

@@ -100,8 +100,8 @@ async def full_queue(arena: Arena) -> None:
 
 
 async def slow_readers(arena: Arena) -> None:
-    """Long and bulky answers, read a few hundred bytes at a time. The daemon ends streams that leave it with too
-    much, and must go on serving all others."""
+    """Long and bulky answers, read a few hundred bytes at a time. The daemon ends streams that leave too much
+    with it, and must go on serving all others."""
     jobs = []
     for _ in range(NUM_SLOW):
         job, shape = arena.next_job(), arena.shape

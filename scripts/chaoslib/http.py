@@ -22,8 +22,8 @@ class HttpExchange:
     """Usage: `open`, read `body`, `hang_up` in any case. Raises OSError and SemipdError (`connection_lost`,
     `malformed_response`).
 
-    A slow one becomes quick after `SLOW_FOR_S`: by then either every buffer from here to the engine is full, or
-    there was not enough to fill them.
+    A slow one becomes quick after `SLOW_FOR_S`: by then either every buffer from here to the engine is full,
+    or there was not enough to fill them.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pause_s: float) -> None:

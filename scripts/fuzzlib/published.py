@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def run_schemathesis(url: str, seed: int, max_examples: int = EXAMPLES) -> Outco
         command += ["--exclude-path", path]
     began_s = time.monotonic()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
+        with tempfile.TemporaryDirectory(prefix="semipd-fuzz-") as folder:  # it leaves files where it runs
+            done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, cwd=folder)
     except subprocess.TimeoutExpired:
         outcome.violations.append(f"schemathesis did not end within {LIMIT_S} s")
         return outcome
