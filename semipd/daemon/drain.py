@@ -101,8 +101,9 @@ class Drain:
             log.info("serving again, asked by %s", actor)
         return not was_serving
 
-    def check(self) -> None:
-        """Raises SemipdError(`draining`), which carries when to come again."""
+    def check(self, *, for_operators: bool = False) -> None:
+        """Raises SemipdError(`draining`), which carries when to come again. Operators are told what is
+        awaited."""
         if self._plan is None:
             return
         left_s = self.seconds_left or 0.0
@@ -112,7 +113,7 @@ class Drain:
         )
         raise SemipdError(
             "draining",
-            f"The daemon {what} and takes no new requests.",
+            f"The daemon {what} and takes no new requests{f': {self._awaited()}' if for_operators else ''}.",
             "Send the request to another server, or again later.",
             retry_after_s=after_s,
         )

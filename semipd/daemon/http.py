@@ -25,6 +25,9 @@ from semipd.daemon.services import Services
 SHUTDOWN_LIMIT_S = 3.0
 """For handlers to send their last words; then they are cancelled."""
 
+MAX_ARRIVING_BYTES = 256 * 2**20
+"""Of all bodies that are being read; without it each connection could hold server.max_body_bytes."""
+
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
@@ -77,6 +80,7 @@ class _Guard:
         self._services = services
         self._max_body_bytes = config.server.max_body_bytes
         self._body_limit_s = config.limits.body_limit_s
+        self._arriving_bytes = 0
         further = {name.strip().lower() for name in config.server.allowed_hosts.split(",") if name.strip()}
         self._names = _LOCAL_NAMES | {config.server.host.lower()} | further
 
@@ -137,8 +141,15 @@ class _Guard:
             f"The body is larger than server.max_body_bytes={self._max_body_bytes}.",
             "Send a shorter prompt, or raise server.max_body_bytes.",
         )
-        if (request.content_length or 0) > self._max_body_bytes:
+        expected_bytes = self._max_body_bytes if request.content_length is None else request.content_length
+        if expected_bytes > self._max_body_bytes:
             raise too_large
+        if self._arriving_bytes and self._arriving_bytes + expected_bytes > MAX_ARRIVING_BYTES:
+            message = (
+                f"Bodies of {self._arriving_bytes} bytes are being read; the limit is {MAX_ARRIVING_BYTES}."
+            )
+            raise SemipdError("overloaded", message, "Send the request again later.", retry_after_s=1)
+        self._arriving_bytes += expected_bytes
         try:
             async with asyncio.timeout(self._body_limit_s):
                 await request.read()
@@ -149,6 +160,8 @@ class _Guard:
             raise too_large from error
         except web.RequestPayloadError as error:
             raise SemipdError("malformed_http", f"The body cannot be read: {error!s:.200}.") from error
+        finally:
+            self._arriving_bytes -= expected_bytes
 
 
 def _own_address(request: web.Request) -> str | None:

@@ -150,7 +150,7 @@ class Services:
     async def check_ready(self) -> None:
         """Raises SemipdError with the reason when the daemon drains, or the engine is not ready, does not
         answer or does not move."""
-        self.drain.check()
+        self.drain.check(for_operators=True)
         answered_s = self.supervisor.last_answer_s
         is_fresh = answered_s is not None and time.monotonic() - answered_s < FRESH_ANSWER_S
         if self.supervisor.state != "ready" or not is_fresh:

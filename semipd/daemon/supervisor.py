@@ -144,6 +144,7 @@ class Supervisor:
                 f"The engine has {run.unsent_bytes} bytes of requests to read; "
                 f"the limit is {MAX_UNSENT_BYTES}.",
                 "Send the request again later.",
+                retry_after_s=1,
             )
 
     def submit(self, request: Request) -> None:

@@ -44,6 +44,7 @@ async def test_a_drain_refuses_new_work_and_lets_the_old_finish(tmp_path: Path) 
         status, told, retry = await ready(daemon)
         assert (status, told["error"]["code"]) == (503, "draining")
         assert retry is not None
+        assert "requests run, the oldest for" in told["error"]["message"]
         frame = await daemon.services.state(max_age_s=0)
         assert frame["drain"]["actor"] == answer["actor"] == "http 127.0.0.1"
         assert frame["drain"]["oldest_ms"] > 0
@@ -161,13 +162,14 @@ async def test_bad_wishes(tmp_path: Path, body: dict[str, Any]) -> None:
 
 
 async def generate(daemon: DaemonProcess, num_tokens: int, started: asyncio.Event) -> tuple[int, str]:
-    """How many tokens came, and how it ended."""
+    """How many tokens came, and how it ended. It has `started` when there are three."""
     num = 0
     async with await AsyncClient.connect(daemon.socket_path) as client:
         try:
             async for item in client.generate([40], max_tokens=num_tokens):
                 num += len(item.token_ids)
-                started.set()
+                if num >= 3:
+                    started.set()
         except SemipdError as error:
             return num, error.code
     return num, "finished"

@@ -55,6 +55,18 @@ class Running:
         async with self.http.post(self.url + path, data=data, headers=sent) as response:
             return response.status, json.loads(await response.read()), response
 
+    async def ask(
+        self, method: str, path: str, key: str | None = None, **headers: str
+    ) -> tuple[int, Any, Mapping[str, str]]:
+        """Status, body (parsed if it is JSON) and headers of the answer to an empty request."""
+        sent = {"Content-Type": "application/json"} if method != "GET" else {}
+        sent |= headers | ({"Authorization": f"Bearer {key}"} if key else {})
+        data = b"{}" if method in ("POST", "PUT", "PATCH") else None
+        async with self.http.request(method, self.url + path, headers=sent, data=data) as response:
+            text = await response.text()
+            body = json.loads(text) if response.content_type == "application/json" else text
+            return response.status, body, response.headers
+
     async def complete(self, path: str = "/v1/completions", **body: Any) -> dict[str, Any]:
         status, answer, _ = await self.post(body, path)
         assert status == 200, answer
