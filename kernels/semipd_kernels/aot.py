@@ -24,8 +24,8 @@ class AotCase:
         shipped: compiled in `make check`; the others only in the full matrix of `make soak`.
         tensor_cores: the code must hold tensor-core instructions.
         async_copy: the code must hold asynchronous copies (cp.async or TMA).
-        vector_bytes: global loads in innermost loops (of a kernel without loops: all of them) must move at
-            least so many bytes per thread and instruction, but for a quarter of the bytes; 0: no promise.
+        vector_bytes: global loads in innermost loops (without loops: all of them) must move at least so many
+            bytes per thread and instruction, but for a quarter of the bytes; 0: no promise.
         spills_allowed: bytes; anything else than 0 needs its reason beside it.
     """
 

@@ -2,9 +2,10 @@
 
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,33 +14,58 @@ from kernellib.facts import Facts
 from semipd.core.parent_death import die_with_parent
 
 REPORTED_ONLY = (100,)
+QUEUED_AHEAD = 1
+"""Jobs that a pool hands out beyond one per worker."""
 
 
 def compile_all(ops: tuple[str, ...], *, full: bool, workers: int) -> Iterator[Facts]:
     """Facts as they come, in no order: shipped cases for the architectures that count; `full`: all cases, and
-    the architectures that are only reported.
+    the architectures that are only reported. A case that takes the compiler's process with it says so.
 
     Raises:
-        RuntimeError: a compiler process died, or two cases have one name.
+        RuntimeError: two cases have one name, or the cases themselves cannot be listed.
     """
     # The interpreter and the compiler need different kinds of the same decorated functions.
     os.environ.pop("TRITON_INTERPRET", None)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_settle_in, initargs=(os.getpid(),)
-    ) as pool:
-        jobs = pool.submit(_jobs, ops, full).result()
-        pending: dict[Future[Facts], tuple[str, int]] = {
-            pool.submit(compile_one, ops, name, arch): (name, arch) for name, arch in jobs
-        }
+    with _pool(1) as pool:
         try:
-            for future in as_completed(pending):
-                yield future.result()
-                del pending[future]
+            pending = pool.submit(_jobs, ops, full).result()
         except BrokenProcessPool as error:
-            left = ", ".join(f"{name} sm_{arch}" for name, arch in list(pending.values())[: workers + 1])
-            raise RuntimeError(f"A compiler process died, near one of: {left}") from error
+            raise RuntimeError("the process that lists the cases died") from error
+    while pending:
+        try:
+            for facts in _compile_together(ops, tuple(pending), workers):
+                pending = [job for job in pending if job.key != facts.key]
+                yield facts
+        except BrokenProcessPool:
+            # It was at one of the first that are left; alone, each shows whether it is the one.
+            for job in pending[: workers + QUEUED_AHEAD]:
+                yield _compile_alone(ops, job)
+            pending = pending[workers + QUEUED_AHEAD :]
+
+
+def _compile_together(ops: tuple[str, ...], jobs: Sequence[Facts], workers: int) -> Iterator[Facts]:
+    with _pool(workers) as pool:
+        for future in as_completed([pool.submit(compile_one, ops, job.name, job.arch) for job in jobs]):
+            yield future.result()
+
+
+def _compile_alone(ops: tuple[str, ...], job: Facts) -> Facts:
+    with _pool(1) as pool:
+        try:
+            return pool.submit(compile_one, ops, job.name, job.arch).result()
+        except BrokenProcessPool:
+            return replace(job, error="does not compile: the compiler's process died, twice")
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_settle_in,
+        initargs=(os.getpid(),),
+    )
 
 
 def _settle_in(parent_pid: int) -> None:
@@ -54,22 +80,14 @@ def compile_one(ops: tuple[str, ...], name: str, arch: int) -> Facts:
 
 def compile_case(case: Any, arch: int) -> Facts:
     """`case`: an AotCase. What the compiler refuses becomes `Facts.error`."""
-    facts = {
-        "name": case.name,
-        "arch": arch,
-        "shipped": case.shipped,
-        "tensor_cores": case.tensor_cores,
-        "async_copy": case.async_copy,
-        "vector_bytes": case.vector_bytes,
-        "spills_allowed": case.spills_allowed,
-    }
+    promised = promises(case, arch)
     try:
         compiled = _triton_compile(case, arch)
         moves, machine = ptx.inspect(compiled.asm["ptx"]), cubin.inspect(compiled.asm["cubin"])
     except Exception as error:  # whatever the compiler raises is the finding
-        return Facts(**facts, error=f"does not compile: {type(error).__name__}: {_first_line(error)}")
-    return Facts(
-        **facts,
+        return replace(promised, error=f"does not compile: {type(error).__name__}: {_first_line(error)}")
+    return replace(
+        promised,
         registers=machine.registers,
         spill_bytes=machine.spill_bytes,
         spills_in_loops=machine.spills_in_loops,
@@ -78,6 +96,19 @@ def compile_case(case: Any, arch: int) -> Facts:
         loads=moves.loads,
         tensor_core_ops=moves.tensor_core_ops,
         async_copies=moves.async_copies,
+    )
+
+
+def promises(case: Any, arch: int) -> Facts:
+    """What an AotCase says of itself, before anything was compiled."""
+    return Facts(
+        name=case.name,
+        arch=arch,
+        shipped=case.shipped,
+        tensor_cores=case.tensor_cores,
+        async_copy=case.async_copy,
+        vector_bytes=case.vector_bytes,
+        spills_allowed=case.spills_allowed,
     )
 
 
@@ -103,12 +134,14 @@ def _triton_compile(case: Any, arch: int) -> Any:
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
-def _jobs(ops: tuple[str, ...], full: bool) -> list[tuple[str, int]]:
+def _jobs(ops: tuple[str, ...], full: bool) -> list[Facts]:
     from semipd_kernels.aot import TARGETS
 
     chosen = [case for case in _cases(ops).values() if full or case.shipped]
-    jobs = [(case.name, arch) for case in chosen for arch in case.targets]
-    newest = [(case.name, arch) for case in chosen if max(TARGETS) in case.targets for arch in REPORTED_ONLY]
+    jobs = [promises(case, arch) for case in chosen for arch in case.targets]
+    newest = [
+        promises(case, arch) for case in chosen if max(TARGETS) in case.targets for arch in REPORTED_ONLY
+    ]
     return jobs + newest if full else jobs
 
 

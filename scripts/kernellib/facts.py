@@ -38,6 +38,10 @@ class Facts:
     tensor_core_ops: dict[str, int] = field(default_factory=dict)
     async_copies: int = 0
 
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.name, self.arch
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -7,12 +7,15 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import kernel_report
 import pytest
+from kernellib import build
 from kernellib.build import by_name
 from kernellib.facts import Facts, violations
 from kernellib.report_table import table, verdict
@@ -80,6 +83,39 @@ def test_table_has_one_row_per_case() -> None:
 
 def test_facts_survive_json() -> None:
     assert Facts.from_json(json.loads(json.dumps(GOOD.to_json()))) == GOOD
+
+
+class Pool:
+    """Runs jobs in this process; `deadly` ones break the pool, `unlucky` ones only in company."""
+
+    def __init__(self, workers: int, deadly: set[str], unlucky: set[str]) -> None:
+        self.doomed = deadly if workers == 1 else deadly | unlucky
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, function: Any, *args: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        if args[1] in self.doomed:
+            future.set_exception(BrokenProcessPool("died"))
+        else:
+            future.set_result(function(*args))
+        return future
+
+
+def test_a_compiler_that_dies_costs_one_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [replace(GOOD, name=name) for name in "abcdefg"]
+    monkeypatch.setattr(build, "_pool", lambda workers: Pool(workers, {"c"}, {"e"}))
+    monkeypatch.setattr(build, "_jobs", lambda ops, full: jobs)
+    monkeypatch.setattr(build, "compile_one", lambda ops, name, arch: replace(GOOD, name=name))
+    monkeypatch.setattr(build, "as_completed", list)
+    found = {facts.name: facts.error for facts in build.compile_all(("op",), full=False, workers=2)}
+    assert found == dict.fromkeys("abdefg", "") | {
+        "c": "does not compile: the compiler's process died, twice"
+    }
 
 
 def test_two_cases_of_one_name_are_refused() -> None:
