@@ -36,6 +36,7 @@ soak: $(VENV)/.installed-dev
 	$(BIN)/pytest -m soak --timeout 3600
 	@set -e; for script in $(wildcard scripts/soak_*.py scripts/fuzz.py scripts/chaos.py); do \
 		echo "$$script"; $(BIN)/python $$script; done
+	$(BIN)/python scripts/chaos.py --device cpu
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
