@@ -13,6 +13,9 @@ from chaoslib.jobs import Job, Meter, Shape
 from chaoslib.target import Target
 
 RECOVERY_LIMIT_S = 180.0
+WORKER_LIMIT_S = 20.0
+"""For a stopped worker to be ended, if it has a step: some times supervision.worker_step_limit_s."""
+
 LOOK_EVERY_S = 0.2
 NUM_FLOOD = 120
 NUM_SLOW = 4
@@ -46,15 +49,14 @@ class Arena:
                 return
             await asyncio.sleep(LOOK_EVERY_S)
 
-    async def gone(self, pid: int) -> None:
-        """Somebody has ended the process that we stopped."""
-        deadline_s = time.monotonic() + RECOVERY_LIMIT_S
+    async def gone(self, pid: int, limit_s: float = RECOVERY_LIMIT_S) -> bool:
+        """Wait until somebody has ended the process that we stopped. False: nobody has."""
+        deadline_s = time.monotonic() + limit_s
         while pid in (self.target.engine_pid(), *self.target.worker_pids()):
             if time.monotonic() > deadline_s:
-                self.unrecovered.append(f"pid {pid} stands still")
-                self.target.send_signal(pid, signal.SIGCONT)
-                return
+                return False
             await asyncio.sleep(LOOK_EVERY_S)
+        return True
 
 
 async def kill_engine(arena: Arena) -> None:
@@ -67,7 +69,9 @@ async def kill_engine(arena: Arena) -> None:
 async def stop_engine(arena: Arena) -> None:
     if (pid := arena.target.engine_pid()) is not None:
         arena.target.send_signal(pid, signal.SIGSTOP)
-        await arena.gone(pid)
+        if not await arena.gone(pid):
+            arena.unrecovered.append("stop-engine: it was left standing")
+            arena.target.send_signal(pid, signal.SIGCONT)
     await arena.recovered("stop-engine")
 
 
@@ -86,12 +90,28 @@ async def kill_worker(arena: Arena) -> None:
 
 
 async def stop_worker(arena: Arena) -> None:
-    """An idle worker that stands still is noticed with its next step; until then it does no harm."""
-    if workers := arena.target.worker_pids():
+    """An idle worker that stands still is noticed with its next step; until then it does no harm. One that
+    still starts has minutes, so it is left alone."""
+    if workers := await _working(arena.target):
         pid = arena.rng.choice(workers)
         arena.target.send_signal(pid, signal.SIGSTOP)
-        await arena.gone(pid)
+        if not await arena.gone(pid, WORKER_LIMIT_S):
+            if await _has_old_step(arena.target):
+                arena.unrecovered.append("stop-worker: it was left standing in mid-step")
+            arena.target.send_signal(pid, signal.SIGCONT)
     await arena.recovered("stop-worker")
+
+
+async def _working(target: Target) -> list[int]:
+    status = await target.status() or {}
+    workers = ((status.get("device") or {}).get("workers") or {}).values()
+    return [worker["pid"] for worker in workers if worker["state"] == "up"]
+
+
+async def _has_old_step(target: Target) -> bool:
+    status = await target.status()
+    lanes = {} if status is None else status["lanes"]
+    return any((lane["step_age_ms"] or 0) / 1e3 > WORKER_LIMIT_S / 2 for lane in lanes.values())
 
 
 async def full_queue(arena: Arena) -> None:

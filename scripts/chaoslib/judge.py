@@ -52,6 +52,8 @@ class ReferenceJudge:
         import torch
         from transformers import AutoModelForCausalLM
 
+        # the model is tiny, and several threads on a busy machine wait for each other most of the time
+        torch.set_num_threads(1)
         self._torch = torch
         model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
         self._model: Any = model.eval()
