@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from semipd_top.history import Sample, sample_of
+from semipd_top.news import Event, decision_between
 from semipd_top.source import Gone, Item, Row, Seen
 
 Link = Literal["connecting", "live", "stale", "disconnected", "ended"]
@@ -16,8 +17,6 @@ STALE_AFTER_S = 3.0
 
 MAX_SAMPLES = 3600
 MAX_EVENTS = 5000
-
-Event = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +79,16 @@ class Monitor:
     def _see(self, item: Seen) -> None:
         frame, before = item.frame, self._newest
         self._samples.append(sample_of(frame.state, before.state))
-        self._events.extend(frame.events)
+        decision = decision_between(frame.state, before.state)
+        events = [*frame.events, decision] if decision is not None else frame.events
+        self._events.extend(events)
         self._newest = replace(
             before,
             state=frame.state,
             seen_s=item.at_s,
             gone=None,
             samples=tuple(self._samples),
-            events=tuple(self._events) if frame.events else before.events,
+            events=tuple(self._events) if events else before.events,
             lost=before.lost + frame.lost,
             requests=before.requests if item.requests is None else tuple(item.requests),
         )
