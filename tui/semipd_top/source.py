@@ -1,6 +1,6 @@
 """Where the dashboard's facts come from: a daemon, a recording, or the demo. One contract for all three."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -78,6 +78,10 @@ class Source(Protocol):
         """For people: which daemon, which file."""
 
     @property
+    def interval_s(self) -> float:
+        """Between two frames, as asked for; what a Monitor needs to know."""
+
+    @property
     def why_read_only(self) -> str:
         """Why nothing can be changed through this source; empty: it can."""
 
@@ -85,7 +89,7 @@ class Source(Protocol):
     def operator(self) -> Operator:
         """Raises SemipdError(`not_connected`) while there is none."""
 
-    def items(self) -> AsyncIterator[Item]: ...
+    def items(self) -> AsyncGenerator[Item, None]: ...
 
     def now_s(self) -> float:
         """Unix time by the source's own clock, in a replay too: a frame's age is `now_s() - Seen.at_s`."""
