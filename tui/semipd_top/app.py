@@ -1,6 +1,7 @@
 """The live screen."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, ClassVar, Protocol
 
 from textual import on, work
@@ -46,11 +47,13 @@ class TopApp(App[int]):
         Binding("1", "view('overview')", "Overview", show=False),
         Binding("2", "view('requests')", "Requests", show=False),
         Binding("3", "view('events')", "Events", show=False),
-        Binding("o", "override", "Override", tooltip="override the split: preview, expiry, reason"),
+        Binding(
+            "o", "override", "Override", show=False, tooltip="override the split: preview, expiry, reason"
+        ),
         Binding("plus", "override(1)", "+", tooltip="the same, prefill one granule more", show=False),
         Binding("minus", "override(-1)", "-", tooltip="the same, prefill one granule less", show=False),
-        Binding("a", "auto", "Auto", tooltip="end an override: back to auto, at once"),
-        Binding("s", "slo", "SLO", tooltip="change the service level targets"),
+        Binding("a", "auto", "Auto", show=False, tooltip="end an override: back to auto, at once"),
+        Binding("s", "slo", "SLO", show=False, tooltip="change the service level targets"),
         Binding(
             "p,space", "pause", "Pause", key_display="p", tooltip="let the picture, or a replay, stand still"
         ),
@@ -65,13 +68,12 @@ class TopApp(App[int]):
         source: Source,
         recording: Recording | None = None,
         *,
-        interval_s: float = 0.5,
         read_only: bool = False,
     ) -> None:
         super().__init__()
         self._source = source
         self._recording = recording
-        self._monitor = Monitor(interval_s)
+        self._monitor = Monitor(source.interval_s)
         self._why_read_only = (
             "semipd-top was started with --read-only." if read_only else source.why_read_only
         )
@@ -88,7 +90,7 @@ class TopApp(App[int]):
             yield OverviewPane(id="overview")
             yield RequestsPane(id="requests")
             yield EventsPane(id="events")
-        yield Footer()
+        yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
         if self.console.color_system == "standard":
@@ -118,12 +120,12 @@ class TopApp(App[int]):
             pane.show(picture)
 
     async def _listen(self) -> None:
-        items = self._source.items()
-        async for item in items:
-            self._monitor.take(item)
-            if self._recording is not None:
-                self._recording.write(item)
-            self._has_news = True
+        async with aclosing(self._source.items()) as items:
+            async for item in items:
+                self._monitor.take(item)
+                if self._recording is not None:
+                    self._recording.write(item)
+                self._has_news = True
 
     def _draw_if_due(self) -> None:
         age_s = self._source.now_s() - self._drawn_s
@@ -264,12 +266,11 @@ def run_app(
     source: Source,
     recording: Recording | None = None,
     *,
-    interval_s: float = 0.5,
     read_only: bool = False,
     theme: str | None = None,
 ) -> int:
     """Until the person quits. Returns the exit code."""
-    app = TopApp(source, recording, interval_s=interval_s, read_only=read_only)
+    app = TopApp(source, recording, read_only=read_only)
     if theme is not None:
         app.theme = theme
     return app.run() or 0

@@ -19,6 +19,7 @@ class Field(NamedTuple):
     key: Callable[[Row], Any]
     show: Callable[[Row], Span]
     wide: bool = False
+    numeric: bool = True
 
 
 def _number(name: str) -> Callable[[Row], float]:
@@ -47,22 +48,29 @@ def _state(row: Row) -> Span:
 
 
 FIELDS: tuple[Field, ...] = (
-    Field("id", 10, lambda row: row["id"], lambda row: Span(f"{row['id']:.10}")),
-    Field("state", 11, lambda row: (row["state"], row["error_code"] or ""), _state),
-    Field("age", 7, _number("age_ms"), lambda row: Span(f"{duration(row['age_ms'] / 1e3):>7}")),
+    Field("id", 8, lambda row: row["id"], lambda row: Span(f"{row['id']:.8}"), numeric=False),
+    Field("state", 10, lambda row: (row["state"], row["error_code"] or ""), _state, numeric=False),
+    Field("age", 6, _number("age_ms"), lambda row: Span(f"{duration(row['age_ms'] / 1e3):>6}")),
     _column("prompt", "prompt_tokens", 6),
     _column("hit", "cached_tokens", 5),
     Field(
         "output",
-        11,
+        9,
         _number("output_tokens"),
-        lambda row: Span(f"{count(row['output_tokens'])}/{count(row['max_tokens'])}".rjust(11)),
+        lambda row: Span(f"{count(row['output_tokens'])}/{count(row['max_tokens'])}".rjust(9)),
     ),
-    _column("TTFT", "ttft_ms", 6, millis),
-    _column("TPOT", "tpot_ms", 6, millis),
+    _column("TTFT", "ttft_ms", 5, millis),
+    _column("TPOT", "tpot_ms", 5, millis),
     _column("blocks", "blocks", 6),
     _column("preempted", "preemptions", 9, wide=True),
-    Field("priority", 11, lambda row: row["priority"], lambda row: Span(row["priority"]), wide=True),
+    Field(
+        "priority",
+        11,
+        lambda row: row["priority"],
+        lambda row: Span(row["priority"]),
+        wide=True,
+        numeric=False,
+    ),
     _column("queued", "queue_ms", 7, millis, wide=True),
     _column("prefill", "prefill_ms", 7, millis, wide=True),
     Field("key", 16, lambda row: row["key"] or "", lambda row: Span(f"{row['key'] or '-':.16}"), wide=True),

@@ -12,7 +12,7 @@ from textual.widgets import DataTable, Input
 
 from semipd_top.lines import Span, fit, line
 from semipd_top.listing import WHICH, Order, Which, chosen_rows, fields_for
-from semipd_top.news import Event, describe, is_news, style_of
+from semipd_top.news import Event, describe, style_of
 from semipd_top.numbers import clock
 from semipd_top.overview import overview
 from semipd_top.picture import Picture
@@ -51,7 +51,13 @@ class Pane(Vertical):
 
 
 class OverviewPane(Pane):
-    """All panels at once."""
+    """All panels at once. The keys are the application's; here they are shown."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("o", "app.override", "Override"),
+        Binding("a", "app.auto", "Auto"),
+        Binding("s", "app.slo", "SLO"),
+    ]
 
     can_focus = True
 
@@ -67,7 +73,7 @@ class SearchablePane(Pane):
     """A line that says what is shown, a search field that appears on demand, and a table."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("slash", "search", "Search"),
+        Binding("slash", "search", "Search", tooltip="only rows in which all words occur"),
         Binding("escape", "end_search", "All again", show=False),
     ]
 
@@ -116,11 +122,17 @@ class RequestsPane(SearchablePane):
     """Live and recent requests."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("l", "which", "Live/all"),
-        Binding("less_than_sign", "sort(-1)", "Sort by", key_display="< >"),
-        Binding("greater_than_sign", "sort(1)", "Sort by", show=False),
-        Binding("r", "reverse", "Reverse"),
-        Binding("c", "app.cancel_request", "Cancel"),
+        Binding("l", "which", "Which", tooltip="all requests, live ones, finished ones"),
+        Binding(
+            "less_than_sign",
+            "sort(-1)",
+            "Sort",
+            key_display="< >",
+            tooltip="sort by the column before or behind",
+        ),
+        Binding("greater_than_sign", "sort(1)", "Sort", show=False),
+        Binding("r", "reverse", "Reverse", tooltip="the order, greatest or smallest first"),
+        Binding("c", "app.cancel_request", "Cancel", tooltip="cancel the chosen request, after a question"),
     ]
 
     def __init__(self, *, id: str) -> None:
@@ -135,7 +147,7 @@ class RequestsPane(SearchablePane):
         if names != self._columns:
             self._columns = names
             self.table.set_columns(
-                [Column(name, field.width) for name, field in zip(names, fields, strict=True)]
+                [Column(name, field.width, field.numeric) for name, field in zip(names, fields, strict=True)]
             )
         rows = chosen_rows(picture.requests, self.which, self.words, self.order)
         self.table.sync([TableRow(_key(row), tuple(field.show(row) for field in fields)) for row in rows])
@@ -182,7 +194,9 @@ class RequestsPane(SearchablePane):
 class EventsPane(SearchablePane):
     """What has happened: what an operator wants to see, or everything. Newest first."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("x", "all_kinds", "All kinds")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("x", "all_kinds", "All kinds", tooltip="also what every request has")
+    ]
 
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id)
@@ -198,16 +212,17 @@ class EventsPane(SearchablePane):
                     Column("time", 8),
                     Column("event", 17),
                     Column("request", 8),
-                    Column("what", max(self._width - 45, 30)),
+                    Column("what", max(self._width - 43, 30)),
                 ]
             )
-        found = list(islice(filter(self._matches(), reversed(picture.events)), EVENT_ROWS))
+        kept = picture.events if self.all_kinds else picture.news
+        found = list(islice(filter(self._matches(), reversed(kept)), EVENT_ROWS))
         self.table.sync([_event_row(event) for event in found])
         kinds = "all kinds" if self.all_kinds else "without what every request has"
         lost = f", {picture.lost} lost" if picture.lost else ""
         self.summarise(
             Span(f"{len(found)} events", "strong"),
-            f" of {len(picture.events)} kept, newest first, {kinds}",
+            f" of {len(kept)} kept, newest first, {kinds}",
             Span(lost, "warn"),
             f", matching '{self.words}'" if self.words else "",
         )
@@ -220,8 +235,6 @@ class EventsPane(SearchablePane):
         wanted = self.words.lower().split()
 
         def matches(event: Event) -> bool:
-            if not self.all_kinds and not is_news(event):
-                return False
             text = f"{event['kind']} {event['request_id'] or ''} {describe(event)}".lower() if wanted else ""
             return all(word in text for word in wanted)
 

@@ -14,6 +14,7 @@ from semipd_top.widgets import palette_of
 class Column(NamedTuple):
     name: str
     width: int
+    right: bool = False
 
 
 class TableRow(NamedTuple):
@@ -22,7 +23,8 @@ class TableRow(NamedTuple):
 
 
 class SyncedTable(DataTable[Text]):
-    """`sync` changes only the cells that differ; the cursor stays on its row, whatever moves around it."""
+    """`sync` changes only the cells that differ. The cursor stays on its row, whatever moves around it; at the
+    top it stays at the top."""
 
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id, cursor_type="row", zebra_stripes=False)
@@ -39,7 +41,8 @@ class SyncedTable(DataTable[Text]):
         self.clear(columns=True)
         self._shown = []
         for column in columns:
-            self.add_column(column.name, key=column.name, width=column.width)
+            label = column.name.rjust(column.width) if column.right else column.name
+            self.add_column(label, key=column.name, width=column.width)
 
     def sync(self, rows: Sequence[TableRow]) -> None:
         if [row.key for row in rows] == [row.key for row in self._shown]:
@@ -70,12 +73,15 @@ class SyncedTable(DataTable[Text]):
             self.add_row(*map(self._cell, row.cells), key=row.key)
 
     def _rebuild(self, rows: Sequence[TableRow]) -> None:
-        chosen, cursor, scroll_y = self.chosen, self.cursor_row, self.scroll_y
+        chosen, cursor = self.chosen, self.cursor_row
+        scroll_y = self.scroll_y
         self.clear()
         self._append(rows)
-        kept = next((y for y, row in enumerate(rows) if row.key == chosen), min(cursor, len(rows) - 1))
-        self.move_cursor(row=max(kept, 0), scroll=False)
-        self.scroll_to(y=scroll_y, animate=False, force=True)
+        kept = 0
+        if cursor > 0:
+            kept = next((y for y, row in enumerate(rows) if row.key == chosen), min(cursor, len(rows) - 1))
+        self.move_cursor(row=kept, scroll=False)
+        self.scroll_to(y=scroll_y + kept - cursor if cursor > 0 else 0, animate=False, force=True)
 
     def _cell(self, span: Span) -> Text:
         return palette_of(self).text(span)

@@ -66,7 +66,7 @@ def preview_lines(
     """A dry run's answer beside what the policy would do now."""
     granted = answer["granted"]
     way = f"granted {granted[0]}+{granted[1]} (prefill+decode)" if granted else "merged steps, no split"
-    lines = [line(Span(way, "strong"), f", takes effect {answer['takes_effect']}")]
+    lines = [line(Span(way, "strong")), line(f"takes effect {answer['takes_effect']}")]
     if answer["rounding"]:
         lines.append(line(Span(answer["rounding"], "warn")))
     lines.append(_outlook("this", answer["forecast"], targets))
@@ -81,7 +81,10 @@ def _outlook(name: str, forecast: Mapping[str, Any] | None, targets: Mapping[str
     spans = [Span(f"{name:5}", "dim")]
     for key, word in (("ttft_ms", "TTFT"), ("tpot_ms", "TPOT")):
         value = forecast[key]
-        style: Style = "" if value is None else "ok" if value <= targets[key] else "bad"
+        if value is None:
+            spans.append(Span(f"{word} not in question  ", "dim"))
+            continue
+        style: Style = "ok" if value <= targets[key] else "bad"
         spans.append(Span(f"{word} {millis(value):>5} ms ", style))
         spans.append(Span(f"(≤ {targets[key]:g})  ", "dim"))
     if forecast.get("late_prompts"):
@@ -112,5 +115,5 @@ def _ended_s(row: Row) -> float:
 def _meets(row: Row, ttft_ms: float, tpot_ms: float) -> bool:
     """A request of one token has no TPOT and passes it."""
     first, between = row["ttft_ms"], row["tpot_ms"]
-    in_time: bool = first is not None and first <= ttft_ms and (between is None or between <= tpot_ms)
-    return in_time and not row["error_code"]
+    in_time = first is not None and first <= ttft_ms and (between is None or between <= tpot_ms)
+    return bool(in_time) and not row["error_code"]

@@ -76,7 +76,7 @@ def _hit_frac(state: Mapping[str, Any]) -> float | None:
 
 
 def _preempted_lately(picture: Picture) -> bool:
-    newest = next((event for event in reversed(picture.events) if event["kind"] == "preempted"), None)
+    newest = next((event for event in reversed(picture.news) if event["kind"] == "preempted"), None)
     return newest is not None and picture.now_s - newest["at_s"] < 10
 
 
