@@ -60,6 +60,7 @@ class Palette:
     def __init__(self, colours: Colours) -> None:
         self._colours = colours
         self.style = lru_cache(maxsize=256)(self._style)
+        self.text = lru_cache(maxsize=8192)(self._text)
 
     def _style(self, style: Style, under: Style = "", action: str = "") -> RichStyle:
         meta: dict[str, Any] | None = {"@click": action} if action else None
@@ -73,9 +74,9 @@ class Palette:
     def segments(self, spans: Line, base: RichStyle) -> list[Segment]:
         return [Segment(text, base + self.style(*look)) for text, *look in spans]
 
-    def text(self, *spans: Span) -> Text:
-        """For a cell of a table."""
-        return Text.assemble(*((span.text, self.style(span.style)) for span in spans), end="", no_wrap=True)
+    def _text(self, span: Span) -> Text:
+        """For a cell of a table; not to be changed, since cells of the same words share it."""
+        return Text(span.text, self.style(span.style), end="", no_wrap=True)
 
 
 _PALETTES = {"dark": Palette(DARK), "light": Palette(LIGHT), "sixteen": Palette(SIXTEEN)}

@@ -23,8 +23,8 @@ class TableRow(NamedTuple):
 
 
 class SyncedTable(DataTable[Text]):
-    """`sync` changes only the cells that differ. The cursor stays on its row, whatever moves around it; at the
-    top it stays at the top."""
+    """`sync` changes only the cells that differ. The cursor stays on its row, whatever moves around it;
+    at the top it stays at the top."""
 
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id, cursor_type="row", zebra_stripes=False)

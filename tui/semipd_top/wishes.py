@@ -105,11 +105,11 @@ def slo_preview(rows: Sequence[Row], ttft_ms: float, tpot_ms: float, now_s: floa
 
 
 def _is_judged(row: Row) -> bool:
-    return row["state"] == "finished" and row["finish_reason"] != "cancelled"
+    return bool(row["state"] == "finished" and row["finish_reason"] != "cancelled")
 
 
 def _ended_s(row: Row) -> float:
-    return float(row["arrived_at_s"] + row["age_ms"] / 1e3)
+    return float(row["arrived_at_s"]) + float(row["age_ms"]) / 1e3
 
 
 def _meets(row: Row, ttft_ms: float, tpot_ms: float) -> bool:
