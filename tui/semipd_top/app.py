@@ -273,4 +273,5 @@ def run_app(
     app = TopApp(source, recording, read_only=read_only)
     if theme is not None:
         app.theme = theme
-    return app.run() or 0
+    app.run()
+    return app.return_code or 0

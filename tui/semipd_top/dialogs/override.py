@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from textwrap import wrap
 from typing import Any, ClassVar
 
-from textual import on
+from textual import on, work
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.widget import Widget
@@ -22,6 +23,14 @@ SETTLE_S = 0.25
 """After the last key, before the daemon is asked for a preview."""
 
 DEFAULT_EXPIRY = "10m"
+
+
+class Tick(Checkbox):
+    """Textual's own shows its X in either state, and tells them apart by colour alone."""
+
+    @property
+    def BUTTON_INNER(self) -> str:  # type: ignore[override]  # noqa: N802
+        return "X" if self.value else " "
 
 
 class OverrideDialog(Dialog):
@@ -49,7 +58,7 @@ class OverrideDialog(Dialog):
         with Horizontal(classes="field"):
             yield Label(f"prefill {unit}s")
             yield Input(str(self._begin), id="units", restrict=r"\d*", max_length=5, compact=True)
-            yield Checkbox("no split: merged steps", id="off", compact=True)
+            yield Tick("no split: merged steps", id="off", compact=True)
         with Horizontal(classes="field"):
             yield Label("ends after")
             yield Input(DEFAULT_EXPIRY, id="expiry", placeholder="never", compact=True)
@@ -79,7 +88,7 @@ class OverrideDialog(Dialog):
     def _changed(self) -> None:
         self.query_one("#units", Input).disabled = self._off
         self._draw_bar()
-        self.run_worker(self._preview(), name="preview", exclusive=True)
+        self._preview()
 
     @property
     def _off(self) -> bool:
@@ -106,6 +115,7 @@ class OverrideDialog(Dialog):
             raise SemipdError("invalid_value", "How many units for prefill?", param="prefill_units")
         return int(text)
 
+    @work(exclusive=True)
     async def _preview(self) -> None:
         preview = self.query_one("#preview", LinesWidget)
         await asyncio.sleep(SETTLE_S)
@@ -127,6 +137,4 @@ class OverrideDialog(Dialog):
 
 
 def _wrapped(error: SemipdError, width: int) -> list[Line]:
-    from textwrap import wrap
-
     return [line(Span(part, "bad")) for part in wrap(str(error), max(width, 20))] or [error_line(error)]

@@ -130,7 +130,7 @@ def _now(state: State, sample: Sample) -> Line:
 
 
 def _why(state: State, width: int, num_lines: int) -> list[Line]:
-    words = wrap(state["partition"]["shared"]["reason"] or "-", width - 5)
+    words = wrap(state["partition"]["shared"]["reason"] or "-", max(width - 5, 1))
     marks = ["why  "] + ["     "] * num_lines
     return [line(Span(mark, "dim"), part) for mark, part in zip(marks, words[:num_lines], strict=False)]
 
