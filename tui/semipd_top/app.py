@@ -93,7 +93,8 @@ class TopApp(App[int]):
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
-        if self.console.color_system == "standard":
+        # without colours that theme's text would be as black as what lies behind it
+        if self.console.color_system == "standard" and not self.no_color:
             self.theme = "ansi-dark"
         self.run_worker(self._listen(), name="source", exit_on_error=True)
         self.set_interval(DRAW_EVERY_S, self._draw_if_due)
