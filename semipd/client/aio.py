@@ -76,12 +76,18 @@ class AsyncClient:
         return GenerateStream(self, self._send("generate", given(fields)))
 
     def subscribe(
-        self, *, interval_ms: int = 1000, events: bool = False, after: str | None = None
+        self,
+        *,
+        interval_ms: int = 1000,
+        events: bool = False,
+        after: str | None = None,
+        kinds: Sequence[str] | None = None,
     ) -> "StateStream":
         """The daemon's state at this rate. `events`: also what happens, from the event `after` on, or from
-        now on. A consumer that is slower gets the newest state, and every event since. Errors are raised by
-        the iteration."""
-        fields = {"interval_ms": interval_ms, "events": events, "after": after}
+        now on; `kinds`: only these. A slower consumer gets the newest state, and every event since.
+        Errors are raised by the iteration."""
+        chosen = None if kinds is None else list(kinds)
+        fields = {"interval_ms": interval_ms, "events": events, "after": after, "kinds": chosen}
         return StateStream(self, self._send("subscribe", given(fields), _NewestState()))
 
     async def cancel(self, target: int) -> bool:

@@ -78,11 +78,17 @@ class Client:
         return GenerateIterator(self, self._send("generate", given(fields)))
 
     def subscribe(
-        self, *, interval_ms: int = 1000, events: bool = False, after: str | None = None
+        self,
+        *,
+        interval_ms: int = 1000,
+        events: bool = False,
+        after: str | None = None,
+        kinds: Sequence[str] | None = None,
     ) -> "StateIterator":
         """The daemon's state at this rate. `events`: also what happens, from the event `after` on, or from
-        now on. A consumer that is slower gets the newest state, and every event since."""
-        fields = {"interval_ms": interval_ms, "events": events, "after": after}
+        now on; `kinds`: only these. A slower consumer gets the newest state, and every event since."""
+        chosen = None if kinds is None else list(kinds)
+        fields = {"interval_ms": interval_ms, "events": events, "after": after, "kinds": chosen}
         return StateIterator(self, self._send("subscribe", given(fields)))
 
     def cancel(self, target: int) -> bool:

@@ -15,6 +15,7 @@ EventKind = Literal[
     "split_changed",
     "partition_changed",
     "slo_changed",
+    "slow_step",
     "worker_died",
     "worker_restarted",
 ]
@@ -27,8 +28,9 @@ class Event:
     finished {reason, output_tokens}; refused {code, message}; split_changed {from, to, rule, reason,
     switch_ms}: a step was launched under another split, so long after that was wanted; partition_changed
     {mode, actor, reason, granted (empty: no fixed split), expires_s (0: never)}; slo_changed {actor, reason,
-    ttft_ms, tpot_ms, percentile, window_s}; worker_died {lane, pid, how, signal (empty: none), step_id (0: it
-    was idle)}; worker_restarted {lane, pid, seconds (since the death was noticed)}."""
+    ttft_ms, tpot_ms, percentile, window_s}; slow_step {lane, step_id, busy_ms, predicted_ms, units,
+    new_tokens, num_decodes}; worker_died {lane, pid, how, signal (empty: none), step_id (0: it was idle)};
+    worker_restarted {lane, pid, seconds (since the death was noticed)}."""
 
     at_ns: int
     kind: EventKind

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from semipd.core.errors import SemipdError
@@ -35,6 +35,7 @@ MAX_LIMIT_S = 86_400.0
 @dataclass(slots=True)
 class _Plan:
     began_s: float
+    limit_s: float
     deadline_s: float
     actor: str
     reason: str
@@ -79,7 +80,7 @@ class Drain:
         now_s = self._clock_s()
         limit_s = self._limit_s if limit_s is None else limit_s
         before = self._plan
-        self._plan = _Plan(now_s, now_s + limit_s, actor, reason, stops or self.stops)
+        self._plan = _Plan(now_s, limit_s, now_s + limit_s, actor, reason, stops or self.stops)
         if before is not None:
             self._plan.began_s, self._plan.num_ended = before.began_s, before.num_ended
         self.state = "draining"
@@ -87,19 +88,21 @@ class Drain:
         because = f" ({reason})" if reason else ""
         what = "stopping" if self._plan.stops else "draining"
         log.info("%s, asked by %s%s: %s", what, actor, because, self._awaited())
+        self._tell("stopping" if self._plan.stops else "draining", self._plan)
 
-    def cancel(self, actor: str) -> bool:
+    def cancel(self, actor: str, reason: str = "") -> bool:
         """Serve again. False: there was nothing to cancel. Raises SemipdError(`shutting_down`)."""
         if self.stops:
             message = "The daemon is stopping; that cannot be taken back."
             raise SemipdError("shutting_down", message, "Start it again when it has ended.")
-        was_serving = self._plan is None
-        self._plan = None
+        plan, self._plan = self._plan, None
         self._begun.clear()
         self.state = "serving"
-        if not was_serving:
-            log.info("serving again, asked by %s", actor)
-        return not was_serving
+        if plan is None:
+            return False
+        log.info("serving again, asked by %s", actor)
+        self._tell("serving", replace(plan, actor=actor, reason=reason))
+        return True
 
     def check(self, *, for_operators: bool = False) -> None:
         """Raises SemipdError(`draining`), which carries when to come again. Operators are told what is
@@ -161,8 +164,22 @@ class Drain:
         self.state = "drained"
         self._begun.clear()
         log.info("drained: %d requests had to be ended", plan.num_ended)
+        self._tell("drained", plan)
         if plan.stops:
             self._on_drained()
+
+    def _tell(self, state: str, plan: _Plan) -> None:
+        """`plan`: what holds, or has just ended."""
+        self._table.history.drain_changed(
+            {
+                "state": state,
+                "actor": plan.actor,
+                "reason": plan.reason,
+                "limit_s": plan.limit_s,
+                "awaited": len(self._table),
+                "ended": plan.num_ended,
+            }
+        )
 
     def _awaited(self) -> str:
         oldest_ns, left_s = self._table.oldest_arrival_ns(), self.seconds_left or 0.0

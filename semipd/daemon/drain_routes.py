@@ -38,7 +38,7 @@ def answer_drain(services: Services, request: DrainRequest | ShutdownRequest, pe
             services.drain.begin(actor, request.reason, request.limit_s, stops=True)
             return {"shutting_down": True, "drain": services.drain.to_wire()}
         case DrainRequest(cancel=True):
-            services.drain.cancel(actor)
+            services.drain.cancel(actor, request.reason)
         case DrainRequest():
             services.drain.begin(actor, request.reason, request.limit_s)
     return {"drain": services.drain.to_wire()}
@@ -67,7 +67,7 @@ class _Routes:
 
     async def delete(self, request: web.Request) -> web.Response:
         act = parsed_body(PartitionAct, await request.read() or b"{}")
-        self._drain.cancel(act.actor or http_peer(request))
+        self._drain.cancel(act.actor or http_peer(request), act.reason)
         return self._shown()
 
     def _shown(self) -> web.Response:

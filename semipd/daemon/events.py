@@ -6,8 +6,22 @@ behind the ring learns how many entries it has lost.
 
 import asyncio
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from semipd.core.events import EventKind
+
+EntryKind = Literal[
+    EventKind,
+    "arrived",
+    "first_byte",
+    "engine_died",
+    "engine_restarted",
+    "request_resumed",
+    "drain_changed",
+]
+"""The engine's events, and the daemon's own."""
 
 DEFAULT_CAPACITY = 4096
 
@@ -24,10 +38,12 @@ class Entry:
 
 
 class Read(NamedTuple):
-    """`lost` entries between the cursor and the first of `entries` have left the ring."""
+    """`lost` entries, of whatever kind, have left the ring before they were read. `cursor` is the next one:
+    the last entry that was looked at."""
 
     entries: list[Entry]
     lost: int
+    cursor: int
 
 
 class Journal:
@@ -48,13 +64,20 @@ class Journal:
         self._wake()
         return entry
 
-    def read(self, after: int, limit: int) -> Read:
-        """The next entries behind the cursor `after`, `limit` at most."""
+    def read(self, after: int, limit: int, kinds: Collection[str] | None = None) -> Read:
+        """The next entries behind the cursor `after`, of these kinds (None: all), `limit` at most."""
         oldest = max(self.last - len(self._slots), 0) + 1
         start = max(after + 1, oldest)
-        numbers = range(start, min(self.last, start + limit - 1) + 1)
-        found = [self._slots[number % len(self._slots)] for number in numbers]
-        return Read([entry for entry in found if entry is not None], start - after - 1)
+        found: list[Entry] = []
+        cursor = start - 1
+        for cursor in range(start, self.last + 1):
+            entry = self._slots[cursor % len(self._slots)]
+            assert entry is not None, f"entry {cursor} of {self.last} is not in the ring"
+            if kinds is None or entry.kind in kinds:
+                found.append(entry)
+                if len(found) == limit:
+                    break
+        return Read(found, start - after - 1, cursor)
 
     async def changed(self, after: int) -> None:
         """Wait until there is an entry behind `after`, or the journal is closed."""

@@ -5,9 +5,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import nlargest
+from operator import attrgetter
 from typing import Any, Literal, get_args
 
 from semipd.core.events import Event, FinishReason
+from semipd.core.plan import blocks_for
 from semipd.core.request import Request, SeqId
 from semipd.daemon.answer_types import Timing
 from semipd.daemon.callers import OPERATOR, Caller
@@ -21,6 +24,9 @@ STATES: tuple[str, ...] = (*get_args(RequestState), "live")
 """What a listing can be filtered by; live: all but finished."""
 
 MAX_RECENT = 1024
+MAX_HOLDERS = 8
+"""Requests named as the largest holders of KV blocks."""
+
 MAX_TIMELINE = 64
 """Entries a record keeps; a request preempted again and again must not grow without bound."""
 
@@ -30,7 +36,7 @@ class RequestRecord:
     """Times are CLOCK_MONOTONIC in ns, 0 until they happen.
 
     "Sent" is when a token leaves the daemon: its text has been written to the client's connection or, for an
-    answer that is sent as a whole, has been added to it.
+    answer that is sent as a whole, has been added to it. `is_placed`: an engine has it in its KV pool.
     """
 
     request_id: str
@@ -42,6 +48,7 @@ class RequestRecord:
     priority: Priority = "interactive"
     delay_ns: int = 0
     state: RequestState = "waiting"
+    is_placed: bool = False
     cached_tokens: int = 0
     output_tokens: int = 0
     sent_tokens: int = 0
@@ -55,6 +62,17 @@ class RequestRecord:
     finish_reason: FinishReason | None = None
     error_code: str | None = None
     timeline: list[Entry] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """The prompt's and those generated so far."""
+        return self.prompt_tokens + self.output_tokens
+
+    @property
+    def blocks(self) -> int:
+        """KV blocks it holds, shared ones included: computed from its tokens. The engine may have one more
+        or one less, and blocks that a step in flight still reads stay taken until that has settled."""
+        return blocks_for(self.tokens) if self.is_placed else 0
 
     @property
     def queue_ms(self) -> float | None:
@@ -163,6 +181,8 @@ class RequestHistory:
         record = self._live.get(event.seq) if event.seq is not None else None
         match event.kind:
             case "finished":
+                if record is not None:
+                    record.is_placed = False
                 return
             case "refused":
                 self.refused[str(event.data["code"])] += 1
@@ -195,6 +215,7 @@ class RequestHistory:
         del self._live[record.seq]
         record.finished_ns = self._clock_ns()
         record.state = "finished"
+        record.is_placed = False
         record.finish_reason = reason
         record.error_code = error_code
         code = {} if error_code is None else {"code": error_code}
@@ -217,6 +238,7 @@ class RequestHistory:
         self.engine_deaths += 1
         for record in in_flight:
             record.state = "waiting"
+            record.is_placed = False
         self._write(None, self._clock_ns(), "engine_died", {"why": why, "in_flight": len(in_flight)})
 
     def engine_restarted(self, outage_s: float, device: str) -> None:
@@ -226,6 +248,9 @@ class RequestHistory:
         """It has been submitted to another engine than before."""
         self.resumptions += 1
         self._write(record, self._clock_ns(), "request_resumed", {"output_tokens": output_tokens})
+
+    def drain_changed(self, data: dict[str, Any]) -> None:
+        self._write(None, self._clock_ns(), "drain_changed", data)
 
     def close(self) -> None:
         self.journal.close()
@@ -244,6 +269,11 @@ class RequestHistory:
         """The caller's records with this public id: a request of several choices has several sequences."""
         return [r for r in self._newest_first() if r.request_id == request_id and caller.owns(r.owner)]
 
+    def holders(self, limit: int = MAX_HOLDERS) -> list[RequestRecord]:
+        """Live requests with KV blocks, those with the most first."""
+        placed = [record for record in self._live.values() if record.is_placed]
+        return nlargest(limit, placed, key=attrgetter("tokens"))
+
     def to_wire(self, record: RequestRecord, *, timeline: bool = False) -> dict[str, Any]:
         shown: dict[str, Any] = {
             "id": record.request_id,
@@ -259,6 +289,7 @@ class RequestHistory:
             "cached_tokens": record.cached_tokens,
             "output_tokens": record.output_tokens,
             "max_tokens": record.max_tokens,
+            "blocks": record.blocks,
             "preemptions": record.preemptions,
             "queue_ms": record.queue_ms,
             "prefill_ms": record.prefill_ms,
@@ -277,10 +308,12 @@ class RequestHistory:
         match event.kind:
             case "admitted":
                 record.state = "prefilling"
+                record.is_placed = True
                 if not record.admitted_ns:
                     self._first_admission(record, event)
             case "preempted":
                 record.state = "waiting"
+                record.is_placed = False
                 record.preemptions += 1
                 self.preemptions += 1
 

@@ -73,6 +73,8 @@ def _counters() -> Iterator[Definition]:
     yield counter("vllm:prefix_cache_hits", "Prompt tokens found in the prefix index.")
     yield counter("semipd:lane_busy_seconds", "Time a lane has spent on steps.", "lane")
     yield counter("semipd:lane_steps", "Steps a lane has finished.", "lane")
+    slow = "Steps that took far longer than their step-time model predicted."
+    yield counter("semipd:slow_steps", slow, "lane")
     yield counter("semipd:lane_tokens", "Tokens a lane has computed, by phase.", "lane", "phase")
     yield counter("semipd:requests_refused", "Requests refused before or by the engine, by code.", "code")
     yield counter("semipd:ignored_fields", "Requests that carried a field that is unknown here.", "field")

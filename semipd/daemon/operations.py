@@ -105,7 +105,7 @@ async def _follow(response: web.StreamResponse, journal: Journal, after: int) ->
     await _write(response, b": semipd events\n\n")
     has_read = False
     while True:
-        entries, lost = journal.read(after, EVENTS_PER_WRITE)
+        entries, lost, cursor = journal.read(after, EVENTS_PER_WRITE)
         if lost:
             oldest = journal.to_wire(entries[0])["id"] if entries else None
             await _write(response, _event("overflow", {"lost": lost, "oldest": oldest}))
@@ -113,7 +113,7 @@ async def _follow(response: web.StreamResponse, journal: Journal, after: int) ->
                 return
         if entries:
             await _write(response, b"".join(_entry(journal, entry) for entry in entries))
-            after = entries[-1].number
+            after = cursor
         elif journal.closed:
             return
         else:

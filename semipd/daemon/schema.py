@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from semipd.core.errors import SemipdError
+from semipd.daemon.events import EntryKind
 from semipd.daemon.history import MAX_RECENT
 from semipd.daemon.request_rules import Priority
 from semipd.daemon.schema_messages import Messages
@@ -13,6 +14,9 @@ from semipd.wire.client_protocol import MAX_INTERVAL_MS, MIN_INTERVAL_MS
 MAX_STOPS = 64
 MAX_STOP_CHARS = 1024
 MAX_TIMEOUT_MS = 2**31 - 1
+MAX_KINDS = 64
+"""Entries of `kinds`, repetitions included."""
+
 _MIN_SEED = -(2**63)
 
 
@@ -141,12 +145,13 @@ class RequestsRequest(SocketRequest):
 
 class SubscribeRequest(SocketRequest):
     """State frames every `interval_ms`, and with `events` also what has happened since `after`, an event's
-    id; without it from now on."""
+    id; without it from now on. `kinds`: only these events; None: all."""
 
     op: Literal["subscribe"]
     interval_ms: Annotated[int, Field(ge=MIN_INTERVAL_MS, le=MAX_INTERVAL_MS)] = 1000
     events: bool = False
     after: str | None = None
+    kinds: Annotated[list[EntryKind], Field(min_length=1, max_length=MAX_KINDS, fail_fast=True)] | None = None
 
 
 class UnsubscribeRequest(SocketRequest):

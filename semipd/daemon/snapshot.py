@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from semipd.daemon.services import Services
 
 LOOP_LAG_LIMIT_S = 0.5
-_SPLIT_FIELDS = ("split", "lanes", "kv", "prefix", "preemptions", "scheduler")
+_ENGINE_FIELDS = ("split", "lanes", "prefix", "preemptions", "scheduler")
 
 
 def state_frame(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -29,7 +29,8 @@ def state_frame(services: "Services", engine: Mapping[str, Any] | None) -> dict[
         "model": {"name": services.model_name, "max_model_len": ready.max_model_len if ready else None},
         "versions": {"daemon": __version__, "engine": ready.version if ready else None},
         "device": _device(services, engine),
-        **{name: engine.get(name) if engine else None for name in _SPLIT_FIELDS},
+        **{name: engine.get(name) if engine else None for name in _ENGINE_FIELDS},
+        "kv": _kv(services, engine),
         "last_split_change": services.last_split_change(),
         "partition": _partition(engine),
         "requests": _requests(services, engine),
@@ -72,6 +73,23 @@ def _device(services: "Services", engine: Mapping[str, Any] | None) -> dict[str,
         return None
     facts = {name: ready.info.get(name) for name in ("kind", "name", "unit", "num_units", "dtype", "memory")}
     return facts | {"stats": engine.get("device") if engine else None}
+
+
+def _kv(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The pool's numbers, and who holds most of it."""
+    if engine is None:
+        return None
+    holders = [
+        {
+            "id": record.request_id,
+            "state": record.state,
+            "blocks": record.blocks,
+            "tokens": record.tokens,
+            "priority": record.priority,
+        }
+        for record in services.history.holders()
+    ]
+    return {**engine["kv"], "holders": holders}
 
 
 def _partition(engine: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -133,6 +151,7 @@ def _engine_samples(engine: Mapping[str, Any]) -> Iterator[Sample]:
         yield Sample("semipd:split_units", split[name], (name,))
         yield Sample("semipd:lane_busy_seconds", lane["busy_ms"] / 1e3, (name,))
         yield Sample("semipd:lane_steps", lane["steps"], (name,))
+        yield Sample("semipd:slow_steps", lane["slow_steps"], (name,))
         for phase in ("prefill", "decode"):
             yield Sample("semipd:lane_tokens", lane[f"{phase}_tokens"], (name, phase))
 

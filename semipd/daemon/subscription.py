@@ -36,13 +36,15 @@ class Subscription:
         writer: asyncio.StreamWriter,
         say: Callable[[dict[str, Any]], Awaitable[None]],
     ) -> None:
-        """Raises SemipdError(`invalid_value`) when `request.after` is no event id."""
+        """Raises SemipdError(`invalid_value`) when `request.after` is no event id, or when `request.kinds`
+        chooses among events that are not sent."""
         self._services = services
         self._request = request
         self._writer = writer
         self._say = say
         self._interval_s = request.interval_ms / 1e3
         self._after = self._first_cursor(request)
+        self._kinds = _chosen_kinds(request)
         self._ended = asyncio.Event()
         self._why = ""
 
@@ -65,9 +67,7 @@ class Subscription:
         if not self._request.events:
             return StateFrame(state)
         journal = self._services.history.journal
-        entries, lost = journal.read(self._after, MAX_EVENTS)
-        if entries:
-            self._after = entries[-1].number
+        entries, lost, self._after = journal.read(self._after, MAX_EVENTS, self._kinds)
         return StateFrame(state, [journal.to_wire(entry) for entry in entries], lost)
 
     async def _reader_has_read_all(self) -> None:
@@ -91,6 +91,16 @@ class Subscription:
         if after is None:
             raise SemipdError("invalid_value", f"{request.after!r:.80} is no event id.", param="after")
         return after
+
+
+def _chosen_kinds(request: SubscribeRequest) -> frozenset[str] | None:
+    """None: all."""
+    if request.kinds is None:
+        return None
+    if not request.events:
+        message = "kinds chooses among events, and events is not true."
+        raise SemipdError("invalid_value", message, "Set events too, or leave kinds out.", param="kinds")
+    return frozenset(request.kinds)
 
 
 def unread_bytes(writer: asyncio.StreamWriter) -> int:

@@ -35,6 +35,7 @@ from semipd.core.split import Split
 from semipd.devices.contract import Device, DeviceInfo, WorkerDied
 from semipd.engine.lane_state import Flight, LaneState
 from semipd.engine.notices import partition_event, worker_event
+from semipd.engine.slow_steps import SlowSteps
 from semipd.engine.status import engine_status
 from semipd.engine.work import work_at_hand
 from semipd.partition.control import Control, ControlSettings
@@ -75,6 +76,7 @@ class Coordinator:
         self.control = Control(
             table, _control_settings(settings, self.policy, info), models or Models(info.num_units)
         )
+        self._slow_steps = SlowSteps()
         self._next_step_id = 1
         self._held: Split | None = None
 
@@ -137,7 +139,9 @@ class Coordinator:
             for result in state.lane.poll(out.now_ns):
                 flight = state.settle(result, out.now_ns)
                 if not result.mixed:
-                    self.control.record(state.record(flight, result), out.now_ns)
+                    step = state.record(flight, result)
+                    predicted_ms = self.control.record(step, out.now_ns)
+                    self._slow_steps.judge(state, result.step_id, step, predicted_ms, out)
                 self._settle_step(flight, result, out)
 
     def _settle_step(self, flight: Flight, result: StepResult, out: Outbox) -> None:

@@ -59,6 +59,7 @@ class LaneState:
     inflight: deque[Flight] = field(default_factory=deque)
     residents: set[SeqId] = field(default_factory=set)
     num_steps: int = 0
+    num_slow_steps: int = 0
     num_decode_tokens: int = 0
     num_prefill_tokens: int = 0
     busy_ns: int = 0

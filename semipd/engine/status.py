@@ -46,6 +46,7 @@ def _kv(scheduler: Scheduler) -> dict[str, int]:
         "used_blocks": pool.num_usable - pool.num_free,
         "free_blocks": pool.num_free,
         "cached_blocks": scheduler.memory.num_cached_free,
+        "reserved_blocks": scheduler.reserved_blocks,
     }
 
 
@@ -53,6 +54,7 @@ def _lane(state: LaneState, now_ns: int) -> dict[str, Any]:
     age = (now_ns - state.last_settled_ns) / 1e6 if state.num_steps else None
     return {
         "steps": state.num_steps,
+        "slow_steps": state.num_slow_steps,
         "steps_in_flight": len(state.inflight),
         "residents": len(state.residents),
         "prefill_tokens": state.num_prefill_tokens,

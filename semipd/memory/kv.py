@@ -28,6 +28,8 @@ class KVMemory:
     def __init__(self, num_blocks: int) -> None:
         self.pool = BlockPool(num_blocks)
         self.index = PrefixIndex()
+        self.num_cached_free = 0
+        """Free blocks whose content can still be hit."""
 
     def cached_tokens(self, namespace: str, tokens: Sequence[int]) -> int:
         """Tokens of a sequence that need not be computed. At least one always is: it yields the logits."""
@@ -49,6 +51,7 @@ class KVMemory:
         """
         hits = self._match(namespace, tokens) if reuse else []
         shared = [entry.blocks[0] for entry in hits]
+        self.num_cached_free -= sum(map(self.pool.is_free, shared))
         self.pool.share(shared)
         blocks = shared + self._allocate(blocks_for(len(tokens)) - len(hits))
         return Placement(namespace, blocks, len(hits) * BLOCK_SIZE, hits)
@@ -71,13 +74,10 @@ class KVMemory:
         """Give all blocks back, tail first; those the index knows stay findable until reused."""
         unknown = [block for block in placement.blocks if not self.index.knows(block)]
         self.pool.release(placement.blocks[::-1], reuse_first=unknown)
+        freed = sum(map(self.pool.is_free, placement.blocks))
+        self.num_cached_free += freed - sum(map(self.pool.is_free, unknown))
         placement.blocks = []
         placement.indexed = []
-
-    @property
-    def num_cached_free(self) -> int:
-        """Free blocks whose content can still be hit."""
-        return sum(self.index.knows(block) for block in self.pool.free_order())
 
     def check_integrity(self, placements: Iterable[Placement]) -> None:
         """Recompute pool counts and index from the placements; AssertionError on a mismatch."""
@@ -87,6 +87,8 @@ class KVMemory:
         for placement in placements:
             for block, entry in zip(placement.blocks, placement.indexed, strict=False):
                 assert block in entry.blocks, f"block {block} is not in its entry {entry.blocks}"
+        cached = sum(map(self.index.knows, self.pool.free_order()))
+        assert self.num_cached_free == cached, f"{self.num_cached_free} cached free blocks, {cached} found"
         self._check_eviction_order()
 
     def _match(self, namespace: str, tokens: Sequence[int]) -> list[Entry]:
@@ -94,6 +96,7 @@ class KVMemory:
 
     def _allocate(self, count: int) -> list[int]:
         blocks = self.pool.allocate(count)
+        self.num_cached_free -= sum(map(self.index.knows, blocks))
         for block in blocks:
             self.index.forget(block)
         return blocks

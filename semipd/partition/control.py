@@ -162,11 +162,13 @@ class Control:
     def arrived(self, now_ns: int) -> None:
         self.window.arrived(now_ns)
 
-    def record(self, step: StepRecord, now_ns: int) -> None:
-        self.models.record(step, now_ns)
+    def record(self, step: StepRecord, now_ns: int) -> float | None:
+        """Learn from a finished step. Returns what Models.record does."""
+        predicted_ms = self.models.record(step, now_ns)
         self.journal.step(step)
         if step.new_tokens:
             self.window.prefilled(step.busy_ns, step.units, self.table.num_units)
+        return predicted_ms
 
     def first_token(self, seq: SeqId, now_ns: int, ttft_ms: float) -> None:
         self.window.first_token(now_ns, ttft_ms)

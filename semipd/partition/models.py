@@ -35,20 +35,22 @@ class Models:
     def confident(self) -> bool:
         return self._prefill.confident and self._decode.confident
 
-    def record(self, step: StepRecord, now_ns: int) -> None:
-        """Learn from a finished step; now and then fit one phase anew."""
+    def record(self, step: StepRecord, now_ns: int) -> float | None:
+        """Learn from a finished step; now and then fit one phase anew. Returns the milliseconds that had been
+        predicted for it; None: no prediction that can be trusted."""
         ms = step.busy_ns / 1e6
         if ms <= 0:
-            return
+            return None
         if step.lane == "prefill":
-            self._prefill.observe(step.units, (1, step.new_tokens, step.attended_tokens), ms)
+            predicted_ms = self._prefill.observe(step.units, (1, step.new_tokens, step.attended_tokens), ms)
         elif step.new_tokens:
             x = (1, step.new_tokens, step.attended_tokens, step.num_decodes, step.context_tokens)
-            self._merged.observe(step.units, x, ms)
+            predicted_ms = self._merged.observe(step.units, x, ms)
         else:
-            self._decode.observe(step.units, (1, step.num_decodes, step.context_tokens), ms)
+            predicted_ms = self._decode.observe(step.units, (1, step.num_decodes, step.context_tokens), ms)
         if now_ns >= self._fit_due_ns:
             self._fit_one(now_ns)
+        return predicted_ms
 
     def fit(self) -> None:
         for phase in self.phases.values():

@@ -24,7 +24,7 @@ FORGETTING = 0.98
 
 CONFIDENT_STEPS = 32
 TRIED_WEIGHT = 6.0
-"""Steps on a number of units before predictions there count as tried."""
+"""Steps on a number of units, or in a cell, before predictions there count as tried."""
 
 RIDGE = 1e-6
 """Pull towards the previous coefficients, relative to the data: decides only what the data leave open."""
@@ -80,15 +80,16 @@ class StepModel:
         return list(self._coefficients)
 
     def observe(self, units: int, x: tuple[float, ...], ms: float) -> float | None:
-        """Learn from a step. Returns what had been predicted for it; None while not confident."""
+        """Learn from a step. Returns what had been predicted for it; None while not confident, or while too
+        few steps of its size have been seen on so many units."""
         predicted = None
         if self.confident:
             predicted = sum(map(mul, self._line(units), x)) * self.running_ratio
             if predicted > 0:
                 self._correct(ms / predicted)
-        self._remember(units, x, ms)
+        num_alike = self._remember(units, x, ms)
         self.num_steps += 1
-        return predicted
+        return predicted if num_alike >= TRIED_WEIGHT else None
 
     def line(self, units: int) -> list[float]:
         """Corrected milliseconds per unit of each x on `units`."""
@@ -124,7 +125,8 @@ class StepModel:
         self.error += RUNNING_GAIN * (abs(ratio / self.running_ratio - 1) - self.error)
         self.running_ratio += RUNNING_GAIN * (ratio - self.running_ratio)
 
-    def _remember(self, units: int, x: tuple[float, ...], ms: float) -> None:
+    def _remember(self, units: int, x: tuple[float, ...], ms: float) -> float:
+        """Returns the weight of its cell before."""
         y = [value / ms for value in x]
         new = [1.0, *y, *[y[i] * y[j] for i, j in self._pairs]]
         cell = (units, int(x[1]).bit_length(), (int(x[2]).bit_length() + 1) // 2)
@@ -132,6 +134,7 @@ class StepModel:
         if old is not None:
             new = [FORGETTING * was + now for was, now in zip(old, new)]  # noqa: B905 (strict costs time here)
         self._cells[cell] = new
+        return 0.0 if old is None else old[0]
 
     def _raw_line(self, units: int) -> list[float]:
         if not self.scales:

@@ -61,6 +61,11 @@ class Scheduler:
     def idle(self) -> bool:
         return not self.sequences and not self.unsettled
 
+    @property
+    def reserved_blocks(self) -> int:
+        """Free blocks that admission keeps for the growth of what runs; 0 when nothing does."""
+        return self._watermark if self.prefilling or self.decoding or self.unsettled else 0
+
     # ---- in and out ----------------------------------------------------------------------------
 
     def submit(self, request: Request, out: Outbox) -> None:
@@ -228,9 +233,7 @@ class Scheduler:
         """Place the next request of the queue; or None, remembering at which level of free blocks."""
         sequence = self.waiting.pick(self.cached_tokens)
         reuse, namespace = sequence.may_reuse, sequence.request.namespace
-        running = bool(self.prefilling or self.decoding or self.unsettled)
-        reserve_blocks = self._watermark if running else 0
-        if not self.memory.can_place(namespace, sequence.tokens, reserve_blocks, reuse=reuse):
+        if not self.memory.can_place(namespace, sequence.tokens, self.reserved_blocks, reuse=reuse):
             self._refused_at_free = self.memory.pool.num_free
             return None
         self.waiting.take(sequence)

@@ -68,12 +68,18 @@ def test_a_slow_reader_of_states_gets_the_newest(daemon: DaemonProcess) -> None:
         client.subscribe(interval_ms=100, events=True) as states,
     ):
         first = next(states)
+        chosen = client.subscribe(interval_ms=100, events=True, kinds=("finished",))
+        next(chosen)
         list(client.generate([40], max_tokens=3, request_id="seen"))
         late = next(states)
         while "finished" not in [event["kind"] for event in late.events]:
             late = late.then(next(states))
+        few = next(chosen)
+        while not few.events:
+            few = next(chosen)
     assert late.state["uptime_s"] > first.state["uptime_s"]
     assert [event["kind"] for event in late.events] == ["arrived", "first_byte", "finished"]
+    assert few.events == late.events[-1:]
 
 
 def test_cancels(daemon: DaemonProcess) -> None:

@@ -10,12 +10,12 @@ from aiohttp.hdrs import METH_DELETE
 from prometheus_client.parser import text_string_to_metric_families
 from support.daemon import running
 
-from semipd.core.events import EventKind
 from semipd.core.settings import EngineSettings
 from semipd.daemon import events, subscription, unix_socket
 from semipd.daemon.answer_types import Timing
 from semipd.daemon.history import MAX_RECENT, STATES
 from semipd.daemon.metric_names import DEFINITIONS
+from semipd.engine import slow_steps
 from semipd.wire import frames
 from semipd.wire.client_protocol import HELLO_LIMIT_S, OPERATIONS, check_hello
 
@@ -102,9 +102,15 @@ async def test_state_frames_records_and_errors_have_the_documented_fields(tmp_pa
 
 def test_event_kinds_and_timing() -> None:
     kinds = set(first_column(section(OPERATING, "## Events")))
-    of_the_daemon = {"arrived", "first_byte", "engine_died", "engine_restarted", "request_resumed"}
-    assert kinds == {*of_the_daemon, *get_args(EventKind)}
+    assert kinds == set(get_args(events.EntryKind))
     assert set(first_column(section(OPERATING, "## Timing of one request"))) == set(Timing.__annotations__)
+
+
+def test_the_bounds_of_slow_steps_are_those_in_force() -> None:
+    [row] = [line for line in OPERATING.splitlines() if line.startswith("| `slow_step`")]
+    assert f"{slow_steps.SLOW_FACTOR:g} times" in row
+    assert f"{slow_steps.SLOW_FLOOR_NS // 1_000_000} ms" in row
+    assert f"At most {slow_steps.MAX_EVENTS_PER_S} in a second" in row
 
 
 def test_metrics_are_documented() -> None:

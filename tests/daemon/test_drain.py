@@ -148,6 +148,45 @@ async def test_a_drain_that_is_taken_back_ends_nobody(tmp_path: Path) -> None:
         assert sum([len(item.token_ids) async for item in stream]) == 149
 
 
+def told(daemon: Running) -> list[dict[str, Any]]:
+    """What the journal says of the drain."""
+    entries = daemon.services.history.journal.read(0, 4096).entries
+    return [entry.data for entry in entries if entry.kind == "drain_changed"]
+
+
+async def test_every_change_of_the_drain_is_an_event(tmp_path: Path) -> None:
+    async with (
+        running(tmp_path, max_steps=2) as daemon,
+        await AsyncClient.connect(daemon.socket_path) as client,
+    ):
+        stream = client.generate([97], max_tokens=100)
+        await anext(stream)
+        await client.drain(limit_s=80_000, actor="ann", reason="new weights")
+        await client.drain(limit_s=70_000, actor="bob")
+        await client.drain(cancel=True, actor="cat", reason="not today")
+        await client.drain(cancel=True)
+        assert daemon.services.drain.state == "serving"
+        await client.drain(limit_s=0, actor="dan")
+        with pytest.raises(SemipdError):
+            [item async for item in stream]
+        await until(lambda: daemon.services.drain.state == "drained")
+        await client.shutdown(limit_s=5, actor="eve")
+        await daemon.stop_reasons.get()
+        changes = told(daemon)
+    assert [(change["state"], change["actor"], change["limit_s"]) for change in changes] == [
+        ("draining", "ann", 80_000),
+        ("draining", "bob", 70_000),
+        ("serving", "cat", 70_000),
+        ("draining", "dan", 0),
+        ("drained", "dan", 0),
+        ("stopping", "eve", 5),
+        ("drained", "eve", 5),
+    ]
+    assert [change["reason"] for change in changes[:3]] == ["new weights", "", "not today"]
+    assert [change["awaited"] for change in changes[:4]] == [1, 1, 1, 1]
+    assert changes[4]["ended"] == 1
+
+
 @pytest.mark.parametrize(
     "body", [{"limit_s": -1}, {"limit_s": 1e9}, {"limit_s": "soon"}, {"zzz": 1}, {"reason": "x" * 300}]
 )

@@ -215,23 +215,33 @@ def test_a_record_does_not_grow_for_ever() -> None:
     assert len(record.timeline) == history_module.MAX_TIMELINE
 
 
-@given(st.integers(1, 20), st.lists(st.integers(0, 12), max_size=30), st.integers(1, 9))
-def test_ring_and_cursors_like_a_list(capacity: int, bursts: list[int], limit: int) -> None:
+@given(
+    st.integers(1, 20),
+    st.lists(st.text("xyz", max_size=12), max_size=30),
+    st.integers(1, 9),
+    st.sampled_from([None, frozenset("x"), frozenset("yz")]),
+)
+def test_ring_and_cursors_like_a_list(
+    capacity: int, bursts: list[str], limit: int, kinds: frozenset[str] | None
+) -> None:
     journal = Journal(capacity)
-    everything: list[int] = []
-    cursor, seen, lost = 0, list[int](), 0
+    everything: list[tuple[int, str]] = []
+    cursor, seen, lost, passed_over = 0, list[int](), 0, 0
     for burst in bursts:
-        for _ in range(burst):
-            everything.append(journal.add(0, "x", {}).number)
-        read = journal.read(cursor, limit)
+        for kind in burst:
+            everything.append((journal.add(0, kind, {}).number, kind))
+        read = journal.read(cursor, limit, kinds)
         kept = everything[-capacity:]
-        expected = [number for number in kept if number > cursor][:limit]
+        unread = [(number, kind) for number, kind in kept if number > cursor]
+        expected = [number for number, kind in unread if kinds is None or kind in kinds][:limit]
         assert [entry.number for entry in read.entries] == expected
-        assert read.lost == sum(1 for number in everything if number > cursor and number not in kept)
+        assert read.lost == sum(1 for entry in everything if entry[0] > cursor and entry not in kept)
+        passed_over += sum(1 for number, _ in unread if number <= read.cursor) - len(expected)
         lost += read.lost
         seen += expected
-        cursor = seen[-1] if seen else cursor
-    assert len(seen) + lost + (journal.last - cursor) == len(everything)
+        cursor = read.cursor
+    assert len(seen) + passed_over + lost + (journal.last - cursor) == len(everything)
+    assert passed_over == 0 or kinds is not None
 
 
 def test_cursors_of_another_life_begin_anew() -> None:

@@ -128,6 +128,49 @@ async def events_until(states: StateStream, kind: str) -> list[dict[str, Any]]:
     return found
 
 
+async def test_only_the_chosen_kinds_of_events_are_sent(tmp_path: Path) -> None:
+    async with (
+        connected(tmp_path, fake=FAKE) as (daemon, client),
+        client.subscribe(interval_ms=100, events=True, kinds=["finished", "arrived"]) as states,
+    ):
+        await anext(states)
+        await collect(client.generate([1], max_tokens=2, ignore_eos=True))
+        events = await events_until(states, "finished")
+        journal = daemon.services.history.journal
+        for number in range(5000):  # more than the ring holds
+            journal.add(number, "first_byte", {})
+        last = journal.add(0, "finished", {"last": True}).number
+        frame = await anext(states)
+        while not frame.events:
+            frame = await anext(states)
+    assert [event["kind"] for event in events] == ["arrived", "finished"]
+    assert [event["data"] for event in frame.events] == [{"last": True}]
+    seen_by_then = int(events[-1]["id"].split("-")[1])
+    assert frame.lost == last - seen_by_then - 4096, "what was overwritten, whatever it was"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "says"),
+    [
+        (["finished", "noise"], "'slow_step'"),
+        (["finished", "noise"], "'arrived'"),
+        ([], "at least 1"),
+        ("finished", "list"),
+    ],
+)
+async def test_kinds_that_do_not_exist_are_refused_with_those_that_do(
+    tmp_path: Path, kinds: list[str], says: str
+) -> None:
+    async with running(tmp_path) as daemon, Talk(daemon) as talk:
+        talk.say({"id": 1, "op": "subscribe", "events": True, "kinds": kinds})
+        error = (await talk.next())["error"]
+        assert (error["code"], error["param"]) == ("invalid_value", "kinds")
+        assert says in error["message"]
+        talk.say({"id": 2, "op": "subscribe", "kinds": ["finished"]})
+        error = (await talk.next())["error"]
+        assert (error["code"], error["param"]) == ("invalid_value", "kinds"), "without events"
+
+
 async def test_unsubscribing_ends_the_frames(tmp_path: Path) -> None:
     async with running(tmp_path) as daemon, Talk(daemon) as talk:
         talk.say({"id": 1, "op": "subscribe", "interval_ms": 100})

@@ -45,6 +45,7 @@ INFO = {
 
 _LANE = {
     "steps": 0,
+    "slow_steps": 0,
     "steps_in_flight": 0,
     "prefill_tokens": 0,
     "decode_tokens": 0,
@@ -57,7 +58,14 @@ NUMBERS = {
     "scheduler": "scripted",
     "split": {"prefill": 1, "decode": 1, "unit": "unit"},
     "requests": {"waiting": 0, "prefilling": 0, "decoding": 0, "oldest_waiting_ms": None},
-    "kv": {"block_tokens": 16, "total_blocks": 99, "used_blocks": 0, "free_blocks": 99, "cached_blocks": 0},
+    "kv": {
+        "block_tokens": 16,
+        "total_blocks": 99,
+        "used_blocks": 0,
+        "free_blocks": 99,
+        "cached_blocks": 0,
+        "reserved_blocks": 0,
+    },
     "prefix": {"prompt_tokens": 0, "cached_tokens": 0},
     "preemptions": 0,
     "lanes": {"prefill": _LANE, "decode": _LANE},
