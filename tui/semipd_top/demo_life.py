@@ -70,6 +70,16 @@ class EngineLife:
             "restarts": self.restarts,
         }
 
+    def why_not_ready(self, at: float) -> str:
+        """In a sentence, while no engine is ready."""
+        phase = self._phase(at)
+        if phase is None:
+            return f"The engine is restarted in {self._start_at - at:.1f} s. {self._why}"
+        return (
+            f"The engine is still busy with: {phase['name']} "
+            f"({phase['seconds']:.1f} s of at most {phase['limit_s']:g} s)."
+        )
+
     @property
     def _factor(self) -> float:
         return WARM_FACTOR if self.died_at is not None else 1.0

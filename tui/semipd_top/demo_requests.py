@@ -214,6 +214,20 @@ class DemoHistory:
     def rows(self, now: float, state: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
         return [self._row(request, now) for request in self.requests(state, limit)]
 
+    def observed(self, now: float) -> dict[str, Any]:
+        """What slo.get answers beside the targets."""
+        window_s = min(self.slo.targets["window_s"], max(now, 1.0))
+        outputs: list[int] = []
+        num_arrived = sum(request.arrived > now - window_s for request in self.live.values())
+        for request in reversed(self.recent):
+            if request.finished is None or request.finished < now - window_s:
+                break
+            num_arrived += request.arrived > now - window_s
+            if request.output_tokens > 1 and request.finish_reason in ("stop", "length"):
+                outputs.append(request.output_tokens)
+        mean = sum(outputs) / len(outputs) if outputs else None
+        return self.slo.observed(now, mean, num_arrived / window_s)
+
     def named(self, request_id: str) -> list[DemoRequest]:
         return [request for request in self.requests(limit=2 * MAX_RECENT) if request.id == request_id]
 
@@ -265,7 +279,7 @@ class SloWindow:
         }
 
     def observed(self, now: float, mean_output_tokens: float | None, arrivals_per_s: float) -> dict[str, Any]:
-        """What slo.get answers beside the targets."""
+        """At the percentile of the targets."""
         pct = self.targets["percentile"]
         self._forget(now)
         ttfts = sorted(one.ttft_ms for one in self._outcomes if one.ttft_ms is not None)

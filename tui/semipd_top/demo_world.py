@@ -68,6 +68,29 @@ class DemoWorld:
     def work(self) -> Work:
         return NO_WORK if self.engine is None else self.engine.work(self.now)
 
+    @property
+    def is_shared(self) -> bool:
+        """Both lanes have work."""
+        engine = self.engine
+        return engine is not None and bool(engine.prefilling and engine.decoding)
+
+    def cancel(self, request_id: str) -> str:
+        """As the daemon answers: `cancelled`, `already_finished` or `not_found`."""
+        named = self.history.named(request_id)
+        going = [request for request in named if request.state != "finished"]
+        for request in going:
+            if self.engine is not None:
+                self.engine.cancel(request)
+            self.history.finish(request, self.now, "cancelled", "request_cancelled")
+        self.history.journal.publish()
+        if going:
+            return "cancelled"
+        return "already_finished" if named else "not_found"
+
+    def why_not_ready(self) -> str:
+        """In a sentence, while there is no engine."""
+        return self._life.why_not_ready(self.now)
+
     # ---- a turn --------------------------------------------------------------------------------
 
     def _turn(self, start: float, end: float) -> None:
