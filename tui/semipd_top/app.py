@@ -93,9 +93,7 @@ class TopApp(App[int]):
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
-        if self.console.color_system == "standard":
-            self.theme = "ansi-dark"
-        self.run_worker(self._listen(), name="source", exit_on_error=True)
+        self.run_worker(self._listen, name="source", exit_on_error=True)
         self.set_interval(DRAW_EVERY_S, self._draw_if_due)
 
     def newest(self) -> Picture:
@@ -269,8 +267,9 @@ def run_app(
     read_only: bool = False,
     theme: str | None = None,
 ) -> int:
-    """Until the person quits. Returns the exit code."""
+    """Until the person quits. Returns the exit code. `theme` None: Textual's dark one, or the terminal's own
+    colours where it has only 16."""
     app = TopApp(source, recording, read_only=read_only)
-    if theme is not None:
-        app.theme = theme
+    few_colours = app.console.color_system == "standard"
+    app.theme = theme or ("ansi-dark" if few_colours else app.theme)
     return app.run() or 0

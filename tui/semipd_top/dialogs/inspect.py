@@ -39,7 +39,7 @@ class InspectDialog(Dialog):
 
     def _look(self) -> None:
         if not self._records or any(record["state"] != "finished" for record in self._records):
-            self.run_worker(self._ask(), name="inspect", exclusive=True)
+            self.run_worker(self._ask, name="inspect", exclusive=True)
 
     async def _ask(self) -> None:
         try:

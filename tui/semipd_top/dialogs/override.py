@@ -79,7 +79,7 @@ class OverrideDialog(Dialog):
     def _changed(self) -> None:
         self.query_one("#units", Input).disabled = self._off
         self._draw_bar()
-        self.run_worker(self._preview(), name="preview", exclusive=True)
+        self.run_worker(self._preview, name="preview", exclusive=True)
 
     @property
     def _off(self) -> bool:

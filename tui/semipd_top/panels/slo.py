@@ -70,7 +70,7 @@ def _charts(picture: Picture, width: int, height: int) -> list[Line]:
         return [
             line(
                 Span(f"{name} {judged} ", "dim"),
-                sparkline(_series(picture, key, judged), room, "", targets[key]),
+                sparkline(_series(picture, key, judged), room, "dim", targets[key]),
             )
             for key, name in NAMES
         ]
@@ -80,7 +80,7 @@ def _charts(picture: Picture, width: int, height: int) -> list[Line]:
         values = _series(picture, key, judged)
         top = max((value for value in values[-width:] if value is not None), default=None)
         lines.append(line(Span(f"{name} {judged} over time, at most {millis(top)} ms", "dim")))
-        lines += column_chart(values, width, num_rows, "", targets[key])
+        lines += column_chart(values, width, num_rows, "dim", targets[key])
     return lines
 
 
