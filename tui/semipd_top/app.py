@@ -93,7 +93,7 @@ class TopApp(App[int]):
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
-        self.run_worker(self._listen, name="source", exit_on_error=True)
+        self._listen()
         self.set_interval(DRAW_EVERY_S, self._draw_if_due)
 
     def newest(self) -> Picture:
@@ -117,6 +117,7 @@ class TopApp(App[int]):
         for pane in self.query(Pane):
             pane.show(picture)
 
+    @work(group="source")
     async def _listen(self) -> None:
         async with aclosing(self._source.items()) as items:
             async for item in items:

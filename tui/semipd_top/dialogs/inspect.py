@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from textual import work
 from textual.widget import Widget
 
 from semipd.core.errors import SemipdError
@@ -39,8 +40,9 @@ class InspectDialog(Dialog):
 
     def _look(self) -> None:
         if not self._records or any(record["state"] != "finished" for record in self._records):
-            self.run_worker(self._ask, name="inspect", exclusive=True)
+            self._ask()
 
+    @work(exclusive=True, group="inspect")
     async def _ask(self) -> None:
         try:
             self._records = await self._operator.requests(request_id=self._request_id)

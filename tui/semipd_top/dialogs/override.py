@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from textual import on
+from textual import on, work
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.widget import Widget
@@ -22,6 +22,16 @@ SETTLE_S = 0.25
 """After the last key, before the daemon is asked for a preview."""
 
 DEFAULT_EXPIRY = "10m"
+
+
+class Tick(Checkbox):
+    """A checkbox that also without colours looks empty while it is."""
+
+    BUTTON_INNER = " "
+
+    def watch_value(self) -> None:
+        self.BUTTON_INNER = "X" if self.value else " "
+        super().watch_value()
 
 
 class OverrideDialog(Dialog):
@@ -49,7 +59,7 @@ class OverrideDialog(Dialog):
         with Horizontal(classes="field"):
             yield Label(f"prefill {unit}s")
             yield Input(str(self._begin), id="units", restrict=r"\d*", max_length=5, compact=True)
-            yield Checkbox("no split: merged steps", id="off", compact=True)
+            yield Tick("no split: merged steps", id="off", compact=True)
         with Horizontal(classes="field"):
             yield Label("ends after")
             yield Input(DEFAULT_EXPIRY, id="expiry", placeholder="never", compact=True)
@@ -79,7 +89,7 @@ class OverrideDialog(Dialog):
     def _changed(self) -> None:
         self.query_one("#units", Input).disabled = self._off
         self._draw_bar()
-        self.run_worker(self._preview, name="preview", exclusive=True)
+        self._preview()
 
     @property
     def _off(self) -> bool:
@@ -106,6 +116,7 @@ class OverrideDialog(Dialog):
             raise SemipdError("invalid_value", "How many units for prefill?", param="prefill_units")
         return int(text)
 
+    @work(exclusive=True, group="preview")
     async def _preview(self) -> None:
         preview = self.query_one("#preview", LinesWidget)
         await asyncio.sleep(SETTLE_S)
