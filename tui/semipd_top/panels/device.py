@@ -32,20 +32,11 @@ def _health(device: Mapping[str, Any]) -> list[str]:
     """What the device tells of itself; a device without sensors tells how its memory is divided."""
     stats = device["stats"] or {}
     gpu = stats.get("gpu") or {}
-    parts: list[str] = []
-    if gpu.get("memory_used_bytes") is not None:
-        parts.append(f"{gib(gpu['memory_used_bytes'])} of {gib(gpu['memory_total_bytes'])} GiB")
-    else:
-        parts += [
-            f"{name} {gib(size)} GiB" for name, size in (device["memory"] or {}).items() if size >= 2**26
-        ]
-    if gpu.get("power_w") is not None:
-        parts.append(f"{gpu['power_w']:.0f} of {gpu['power_limit_w'] or 0:.0f} W")
-    if gpu.get("sm_clock_mhz") is not None:
-        parts.append(f"{gpu['sm_clock_mhz']} MHz")
-    if gpu.get("temperature_c") is not None:
-        parts.append(f"{gpu['temperature_c']} °C")
-    lines = [", ".join(parts)] if parts else []
+    memory = (device["memory"] or {}).items()
+    lines = [
+        " ".join(_sensors(gpu))
+        or ", ".join(f"{name} {gib(size)} GiB" for name, size in memory if size >= 2**26)
+    ]
     if gpu.get("throttled_by"):
         lines.append("clocks held down: " + ", ".join(gpu["throttled_by"]))
     if gpu.get("absent"):
@@ -54,6 +45,21 @@ def _health(device: Mapping[str, Any]) -> list[str]:
     if partition and not partition["possible"]:
         lines.append(f"cannot be divided: {partition['reason']}")
     return lines
+
+
+def _sensors(gpu: Mapping[str, Any]) -> list[str]:
+    """What NVML tells; short enough for half of 80 columns."""
+    parts: list[str] = []
+    if gpu.get("memory_used_bytes") is not None:
+        parts.append(f"{gpu['memory_used_bytes'] / 2**30:.0f}/{gpu['memory_total_bytes'] / 2**30:.0f} GiB")
+    if gpu.get("power_w") is not None:
+        limit_w = gpu.get("power_limit_w")
+        parts.append(f"{gpu['power_w']:.0f}{'' if limit_w is None else f'/{limit_w:.0f}'} W")
+    if gpu.get("sm_clock_mhz") is not None:
+        parts.append(f"{gpu['sm_clock_mhz']} MHz")
+    if gpu.get("temperature_c") is not None:
+        parts.append(f"{gpu['temperature_c']} °C")
+    return parts
 
 
 def _lanes(picture: Picture, state: Mapping[str, Any]) -> list[Line]:
