@@ -21,7 +21,7 @@ LIMIT_S = 7200.0
 
 @dataclass(frozen=True)
 class Moment:
-    """The first time that `until` holds, and `later_s` more; then `turn` may change what has been seen, and the
+    """The first time that `until` holds, and `later_s` more; then `turn` may change what has been seen. The
     clock stands `late_s` behind the last frame."""
 
     name: str
