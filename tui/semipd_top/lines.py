@@ -13,11 +13,12 @@ Style = Literal["", "dim", "strong", "title", "prefill", "decode", "merged", "ok
 
 
 class Span(NamedTuple):
-    """`under`: the style whose colour lies behind the text; only two-coloured charts need it."""
+    """`under`: the style whose colour lies behind the text, for charts. `action`: what a click on it does."""
 
     text: str
     style: Style = ""
     under: Style = ""
+    action: str = ""
 
 
 Line = tuple[Span, ...]

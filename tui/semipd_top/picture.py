@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from semipd_top.history import Sample, sample_of
+from semipd_top.news import Event, decision_between, is_news
 from semipd_top.source import Gone, Item, Row, Seen
 
 Link = Literal["connecting", "live", "stale", "disconnected", "ended"]
@@ -15,9 +16,9 @@ STALE_AFTER_S = 3.0
 """And three intervals, whichever is longer."""
 
 MAX_SAMPLES = 3600
-MAX_EVENTS = 5000
-
-Event = Mapping[str, Any]
+MAX_EVENTS = 3000
+MAX_NEWS = 1000
+"""Events that an operator wants to see unasked are kept apart: each request brings six of the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,8 @@ class Picture:
         seen_s: when it came.
         gone: what was said when the connection was lost or refused; None while there is one.
         samples: what is drawn over time, oldest first.
-        events: oldest first; `lost` more were overwritten before they could be read.
+        events: of all kinds, oldest first; `lost` more were overwritten before they could be read.
+        news: those of them an operator wants to see unasked, kept for longer.
         requests: live and recent ones, each newest first.
     """
 
@@ -42,6 +44,7 @@ class Picture:
     gone: Gone | None = None
     samples: Sequence[Sample] = ()
     events: Sequence[Event] = ()
+    news: Sequence[Event] = ()
     lost: int = 0
     requests: Sequence[Row] = ()
 
@@ -66,6 +69,7 @@ class Monitor:
         self._newest = Picture(now_s=0.0, interval_s=interval_s)
         self._samples: deque[Sample] = deque(maxlen=MAX_SAMPLES)
         self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
+        self._news: deque[Event] = deque(maxlen=MAX_NEWS)
 
     def take(self, item: Item) -> None:
         match item:
@@ -80,14 +84,19 @@ class Monitor:
     def _see(self, item: Seen) -> None:
         frame, before = item.frame, self._newest
         self._samples.append(sample_of(frame.state, before.state))
-        self._events.extend(frame.events)
+        decision = decision_between(frame.state, before.state)
+        events = [*frame.events, decision] if decision is not None else frame.events
+        self._events.extend(events)
+        news = [event for event in events if is_news(event)]
+        self._news.extend(news)
         self._newest = replace(
             before,
             state=frame.state,
             seen_s=item.at_s,
             gone=None,
             samples=tuple(self._samples),
-            events=tuple(self._events) if frame.events else before.events,
+            events=tuple(self._events) if events else before.events,
+            news=tuple(self._news) if news else before.news,
             lost=before.lost + frame.lost,
             requests=before.requests if item.requests is None else tuple(item.requests),
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from semipd.wire.client_protocol import StateFrame
 
@@ -54,6 +54,20 @@ class Operator(Protocol):
     ) -> list[dict[str, Any]]: ...
 
     async def cancel_request(self, request_id: str) -> str: ...
+
+
+@runtime_checkable
+class Playback(Protocol):
+    """A source whose time can stand still, or run faster."""
+
+    speed: float
+
+    @property
+    def paused(self) -> bool: ...
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
 
 
 class Source(Protocol):

@@ -1,0 +1,97 @@
+"""Bars and lines made of block characters. Pure: values in, spans out."""
+
+from collections.abc import Callable, Sequence
+
+from semipd_top.lines import Line, Span, Style
+
+EIGHTHS = " ▁▂▃▄▅▆▇█"
+
+
+def sparkline(
+    values: Sequence[float | None], width: int, style: Style = "", limit: float | None = None
+) -> Line:
+    """The last `width` values, newest at the right; scaled to the greatest. Those above `limit` are marked;
+    None leaves a gap."""
+    shown = values[-width:] if width > 0 else []
+    top = max((value for value in shown if value is not None), default=0.0)
+    pieces = [Span(" " * (width - len(shown)))]
+    pieces += [
+        Span(
+            _eighth(value, top), "bad" if limit is not None and value is not None and value > limit else style
+        )
+        for value in shown
+    ]
+    return _joined(pieces)
+
+
+def column_chart(
+    values: Sequence[float | None], width: int, height: int, style: Style = "", limit: float | None = None
+) -> list[Line]:
+    """The same, several rows high."""
+    shown = values[-width:]
+    top = max((value for value in shown if value is not None), default=0.0)
+    blank = Span(" " * (width - len(shown)))
+    rows: list[Line] = []
+    for row in range(height - 1, -1, -1):
+        pieces = [blank]
+        for value in shown:
+            over = limit is not None and value is not None and value > limit
+            pieces.append(Span(_cell(value, top, row, height), "bad" if over else style))
+        rows.append(_joined(pieces))
+    return rows
+
+
+def bar(parts: Sequence[tuple[float, str, Style]], width: int) -> Line:
+    """(share, character, style) side by side; shares sum to at most 1. Whoever has a share at all gets a
+    cell while there are any; rounding never exceeds the width."""
+    cells = shares_to_cells([share for share, _, _ in parts], width)
+    return _joined(
+        [Span(char * num, style) for num, (_, char, style) in zip(cells, parts, strict=True)]
+        + [Span(" " * (width - sum(cells)))]
+    )
+
+
+def shares_to_cells(shares: Sequence[float], width: int) -> list[int]:
+    """Whole cells for shares of a bar: at least one for a share above zero, as near as possible else."""
+    cells = [max(int(share * width + 0.5), 1 if share > 0 else 0) for share in shares]
+    while sum(cells) > width:
+        widest = max(range(len(cells)), key=lambda idx: cells[idx] - shares[idx] * width)
+        if not cells[widest]:
+            break
+        cells[widest] -= 1
+    return cells
+
+
+def columns(values: Sequence[object], width: int, draw: Callable[[object], Span]) -> Line:
+    """One cell for each of the last `width` values, newest at the right."""
+    shown = values[-width:]
+    return _joined([Span(" " * (width - len(shown))), *(draw(value) for value in shown)])
+
+
+def _eighth(value: float | None, top: float) -> str:
+    if value is None:
+        return " "
+    if top <= 0 or value <= 0:
+        return EIGHTHS[1]
+    return EIGHTHS[max(min(int(value / top * 8 + 0.5), 8), 1)]
+
+
+def _cell(value: float | None, top: float, row: int, height: int) -> str:
+    """The part of a column that lies in this row, counted from below."""
+    if value is None:
+        return " "
+    eighths = max(round(value / top * height * 8), 1) if top > 0 else 1
+    return EIGHTHS[max(min(eighths - row * 8, 8), 0)]
+
+
+def _joined(pieces: Sequence[Span]) -> Line:
+    """Neighbours of one look become one span."""
+    spans: list[Span] = []
+    for piece in pieces:
+        if not piece.text:
+            continue
+        if spans and spans[-1][1:] == piece[1:]:
+            spans[-1] = spans[-1]._replace(text=spans[-1].text + piece.text)
+        else:
+            spans.append(piece)
+    return tuple(spans)

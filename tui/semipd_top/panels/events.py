@@ -1,0 +1,15 @@
+"""The last events that an operator wants to see unasked."""
+
+from semipd_top.lines import Line
+from semipd_top.news import event_line
+from semipd_top.numbers import clock
+from semipd_top.panels.frame import framed, waiting
+from semipd_top.picture import Picture
+
+
+def events_panel(picture: Picture, width: int, height: int) -> list[Line]:
+    newest = picture.news[:-height:-1] if height > 1 else ()
+    body = [event_line(event, clock) for event in newest] or waiting(
+        "Nothing has happened since this screen began."
+    )
+    return framed("Events", (), body, width, height, action="app.view('events')")

@@ -1,0 +1,93 @@
+"""Latencies against their targets, attainment and goodput."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from semipd_top.charts import column_chart, sparkline
+from semipd_top.history import Sample
+from semipd_top.lines import Line, Span, Style, line
+from semipd_top.numbers import count, duration, millis, percent, rate
+from semipd_top.panels.frame import framed, waiting
+from semipd_top.picture import Picture
+
+PERCENTILES = ("p50", "p90", "p99")
+NAMES = (("ttft_ms", "TTFT"), ("tpot_ms", "TPOT"))
+
+
+def slo_panel(picture: Picture, width: int, height: int) -> list[Line]:
+    if picture.state is None:
+        return framed("SLO", (), waiting("Nothing is known yet."), width, height, action="app.slo")
+    slo = picture.state["slo"]
+    note = line(Span(f"p{slo['targets']['percentile']:g} over {duration(slo['targets']['window_s'])}", "dim"))
+    table = [line(Span(f"{'ms':6}{'p50':>6}{'p90':>7}{'p99':>7}{'target':>8}", "dim"))]
+    table += [_latencies(slo, key, name, width) for key, name in NAMES]
+    body = [*table, _attainment(slo)]
+    body += _charts(picture, width, height - 1 - len(body))
+    return framed("SLO", note, body, width, height, action="app.slo")
+
+
+def judged_at(percentile: float) -> str:
+    """Of the percentiles that frames carry, the nearest to the target's from above."""
+    return next((name for name in PERCENTILES if float(name[1:]) >= percentile), PERCENTILES[-1])
+
+
+def _latencies(slo: Mapping[str, Any], key: str, name: str, width: int) -> Line:
+    target_ms, judged = slo["targets"][key], judged_at(slo["targets"]["percentile"])
+    cells: list[Span] = [Span(f"{name:6}")]
+    for cell, percentile in zip((6, 7, 7), PERCENTILES, strict=True):
+        value = slo[key][percentile]
+        over: Style = "" if value is None or value <= target_ms else "bad" if percentile == judged else "warn"
+        cells.append(Span(f"{millis(value):>{cell}}", over))
+    cells.append(Span(f"{'≤ ' + format(target_ms, 'g'):>8} "))
+    return line(cells, _verdict(slo[key][judged], target_ms, width))
+
+
+def _verdict(value: float | None, target_ms: float, width: int) -> Span:
+    if value is None:
+        return Span("")
+    kept = value <= target_ms
+    word = (" kept" if kept else " missed") if width >= 44 else ""
+    return Span(f"✔{word}", "ok") if kept else Span(f"✘{word}", "bad")
+
+
+def _attainment(slo: Mapping[str, Any]) -> Line:
+    frac, wanted = slo["attainment"], slo["targets"]["percentile"] / 100
+    style: Style = "" if frac is None else "ok" if frac >= wanted else "bad"
+    return line(
+        Span(percent(frac), style),
+        f" of {count(slo['requests'])} met both, goodput {rate(slo['goodput_rps'])}/s",
+    )
+
+
+def _charts(picture: Picture, width: int, height: int) -> list[Line]:
+    """The judged percentile of both over time; one row each, or charts where there is room."""
+    targets = (picture.state or {})["slo"]["targets"]
+    judged = judged_at(targets["percentile"])
+    room = width - 11
+    if height < 2:
+        return []
+    if height < 8:
+        return [
+            line(
+                Span(f"{name} {judged} ", "dim"),
+                sparkline(_series(picture, key, judged), room, "dim", targets[key]),
+            )
+            for key, name in NAMES
+        ]
+    num_rows = height // 2 - 1
+    lines: list[Line] = []
+    for key, name in NAMES:
+        values = _series(picture, key, judged)
+        top = max((value for value in values[-width:] if value is not None), default=None)
+        lines.append(line(Span(f"{name} {judged} over time, at most {millis(top)} ms", "dim")))
+        lines += column_chart(values, width, num_rows, "dim", targets[key])
+    return lines
+
+
+def _series(picture: Picture, key: str, judged: str) -> list[float | None]:
+    return [_latency(sample, key, judged) for sample in picture.samples]
+
+
+def _latency(sample: Sample, key: str, judged: str) -> float | None:
+    values = sample.ttft_ms if key == "ttft_ms" else sample.tpot_ms
+    return None if values is None else values[judged]
