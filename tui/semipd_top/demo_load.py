@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 RAMP_S = 8.0
 MAX_PROMPT_TOKENS = 28_000
 
-Incident = Literal["slow step", "engine death", "drain"]
+Incident = Literal["override", "slow step", "engine death", "drain"]
 INCIDENT_AFTER_S = 6.0
 """From the beginning of its episode."""
 
@@ -32,7 +32,7 @@ FIRST_DAY = (
     Episode("day", 30, 6),
     Episode("long prompts", 45, 4, documents=0.7),
     Episode("day", 20, 4),
-    Episode("reports", 75, 3, documents=0.25, reports=1.15),
+    Episode("reports", 75, 3, documents=0.25, reports=1.15, incident="override"),
     Episode("evening", 30, 3, incident="slow step"),
     Episode("crash", 40, 4, incident="engine death"),
     Episode("rush", 10, 50),

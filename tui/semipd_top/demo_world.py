@@ -12,6 +12,7 @@ from semipd_top.demo_engine import DemoEngine
 from semipd_top.demo_gpu import MODEL, Batch, Sensors, facts
 from semipd_top.demo_life import EngineLife
 from semipd_top.demo_load import DRAIN_FOR_S, Draft, Incident, Load
+from semipd_top.demo_operator import DemoOperator
 from semipd_top.demo_partition import Control
 from semipd_top.demo_policy import Work
 from semipd_top.demo_requests import DemoHistory, DemoRequest
@@ -22,6 +23,13 @@ RATE_WINDOW_S = 5.0
 ROWS_EVERY_S = 1.0
 MAX_WAITING = 96
 MAX_WAITING_TOKENS = 250_000
+COLLEAGUES_WISH = {
+    "mode": "fixed",
+    "actor": "ann (pid 4121)",
+    "reason": "the reports of the month",
+    "prefill_units": 80,
+    "expires_s": 35.0,
+}
 NO_WORK = Work(Batch(0, 0), ())
 
 
@@ -38,6 +46,7 @@ class DemoWorld:
         self.control = Control(
             self.history.journal, began_s, self.history.slo.targets, random.Random(seed + 1)
         )
+        self.operator = DemoOperator(self)
         self.drain = DemoDrain(self.history)
         self.engine: DemoEngine | None = None
         self._load = Load(random.Random(seed + 2))
@@ -139,6 +148,8 @@ class DemoWorld:
         match incident:
             case "drain":
                 self.drain.begin(at, DRAIN_FOR_S)
+            case "override" if self.engine is not None:
+                self.control.set(at, COLLEAGUES_WISH, self.engine.work(at), self.is_shared)
             case "slow step" if self.engine is not None:
                 self.engine.stall(at)
             case "engine death" if self.engine is not None:

@@ -90,11 +90,16 @@ class Recorder:
         header = asdict(Header(title, interval_s, time.time()))
         self._write({"format": FORMAT, "version": VERSION} | header)
 
-    def take(self, item: Item) -> None:
+    @property
+    def status(self) -> str:
+        """In a few words, for a screen."""
+        return f"recording to {self.path.name}" if self.stopped is None else self.stopped.message
+
+    def write(self, item: Item) -> None:
         """Never raises for what a disk can do."""
         if self.stopped is None:
-            self.num_items += 1
             self._write(self._told.line(item))
+            self.num_items += self.stopped is None
 
     def close(self) -> None:
         """Idempotent."""
