@@ -195,6 +195,8 @@ class DemoEngine:
         self.decoding.append(request)
         request.state, request.joined = "decoding", at
         if request.first is None:
+            if not self._take_blocks(request, 1, at):
+                return
             self.history.first_token(request, at)
             self.control.first_token(request.seq, (at - request.due) * 1e3)
         if request.output_tokens >= request.draft.output_tokens:

@@ -52,7 +52,7 @@ class Draft(NamedTuple):
     at_s: float
     sort: str
     key: str | None
-    priority: Literal["interactive", "batch"]
+    priority: str
     prompt_tokens: int
     shared_tokens: int
     output_tokens: int
@@ -109,19 +109,18 @@ class Load:
     def _draft(self, sort: str, at_s: float) -> Draft:
         rng = self._rng
         patience_s = rng.uniform(0.2, 4.0) if rng.random() < 0.03 else math.inf
+        key, priority, shared = "webapp" if rng.random() < 0.8 else None, "interactive", 0
         match sort:
             case "documents":
-                prompt, shared, output, most = self._around(10_000, 0.35), 0, self._around(350, 0.5), 1024
-                return Draft(at_s, sort, "search", "interactive", prompt, shared, output, most, patience_s)
+                key, most = "search", 1024
+                prompt, output = self._around(10_000, 0.35), self._around(350, 0.5)
             case "reports":
+                key, priority, shared, most, patience_s = "reports", "batch", 512, 4096, math.inf
                 prompt, output = self._around(2600, 0.5), self._around(2200, 0.35)
-                return Draft(at_s, sort, "reports", "batch", prompt, 512, output, 4096, math.inf)
-        prompt = self._around(850, 0.7)
-        shared = 320 if rng.random() < 0.7 else 0
-        if rng.random() < 0.3:
-            shared = int(prompt * rng.uniform(0.5, 0.9))
-        key = "webapp" if rng.random() < 0.8 else None
-        return Draft(at_s, sort, key, "interactive", prompt, shared, self._around(190, 0.8), 512, patience_s)
+            case _:
+                prompt, output, most = self._around(850, 0.7), self._around(190, 0.8), 512
+                shared = int(prompt * rng.uniform(0.5, 0.9)) if rng.random() < 0.3 else 320
+        return Draft(at_s, sort, key, priority, prompt, shared, min(output, most), most, patience_s)
 
     def _around(self, median: int, sigma: float) -> int:
         return min(max(int(median * math.exp(self._rng.gauss(0, sigma))), 8), MAX_PROMPT_TOKENS)

@@ -27,7 +27,7 @@ class DemoOperator:
         self._check_ready()
         world = self._world
         answer = world.control.set(world.now, given, world.work(), world.is_shared)
-        world.history.journal.publish()
+        world.history.journal.publish(world.now)
         return answer
 
     async def clear_partition(self, **act: Any) -> dict[str, Any]:
@@ -42,7 +42,7 @@ class DemoOperator:
         self._check_ready()
         world = self._world
         world.control.set_targets(world.now, given, world.history.slo.targets)
-        world.history.journal.publish()
+        world.history.journal.publish(world.now)
         return self._slo()
 
     async def requests(

@@ -1,6 +1,7 @@
 """The demo's requests as the daemon tells them: rows, events, service levels."""
 
 import math
+from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,13 +34,15 @@ class Journal:
         self._new.append(event)
         return event
 
-    def publish(self) -> None:
+    def publish(self, now: float) -> None:
+        """What has happened until now; all that comes later is of a later time."""
         self._new.sort(key=lambda event: float(event["at_s"]))
-        for event in self._new:
+        num_due = bisect_right(self._new, self._began_s + now, key=lambda event: float(event["at_s"]))
+        for event in self._new[:num_due]:
             self._num += 1
             event["id"] = f"{int(self._began_s)}-{self._num}"
-        self._published += self._new
-        self._new = []
+        self._published += self._new[:num_due]
+        del self._new[:num_due]
 
     def take(self) -> list[EventDict]:
         """Those published since the last time."""

@@ -67,7 +67,7 @@ class DemoWorld:
         start = self.now
         for idx in range(num_turns):
             self._turn(self.now, start + seconds * (idx + 1) / num_turns)
-        self.history.journal.publish()
+        self.history.journal.publish(self.now)
         rows = None
         if self.now >= self._rows_due - 1e-9:
             self._rows_due = self.now + ROWS_EVERY_S
@@ -91,7 +91,7 @@ class DemoWorld:
             if self.engine is not None:
                 self.engine.cancel(request)
             self.history.finish(request, self.now, "cancelled", "request_cancelled")
-        self.history.journal.publish()
+        self.history.journal.publish(self.now)
         if going:
             return "cancelled"
         return "already_finished" if named else "not_found"
@@ -103,8 +103,6 @@ class DemoWorld:
     # ---- a turn --------------------------------------------------------------------------------
 
     def _turn(self, start: float, end: float) -> None:
-        if self._life.turn(end):
-            self._begin_engine(end)
         self.control.expire(start)
         self.drain.turn(start)
         drafts, incidents = self._load.between(start, end)
@@ -117,6 +115,8 @@ class DemoWorld:
             self._sensors.pass_time(end - start, 0.0)
         for incident in incidents:
             self._happen(incident, end)
+        if self._life.turn(end):
+            self._begin_engine(end)
         self.now = end
         self._rates.append((end, self.history.prompt_tokens, self.history.output_tokens))
         while self._rates[1][0] < end - RATE_WINDOW_S:
