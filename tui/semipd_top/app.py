@@ -12,6 +12,7 @@ from textual.widgets import ContentSwitcher, DataTable, Footer
 
 from semipd.core.errors import SemipdError
 from semipd_top.dialogs.confirm import CancelDialog
+from semipd_top.dialogs.event import EventDialog
 from semipd_top.dialogs.help import HelpDialog
 from semipd_top.dialogs.inspect import InspectDialog
 from semipd_top.dialogs.override import OverrideDialog
@@ -244,6 +245,12 @@ class TopApp(App[int]):
             self.push_screen(InspectDialog(self._source.operator, row["id"]))
         except SemipdError as error:
             self._refuse(error)
+
+    @on(DataTable.RowSelected, "#events-table")
+    def _read_event(self) -> None:
+        event = self.query_one(EventsPane).chosen()
+        if event is not None:
+            self.push_screen(EventDialog(event))
 
     def _refuse(self, error: SemipdError) -> None:
         self.notify(str(error), title=error.code, severity="warning")
