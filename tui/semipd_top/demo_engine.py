@@ -92,10 +92,12 @@ class DemoEngine:
 
     def work(self, now: float) -> Work:
         prompts = [
-            Prompt(r.seq, r.left_tokens, r.tokens - r.left_tokens, (now - r.due) * 1e3)
+            Prompt(r.seq, r.left_tokens, r.tokens - r.left_tokens, max(now - r.due, 0.0) * 1e3)
             for r in self.prefilling
         ]
-        prompts += [Prompt(r.seq, r.tokens, 0, (now - r.due) * 1e3) for r in self.waiting[:MAX_NUM_SEQS]]
+        prompts += [
+            Prompt(r.seq, r.tokens, 0, max(now - r.due, 0.0) * 1e3) for r in self.waiting[:MAX_NUM_SEQS]
+        ]
         return Work(self._batch(), prompts)
 
     def _batch(self) -> Batch:
@@ -194,8 +196,7 @@ class DemoEngine:
         request.state, request.joined = "decoding", at
         if request.first is None:
             self.history.first_token(request, at)
-            assert request.ttft_ms is not None
-            self.control.first_token(request.seq, request.ttft_ms)
+            self.control.first_token(request.seq, (at - request.due) * 1e3)
         if request.output_tokens >= request.draft.output_tokens:
             self._finish(request, at)
 

@@ -114,7 +114,8 @@ class Control:
             self.decisions[-1]["observed_tpot_ms"] = step_ms
 
     def first_token(self, seq: int, ttft_ms: float) -> None:
-        if seq == self._watched and self.decisions:
+        """`ttft_ms` below 0: the request had agreed to wait for longer."""
+        if seq == self._watched and self.decisions and ttft_ms > 0:
             decision = self.decisions[-1]
             decision["observed_ttft_ms"] = ttft_ms
             self._learn("ttft", decision["predicted_ttft_ms"], ttft_ms)
