@@ -30,6 +30,11 @@ CLOCK_S = 1.0
 """Ages and countdowns move on even when no frame comes."""
 
 
+SKIP_S = 10.0
+MIN_SPEED, MAX_SPEED = 1 / 16, 256.0
+"""Of a replay, reached by keys."""
+
+
 class Recording(Protocol):
     """Where items are kept. `status` is what the header says about it."""
 
@@ -60,6 +65,8 @@ class TopApp(App[int]):
         ),
         Binding("left_square_bracket", "speed(0.5)", "Slower", show=False, tooltip="replay half as fast"),
         Binding("right_square_bracket", "speed(2)", "Faster", show=False, tooltip="replay twice as fast"),
+        Binding("n", "step", "Next", show=False, tooltip="replay: the next frame, then stand still"),
+        Binding("f", "skip", "Forward", show=False, tooltip=f"replay: {SKIP_S:g} s further"),
         Binding("question_mark", "help", "Help", key_display="?"),
         Binding("q,ctrl+c", "quit", "Quit", key_display="q"),
     ]
@@ -154,11 +161,23 @@ class TopApp(App[int]):
         self.draw()
 
     def action_speed(self, factor: float) -> None:
-        if not isinstance(self._source, Playback):
-            self.notify("Only a recording can run faster or slower.", severity="warning")
-            return
-        self._source.speed = min(max(self._source.speed * factor, 1 / 16), 256.0)
-        self.draw()
+        if (playback := self._playback()) is not None:
+            playback.speed = min(max(playback.speed * factor, MIN_SPEED), MAX_SPEED)
+            self.draw()
+
+    def action_step(self) -> None:
+        if (playback := self._playback()) is not None:
+            playback.step()
+
+    def action_skip(self) -> None:
+        if (playback := self._playback()) is not None:
+            playback.skip(SKIP_S)
+
+    def _playback(self) -> Playback | None:
+        if isinstance(self._source, Playback):
+            return self._source
+        self.notify("Only the time of a recording can be chosen.", severity="warning")
+        return None
 
     def action_help(self) -> None:
         groups = [
