@@ -90,8 +90,8 @@ def _tabs(view: str) -> Line:
 
 
 def _lamps(picture: Picture) -> Line:
-    """Process up, loop turning, tokens moving; only a live picture says so."""
-    if picture.state is None or picture.link in ("disconnected", "connecting"):
+    """Process up, loop turning, tokens moving; an old picture does not say so."""
+    if picture.state is None or picture.link not in ("live", "ended"):
         return ()
     spans: list[Span] = []
     for name, lamp in picture.state["lamps"].items():

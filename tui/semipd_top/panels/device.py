@@ -19,7 +19,7 @@ def device_panel(picture: Picture, width: int, height: int) -> list[Line]:
     device = state["device"]
     facts = [_name(device), *_health(device)]
     lanes = _lanes(picture, state) if state["lanes"] else []
-    body = [line(part) for fact in facts for part in wrap(fact, width)]
+    body = [line(part) for fact in facts for part in wrap(fact, max(width, 1))]
     body = body[: max(height - 1 - len(lanes), 1)] + lanes
     body += [line(Span("note ", "warn"), note) for note in state["notes"]]
     return framed("Device", (), body, width, height)

@@ -141,7 +141,7 @@ def _now(state: State, sample: Sample) -> Line:
 
 
 def _why(state: State, width: int, num_lines: int) -> list[Line]:
-    words = wrap(state["partition"]["shared"]["reason"] or "-", width - 5)
+    words = wrap(state["partition"]["shared"]["reason"] or "-", max(width - 5, 1))
     marks = ["why  "] + ["     "] * num_lines
     return [line(Span(mark, "dim"), part) for mark, part in zip(marks, words[:num_lines], strict=False)]
 
@@ -161,7 +161,7 @@ def _predicted(state: State, now_s: float) -> Line:
 
 def _history(picture: Picture, width: int, height: int) -> list[Line]:
     """The split over time, newest at the right, prefill's part from below; with a legend if there is room."""
-    if height < 1:
+    if height < 1 or width <= GUTTER:
         return []
     num_units = (picture.state or {})["device"]["num_units"]
     shown = picture.samples[-(width - GUTTER) :]
