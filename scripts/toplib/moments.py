@@ -34,7 +34,7 @@ class Moment:
 
 def busy(state: Any) -> bool:
     return bool(
-        state["at_s"] > BEGAN_S + 120 and state["requests"]["decoding"] and state["slo"]["requests"] > 50
+        state["at_s"] > BEGAN_S + 100 and state["requests"]["decoding"] and state["slo"]["requests"] > 50
     )
 
 
