@@ -34,16 +34,14 @@ class Moment:
 
 def busy(state: Any) -> bool:
     return bool(
-        state["at_s"] > BEGAN_S + 120 and state["requests"]["decoding"] and state["slo"]["requests"] > 50
+        state["at_s"] > BEGAN_S + 100 and state["requests"]["decoding"] and state["slo"]["requests"] > 50
     )
 
 
 def divided(state: Any) -> bool:
-    return (
-        busy(state)
-        and state["partition"]["shared"]["merged_tokens"] == 0
-        and bool(state["requests"]["prefilling"])
-    )
+    lanes = state["lanes"] or {}
+    both = bool(lanes) and all(lane["steps_in_flight"] for lane in lanes.values())
+    return both and busy(state) and state["partition"]["shared"]["merged_tokens"] == 0
 
 
 def overridden(state: Any) -> bool:
@@ -96,6 +94,7 @@ MOMENTS: tuple[Moment, ...] = (
     Moment("inspect", divided, keys=("2", "enter")),
     Moment("cancel", divided, keys=("2", "c")),
     Moment("events", divided, later_s=600.0, keys=("3",)),
+    Moment("event", divided, later_s=600.0, keys=("3", "enter")),
     Moment("events-all", divided, keys=("3", "x")),
     Moment("paused", divided, keys=("p",)),
     Moment("stale", divided, late_s=12.0),

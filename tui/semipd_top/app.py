@@ -12,6 +12,7 @@ from textual.widgets import ContentSwitcher, DataTable, Footer
 
 from semipd.core.errors import SemipdError
 from semipd_top.dialogs.confirm import CancelDialog
+from semipd_top.dialogs.event import EventDialog
 from semipd_top.dialogs.help import HelpDialog
 from semipd_top.dialogs.inspect import InspectDialog
 from semipd_top.dialogs.override import OverrideDialog
@@ -27,6 +28,11 @@ DRAW_EVERY_S = 0.25
 
 CLOCK_S = 1.0
 """Ages and countdowns move on even when no frame comes."""
+
+
+SKIP_S = 10.0
+MIN_SPEED, MAX_SPEED = 1 / 16, 256.0
+"""Of a replay, reached by keys."""
 
 
 class Recording(Protocol):
@@ -59,6 +65,8 @@ class TopApp(App[int]):
         ),
         Binding("left_square_bracket", "speed(0.5)", "Slower", show=False, tooltip="replay half as fast"),
         Binding("right_square_bracket", "speed(2)", "Faster", show=False, tooltip="replay twice as fast"),
+        Binding("n", "step", "Next", show=False, tooltip="replay: the next frame, then stand still"),
+        Binding("f", "skip", "Forward", show=False, tooltip=f"replay: {SKIP_S:g} s further"),
         Binding("question_mark", "help", "Help", key_display="?"),
         Binding("q,ctrl+c", "quit", "Quit", key_display="q"),
     ]
@@ -153,11 +161,23 @@ class TopApp(App[int]):
         self.draw()
 
     def action_speed(self, factor: float) -> None:
-        if not isinstance(self._source, Playback):
-            self.notify("Only a recording can run faster or slower.", severity="warning")
-            return
-        self._source.speed = min(max(self._source.speed * factor, 1 / 16), 256.0)
-        self.draw()
+        if (playback := self._playback()) is not None:
+            playback.speed = min(max(playback.speed * factor, MIN_SPEED), MAX_SPEED)
+            self.draw()
+
+    def action_step(self) -> None:
+        if (playback := self._playback()) is not None:
+            playback.step()
+
+    def action_skip(self) -> None:
+        if (playback := self._playback()) is not None:
+            playback.skip(SKIP_S)
+
+    def _playback(self) -> Playback | None:
+        if isinstance(self._source, Playback):
+            return self._source
+        self.notify("Only the time of a recording can be chosen.", severity="warning")
+        return None
 
     def action_help(self) -> None:
         groups = [
@@ -244,6 +264,12 @@ class TopApp(App[int]):
             self.push_screen(InspectDialog(self._source.operator, row["id"]))
         except SemipdError as error:
             self._refuse(error)
+
+    @on(DataTable.RowSelected, "#events-table")
+    def _read_event(self) -> None:
+        event = self.query_one(EventsPane).chosen()
+        if event is not None:
+            self.push_screen(EventDialog(event))
 
     def _refuse(self, error: SemipdError) -> None:
         self.notify(str(error), title=error.code, severity="warning")

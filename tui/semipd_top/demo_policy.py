@@ -65,7 +65,7 @@ def outlook(work: Work, targets: Targets, split: Split, merged_tokens: int = 0) 
         tpot_ms = decode_ms(work.batch, split[1])
         takes_ms = [prefill_ms(one.left_tokens, one.prior_tokens, split[0]) for one in work.prompts]
     hopeful = sorted(
-        (prompt.age_ms + end_ms, prompt.seq)
+        (max(prompt.age_ms + end_ms, 0.0), prompt.seq)
         for end_ms, prompt in zip(accumulate(takes_ms), work.prompts, strict=True)
         if prompt.age_ms < targets["ttft_ms"]
     )

@@ -8,8 +8,6 @@ from semipd_top.lines import EMPTY, Line, Span, line
 from semipd_top.news import describe, style_of
 from semipd_top.numbers import clock, count, duration, millis
 
-PHASES = (("queue_ms", "queued", "·", "warn"), ("prefill_ms", "prefill", "█", "prefill"))
-
 
 def request_lines(record: Mapping[str, Any], width: int) -> list[Line]:
     """Facts, where its time went, and its events with the time since arrival and since the event before."""
