@@ -55,3 +55,10 @@ def _kinds(value: Any, path: str, free: Collection[str]) -> Iterator[tuple[str, 
                 yield from _kinds(entry, f"{path}[]", free)
         case _:
             raise TypeError(f"{path}: {type(value)}")
+
+
+def by_kind(events: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for event in events:
+        found.setdefault(event["kind"], []).append(event)
+    return found
