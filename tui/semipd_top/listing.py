@@ -73,7 +73,14 @@ FIELDS: tuple[Field, ...] = (
     ),
     _column("queued", "queue_ms", 7, millis, wide=True),
     _column("prefill", "prefill_ms", 7, millis, wide=True),
-    Field("key", 16, lambda row: row["key"] or "", lambda row: Span(f"{row['key'] or '-':.16}"), wide=True),
+    Field(
+        "key",
+        16,
+        lambda row: row["key"],
+        lambda row: Span(f"{row['key'] or '-':.16}"),
+        wide=True,
+        numeric=False,
+    ),
 )
 
 BY_NAME = {field.name: field for field in FIELDS}

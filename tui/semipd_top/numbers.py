@@ -3,19 +3,18 @@
 import time
 
 _KIB = 1024.0
+_POWERS = ("", "k", "M", "G", "T")
 
 
 def count(value: float | None) -> str:
     """At most five characters: 950, 9.5k, 12k, 1.2M."""
     if value is None:
         return "-"
-    scaled, unit = value, ""
-    for unit in ("", "k", "M", "G", "T"):
-        if abs(scaled) < 999.5:
-            break
-        scaled /= 1e3
-    digits = 1 if unit and abs(scaled) < 9.95 else 0
-    return f"{scaled:.{digits}f}{unit}"
+    power = 0
+    while abs(value) >= 999.5 and power < len(_POWERS) - 1:
+        value, power = value / 1e3, power + 1
+    digits = 1 if power and abs(value) < 9.95 else 0
+    return f"{value:.{digits}f}{_POWERS[power]}"
 
 
 def rate(value: float | None) -> str:
