@@ -7,15 +7,15 @@ from typing import Any
 
 from semipd import __version__
 from semipd.wire.client_protocol import StateFrame
-from semipd_top.demo_drain import DemoDrain
-from semipd_top.demo_engine import DemoEngine
-from semipd_top.demo_gpu import MODEL, Batch, Sensors, facts
-from semipd_top.demo_life import EngineLife
-from semipd_top.demo_load import DRAIN_FOR_S, Draft, Incident, Load
-from semipd_top.demo_operator import DemoOperator
-from semipd_top.demo_partition import Control
-from semipd_top.demo_policy import Work
-from semipd_top.demo_requests import DemoHistory, DemoRequest
+from semipd_top.demo.drain import DemoDrain
+from semipd_top.demo.engine import DemoEngine
+from semipd_top.demo.gpu import MODEL, Batch, Sensors, facts
+from semipd_top.demo.life import EngineLife
+from semipd_top.demo.load import DRAIN_FOR_S, Draft, Incident, Load
+from semipd_top.demo.operator import DemoOperator
+from semipd_top.demo.partition import Control
+from semipd_top.demo.policy import Work
+from semipd_top.demo.requests import DemoHistory, DemoRequest
 from semipd_top.source import REQUEST_ROWS, Seen
 
 TURN_S = 0.1

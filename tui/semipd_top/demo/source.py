@@ -4,10 +4,8 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 
-from semipd_top.demo_world import DemoWorld
+from semipd_top.demo.world import DemoWorld
 from semipd_top.source import Item, Operator
-
-__all__ = ["DemoSource", "DemoWorld"]
 
 DEFAULT_SEED = 7
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from semipd_top.demo_gpu import TOTAL_BLOCKS
-from semipd_top.demo_partition import Choice
+from semipd_top.demo.gpu import TOTAL_BLOCKS
+from semipd_top.demo.partition import Choice
 
 
 @dataclass(slots=True)

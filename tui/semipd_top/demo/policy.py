@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
-from semipd_top.demo_gpu import MERGE_SIZES, SPLITS, Batch, Split, decode_ms, merged_ms, prefill_ms
+from semipd_top.demo.gpu import MERGE_SIZES, SPLITS, Batch, Split, decode_ms, merged_ms, prefill_ms
 
 MARGIN_FRAC = 0.1
 TTFT_MARGIN_FRAC = 0.25

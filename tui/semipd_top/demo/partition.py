@@ -6,10 +6,10 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from semipd_top.demo_gpu import NUM_SMS, SPLITS, Split
-from semipd_top.demo_policy import Outlook, Targets, Verdict, Work, decide, outlook
-from semipd_top.demo_requests import Journal
-from semipd_top.demo_wishes import checked_targets, expiry_s, granted_split
+from semipd_top.demo.gpu import NUM_SMS, SPLITS, Split
+from semipd_top.demo.policy import Outlook, Targets, Verdict, Work, decide, outlook
+from semipd_top.demo.requests import Journal
+from semipd_top.demo.wishes import checked_targets, expiry_s, granted_split
 
 KEPT = 128
 DECIDE_EVERY_S = 0.5

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from semipd_top.demo_gpu import blocks_of
-from semipd_top.demo_load import Draft
+from semipd_top.demo.gpu import blocks_of
+from semipd_top.demo.load import Draft
 
 MAX_RECENT = 1024
 MAX_TIMELINE = 64

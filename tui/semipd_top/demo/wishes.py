@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from semipd.core.errors import SemipdError
-from semipd_top.demo_gpu import NUM_SMS, SPLITS, Split
+from semipd_top.demo.gpu import NUM_SMS, SPLITS, Split
 
 MAX_WORDS = 200
 MAX_EXPIRY_S = 30 * 24 * 3600.0

@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 from semipd.core.errors import SemipdError
-from semipd_top.demo_wishes import ACT_FIELDS, PARTITION_FIELDS, SLO_FIELDS, check_listing, checked
+from semipd_top.demo.wishes import ACT_FIELDS, PARTITION_FIELDS, SLO_FIELDS, check_listing, checked
 
 if TYPE_CHECKING:
-    from semipd_top.demo_world import DemoWorld
+    from semipd_top.demo.world import DemoWorld
 
 ACTOR = "you (demo)"
 LISTED = 100

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from semipd_top.demo_requests import DemoHistory
+from semipd_top.demo.requests import DemoHistory
 
 ACTOR = "deploy (pid 31204)"
 REASON = "new weights"

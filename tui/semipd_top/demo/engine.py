@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from heapq import nlargest
 from typing import Any
 
-from semipd_top.demo_gpu import (
+from semipd_top.demo.gpu import (
     BLOCK_TOKENS,
     CHUNK_TOKENS,
     NUM_SMS,
@@ -17,10 +17,10 @@ from semipd_top.demo_gpu import (
     merged_ms,
     prefill_ms,
 )
-from semipd_top.demo_lanes import Lane, Pool, Turn
-from semipd_top.demo_partition import SOLO_DECODE, Choice, Control
-from semipd_top.demo_policy import Prompt, Work
-from semipd_top.demo_requests import DemoHistory, DemoRequest
+from semipd_top.demo.lanes import Lane, Pool, Turn
+from semipd_top.demo.partition import SOLO_DECODE, Choice, Control
+from semipd_top.demo.policy import Prompt, Work
+from semipd_top.demo.requests import DemoHistory, DemoRequest
 
 MAX_NUM_SEQS = 64
 RESERVED_BLOCKS = TOTAL_BLOCKS // 100

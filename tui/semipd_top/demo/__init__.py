@@ -1,0 +1,6 @@
+"""A made-up daemon: a day at an H200 in small, deterministic, with the frames, events and answers of a real one."""
+
+from semipd_top.demo.source import DemoSource
+from semipd_top.demo.world import DemoWorld
+
+__all__ = ["DemoSource", "DemoWorld"]
