@@ -299,4 +299,5 @@ def run_app(
     app = TopApp(source, recording, read_only=read_only)
     few_colours = app.console.color_system == "standard"
     app.theme = theme or ("ansi-dark" if few_colours else app.theme)
-    return app.run() or 0
+    app.run()
+    return app.return_code or 0

@@ -8,8 +8,8 @@ from semipd_top.numbers import clock, countdown, duration
 from semipd_top.picture import Picture
 
 VIEWS = ("overview", "requests", "events")
-ROOMY = 100
-"""From this width on the header has room for the time of day."""
+TIGHT, ROOMY = 60, 100
+"""From these widths on the header has room for the lamps, and for the time of day."""
 
 Condition = Literal[
     "live",
@@ -76,7 +76,8 @@ def header(picture: Picture, frame: Frame, width: int) -> list[Line]:
     condition = condition_of(picture, frame.paused)
     word, style = LOOKS[condition]
     time = f" {clock(picture.now_s)} " if width >= ROOMY else ""
-    right = line(_lamps(picture), Span(f" {word} ", style), Span(time, "dim"))
+    lamps = _lamps(picture) if width >= TIGHT else ()
+    right = line(lamps, Span(f" {word} ", style), Span(time, "dim"))
     return [spread(_tabs(frame.view), right, width), fit(_banner(picture, frame, condition, width), width)]
 
 
