@@ -1,4 +1,4 @@
-"""A made-up daemon: an H200's day in small, deterministic, with the frames, events and answers of a real one."""
+"""A made-up daemon: an H200's day in small, deterministic, with a real one's frames, events and answers."""
 
 from semipd_top.demo.source import DemoSource
 from semipd_top.demo.world import DemoWorld
