@@ -117,7 +117,9 @@ async def test_events_of_a_subscription(tmp_path: Path) -> None:
             assert await events_until(again, "finished") == events[1:]
         with pytest.raises(SemipdError) as refused:
             await anext(client.subscribe(events=True, after="nonsense"))
-    assert refused.value.param == "after"
+        with pytest.raises(SemipdError) as without_events:
+            await anext(client.subscribe(after=events[0]["id"]))
+    assert refused.value.param == without_events.value.param == "after"
     kinds = [event["kind"] for event in events if event["request_id"] == "mine"]
     assert kinds == ["arrived", "queued", "admitted", "first_token", "first_byte", "finished"]
 

@@ -99,8 +99,8 @@ def test_unknown_device_is_a_clear_failure():
 
 def test_a_failure_is_told_although_the_device_cannot_be_closed():
     script = (
-        "import sys, time; from semipd.core.errors import SemipdError; from semipd.devices.fake import FakeDevice;"
-        "from semipd.engine import process\n"
+        "import sys, time; from semipd.core.errors import SemipdError\n"
+        "from semipd.devices.fake import FakeDevice; from semipd.engine import process\n"
         "def fail(*args): raise SemipdError('device_lost', 'The device is gone.')\n"
         "process._host = fail; FakeDevice.close = lambda self: time.sleep(600)\n"
         "process.run_engine(int(sys.argv[1]))"
