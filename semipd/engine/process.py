@@ -32,8 +32,8 @@ Report = Callable[[str, float], None]
 
 
 def run_engine(link_fd: int) -> int:
-    """Whole life of the process. Returns the exit code: 0 after the daemon's goodbye, 1 on failure. The daemon
-    is told of a failure before the device is closed: that may hang when the device is what failed."""
+    """Whole life of the process. Returns the exit code: 0 after the daemon's goodbye, 1 on failure. A failure
+    is told before the device is closed: that may hang when the device is what failed."""
     configure_logging("text")
     stop = _StopFlag()
     with socket.socket(fileno=link_fd) as sock, ExitStack() as opened:

@@ -297,7 +297,8 @@ def run_app(
     """Until the person quits. Returns the exit code. `theme` None: Textual's dark one, or the terminal's own
     colours where it has only 16."""
     app = TopApp(source, recording, read_only=read_only)
-    few_colours = app.console.color_system == "standard"
+    # without any colour that theme's text would be as black as what lies behind it
+    few_colours = app.console.color_system == "standard" and not app.no_color
     app.theme = theme or ("ansi-dark" if few_colours else app.theme)
     app.run()
     return app.return_code or 0

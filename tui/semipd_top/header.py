@@ -106,7 +106,9 @@ def _banner(picture: Picture, frame: Frame, condition: Condition, width: int) ->
         return line(Span(f" {words}", LOOKS[condition][1]))
     state = picture.state or {}
     left = line(Span(f" {state['model']['name']}", "strong"), f"  up {duration(state['uptime_s'])}")
-    facts = [frame.title, "" if frame.speed is None else f"{frame.speed:g}x", frame.recording]
+    room = max(width // 2, 1)
+    title = frame.title if len(frame.title) <= room else f"…{frame.title[1 - room :]}"
+    facts = [title, "" if frame.speed is None else f"{frame.speed:g}x", frame.recording]
     facts.append("read-only" if frame.read_only else "")
     return spread(left, line(Span(", ".join(filter(None, facts)) + " ", "dim")), width)
 

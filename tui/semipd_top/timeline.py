@@ -7,7 +7,7 @@ from typing import Any
 from semipd_top.charts import bar
 from semipd_top.lines import EMPTY, Line, Span, line
 from semipd_top.news import describe, style_of
-from semipd_top.numbers import clock, count, duration, millis
+from semipd_top.numbers import clock, count, duration, latency, millis
 
 WORDS_AT = 36
 """Cells left of what an event's words are."""
@@ -28,7 +28,7 @@ def request_lines(record: Mapping[str, Any], width: int) -> list[Line]:
             f"output {count(record['output_tokens'])} of at most {count(record['max_tokens'])}"
         ),
         line(
-            f"TTFT {millis(record['ttft_ms'])} ms, TPOT {millis(record['tpot_ms'])} ms, "
+            f"TTFT {latency(record['ttft_ms'])}, TPOT {latency(record['tpot_ms'])}, "
             f"{count(record['blocks'])} KV blocks, {count(record['preemptions'])} preemptions"
         ),
         EMPTY,
@@ -52,11 +52,11 @@ def _phases(record: Mapping[str, Any], width: int) -> list[Line]:
         shares,
         line(
             Span("· ", "warn"),
-            f"queued {millis(queue_ms)} ms  ",
+            f"queued {latency(queue_ms)}  ",
             Span("█ ", "prefill"),
-            f"prefill {millis(prefill_ms)} ms  ",
+            f"prefill {latency(prefill_ms)}  ",
             Span("▒ ", "decode"),
-            f"decode {millis(decode_ms)} ms",
+            f"decode {latency(decode_ms)}",
         ),
     ]
 

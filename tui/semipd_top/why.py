@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from semipd_top.lines import Line, Span, line
-from semipd_top.numbers import count, millis
+from semipd_top.numbers import count, latency
 from semipd_top.picture import Picture
 from semipd_top.source import Row
 
@@ -18,7 +18,7 @@ def late_line(picture: Picture, ttft_ms: float, window_s: float) -> Line | None:
         return None
     return line(
         Span(f"{count(len(late))} late: ", "bad"),
-        f"queued {millis(queue_ms)}, prefill {millis(prefill_ms)} ms",
+        f"queued {latency(queue_ms)}, prefill {latency(prefill_ms)}",
     )
 
 
@@ -33,7 +33,7 @@ def slow_line(picture: Picture, tpot_ms: float, window_s: float) -> Line | None:
     step_ms = picture.samples[-1].decode.step_ms if picture.samples else None
     return line(
         Span(f"{count(len(slow))} slow: ", "bad"),
-        f"{count(num_preempted)} preempted, steps {millis(step_ms)} ms",
+        f"{count(num_preempted)} preempted, steps {latency(step_ms)}",
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from semipd_top.charts import column_chart, sparkline
 from semipd_top.history import Sample
 from semipd_top.lines import Line, Span, Style, line
-from semipd_top.numbers import count, duration, millis, percent, rate
+from semipd_top.numbers import count, duration, latency, millis, percent, rate
 from semipd_top.panels.frame import framed, waiting
 from semipd_top.picture import Picture
 from semipd_top.why import late_line, slow_line
@@ -90,7 +90,7 @@ def _charts(picture: Picture, width: int, height: int) -> list[Line]:
     for key, name in NAMES:
         values = _series(picture, key, judged)
         top = max((value for value in values[-width:] if value is not None), default=None)
-        lines.append(line(Span(f"{name} {judged} over time, at most {millis(top)} ms", "dim")))
+        lines.append(line(Span(f"{name} {judged} over time, at most {latency(top)}", "dim")))
         lines += column_chart(values, width, num_rows, "dim", targets[key])
     return lines
 

@@ -8,7 +8,7 @@ from semipd_top.charts import EIGHTHS, bar, columns
 from semipd_top.header import engine_words
 from semipd_top.history import Sample
 from semipd_top.lines import EMPTY, Line, Span, Style, line, spread
-from semipd_top.numbers import countdown, duration, millis, percent
+from semipd_top.numbers import countdown, duration, latency, percent
 from semipd_top.panels.frame import framed, waiting
 from semipd_top.picture import Picture
 
@@ -151,12 +151,12 @@ def _predicted(state: State, now_s: float) -> Line:
     if decision is None or decision["predicted_tpot_ms"] is None:
         learned = " ".join(f"{name} {phase['steps']}" for name, phase in prediction["steps"].items())
         return line(Span("predicted  ", "dim"), f"nothing yet; steps seen: {learned}")
-    ttft, tpot = (millis(decision[f"predicted_{name}_ms"]) for name in ("ttft", "tpot"))
+    ttft, tpot = (latency(decision[f"predicted_{name}_ms"]) for name in ("ttft", "tpot"))
     errors = [prediction[f"{name}_error"] for name in ("ttft", "tpot")]
     off = "" if None in errors else f"  (lately off by {percent(errors[0])} and {percent(errors[1])})"
     if state["partition"]["mode"] != "auto":
         off = f"  (by the policy, {duration(now_s - decision['at_s'])} ago; o previews another split)"
-    return line(Span("predicted  ", "dim"), f"TTFT {ttft} ms, TPOT {tpot} ms", Span(off, "dim"))
+    return line(Span("predicted  ", "dim"), f"TTFT {ttft}, TPOT {tpot}", Span(off, "dim"))
 
 
 def _history(picture: Picture, width: int, height: int) -> list[Line]:
