@@ -12,6 +12,7 @@ from textual.widgets import ContentSwitcher, DataTable, Footer
 
 from semipd.core.errors import SemipdError
 from semipd_top.dialogs.confirm import CancelDialog
+from semipd_top.dialogs.event import EventDialog
 from semipd_top.dialogs.help import HelpDialog
 from semipd_top.dialogs.inspect import InspectDialog
 from semipd_top.dialogs.override import OverrideDialog
@@ -27,6 +28,11 @@ DRAW_EVERY_S = 0.25
 
 CLOCK_S = 1.0
 """Ages and countdowns move on even when no frame comes."""
+
+
+SKIP_S = 10.0
+MIN_SPEED, MAX_SPEED = 1 / 16, 256.0
+"""Of a replay, reached by keys."""
 
 
 class Recording(Protocol):
@@ -59,6 +65,8 @@ class TopApp(App[int]):
         ),
         Binding("left_square_bracket", "speed(0.5)", "Slower", show=False, tooltip="replay half as fast"),
         Binding("right_square_bracket", "speed(2)", "Faster", show=False, tooltip="replay twice as fast"),
+        Binding("n", "step", "Next", show=False, tooltip="replay: the next frame, then stand still"),
+        Binding("f", "skip", "Forward", show=False, tooltip=f"replay: {SKIP_S:g} s further"),
         Binding("question_mark", "help", "Help", key_display="?"),
         Binding("q,ctrl+c", "quit", "Quit", key_display="q"),
     ]
@@ -93,10 +101,7 @@ class TopApp(App[int]):
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
-        # without colours that theme's text would be as black as what lies behind it
-        if self.console.color_system == "standard" and not self.no_color:
-            self.theme = "ansi-dark"
-        self.run_worker(self._listen(), name="source", exit_on_error=True)
+        self._listen()
         self.set_interval(DRAW_EVERY_S, self._draw_if_due)
 
     def newest(self) -> Picture:
@@ -120,6 +125,7 @@ class TopApp(App[int]):
         for pane in self.query(Pane):
             pane.show(picture)
 
+    @work(group="source")
     async def _listen(self) -> None:
         async with aclosing(self._source.items()) as items:
             async for item in items:
@@ -155,11 +161,23 @@ class TopApp(App[int]):
         self.draw()
 
     def action_speed(self, factor: float) -> None:
-        if not isinstance(self._source, Playback):
-            self.notify("Only a recording can run faster or slower.", severity="warning")
-            return
-        self._source.speed = min(max(self._source.speed * factor, 1 / 16), 256.0)
-        self.draw()
+        if (playback := self._playback()) is not None:
+            playback.speed = min(max(playback.speed * factor, MIN_SPEED), MAX_SPEED)
+            self.draw()
+
+    def action_step(self) -> None:
+        if (playback := self._playback()) is not None:
+            playback.step()
+
+    def action_skip(self) -> None:
+        if (playback := self._playback()) is not None:
+            playback.skip(SKIP_S)
+
+    def _playback(self) -> Playback | None:
+        if isinstance(self._source, Playback):
+            return self._source
+        self.notify("Only the time of a recording can be chosen.", severity="warning")
+        return None
 
     def action_help(self) -> None:
         groups = [
@@ -247,6 +265,12 @@ class TopApp(App[int]):
         except SemipdError as error:
             self._refuse(error)
 
+    @on(DataTable.RowSelected, "#events-table")
+    def _read_event(self) -> None:
+        event = self.query_one(EventsPane).chosen()
+        if event is not None:
+            self.push_screen(EventDialog(event))
+
     def _refuse(self, error: SemipdError) -> None:
         self.notify(str(error), title=error.code, severity="warning")
 
@@ -270,9 +294,11 @@ def run_app(
     read_only: bool = False,
     theme: str | None = None,
 ) -> int:
-    """Until the person quits. Returns the exit code."""
+    """Until the person quits. Returns the exit code. `theme` None: Textual's dark one, or the terminal's own
+    colours where it has only 16."""
     app = TopApp(source, recording, read_only=read_only)
-    if theme is not None:
-        app.theme = theme
+    # without any colour that theme's text would be as black as what lies behind it
+    few_colours = app.console.color_system == "standard" and not app.no_color
+    app.theme = theme or ("ansi-dark" if few_colours else app.theme)
     app.run()
     return app.return_code or 0

@@ -1,19 +1,27 @@
 """Bars and lines made of block characters. Pure: values in, spans out."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from semipd_top.lines import Line, Span, Style
+
+Value = TypeVar("Value")
 
 EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 
 def sparkline(
-    values: Sequence[float | None], width: int, style: Style = "", limit: float | None = None
+    values: Sequence[float | None],
+    width: int,
+    style: Style = "",
+    limit: float | None = None,
+    top: float | None = None,
 ) -> Line:
-    """The last `width` values, newest at the right; scaled to the greatest. Those above `limit` are marked;
-    None leaves a gap."""
-    shown = values[-width:] if width > 0 else []
-    top = max((value for value in shown if value is not None), default=0.0)
+    """The last `width` values, newest at the right; scaled to `top`, or to the greatest. Those above `limit`
+    are marked; None leaves a gap."""
+    shown = _newest(values, width)
+    if top is None:
+        top = max((value for value in shown if value is not None), default=0.0)
     pieces = [Span(" " * (width - len(shown)))]
     pieces += [
         Span(
@@ -28,7 +36,7 @@ def column_chart(
     values: Sequence[float | None], width: int, height: int, style: Style = "", limit: float | None = None
 ) -> list[Line]:
     """The same, several rows high."""
-    shown = values[-width:]
+    shown = _newest(values, width)
     top = max((value for value in shown if value is not None), default=0.0)
     blank = Span(" " * (width - len(shown)))
     rows: list[Line] = []
@@ -52,19 +60,24 @@ def bar(parts: Sequence[tuple[float, str, Style]], width: int) -> Line:
 
 
 def shares_to_cells(shares: Sequence[float], width: int) -> list[int]:
-    """Whole cells for shares of a bar: at least one for a share above zero, as near as possible else."""
+    """Whole cells for shares of a bar: at least one for a share above zero, as near as possible else. Where
+    there are not enough for all, the smallest go without."""
+    width = max(width, 0)
     cells = [max(int(share * width + 0.5), 1 if share > 0 else 0) for share in shares]
     while sum(cells) > width:
-        widest = max(range(len(cells)), key=lambda idx: cells[idx] - shares[idx] * width)
-        if not cells[widest]:
-            break
-        cells[widest] -= 1
+        rounded_up = [(num > 1, num - share * width) for num, share in zip(cells, shares, strict=True)]
+        givers = [idx for idx, num in enumerate(cells) if num]
+        cells[max(givers, key=lambda idx: rounded_up[idx])] -= 1
     return cells
+
+
+def _newest(values: Sequence[Value], width: int) -> Sequence[Value]:
+    return values[-width:] if width > 0 else ()
 
 
 def columns(values: Sequence[object], width: int, draw: Callable[[object], Span]) -> Line:
     """One cell for each of the last `width` values, newest at the right."""
-    shown = values[-width:]
+    shown = _newest(values, width)
     return _joined([Span(" " * (width - len(shown))), *(draw(value) for value in shown)])
 
 

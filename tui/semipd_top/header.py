@@ -91,8 +91,8 @@ def _tabs(view: str) -> Line:
 
 
 def _lamps(picture: Picture) -> Line:
-    """Process up, loop turning, tokens moving; only a live picture says so."""
-    if picture.state is None or picture.link in ("disconnected", "connecting"):
+    """Process up, loop turning, tokens moving; an old picture does not say so."""
+    if picture.state is None or picture.link not in ("live", "ended"):
         return ()
     spans: list[Span] = []
     for name, lamp in picture.state["lamps"].items():
@@ -123,12 +123,21 @@ def _words(picture: Picture, condition: Condition) -> str:
         case "disconnected" | "ended":
             return _gone(picture)
         case "starting" | "restarting" | "failed" | "stopping":
-            return _engine((picture.state or {})["engine"], condition)
+            return engine_words((picture.state or {})["engine"])
         case "draining" | "drained":
             return _drain((picture.state or {})["drain"])
         case "paused":
             return "This picture stands still; p shows what happens now."
     return ""
+
+
+_HAPPENS = {
+    "starting": "The engine starts",
+    "restarting": "The engine is being replaced",
+    "failed": "The engine is gone for good",
+    "stopping": "The daemon stops",
+    "ready": "The engine does not answer",
+}
 
 
 def _gone(picture: Picture) -> str:
@@ -141,10 +150,9 @@ def _gone(picture: Picture) -> str:
     return f"Next try in {countdown(gone.retry_s - picture.now_s)}.{age} {words}"
 
 
-def _engine(engine: Mapping[str, Any], condition: Condition) -> str:
-    parts = {"starting": "The engine starts", "restarting": "The engine is being replaced"}
-    parts |= {"failed": "The engine is gone for good", "stopping": "The daemon stops"}
-    words = parts[condition]
+def engine_words(engine: Mapping[str, Any]) -> str:
+    """What becomes of an engine that does not serve."""
+    words = _HAPPENS.get(engine["state"], f"The engine is {engine['state']}")
     if engine["attempt"]:
         words += f", attempt {engine['attempt']}"
     if engine["backoff_left_s"]:

@@ -70,11 +70,13 @@ def sample_of(state: State, before: State | None) -> Sample:
 
 
 def _follows(state: State, before: State) -> bool:
-    """Counters go on: the same engine has counted both frames, some time apart."""
+    """Counters go on: the same engine of the same daemon has counted both frames, some time apart."""
     lanes = before.get("lanes")
     return bool(
         lanes
         and state["at_s"] > before["at_s"]
+        and state["uptime_s"] >= before["uptime_s"]
+        and state["engine"]["restarts"] == before["engine"]["restarts"]
         and all(state["lanes"][name]["steps"] >= lane["steps"] for name, lane in lanes.items())
     )
 

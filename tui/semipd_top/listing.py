@@ -12,7 +12,8 @@ WHICH: tuple[Which, ...] = ("all", "live", "finished")
 
 
 class Field(NamedTuple):
-    """A column: `key` sorts, `show` is what stands in the cell. `wide`: only where there is room."""
+    """A column: `key` sorts (None: unknown), `show` is what stands in the cell. `wide`: only where there is
+    room."""
 
     name: str
     width: int
@@ -22,9 +23,8 @@ class Field(NamedTuple):
     numeric: bool = True
 
 
-def _number(name: str) -> Callable[[Row], float]:
-    """Unknown ones last, whatever the order: below every number."""
-    return lambda row: -1.0 if row[name] is None else float(row[name])
+def _number(name: str) -> Callable[[Row], float | None]:
+    return lambda row: None if row[name] is None else float(row[name])
 
 
 def _right(name: str, width: int, text: Callable[[Any], str], style: Style = "") -> Callable[[Row], Span]:
@@ -73,7 +73,14 @@ FIELDS: tuple[Field, ...] = (
     ),
     _column("queued", "queue_ms", 7, millis, wide=True),
     _column("prefill", "prefill_ms", 7, millis, wide=True),
-    Field("key", 16, lambda row: row["key"] or "", lambda row: Span(f"{row['key'] or '-':.16}"), wide=True),
+    Field(
+        "key",
+        16,
+        lambda row: row["key"],
+        lambda row: Span(f"{row['key'] or '-':.16}"),
+        wide=True,
+        numeric=False,
+    ),
 )
 
 BY_NAME = {field.name: field for field in FIELDS}
@@ -99,12 +106,14 @@ def fields_for(width: int) -> tuple[Field, ...]:
 
 
 def chosen_rows(rows: Sequence[Row], which: Which, words: str, order: Order) -> list[Row]:
-    """Those that match all of `words`, in this order."""
+    """Those that match all of `words`, in this order; whose value is unknown come last, whatever it is."""
     wanted = words.lower().split()
     found = [row for row in rows if _is(row, which) and all(word in _searchable(row) for word in wanted)]
-    if order.column:
-        found.sort(key=BY_NAME[order.column].key, reverse=order.reverse)
-    return found
+    if not order.column:
+        return found
+    key = BY_NAME[order.column].key
+    known = [row for row in found if key(row) is not None]
+    return sorted(known, key=key, reverse=order.reverse) + [row for row in found if key(row) is None]
 
 
 def _is(row: Row, which: Which) -> bool:

@@ -3,29 +3,29 @@
 import time
 
 _KIB = 1024.0
+_POWERS = ("", "k", "M", "G", "T")
 
 
 def count(value: float | None) -> str:
     """At most five characters: 950, 9.5k, 12k, 1.2M."""
     if value is None:
         return "-"
-    for limit, unit in ((1e3, ""), (1e6, "k"), (1e9, "M")):
-        if abs(value) < limit * 0.9995:
-            scaled = value / (limit / 1e3)
-            digits = 1 if unit and abs(scaled) < 9.95 else 0
-            return f"{scaled:.{digits}f}{unit}"
-    return f"{value / 1e9:.1f}G"
+    power = 0
+    while abs(value) >= 999.5 and power < len(_POWERS) - 1:
+        value, power = value / 1e3, power + 1
+    digits = 1 if power and abs(value) < 9.95 else 0
+    return f"{value:.{digits}f}{_POWERS[power]}"
 
 
 def rate(value: float | None) -> str:
-    """One digit behind the point while that tells something."""
+    """At most five characters; one digit behind the point while that tells something."""
     if value is None:
         return "-"
     return f"{value:.1f}" if abs(value) < 99.95 else count(value)
 
 
 def millis(value: float | None) -> str:
-    """At most five characters; from ten seconds on in seconds."""
+    """At most five characters up to a hundred minutes; from ten seconds on in seconds."""
     if value is None:
         return "-"
     if value < 99.95:
@@ -52,6 +52,7 @@ def percent(frac: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
+    """At most six characters up to 27 years."""
     if seconds is None:
         return "-"
     if seconds < 9.95:
@@ -59,9 +60,9 @@ def duration(seconds: float | None) -> str:
     if seconds < 119.5:
         return f"{seconds:.0f} s"
     minutes = int(seconds / 60 + 0.5)
-    if minutes < 120:
+    if minutes < 100:
         return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes < 2880 else f"{minutes // 1440} d"
+    return f"{minutes / 60:.1f} h" if minutes < 2880 else f"{minutes // 1440} d"
 
 
 def countdown(seconds: float) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from semipd_top.header import Frame, header
-from semipd_top.lines import Line, beside
+from semipd_top.lines import EMPTY, Line, beside, fit
 from semipd_top.panels.device import device_panel
 from semipd_top.panels.events import events_panel
 from semipd_top.panels.kv import kv_panel
@@ -26,12 +26,14 @@ def first_screen(picture: Picture, width: int, height: int) -> list[Line]:
 
 def overview(picture: Picture, width: int, height: int) -> list[Line]:
     """Exactly `height` lines of `width` cells."""
-    return (_wide if width >= WIDE else _narrow)(picture, width, height)
+    lines = (_wide if width >= WIDE else _narrow)(picture, width, height)
+    return [fit(spans, width) for spans in (lines + [EMPTY] * height)[:height]]
 
 
 def _narrow(picture: Picture, width: int, height: int) -> list[Line]:
     """Two columns below the split: at 80x24 eight, seven and six lines."""
-    left, right = width // 2 - GAP // 2, width - width // 2 - GAP // 2
+    left = max(width // 2 - GAP // 2, 1)
+    right = max(width - GAP - left, 1)
     events = max(height - 36, 0)
     below = max((height - events) // 3 - 1, 6)
     middle = below + 1
@@ -39,7 +41,7 @@ def _narrow(picture: Picture, width: int, height: int) -> list[Line]:
     lines += _row(picture, [(slo_panel, left), (kv_panel, right)], middle)
     lines += _row(picture, [(traffic_panel, left), (device_panel, right)], below)
     lines += events_panel(picture, width, events) if events else []
-    return lines[:height]
+    return lines
 
 
 def _wide(picture: Picture, width: int, height: int) -> list[Line]:
@@ -51,7 +53,7 @@ def _wide(picture: Picture, width: int, height: int) -> list[Line]:
     lines += _row(picture, [(slo_panel, third), (kv_panel, third), (traffic_panel, rest)], middle)
     below = height - top - middle
     if below < 2:
-        return lines[:height]
+        return lines
     device = max(third, 56)
     return lines + _row(picture, [(device_panel, device), (events_panel, width - GAP - device)], below)
 

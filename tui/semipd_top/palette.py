@@ -3,7 +3,6 @@ which people with any colour vision can tell apart. Each also has a character or
 terminal without colours says the same. Terminals with 16 colours have a palette of their own.
 """
 
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +12,7 @@ from rich.text import Text
 
 from semipd_top.lines import Line, Span, Style
 
-Colours = Mapping[Style, str]
+Colours = dict[Style, str]
 
 DARK: Colours = {
     "prefill": "#56b4e9",

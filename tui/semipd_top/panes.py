@@ -202,7 +202,7 @@ class EventsPane(SearchablePane):
         super().__init__(id=id)
         self.all_kinds = False
         self._width = 0
-        self._numbers: dict[int, int] = {}
+        self._found: list[Event] = []
 
     def draw(self, picture: Picture) -> None:
         if self._width != self.size.width:
@@ -217,6 +217,7 @@ class EventsPane(SearchablePane):
             )
         kept = picture.events if self.all_kinds else picture.news
         found = list(islice(filter(self._matches(), reversed(kept)), EVENT_ROWS))
+        self._found = found
         self.table.sync([_event_row(event) for event in found])
         kinds = "all kinds" if self.all_kinds else "without what every request has"
         lost = f", {picture.lost} lost" if picture.lost else ""
@@ -226,6 +227,11 @@ class EventsPane(SearchablePane):
             Span(lost, "warn"),
             f", matching '{self.words}'" if self.words else "",
         )
+
+    def chosen(self) -> Event | None:
+        """The event under the cursor."""
+        row = self.table.cursor_row
+        return self._found[row] if 0 <= row < len(self._found) else None
 
     def action_all_kinds(self) -> None:
         self.all_kinds = not self.all_kinds

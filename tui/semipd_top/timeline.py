@@ -9,7 +9,6 @@ from semipd_top.lines import EMPTY, Line, Span, line
 from semipd_top.news import describe, style_of
 from semipd_top.numbers import clock, count, duration, latency, millis
 
-PHASES = (("queue_ms", "queued", "·", "warn"), ("prefill_ms", "prefill", "█", "prefill"))
 WORDS_AT = 36
 """Cells left of what an event's words are."""
 

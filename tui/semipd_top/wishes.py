@@ -51,7 +51,8 @@ def stepped(prefill_units: int, possible: Sequence[Sequence[int]], step: int) ->
 def split_bar(prefill_units: int, num_units: int, width: int) -> Line:
     """The split that is asked for."""
     frac = min(max(prefill_units / num_units, 0.0), 1.0)
-    left, right = f"prefill {prefill_units:>3} ", f" {num_units - prefill_units:<3} decode"
+    left = f"prefill {prefill_units:>3} "
+    right = f" {max(num_units - prefill_units, 0):<3} decode"
     cells = bar([(frac, PREFILL, "prefill"), (1 - frac, DECODE, "decode")], width - len(left) - len(right))
     return line(Span(left, "prefill"), cells, Span(right, "decode"))
 

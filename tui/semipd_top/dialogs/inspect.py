@@ -42,7 +42,7 @@ class InspectDialog(Dialog):
         if not self._records or any(record["state"] != "finished" for record in self._records):
             self._ask()
 
-    @work(exclusive=True)
+    @work(exclusive=True, group="inspect")
     async def _ask(self) -> None:
         try:
             self._records = await self._operator.requests(request_id=self._request_id)

@@ -26,11 +26,13 @@ DEFAULT_EXPIRY = "10m"
 
 
 class Tick(Checkbox):
-    """Textual's own shows its X in either state, and tells them apart by colour alone."""
+    """A checkbox that also without colours looks empty while it is."""
 
-    @property
-    def BUTTON_INNER(self) -> str:  # type: ignore[override]  # noqa: N802
-        return "X" if self.value else " "
+    BUTTON_INNER = " "
+
+    def watch_value(self) -> None:
+        self.BUTTON_INNER = "X" if self.value else " "
+        super().watch_value()
 
 
 class OverrideDialog(Dialog):
@@ -115,7 +117,7 @@ class OverrideDialog(Dialog):
             raise SemipdError("invalid_value", "How many units for prefill?", param="prefill_units")
         return int(text)
 
-    @work(exclusive=True)
+    @work(exclusive=True, group="preview")
     async def _preview(self) -> None:
         preview = self.query_one("#preview", LinesWidget)
         await asyncio.sleep(SETTLE_S)

@@ -17,10 +17,7 @@ def device_panel(picture: Picture, width: int, height: int) -> list[Line]:
     if state is None or state["device"] is None:
         return framed("Device", (), waiting("No engine has opened a device yet."), width, height)
     device = state["device"]
-    facts = [
-        f"{device['name']}, {device['num_units']} {device['unit']}s, {device['dtype']}",
-        *_health(device),
-    ]
+    facts = [_name(device), *_health(device)]
     lanes = _lanes(picture, state) if state["lanes"] else []
     body = [line(part) for fact in facts for part in wrap(fact, max(width, 1))]
     body = body[: max(height - 1 - len(lanes), 1)] + lanes
@@ -28,24 +25,22 @@ def device_panel(picture: Picture, width: int, height: int) -> list[Line]:
     return framed("Device", (), body, width, height)
 
 
+def _name(device: Mapping[str, Any]) -> str:
+    """Many devices have their units in their name already."""
+    units = f"{device['num_units']} {device['unit']}s"
+    parts = [device["name"], "" if units in device["name"] else units, device["dtype"]]
+    return ", ".join(filter(None, parts))
+
+
 def _health(device: Mapping[str, Any]) -> list[str]:
     """What the device tells of itself; a device without sensors tells how its memory is divided."""
     stats = device["stats"] or {}
     gpu = stats.get("gpu") or {}
-    parts: list[str] = []
-    if gpu.get("memory_used_bytes") is not None:
-        parts.append(f"{gib(gpu['memory_used_bytes'])} of {gib(gpu['memory_total_bytes'])} GiB")
-    else:
-        parts += [
-            f"{name} {gib(size)} GiB" for name, size in (device["memory"] or {}).items() if size >= 2**26
-        ]
-    if gpu.get("power_w") is not None:
-        parts.append(f"{gpu['power_w']:.0f} of {gpu['power_limit_w'] or 0:.0f} W")
-    if gpu.get("sm_clock_mhz") is not None:
-        parts.append(f"{gpu['sm_clock_mhz']} MHz")
-    if gpu.get("temperature_c") is not None:
-        parts.append(f"{gpu['temperature_c']} °C")
-    lines = [", ".join(parts)] if parts else []
+    memory = (device["memory"] or {}).items()
+    lines = [
+        " ".join(_sensors(gpu))
+        or ", ".join(f"{name} {gib(size)} GiB" for name, size in memory if size >= 2**26)
+    ]
     if gpu.get("throttled_by"):
         lines.append("clocks held down: " + ", ".join(gpu["throttled_by"]))
     if gpu.get("absent"):
@@ -54,6 +49,21 @@ def _health(device: Mapping[str, Any]) -> list[str]:
     if partition and not partition["possible"]:
         lines.append(f"cannot be divided: {partition['reason']}")
     return lines
+
+
+def _sensors(gpu: Mapping[str, Any]) -> list[str]:
+    """What NVML tells; short enough for half of 80 columns."""
+    parts: list[str] = []
+    if gpu.get("memory_used_bytes") is not None:
+        parts.append(f"{gpu['memory_used_bytes'] / 2**30:.0f}/{gpu['memory_total_bytes'] / 2**30:.0f} GiB")
+    if gpu.get("power_w") is not None:
+        limit_w = gpu.get("power_limit_w")
+        parts.append(f"{gpu['power_w']:.0f}{'' if limit_w is None else f'/{limit_w:.0f}'} W")
+    if gpu.get("sm_clock_mhz") is not None:
+        parts.append(f"{gpu['sm_clock_mhz']} MHz")
+    if gpu.get("temperature_c") is not None:
+        parts.append(f"{gpu['temperature_c']} °C")
+    return parts
 
 
 def _lanes(picture: Picture, state: Mapping[str, Any]) -> list[Line]:

@@ -17,7 +17,7 @@ def framed(
     if width_of(tail) > room - 1:
         tail = EMPTY
     rule = Span(RULE * (room - width_of(tail)), "dim")
-    lines = [(*head, rule, *tail)] + [fit(text, width) for text in body]
+    lines = [fit(text, width) for text in ((*head, rule, *tail), *body)]
     return (lines + [fit(EMPTY, width)] * height)[:height]
 
 

@@ -29,7 +29,7 @@ def kv_panel(picture: Picture, width: int, height: int) -> list[Line]:
     left = height - 1 - len(body)
     used = [sample.used_kv_frac for sample in picture.samples]
     if left > 4:
-        body.append(line(Span("used ", "dim"), sparkline([1.0 if v is None else v for v in used], width - 5)))
+        body.append(line(Span("used ", "dim"), sparkline(used, width - 5, "prefill", top=1.0)))
         left -= 1
     body += _holders(kv, width, left)
     return framed("KV pool", note, body, width, height)

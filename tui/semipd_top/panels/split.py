@@ -5,8 +5,9 @@ from textwrap import wrap
 from typing import Any
 
 from semipd_top.charts import EIGHTHS, bar, columns
+from semipd_top.header import engine_words
 from semipd_top.history import Sample
-from semipd_top.lines import Line, Span, Style, line, spread
+from semipd_top.lines import EMPTY, Line, Span, Style, line, spread
 from semipd_top.numbers import countdown, duration, latency, percent
 from semipd_top.panels.frame import framed, waiting
 from semipd_top.picture import Picture
@@ -31,7 +32,7 @@ LEGEND: tuple[tuple[str, Style, str], ...] = (
 def split_panel(picture: Picture, width: int, height: int) -> list[Line]:
     state = picture.state
     if state is None or not state["partition"]:
-        return framed("Split", (), waiting("No engine answers: the split is not known."), width, height)
+        return framed("Split", (), _without_engine(picture, width, height - 1), width, height)
     sample = picture.samples[-1]
     device = state["device"]
     note = line(f"{device['num_units']} {device['unit']}s")
@@ -44,6 +45,16 @@ def split_panel(picture: Picture, width: int, height: int) -> list[Line]:
     ]
     body += _history(picture, width, height - 1 - len(body))
     return framed("Split", note, body, width, height, action="app.override")
+
+
+def _without_engine(picture: Picture, width: int, height: int) -> list[Line]:
+    """What happens to the engine, and what the split was."""
+    if picture.state is None:
+        return waiting("No daemon has told how the device is divided.")
+    body = [line(Span(part)) for part in wrap(engine_words(picture.state["engine"]), width)]
+    if picture.state["device"] is not None and len(body) + 1 < height:
+        body += [EMPTY, *_history(picture, width, height - len(body) - 1)]
+    return body
 
 
 def _mode(state: State, now_s: float, width: int) -> Line:
@@ -150,7 +161,7 @@ def _predicted(state: State, now_s: float) -> Line:
 
 def _history(picture: Picture, width: int, height: int) -> list[Line]:
     """The split over time, newest at the right, prefill's part from below; with a legend if there is room."""
-    if height < 1:
+    if height < 1 or width <= GUTTER:
         return []
     num_units = (picture.state or {})["device"]["num_units"]
     shown = picture.samples[-(width - GUTTER) :]

@@ -1,0 +1,87 @@
+"""A source in which time stands still, and screenshots of the dashboard over it."""
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from semipd_top.app import TopApp
+from semipd_top.source import Item, Operator
+from textual.pilot import Pilot
+
+Act = Callable[[Pilot[int]], Awaitable[None]]
+
+
+class StillSource:
+    """All items at once; then nothing more, and no time passes."""
+
+    interval_s = 0.5
+    why_read_only = ""
+    title = "demo: made-up numbers"
+
+    def __init__(self, items: Sequence[Item], now_s: float, operator: Operator) -> None:
+        self._items = items
+        self._now_s = now_s
+        self._operator = operator
+        self.told = asyncio.Event()
+
+    @property
+    def operator(self) -> Operator:
+        return self._operator
+
+    def now_s(self) -> float:
+        return self._now_s
+
+    async def items(self) -> AsyncGenerator[Item, None]:
+        for item in self._items:
+            yield item
+        self.told.set()
+        await asyncio.Event().wait()
+
+
+async def screenshot(
+    source: StillSource, size: tuple[int, int], *keys: str, theme: str = "textual-dark"
+) -> str:
+    """SVG of the dashboard after these keys."""
+    app = TopApp(source)
+    app.theme = theme
+    async with app.run_test(size=size) as pilot:
+        await asyncio.wait_for(source.told.wait(), 30)
+        app.draw()
+        await pilot.pause()
+        for key in keys:
+            await pilot.press(key)
+            await settled(pilot)
+        return own_svg(app.export_screenshot())
+
+
+async def settled(pilot: Pilot[int]) -> None:
+    """Workers (previews, questions to the operator) have come to their end; that of the source never does."""
+    workers = [worker for worker in pilot.app.workers if worker.group not in ("source", "act")]
+    if workers:
+        await asyncio.wait_for(pilot.app.workers.wait_for_complete(workers), 30)
+    await pilot.pause()
+
+
+def own_svg(svg: str) -> str:
+    """Without fonts from elsewhere, and without the number that Rich makes up for each picture."""
+    svg = re.sub(r"@font-face\s*\{.*?\}\s*", "", svg, flags=re.DOTALL)
+    return re.sub(r"terminal-\d+", "terminal", svg)
+
+
+@contextmanager
+def in_utc() -> Iterator[None]:
+    """Times of day are the same wherever a picture is made."""
+    before = os.environ.get("TZ")
+    os.environ["TZ"] = "UTC"
+    time.tzset()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TZ"]
+        else:
+            os.environ["TZ"] = before
+        time.tzset()
