@@ -54,7 +54,7 @@ def override_for(terminal: Terminal, key: str, expiry: str, reason: str) -> str:
     terminal.move_focus("BTab", "ends after")
     terminal.send_keys("C-u")
     terminal.write(expiry)
-    terminal.wait_for(rf"ends after +{expiry} *│\n.*reason +{reason}")
+    terminal.wait_for(rf"ends after +{expiry} .*\n.*reason +{reason}")
     terminal.move_focus("Enter", "Keep as it is")
     screen = terminal.wait_for("this +TTFT")
     terminal.send_keys("Enter")
