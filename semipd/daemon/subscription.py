@@ -36,15 +36,16 @@ class Subscription:
         writer: asyncio.StreamWriter,
         say: Callable[[dict[str, Any]], Awaitable[None]],
     ) -> None:
-        """Raises SemipdError(`invalid_value`) when `request.after` is no event id, or when `request.kinds`
-        chooses among events that are not sent."""
+        """Raises SemipdError(`invalid_value`) when `request.after` is no event id, or when it or `kinds` chooses
+        among events that are not sent."""
         self._services = services
         self._request = request
         self._writer = writer
         self._say = say
         self._interval_s = request.interval_ms / 1e3
+        _check_events_asked(request)
         self._after = self._first_cursor(request)
-        self._kinds = _chosen_kinds(request)
+        self._kinds = None if request.kinds is None else frozenset(request.kinds)
         self._ended = asyncio.Event()
         self._why = ""
 
@@ -93,14 +94,11 @@ class Subscription:
         return after
 
 
-def _chosen_kinds(request: SubscribeRequest) -> frozenset[str] | None:
-    """None: all."""
-    if request.kinds is None:
-        return None
-    if not request.events:
-        message = "kinds chooses among events, and events is not true."
-        raise SemipdError("invalid_value", message, "Set events too, or leave kinds out.", param="kinds")
-    return frozenset(request.kinds)
+def _check_events_asked(request: SubscribeRequest) -> None:
+    for name in ("after", "kinds"):
+        if getattr(request, name) is not None and not request.events:
+            message = f"{name} chooses among events, and events is not true."
+            raise SemipdError("invalid_value", message, f"Set events too, or leave {name} out.", param=name)
 
 
 def unread_bytes(writer: asyncio.StreamWriter) -> int:

@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 
 from semipd import __version__
@@ -31,20 +32,19 @@ Report = Callable[[str, float], None]
 
 
 def run_engine(link_fd: int) -> int:
-    """Whole life of the process. Returns the exit code: 0 after the daemon's goodbye, 1 on failure."""
+    """Whole life of the process. Returns the exit code: 0 after the daemon's goodbye, 1 on failure. A failure
+    is told before the device is closed: that may hang when the device is what failed."""
     configure_logging("text")
     stop = _StopFlag()
-    with socket.socket(fileno=link_fd) as sock:
+    with socket.socket(fileno=link_fd) as sock, ExitStack() as opened:
         link = Channel(sock, LINK_FRAME_BYTES)
         try:
             settings = _receive_settings(link)
             configure_logging(settings.log_format)
             patience = settings.start_patience
             device = open_device(settings, lambda phase, limit_s: _report(link, phase, limit_s * patience))
-            try:
-                return _serve(device, settings, link, stop)
-            finally:
-                device.close()
+            opened.callback(device.close)
+            return _serve(device, settings, link, stop)
         except SemipdError as error:
             log.error("engine failed [%s]: %s", error.code, error)
             return _fail(link, error.code, error.message, error.hint)

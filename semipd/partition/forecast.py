@@ -96,14 +96,15 @@ def drain_ms(steps: Sequence[PrefillSteps], line: Line, start_ms: float) -> floa
 def walk(
     steps: Sequence[PrefillSteps], prompts: Sequence[Prompt], line: Line, start_ms: float
 ) -> list[tuple[float, int]]:
-    """(TTFT, index) of every prompt, in order; the first step starts in `start_ms`."""
+    """(TTFT, index) of every prompt, in order; the first step starts in `start_ms`. A prompt that agreed to a
+    delay and is computed before its end waits for nothing."""
     ttfts: list[tuple[float, int]] = []
     now_ms = start_ms
     constant, per_token, per_context = line
     for num_steps, new, attended, ends in steps:
         now_ms += num_steps * constant + per_token * new + per_context * attended
         for idx in ends:
-            ttfts.append((prompts[idx].age_ms + now_ms, idx))
+            ttfts.append((max(prompts[idx].age_ms + now_ms, 0.0), idx))
     return ttfts
 
 

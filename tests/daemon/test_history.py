@@ -357,6 +357,21 @@ def test_new_targets_judge_the_window_as_if_they_had_always_held(seed: int) -> N
     assert (changed.num_judged, changed.num_met) == counted, "counters never go back"
 
 
+def test_snapshots_are_shared_while_young_and_never_beyond_new_targets() -> None:
+    told = Told()
+    window = SloWindow(Slo(100, 10, window_s=5), lambda code: False, told.clock)
+    first = window.snapshot()
+    window.refused("overloaded")
+    told.clock.advance(100)
+    assert window.snapshot(max_age_s=0.2) is first
+    assert window.snapshot()["requests"] == 1
+    window.refused("overloaded")
+    told.clock.advance(201)
+    assert window.snapshot(max_age_s=0.2)["requests"] == 2
+    window.retarget(Slo(50, 10, window_s=5))
+    assert window.snapshot(max_age_s=9)["targets"]["ttft_ms"] == 50
+
+
 @given(st.lists(st.tuples(st.floats(0, 3), st.integers(1, 50)), max_size=40))
 def test_histogram_like_prometheus_own(observations: list[tuple[float, int]]) -> None:
     bounds = DEFINITIONS["vllm:inter_token_latency_seconds"].buckets

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from support.daemon import Running, running
 from semipd.client import AsyncClient, StateStream
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
+from semipd.daemon.vitals import SAMPLE_INTERVAL_S
 from semipd.wire.client_protocol import MAX_UNREAD_EVENTS, StateFrame, hello
 from semipd.wire.frames import FrameReader, encode_frame
 
@@ -87,7 +89,8 @@ async def test_throughput_and_service_levels_in_the_frame(tmp_path: Path) -> Non
     async with connected(tmp_path, fake=FAKE) as (_, client), client.subscribe(interval_ms=100) as states:
         await anext(states)
         await collect(client.generate([1] * 40, max_tokens=20, ignore_eos=True))
-        while not (state := (await anext(states)).state)["throughput"]["output_tokens_per_s"]:
+        settled_s = time.time() + 2 * SAMPLE_INTERVAL_S
+        while (state := (await anext(states)).state)["at_s"] < settled_s:
             pass
     assert state["throughput"]["prompt_tokens_per_s"] == 2 * state["throughput"]["output_tokens_per_s"]
     assert (state["slo"]["requests"], state["slo"]["attainment"]) == (1, 1.0)
@@ -114,7 +117,9 @@ async def test_events_of_a_subscription(tmp_path: Path) -> None:
             assert await events_until(again, "finished") == events[1:]
         with pytest.raises(SemipdError) as refused:
             await anext(client.subscribe(events=True, after="nonsense"))
-    assert refused.value.param == "after"
+        with pytest.raises(SemipdError) as without_events:
+            await anext(client.subscribe(after=events[0]["id"]))
+    assert refused.value.param == without_events.value.param == "after"
     kinds = [event["kind"] for event in events if event["request_id"] == "mine"]
     assert kinds == ["arrived", "queued", "admitted", "first_token", "first_byte", "finished"]
 

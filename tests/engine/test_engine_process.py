@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -94,6 +95,28 @@ def test_unknown_device_is_a_clear_failure():
     assert (failed["op"], failed["code"]) == ("failed", "unknown_device")
     assert "abacus" in failed["message"]
     assert peer.close() == 1
+
+
+def test_a_failure_is_told_although_the_device_cannot_be_closed():
+    script = (
+        "import sys, time; from semipd.core.errors import SemipdError\n"
+        "from semipd.devices.fake import FakeDevice; from semipd.engine import process\n"
+        "def fail(*args): raise SemipdError('device_lost', 'The device is gone.')\n"
+        "process._host = fail; FakeDevice.close = lambda self: time.sleep(600)\n"
+        "process.run_engine(int(sys.argv[1]))"
+    )
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        command = [sys.executable, "-c", script, str(theirs.fileno())]
+        with subprocess.Popen(command, pass_fds=[theirs.fileno()]) as engine:
+            ours.settimeout(20)
+            ours.sendall(encode_frame({"op": "start", "settings": EngineSettings(device="fake").to_wire()}))
+            reader, frames = FrameReader(LINK_FRAME_BYTES), []
+            while not frames or frames[-1]["op"] != "failed":
+                frames += reader.feed(ours.recv(65536))
+            assert frames[-1]["code"] == "device_lost"
+            assert engine.poll() is None
+            engine.kill()
 
 
 def test_sigterm_ends_it_in_order(peer):

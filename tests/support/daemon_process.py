@@ -52,6 +52,22 @@ def scripted_process(tmp_path: Path, **script: Any) -> Iterator[DaemonProcess]:
     socket_path = tmp_path / "d.sock"
     model = model_folder(tmp_path / "model")
     command = [str(SUPPORT / "scripted_daemon.py"), str(model), str(socket_path), json.dumps(script)]
+    with _ready(tmp_path, socket_path, command) as daemon:
+        yield daemon
+
+
+@contextmanager
+def fake_process(tmp_path: Path) -> Iterator[DaemonProcess]:
+    """The same with a real engine on the fake device."""
+    socket_path = tmp_path / "d.sock"
+    command = ["-m", "semipd.cli", "start", "--device", "fake", "--port", "0"]
+    command += ["--model", str(model_folder(tmp_path / "model")), "--socket", str(socket_path)]
+    with _ready(tmp_path, socket_path, command) as daemon:
+        yield daemon
+
+
+@contextmanager
+def _ready(tmp_path: Path, socket_path: Path, command: list[str]) -> Iterator[DaemonProcess]:
     with (tmp_path / "stderr").open("w") as stderr:
         process = subprocess.Popen(
             [sys.executable, *command], stdout=subprocess.PIPE, stderr=stderr, text=True, env=ENV

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from semipd_top.dialogs.base import Dialog
 from semipd_top.dialogs.confirm import CancelDialog
+from semipd_top.dialogs.event import EventDialog
 from semipd_top.dialogs.help import HelpDialog
 from semipd_top.dialogs.inspect import InspectDialog
 from semipd_top.dialogs.override import OverrideDialog
@@ -23,6 +24,7 @@ OPENERS: dict[type[Dialog], tuple[str, ...]] = {
     CancelDialog: ("2", "c"),
     InspectDialog: ("2", "enter"),
     HelpDialog: ("question_mark",),
+    EventDialog: ("3", "enter"),
 }
 SILENT = SemipdError("engine_silent", "The engine has not answered within 5 s.", "Look at its log.")
 

@@ -6,6 +6,7 @@ import pytest
 from semipd_top.app import TopApp
 from semipd_top.dialogs.base import Dialog
 from semipd_top.dialogs.confirm import CancelDialog
+from semipd_top.dialogs.event import EventDialog
 from semipd_top.dialogs.help import HelpDialog
 from semipd_top.dialogs.inspect import InspectDialog
 from semipd_top.dialogs.override import OverrideDialog, UnitsInput
@@ -32,6 +33,9 @@ OWNERS = {
     "override": OverrideDialog,
     "units": UnitsInput,
 }
+
+
+NO_REPLAY = "Only the time of a recording can be chosen."
 
 
 def keys_of(owner: type) -> set[str]:
@@ -126,12 +130,33 @@ async def _pause(board: Board, name: str) -> None:
 @key("app", "left_square_bracket", "right_square_bracket")
 async def _speed(board: Board, name: str) -> None:
     await board.press(name)
-    assert board.notices == ["Only a recording can run faster or slower."]
+    assert board.notices == [NO_REPLAY]
     async with dashboard(make=ScriptedPlayback) as replay:
         await replay.press(name)
         speed = 0.5 if name.startswith("left") else 2.0
         assert replay.source.speed == speed  # type: ignore[attr-defined]
         assert f", {speed:g}x" in replay.text
+
+
+@key("app", "n")
+async def _next(board: Board, name: str) -> None:
+    await board.press(name)
+    assert board.notices == [NO_REPLAY]
+    async with dashboard(make=ScriptedPlayback) as replay:
+        await replay.press(name, name)
+        assert replay.source.num_steps == 2  # type: ignore[attr-defined]
+        await replay.drawn()
+        assert "❚❚ PAUSED" in replay.text
+
+
+@key("app", "f")
+async def _forward(board: Board, name: str) -> None:
+    await board.press(name)
+    assert board.notices == [NO_REPLAY]
+    async with dashboard(make=ScriptedPlayback) as replay:
+        before_s = replay.source.at_s
+        await replay.press(name)
+        assert replay.source.at_s == before_s + 10
 
 
 @key("app", "question_mark")
@@ -253,6 +278,14 @@ async def _all_kinds(board: Board, name: str) -> None:
     assert "3 events of 3 kept" in board.text
 
 
+@key("events", "enter")
+async def _read(board: Board, name: str) -> None:
+    await board.press("3", "down", "down")
+    await board.opens(EventDialog, name)
+    assert "gave up 40 blocks, 640 tokens to compute again" in board.text
+    assert "tokens_lost" in board.text
+
+
 def shown_seqs(board: Board) -> list[int]:
     table = board.requests.table
     return [int(str(table.get_row_at(y)[0])[-1:]) for y in range(table.row_count)]
@@ -320,7 +353,7 @@ async def test_help_names_every_key() -> None:
 async def test_the_footer_hints_at_what_the_view_offers() -> None:
     async with dashboard() as board:
         hints = {"1": ("Override", "Auto", "SLO"), "2": ("Search", "Which", "Sort", "Inspect", "Cancel")}
-        for number, words in (hints | {"3": ("Search", "All kinds")}).items():
+        for number, words in (hints | {"3": ("Search", "All kinds", "Read")}).items():
             await board.press(number)
             footer = board.text.split("\n")[-1]
             assert all(word in footer for word in (*words, "Pause", "Help", "Quit")), footer

@@ -4,10 +4,8 @@ import asyncio
 import os
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import pytest
 from semipd_top.live import LiveSource
 from semipd_top.source import Gone, Item, Seen
 from support.daemon import running
-from support.daemon_process import ENV, LIMIT_S, model_folder, scripted_process
+from support.daemon_process import LIMIT_S, fake_process, scripted_process
 
 from semipd.client import AsyncClient
 from semipd.core.errors import SemipdError
@@ -26,27 +24,6 @@ from semipd.wire.client_protocol import hello
 from semipd.wire.frames import encode_frame
 
 FAKE = EngineSettings(device="fake")
-
-
-@contextmanager
-def fake_process(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A whole daemon on the fake device; its socket is d.sock."""
-    command = ["-m", "semipd.cli", "start", "--device", "fake", "--port", "0"]
-    command += ["--model", str(model_folder(tmp_path / "model")), "--socket", str(tmp_path / "d.sock")]
-    with (tmp_path / "stderr").open("w") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, *command], stdout=subprocess.PIPE, stderr=stderr, text=True, env=ENV
-        )
-    assert process.stdout is not None
-    try:
-        while "try:" not in (line := process.stdout.readline()):
-            assert line, (tmp_path / "stderr").read_text()
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-        process.wait(LIMIT_S)
-        process.stdout.close()
 
 
 async def until(items: AsyncGenerator[Item, None], kind: type[Item], wanted: Any = lambda _item: True) -> Any:
@@ -116,11 +93,11 @@ async def test_a_killed_daemon_is_waited_for_and_its_successor_shown(tmp_path: P
         waiting = await until(items, Gone)
         assert waiting.code == "daemon_not_running"
         assert waiting.retry_s > waiting.at_s
-        with fake_process(tmp_path) as process:
+        with fake_process(tmp_path) as daemon:
             first = await until(items, Seen)
             await collect(source.operator, max_tokens=3)  # type: ignore[arg-type]
             before = await until(items, Seen, lambda seen: seen.frame.events)
-            process.kill()
+            daemon.process.kill()
             lost = await until(items, Gone)
             with pytest.raises(SemipdError) as refused:
                 _ = source.operator
@@ -157,11 +134,11 @@ async def test_a_lost_connection_goes_on_behind_the_last_event(
 
 
 async def test_a_stopping_daemon_says_so(tmp_path: Path) -> None:
-    with fake_process(tmp_path) as process:
+    with fake_process(tmp_path) as daemon:
         source = LiveSource(tmp_path / "d.sock", 0.25)
         async with aclosing(source.items()) as items:
             await until(items, Seen)
-            process.send_signal(signal.SIGTERM)
+            daemon.process.send_signal(signal.SIGTERM)
             gone = await until(items, Gone)
     assert gone.code == "shutting_down"
     assert gone.retry_s is not None

@@ -1,8 +1,6 @@
 """The command's parser, configuration output, errors and exit codes; life cycles are in tests/daemon."""
 
-import importlib
 import socket
-import sys
 import tomllib
 from pathlib import Path
 
@@ -101,18 +99,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--version"])
     assert end.value.code == 0
     assert capsys.readouterr().out.startswith("semipd-daemon 0.")
-
-
-def test_top_says_what_works_today(capsys: pytest.CaptureFixture[str]) -> None:
-    sys.path.insert(0, str(Path(__file__).parents[2] / "tui"))
-    try:
-        top = importlib.import_module("semipd_top.cli")
-    finally:
-        sys.path.pop(0)
-    assert top.main([]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "semipd-daemon status" in captured.err
 
 
 READY = {

@@ -13,6 +13,7 @@ from textual.widgets import ContentSwitcher, DataTable, Footer
 
 from semipd.core.errors import SemipdError
 from semipd_top.dialogs.confirm import CancelDialog
+from semipd_top.dialogs.event import EventDialog
 from semipd_top.dialogs.help import HelpDialog
 from semipd_top.dialogs.inspect import InspectDialog
 from semipd_top.dialogs.override import OverrideDialog
@@ -28,6 +29,11 @@ DRAW_EVERY_S = 0.25
 
 CLOCK_S = 1.0
 """Ages and countdowns move on even when no frame comes."""
+
+
+SKIP_S = 10.0
+MIN_SPEED, MAX_SPEED = 1 / 16, 256.0
+"""Of a replay, reached by keys."""
 
 
 class Recording(Protocol):
@@ -60,6 +66,8 @@ class TopApp(App[int]):
         ),
         Binding("left_square_bracket", "speed(0.5)", "Slower", show=False, tooltip="replay half as fast"),
         Binding("right_square_bracket", "speed(2)", "Faster", show=False, tooltip="replay twice as fast"),
+        Binding("n", "step", "Next", show=False, tooltip="replay: the next frame, then stand still"),
+        Binding("f", "skip", "Forward", show=False, tooltip=f"replay: {SKIP_S:g} s further"),
         Binding("question_mark", "help", "Help", key_display="?"),
         Binding("q,ctrl+c", "quit", "Quit", key_display="q"),
     ]
@@ -168,11 +176,23 @@ class TopApp(App[int]):
         self.draw()
 
     def action_speed(self, factor: float) -> None:
-        if not isinstance(self._source, Playback):
-            self.notify("Only a recording can run faster or slower.", severity="warning")
-            return
-        self._source.speed = min(max(self._source.speed * factor, 1 / 16), 256.0)
-        self.draw()
+        if (playback := self._playback()) is not None:
+            playback.speed = min(max(playback.speed * factor, MIN_SPEED), MAX_SPEED)
+            self.draw()
+
+    def action_step(self) -> None:
+        if (playback := self._playback()) is not None:
+            playback.step()
+
+    def action_skip(self) -> None:
+        if (playback := self._playback()) is not None:
+            playback.skip(SKIP_S)
+
+    def _playback(self) -> Playback | None:
+        if isinstance(self._source, Playback):
+            return self._source
+        self.notify("Only the time of a recording can be chosen.", severity="warning")
+        return None
 
     def action_help(self) -> None:
         groups = [
@@ -262,6 +282,12 @@ class TopApp(App[int]):
         except SemipdError as error:
             self._refuse(error)
 
+    @on(DataTable.RowSelected, "#events-table")
+    def action_read_event(self) -> None:
+        event = self.query_one(EventsPane).chosen()
+        if event is not None:
+            self.push_screen(EventDialog(event))
+
     def _refuse(self, error: SemipdError) -> None:
         self.notify(str(error), title=error.code, severity="warning")
 
@@ -288,10 +314,11 @@ def run_app(
     """Until the person quits. Returns the exit code. `theme` None: Textual's dark one, or the terminal's own
     colours where it has only 16."""
     app = TopApp(source, recording, read_only=read_only)
-    few_colours = app.console.color_system == "standard"
+    # without any colour that theme's text would be as black as what lies behind it
+    few_colours = app.console.color_system == "standard" and not app.no_color
     app.theme = theme or ("ansi-dark" if few_colours else app.theme)
-    code = app.run() or 0
+    app.run()
     if app.failure is not None:
         traceback.print_exception(app.failure)
         return 1
-    return code
+    return app.return_code or 0

@@ -8,8 +8,8 @@ from semipd_top.numbers import clock, countdown, duration
 from semipd_top.picture import Picture
 
 VIEWS = ("overview", "requests", "events")
-ROOMY = 100
-"""From this width on the header has room for the time of day."""
+TIGHT, ROOMY = 60, 100
+"""From these widths on the header has room for the lamps, and for the time of day."""
 
 Condition = Literal[
     "live",
@@ -76,7 +76,8 @@ def header(picture: Picture, frame: Frame, width: int) -> list[Line]:
     condition = condition_of(picture, frame.paused)
     word, style = LOOKS[condition]
     time = f" {clock(picture.now_s)} " if width >= ROOMY else ""
-    right = line(_lamps(picture), Span(f" {word} ", style), Span(time, "dim"))
+    lamps = _lamps(picture) if width >= TIGHT else ()
+    right = line(lamps, Span(f" {word} ", style), Span(time, "dim"))
     return [spread(_tabs(frame.view), right, width), fit(_banner(picture, frame, condition, width), width)]
 
 
@@ -105,7 +106,9 @@ def _banner(picture: Picture, frame: Frame, condition: Condition, width: int) ->
         return line(Span(f" {words}", LOOKS[condition][1]))
     state = picture.state or {}
     left = line(Span(f" {state['model']['name']}", "strong"), f"  up {duration(state['uptime_s'])}")
-    facts = [frame.title, "" if frame.speed is None else f"{frame.speed:g}x", frame.recording]
+    room = max(width // 2, 1)
+    title = frame.title if len(frame.title) <= room else f"…{frame.title[1 - room :]}"
+    facts = [title, "" if frame.speed is None else f"{frame.speed:g}x", frame.recording]
     facts.append("read-only" if frame.read_only else "")
     return spread(left, line(Span(", ".join(filter(None, facts)) + " ", "dim")), width)
 
@@ -120,12 +123,21 @@ def _words(picture: Picture, condition: Condition) -> str:
         case "disconnected" | "ended":
             return _gone(picture)
         case "starting" | "restarting" | "failed" | "stopping":
-            return _engine((picture.state or {})["engine"], condition)
+            return engine_words((picture.state or {})["engine"])
         case "draining" | "drained":
             return _drain((picture.state or {})["drain"])
         case "paused":
             return "This picture stands still; p shows what happens now."
     return ""
+
+
+_HAPPENS = {
+    "starting": "The engine starts",
+    "restarting": "The engine is being replaced",
+    "failed": "The engine is gone for good",
+    "stopping": "The daemon stops",
+    "ready": "The engine does not answer",
+}
 
 
 def _gone(picture: Picture) -> str:
@@ -138,10 +150,9 @@ def _gone(picture: Picture) -> str:
     return f"Next try in {countdown(gone.retry_s - picture.now_s)}.{age} {words}"
 
 
-def _engine(engine: Mapping[str, Any], condition: Condition) -> str:
-    parts = {"starting": "The engine starts", "restarting": "The engine is being replaced"}
-    parts |= {"failed": "The engine is gone for good", "stopping": "The daemon stops"}
-    words = parts[condition]
+def engine_words(engine: Mapping[str, Any]) -> str:
+    """What becomes of an engine that does not serve."""
+    words = _HAPPENS.get(engine["state"], f"The engine is {engine['state']}")
     if engine["attempt"]:
         words += f", attempt {engine['attempt']}"
     if engine["backoff_left_s"]:

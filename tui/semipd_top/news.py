@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from semipd_top.lines import Line, Span, Style, line
-from semipd_top.numbers import count, duration, millis
+from semipd_top.numbers import count, duration, latency
 
 Data = Mapping[str, Any]
 Event = Mapping[str, Any]
@@ -102,7 +102,7 @@ def _slo_changed(data: Data) -> str:
 
 
 def _split_changed(data: Data) -> str:
-    ends = f"{_split(data['from'])} to {_split(data['to'])} in {millis(data['switch_ms'])} ms"
+    ends = f"{_split(data['from'])} to {_split(data['to'])} in {latency(data['switch_ms'])}"
     return f"{ends}, {data['rule']}{_because(data)}"
 
 
@@ -113,14 +113,14 @@ def _decided(data: Data) -> str:
 
 def _finished(data: Data) -> str:
     code = f" ({data['code']})" if "code" in data else ""
-    tpot = "" if data.get("tpot_ms") is None else f", TPOT {millis(data['tpot_ms'])} ms"
+    tpot = "" if data.get("tpot_ms") is None else f", TPOT {latency(data['tpot_ms'])}"
     return f"{data['reason']}{code} after {data['output_tokens']} tokens{tpot}"
 
 
 def _slow_step(data: Data) -> str:
     return (
-        f"{data['lane']} step {data['step_id']} took {millis(data['busy_ms'])} ms, predicted "
-        f"{millis(data['predicted_ms'])}: {data['new_tokens']} prompt tokens, {data['num_decodes']} "
+        f"{data['lane']} step {data['step_id']} took {latency(data['busy_ms'])}, predicted "
+        f"{latency(data['predicted_ms'])}: {data['new_tokens']} prompt tokens, {data['num_decodes']} "
         f"streams on {data['units']} units"
     )
 
@@ -146,7 +146,7 @@ _WORDS: dict[str, Callable[[Data], str]] = {
     "queued": lambda d: f"{count(d['prompt_tokens'])} prompt tokens",
     "admitted": lambda d: f"{count(d['cached_tokens'])} of {count(d['tokens'])} tokens found as a prefix",
     "first_token": lambda d: "the engine's first token",
-    "first_byte": lambda d: f"left the daemon, TTFT {millis(d['ttft_ms'])} ms",
+    "first_byte": lambda d: f"left the daemon, TTFT {latency(d['ttft_ms'])}",
     "preempted": lambda d: (
         f"gave up {count(d['blocks'])} blocks, {count(d['tokens_lost'])} tokens to compute again"
     ),

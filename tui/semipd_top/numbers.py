@@ -33,6 +33,12 @@ def millis(value: float | None) -> str:
     return f"{value:.0f}" if value < 9_999.5 else f"{value / 1e3:.0f}s"
 
 
+def latency(value_ms: float | None) -> str:
+    """With its unit, for sentences."""
+    words = millis(value_ms)
+    return words if words == "-" else f"{words[:-1]} s" if words.endswith("s") else f"{words} ms"
+
+
 def percent(frac: float | None) -> str:
     """Never 100 % unless all: rounding must not hide the one that failed."""
     if frac is None:

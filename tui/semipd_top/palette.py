@@ -3,7 +3,6 @@ which people with any colour vision can tell apart. Each also has a character or
 terminal without colours says the same. Terminals with 16 colours have a palette of their own.
 """
 
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +12,7 @@ from rich.text import Text
 
 from semipd_top.lines import Line, Span, Style
 
-Colours = Mapping[Style, str]
+Colours = dict[Style, str]
 
 DARK: Colours = {
     "prefill": "#56b4e9",
@@ -51,6 +50,10 @@ SIXTEEN: Colours = {
     "key": "cyan",
 }
 
+GREY_DARK: Colours = DARK | {"prefill": "#ffffff", "decode": "#7a7a7a", "merged": "#b0b0b0"}
+GREY_LIGHT: Colours = LIGHT | {"prefill": "#000000", "decode": "#8a8a8a", "merged": "#555555"}
+"""Where colours are not wanted (NO_COLOR): these three, as greys, would be one and the same."""
+
 _BOLD: frozenset[Style] = frozenset({"strong", "title", "bad", "key"})
 
 
@@ -79,9 +82,12 @@ class Palette:
         return Text(span.text, self.style(span.style), end="", no_wrap=True)
 
 
-_PALETTES = {"dark": Palette(DARK), "light": Palette(LIGHT), "sixteen": Palette(SIXTEEN)}
+_DARK, _LIGHT, _SIXTEEN = Palette(DARK), Palette(LIGHT), Palette(SIXTEEN)
+_GREY_DARK, _GREY_LIGHT = Palette(GREY_DARK), Palette(GREY_LIGHT)
 
 
-def palette_for(*, dark: bool, ansi: bool) -> Palette:
-    """Of a theme. `ansi`: it leaves colours to the terminal."""
-    return _PALETTES["sixteen" if ansi else "dark" if dark else "light"]
+def palette_for(*, dark: bool, ansi: bool, grey: bool = False) -> Palette:
+    """Of a theme. `ansi`: it leaves colours to the terminal; `grey`: colours are not wanted."""
+    if grey:
+        return _GREY_DARK if dark else _GREY_LIGHT
+    return _SIXTEEN if ansi else _DARK if dark else _LIGHT

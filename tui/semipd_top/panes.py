@@ -197,14 +197,15 @@ class EventsPane(SearchablePane):
     """What has happened: what an operator wants to see, or everything. Newest first."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("x", "all_kinds", "All kinds", tooltip="also what every request has")
+        Binding("x", "all_kinds", "All kinds", tooltip="also what every request has"),
+        Binding("enter", "app.read_event", "Read", tooltip="the chosen event in full"),
     ]
 
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id)
         self.all_kinds = False
         self._width = 0
-        self._numbers: dict[int, int] = {}
+        self._found: list[Event] = []
 
     def draw(self, picture: Picture) -> None:
         if self._width != self.size.width:
@@ -219,6 +220,7 @@ class EventsPane(SearchablePane):
             )
         kept = picture.events if self.all_kinds else picture.news
         found = list(islice(filter(self._matches(), reversed(kept)), EVENT_ROWS))
+        self._found = found
         self.table.sync([_event_row(event) for event in found])
         kinds = "all kinds" if self.all_kinds else "without what every request has"
         lost = f", {picture.lost} lost" if picture.lost else ""
@@ -228,6 +230,11 @@ class EventsPane(SearchablePane):
             Span(lost, "warn"),
             f", matching '{self.words}'" if self.words else "",
         )
+
+    def chosen(self) -> Event | None:
+        """The event under the cursor."""
+        row = self.table.cursor_row
+        return self._found[row] if 0 <= row < len(self._found) else None
 
     def action_all_kinds(self) -> None:
         self.all_kinds = not self.all_kinds

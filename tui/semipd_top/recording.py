@@ -9,7 +9,7 @@ import json
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -84,17 +84,23 @@ class Recorder:
         `file_unwritable`."""
         self.path = path
         self.stopped: SemipdError | None = None
+        self._why = ""
         self.num_items = 0
         self._told = _Told()
         self._file = _create(path)
         header = asdict(Header(title, interval_s, time.time()))
         self._write({"format": FORMAT, "version": VERSION} | header)
 
-    def take(self, item: Item) -> None:
+    @property
+    def status(self) -> str:
+        """In a few words, for a screen."""
+        return f"recording to {self.path.name}" if self.stopped is None else f"not recording: {self._why}"
+
+    def write(self, item: Item) -> None:
         """Never raises for what a disk can do."""
         if self.stopped is None:
-            self.num_items += 1
             self._write(self._told.line(item))
+            self.num_items += self.stopped is None
 
     def close(self) -> None:
         """Idempotent."""
@@ -118,9 +124,10 @@ class Recorder:
             self._stop(error)
 
     def _stop(self, error: OSError) -> None:
+        self._why = error.strerror or str(error)
         self.stopped = SemipdError(
             "recording_stopped",
-            f"Recording to {self.path} stopped after {self.num_items} items ({error.strerror or error}).",
+            f"Recording to {self.path} stopped after {self.num_items} items ({self._why}).",
             "What was written before can be replayed.",
         )
         self._close_file()
@@ -209,18 +216,18 @@ class Recording:
             if found.pop("format") != FORMAT:
                 raise ValueError("another format")
             version = found.pop("version")
+            if version == VERSION:
+                return Header(**{field.name: found[field.name] for field in fields(Header)})
         except (AttributeError, *_UNREADABLE) as error:
             hint = "Replay a file that `semipd-top --record` has written."
             message = f"{self.path} is no recording of semipd-top."
             raise SemipdError("not_a_recording", message, hint) from error
-        if version != VERSION:
-            raise SemipdError(
-                "recording_version",
-                f"{self.path} is a recording of format {version}, written by semipd {found.get('semipd')}; "
-                f"this semipd-top {__version__} reads format {VERSION}.",
-                "Replay it with the semipd-top that wrote it, or a later one.",
-            )
-        return Header(**{name: found[name] for name in ("title", "interval_s", "began_s", "semipd")})
+        raise SemipdError(
+            "recording_version",
+            f"{self.path} is a recording of format {version}, written by semipd {found.get('semipd')}; "
+            f"this semipd-top {__version__} reads format {VERSION}.",
+            "Replay it with the semipd-top that wrote it, or a later one.",
+        )
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -69,6 +69,12 @@ class Playback(Protocol):
 
     def resume(self) -> None: ...
 
+    def step(self) -> None:
+        """The next item now, and then stand still."""
+
+    def skip(self, seconds: float) -> None:
+        """Forward: what was recorded meanwhile comes at once."""
+
 
 class Source(Protocol):
     """`items` is iterated once, from its beginning; closing the iterator releases everything."""

@@ -1,12 +1,16 @@
 """One request's life as lines: pure."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 from semipd_top.charts import bar
 from semipd_top.lines import EMPTY, Line, Span, line
 from semipd_top.news import describe, style_of
-from semipd_top.numbers import clock, count, duration, millis
+from semipd_top.numbers import clock, count, duration, latency, millis
+
+WORDS_AT = 36
+"""Cells left of what an event's words are."""
 
 
 def request_lines(record: Mapping[str, Any], width: int) -> list[Line]:
@@ -24,14 +28,14 @@ def request_lines(record: Mapping[str, Any], width: int) -> list[Line]:
             f"output {count(record['output_tokens'])} of at most {count(record['max_tokens'])}"
         ),
         line(
-            f"TTFT {millis(record['ttft_ms'])} ms, TPOT {millis(record['tpot_ms'])} ms, "
+            f"TTFT {latency(record['ttft_ms'])}, TPOT {latency(record['tpot_ms'])}, "
             f"{count(record['blocks'])} KV blocks, {count(record['preemptions'])} preemptions"
         ),
         EMPTY,
         *_phases(record, width),
         EMPTY,
     ]
-    return lines + _events(record.get("events", ()), record["arrived_at_s"])
+    return lines + _events(record.get("events", ()), record["arrived_at_s"], width)
 
 
 def _phases(record: Mapping[str, Any], width: int) -> list[Line]:
@@ -48,28 +52,30 @@ def _phases(record: Mapping[str, Any], width: int) -> list[Line]:
         shares,
         line(
             Span("· ", "warn"),
-            f"queued {millis(queue_ms)} ms  ",
+            f"queued {latency(queue_ms)}  ",
             Span("█ ", "prefill"),
-            f"prefill {millis(prefill_ms)} ms  ",
+            f"prefill {latency(prefill_ms)}  ",
             Span("▒ ", "decode"),
-            f"decode {millis(decode_ms)} ms",
+            f"decode {latency(decode_ms)}",
         ),
     ]
 
 
-def _events(events: Sequence[Mapping[str, Any]], arrived_s: float) -> list[Line]:
+def _events(events: Sequence[Mapping[str, Any]], arrived_s: float, width: int) -> list[Line]:
     lines = [line(Span(f"{'after ms':>9}{'+ ms':>9}  event", "dim"))]
     before_s = arrived_s
     for event in events:
         since_ms, gap_ms = (event["at_s"] - arrived_s) * 1e3, (event["at_s"] - before_s) * 1e3
         before_s = event["at_s"]
         kind = event["kind"].replace("_", " ")
+        words = wrap(describe(event), max(width - WORDS_AT, 20)) or [""]
         lines.append(
             line(
                 f"{millis(max(since_ms, 0)):>9}",
                 Span(f"{millis(max(gap_ms, 0)):>9}  ", "dim"),
                 Span(f"{kind:16}", style_of(event["kind"])),
-                describe(event),
+                words[0],
             )
         )
+        lines += [line(" " * WORDS_AT, more) for more in words[1:]]
     return lines

@@ -13,7 +13,7 @@ from semipd_top.palette import Palette, palette_for
 
 def palette_of(widget: Widget) -> Palette:
     theme = widget.app.current_theme
-    return palette_for(dark=theme.dark, ansi=theme.ansi)
+    return palette_for(dark=theme.dark, ansi=theme.ansi, grey=widget.app.no_color)
 
 
 class LinesWidget(Widget, inherit_bindings=False):

@@ -7,7 +7,7 @@ from typing import Any
 from semipd.core.errors import SemipdError
 from semipd_top.charts import bar
 from semipd_top.lines import Line, Span, Style, line
-from semipd_top.numbers import duration, millis
+from semipd_top.numbers import duration, latency
 from semipd_top.panels.split import DECODE, MERGED, PREFILL
 from semipd_top.source import Row
 
@@ -86,7 +86,7 @@ def _outlook(name: str, forecast: Mapping[str, Any] | None, targets: Mapping[str
             spans.append(Span(f"{word} not in question  ", "dim"))
             continue
         style: Style = "ok" if value <= targets[key] else "bad"
-        spans.append(Span(f"{word} {millis(value):>5} ms ", style))
+        spans.append(Span(f"{word} {latency(value):>8} ", style))
         spans.append(Span(f"(≤ {targets[key]:g})  ", "dim"))
     if forecast.get("late_prompts"):
         spans.append(Span(f"{forecast['late_prompts']} prompts late", "bad"))

@@ -49,7 +49,7 @@ class Dialog(ModalScreen[bool]):
     def _apply(self) -> None:
         """Once: while it is under way the button does nothing, and closing the dialog does not stop it."""
         self.query_one("#apply", Button).disabled = True
-        self.app.run_worker(self._do, group="deed")
+        self.app.run_worker(self._do(), group="deed")
 
     async def _do(self) -> None:
         button = self.query_one("#apply", Button)

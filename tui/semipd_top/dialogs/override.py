@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from textwrap import wrap
 from typing import Any, ClassVar
 
 from textual import on, work
@@ -150,6 +151,4 @@ class OverrideDialog(Dialog):
 
 
 def _wrapped(error: SemipdError, width: int) -> list[Line]:
-    from textwrap import wrap
-
     return [line(Span(part, "bad")) for part in wrap(str(error), max(width, 20))] or [error_line(error)]

@@ -17,15 +17,19 @@ def device_panel(picture: Picture, width: int, height: int) -> list[Line]:
     if state is None or state["device"] is None:
         return framed("Device", (), waiting("No engine has opened a device yet."), width, height)
     device = state["device"]
-    facts = [
-        f"{device['name']}, {device['num_units']} {device['unit']}s, {device['dtype']}",
-        *_health(device),
-    ]
+    facts = [_name(device), *_health(device)]
     lanes = _lanes(picture, state) if state["lanes"] else []
     body = [line(part) for fact in facts for part in wrap(fact, max(width, 1))]
     body = body[: max(height - 1 - len(lanes), 1)] + lanes
     body += [line(Span("note ", "warn"), note) for note in state["notes"]]
     return framed("Device", (), body, width, height)
+
+
+def _name(device: Mapping[str, Any]) -> str:
+    """Many devices have their units in their name already."""
+    units = f"{device['num_units']} {device['unit']}s"
+    parts = [device["name"], "" if units in device["name"] else units, device["dtype"]]
+    return ", ".join(filter(None, parts))
 
 
 def _health(device: Mapping[str, Any]) -> list[str]:

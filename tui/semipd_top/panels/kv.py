@@ -44,7 +44,7 @@ def _legend(kv: Mapping[str, Any], width: int) -> list[Line]:
         (RESERVED, "warn", f"reserved {count(kv['reserved_blocks'])}"),
     ]
     spans = [line(Span(f"{mark} ", style), f"{words:15}") for mark, style, words in entries]
-    if width >= 64:
+    if width >= 68:
         return [line(*spans)]
     return [line(*spans[:2]), line(*spans[2:])]
 

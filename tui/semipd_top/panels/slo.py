@@ -6,9 +6,10 @@ from typing import Any
 from semipd_top.charts import column_chart, sparkline
 from semipd_top.history import Sample
 from semipd_top.lines import Line, Span, Style, line
-from semipd_top.numbers import count, duration, millis, percent, rate
+from semipd_top.numbers import count, duration, latency, millis, percent, rate
 from semipd_top.panels.frame import framed, waiting
 from semipd_top.picture import Picture
+from semipd_top.why import late_line, slow_line
 
 PERCENTILES = ("p50", "p90", "p99")
 NAMES = (("ttft_ms", "TTFT"), ("tpot_ms", "TPOT"))
@@ -21,7 +22,7 @@ def slo_panel(picture: Picture, width: int, height: int) -> list[Line]:
     note = line(Span(f"p{slo['targets']['percentile']:g} over {duration(slo['targets']['window_s'])}", "dim"))
     table = [line(Span(f"{'ms':6}{'p50':>6}{'p90':>7}{'p99':>7}{'target':>8}", "dim"))]
     table += [_latencies(slo, key, name, width) for key, name in NAMES]
-    body = [*table, _attainment(slo)]
+    body = [*table, _attainment(slo), *_why(picture)]
     body += _charts(picture, width, height - 1 - len(body))
     return framed("SLO", note, body, width, height, action="app.slo")
 
@@ -59,27 +60,37 @@ def _attainment(slo: Mapping[str, Any]) -> Line:
     )
 
 
+def _why(picture: Picture) -> list[Line]:
+    """Of each target that is missed, where the time went."""
+    slo = (picture.state or {})["slo"]
+    targets, judged = slo["targets"], judged_at(slo["targets"]["percentile"])
+    found: list[Line | None] = []
+    if (slo["ttft_ms"][judged] or 0.0) > targets["ttft_ms"]:
+        found.append(late_line(picture, targets["ttft_ms"], targets["window_s"]))
+    if (slo["tpot_ms"][judged] or 0.0) > targets["tpot_ms"]:
+        found.append(slow_line(picture, targets["tpot_ms"], targets["window_s"]))
+    return [words for words in found if words is not None]
+
+
 def _charts(picture: Picture, width: int, height: int) -> list[Line]:
-    """The judged percentile of both over time; one row each, or charts where there is room."""
+    """The judged percentile of both over time: as many rows as there are, charts where there is room."""
     targets = (picture.state or {})["slo"]["targets"]
     judged = judged_at(targets["percentile"])
     room = width - 11
-    if height < 2:
-        return []
     if height < 8:
         return [
             line(
                 Span(f"{name} {judged} ", "dim"),
                 sparkline(_series(picture, key, judged), room, "dim", targets[key]),
             )
-            for key, name in NAMES
+            for key, name in NAMES[: max(height, 0)]
         ]
     num_rows = height // 2 - 1
     lines: list[Line] = []
     for key, name in NAMES:
         values = _series(picture, key, judged)
         top = max((value for value in values[-width:] if value is not None), default=None)
-        lines.append(line(Span(f"{name} {judged} over time, at most {millis(top)} ms", "dim")))
+        lines.append(line(Span(f"{name} {judged} over time, at most {latency(top)}", "dim")))
         lines += column_chart(values, width, num_rows, "dim", targets[key])
     return lines
 

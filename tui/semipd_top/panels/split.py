@@ -5,9 +5,10 @@ from textwrap import wrap
 from typing import Any
 
 from semipd_top.charts import EIGHTHS, bar, columns
+from semipd_top.header import engine_words
 from semipd_top.history import Sample
-from semipd_top.lines import Line, Span, Style, line, spread
-from semipd_top.numbers import countdown, duration, millis, percent
+from semipd_top.lines import EMPTY, Line, Span, Style, line, spread
+from semipd_top.numbers import countdown, duration, latency, percent
 from semipd_top.panels.frame import framed, waiting
 from semipd_top.picture import Picture
 
@@ -31,7 +32,7 @@ LEGEND: tuple[tuple[str, Style, str], ...] = (
 def split_panel(picture: Picture, width: int, height: int) -> list[Line]:
     state = picture.state
     if state is None or not state["partition"]:
-        return framed("Split", (), waiting("No engine answers: the split is not known."), width, height)
+        return framed("Split", (), _without_engine(picture, width, height - 1), width, height)
     sample = picture.samples[-1]
     device = state["device"]
     note = line(f"{device['num_units']} {device['unit']}s")
@@ -44,6 +45,16 @@ def split_panel(picture: Picture, width: int, height: int) -> list[Line]:
     ]
     body += _history(picture, width, height - 1 - len(body))
     return framed("Split", note, body, width, height, action="app.override")
+
+
+def _without_engine(picture: Picture, width: int, height: int) -> list[Line]:
+    """What happens to the engine, and what the split was."""
+    if picture.state is None:
+        return waiting("No daemon has told how the device is divided.")
+    body = [line(Span(part)) for part in wrap(engine_words(picture.state["engine"]), max(width, 1))]
+    if picture.state["device"] is not None and len(body) + 1 < height:
+        body += [EMPTY, *_history(picture, width, height - len(body) - 1)]
+    return body
 
 
 def _mode(state: State, now_s: float, width: int) -> Line:
@@ -140,12 +151,12 @@ def _predicted(state: State, now_s: float) -> Line:
     if decision is None or decision["predicted_tpot_ms"] is None:
         learned = " ".join(f"{name} {phase['steps']}" for name, phase in prediction["steps"].items())
         return line(Span("predicted  ", "dim"), f"nothing yet; steps seen: {learned}")
-    ttft, tpot = (millis(decision[f"predicted_{name}_ms"]) for name in ("ttft", "tpot"))
+    ttft, tpot = (latency(decision[f"predicted_{name}_ms"]) for name in ("ttft", "tpot"))
     errors = [prediction[f"{name}_error"] for name in ("ttft", "tpot")]
     off = "" if None in errors else f"  (lately off by {percent(errors[0])} and {percent(errors[1])})"
     if state["partition"]["mode"] != "auto":
         off = f"  (by the policy, {duration(now_s - decision['at_s'])} ago; o previews another split)"
-    return line(Span("predicted  ", "dim"), f"TTFT {ttft} ms, TPOT {tpot} ms", Span(off, "dim"))
+    return line(Span("predicted  ", "dim"), f"TTFT {ttft}, TPOT {tpot}", Span(off, "dim"))
 
 
 def _history(picture: Picture, width: int, height: int) -> list[Line]:

@@ -1,0 +1,54 @@
+"""Every view and state of the dashboard, drawn from the demo at a moment of its script, looks as kept in
+tests/data/top. To draw them anew, and then to look at every difference:
+
+    SEMIPD_UPDATE_SNAPSHOTS=1 pytest tests/tui/test_snapshots.py
+"""
+
+import os
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from toplib.moments import BY_NAME, MOMENTS, still
+from toplib.still import in_utc, screenshot
+
+KEPT = Path(__file__).parents[1] / "data" / "top"
+SIZES = ((80, 24), (200, 50))
+THEMES = ("textual-light", "ansi-dark")
+ACTUAL = "actual.svg"
+
+
+@pytest.mark.parametrize("size", SIZES, ids="{0[0]}x{0[1]}".format)
+@pytest.mark.parametrize("name", BY_NAME)
+async def test_view_looks_as_kept(name: str, size: tuple[int, int], tmp_path: Path) -> None:
+    moment = BY_NAME[name]
+    with in_utc():
+        picture = await screenshot(still(moment), size, *moment.keys)
+    compare(f"{name}-{size[0]}x{size[1]}", picture, tmp_path)
+
+
+@pytest.mark.parametrize("theme", THEMES)
+async def test_overview_in_another_theme(theme: str, tmp_path: Path) -> None:
+    with in_utc():
+        picture = await screenshot(still(BY_NAME["overview"]), (80, 24), theme=theme)
+    compare(f"overview-{theme}", picture, tmp_path)
+
+
+def test_nothing_is_kept_that_no_test_draws() -> None:
+    drawn = {f"{moment.name}-{width}x{height}" for moment in MOMENTS for width, height in SIZES}
+    assert {path.stem for path in KEPT.glob("*.svg")} == drawn | {f"overview-{theme}" for theme in THEMES}
+
+
+def compare(name: str, picture: str, tmp_path: Path) -> None:
+    kept = KEPT / f"{name}.svg"
+    if os.environ.get("SEMIPD_UPDATE_SNAPSHOTS"):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(picture)
+        return
+    actual = tmp_path / ACTUAL
+    actual.write_text(picture)
+    assert kept.exists(), f"no picture {kept} is kept; drawn: {actual}"
+    assert picture == kept.read_text(), (
+        f"{name} does not look like {kept} any more; drawn: {actual} (textual {version('textual')}, "
+        f"rich {version('rich')}; the pictures are of the versions that pyproject's dev extra names)"
+    )
