@@ -327,6 +327,19 @@ async def test_a_deed_under_way_is_done_once_and_closing_meanwhile_is_safe() -> 
         assert len(board.person.deeds) == 1
 
 
+@pytest.mark.parametrize("kind", [OverrideDialog, InspectDialog])
+async def test_closing_while_the_daemon_is_asked_is_safe(
+    kind: type[Dialog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("semipd_top.dialogs.override.SETTLE_S", 0.0)
+    async with dashboard() as board:
+        for _ in range(5):
+            await board.opens(kind, *OPENERS[kind])
+            board.app.screen.dismiss(False)
+            await board.closed()
+        assert "● LIVE" in board.text
+
+
 # ---- where nothing may be changed --------------------------------------------------------------
 
 ACTS = ("o", "plus", "minus", "a", "s", "c")
