@@ -183,10 +183,12 @@ class TopApp(App[int]):
     def action_step(self) -> None:
         if (playback := self._playback()) is not None:
             playback.step()
+            self.draw()
 
     def action_skip(self) -> None:
         if (playback := self._playback()) is not None:
             playback.skip(SKIP_S)
+            self.draw()
 
     def _playback(self) -> Playback | None:
         if isinstance(self._source, Playback):
