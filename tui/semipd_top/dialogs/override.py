@@ -35,6 +35,18 @@ class Tick(Checkbox):
         super().watch_value()
 
 
+class UnitsInput(Input):
+    """Takes digits, so that + and - are free to step in it too."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("plus", "screen.step(1)", show=False, priority=True),
+        Binding("minus", "screen.step(-1)", show=False, priority=True),
+    ]
+
+    def __init__(self, value: str) -> None:
+        super().__init__(value, id="units", restrict=r"\d*", max_length=5, compact=True)
+
+
 class OverrideDialog(Dialog):
     """`partition` is the daemon's answer to partition.get; `step`: granules from the split in force that the
     dialog begins with."""
@@ -59,7 +71,7 @@ class OverrideDialog(Dialog):
         yield LinesWidget(id="asked")
         with Horizontal(classes="field"):
             yield Label(f"prefill {unit}s")
-            yield Input(str(self._begin), id="units", restrict=r"\d*", max_length=5, compact=True)
+            yield UnitsInput(str(self._begin))
             yield Tick("no split: merged steps", id="off", compact=True)
         with Horizontal(classes="field"):
             yield Label("ends after")
