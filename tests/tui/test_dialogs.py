@@ -327,17 +327,14 @@ async def test_a_deed_under_way_is_done_once_and_closing_meanwhile_is_safe() -> 
         assert len(board.person.deeds) == 1
 
 
-@pytest.mark.parametrize("kind", [OverrideDialog, InspectDialog])
-async def test_closing_while_the_daemon_is_asked_is_safe(
-    kind: type[Dialog], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("semipd_top.dialogs.override.SETTLE_S", 0.0)
+@pytest.mark.parametrize(("kind", "worker"), [(OverrideDialog, "_preview"), (InspectDialog, "_ask")])
+async def test_a_question_that_outlives_its_dialog_is_dropped(kind: type[Dialog], worker: str) -> None:
+    """A dialog's fields go before its workers are cancelled."""
     async with dashboard() as board:
-        for _ in range(5):
-            await board.opens(kind, *OPENERS[kind])
-            board.app.screen.dismiss(False)
-            await board.closed()
-        assert "● LIVE" in board.text
+        dialog = await board.opens(kind, *OPENERS[kind])
+        await board.press("escape")
+        await board.closed()
+        await getattr(kind, worker).__wrapped__(dialog)
 
 
 # ---- where nothing may be changed --------------------------------------------------------------
