@@ -131,11 +131,11 @@ class OverrideDialog(Dialog):
 
     @work(exclusive=True, group="preview")
     async def _preview(self) -> None:
-        preview = self.query_one("#preview", LinesWidget)
         await asyncio.sleep(SETTLE_S)
         if not self.is_current:
             # closed meanwhile: its fields are gone
             return
+        preview = self.query_one("#preview", LinesWidget)
         try:
             answer = await self._operator.set_partition(**self._wish(), dry_run=True)
             auto = await self._operator.set_partition(mode="auto", dry_run=True)
