@@ -225,7 +225,7 @@ class EventsPane(SearchablePane):
         kinds = "all kinds" if self.all_kinds else "without what every request has"
         lost = f", {picture.lost} lost" if picture.lost else ""
         self.summarise(
-            Span(f"{len(found)} events", "strong"),
+            Span(f"{len(found)} event{'s' * (len(found) != 1)}", "strong"),
             f" of {len(kept)} kept, newest first, {kinds}",
             Span(lost, "warn"),
             f", matching '{self.words}'" if self.words else "",
