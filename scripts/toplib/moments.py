@@ -91,7 +91,7 @@ MOMENTS: tuple[Moment, ...] = (
     Moment("requests", divided, keys=("2",)),
     Moment("requests-sorted", divided, keys=("2", *("greater_than_sign",) * 4)),
     Moment("requests-searched", divided, keys=("2", "slash", *"decoding", "enter")),
-    Moment("inspect", divided, keys=("2", "enter")),
+    Moment("inspect", divided, keys=("2", *("down",) * 12, "enter")),
     Moment("cancel", divided, keys=("2", "c")),
     Moment("events", divided, later_s=600.0, keys=("3",)),
     Moment("event", divided, later_s=600.0, keys=("3", "enter")),

@@ -4,14 +4,15 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 
 from semipd_top.app import TopApp
 from semipd_top.source import Item, Operator
 from textual.pilot import Pilot
 
-Act = Callable[[Pilot[int]], Awaitable[None]]
+ROUNDS = 3
+"""A key opens a dialog, the dialog is laid out, and is filled for the size it got."""
 
 
 class StillSource:
@@ -58,11 +59,13 @@ async def screenshot(
 
 
 async def settled(pilot: Pilot[int]) -> None:
-    """Workers (previews, questions to the operator) have come to their end; that of the source never does."""
-    workers = [worker for worker in pilot.app.workers if worker.group not in ("source", "act")]
-    if workers:
-        await asyncio.wait_for(pilot.app.workers.wait_for_complete(workers), 30)
-    await pilot.pause()
+    """What a key has set off is over: messages, layouts, and the workers that these start (previews, questions
+    to the operator). Those of the source and of an open dialog never end."""
+    for _ in range(ROUNDS):
+        await pilot.pause()
+        workers = [worker for worker in pilot.app.workers if worker.group not in ("source", "act")]
+        if workers:
+            await asyncio.wait_for(pilot.app.workers.wait_for_complete(workers), 30)
 
 
 def own_svg(svg: str) -> str:

@@ -36,8 +36,8 @@ class Subscription:
         writer: asyncio.StreamWriter,
         say: Callable[[dict[str, Any]], Awaitable[None]],
     ) -> None:
-        """Raises SemipdError(`invalid_value`) when `request.after` is no event id, or when it or `kinds` chooses
-        among events that are not sent."""
+        """Raises SemipdError(`invalid_value`) when `request.after` is no event id, or when it or `kinds` is
+        given without `events`."""
         self._services = services
         self._request = request
         self._writer = writer

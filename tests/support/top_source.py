@@ -133,6 +133,7 @@ class ScriptedPlayback(ScriptedSource):
 
     speed = 1.0
     paused = False
+    num_steps = 0
 
     def __init__(self, *items: Item | Exception) -> None:
         super().__init__(*items, why_read_only="this is a recording")
@@ -142,6 +143,13 @@ class ScriptedPlayback(ScriptedSource):
 
     def resume(self) -> None:
         self.paused = False
+
+    def step(self) -> None:
+        self.num_steps += 1
+        self.paused = True
+
+    def skip(self, seconds: float) -> None:
+        self.at_s += seconds
 
 
 def gone(retry_s: float | None = NOW_S + 3, code: str = "daemon_not_running") -> Gone:

@@ -271,7 +271,7 @@ def later(before: Changes, seconds: float, changes: Changes | None = None, steps
 
 def request(seq: int, **changes: Any) -> dict[str, Any]:
     """As a daemon lists it."""
-    return changed({"id": f"request-{seq:04}", "seq": seq, **_REQUEST}, changes)
+    return changed({"id": f"req-{seq:04}", "seq": seq, **_REQUEST}, changes)
 
 
 def finished(seq: int, **changes: Any) -> dict[str, Any]:

@@ -59,8 +59,8 @@ def test_equal_rows_keep_the_daemons_order() -> None:
         ("eval waiting", []),
         ("engine_failed", [2]),
         ("length", [1]),
-        ("request-0003", [3]),
-        ("  request  finished ", [3, 2, 1]),
+        ("req-0003", [3]),
+        ("  req  finished ", [3, 2, 1]),
     ],
 )
 def test_all_words_must_occur(words: str, wanted: list[int]) -> None:

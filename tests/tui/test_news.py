@@ -19,7 +19,7 @@ WORDS = {
     "engine_died": "The engine was killed by SIGKILL. (7 requests in flight)",
     "engine_restarted": "after 3.2 s, on NVIDIA H100",
     "request_resumed": "goes on after 55 tokens",
-    "slow_step": ("decode step 4711 took 130 ms, predicted 20.0: 0 prompt tokens, 9 streams on 64 units"),
+    "slow_step": ("decode step 4711 took 130 ms, predicted 20.0 ms: 0 prompt tokens, 9 streams on 64 units"),
     "drain_changed": "draining within 60 s, 3 awaited, by ann (pid 4121): new weights",
     "slo_changed": "TTFT 300 ms, TPOT 50 ms at p90 over 60 s, by ann (pid 4121): evening peak",
     "worker_died": "the decode lane's worker, pid 77: it was killed by SIGKILL",

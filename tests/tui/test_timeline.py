@@ -18,16 +18,16 @@ def share(line: Line) -> dict[str, int]:
 
 def test_facts() -> None:
     shown = "\n".join(text(request(1, key="evaluation", preemptions=2)))
-    assert "request-0001  decoding" in shown
+    assert "req-0001  decoding" in shown
     assert "age 5.0 s, interactive, key evaluation" in shown
     assert "prompt 1.0k tokens, 256 cached, output 100 of at most 400" in shown
     assert "TTFT 244 ms, TPOT 42.0 ms, 70 KV blocks, 2 preemptions" in shown
 
 
 def test_how_it_ended() -> None:
-    assert text(finished(1))[0] == "request-0001  finished, stop"
+    assert text(finished(1))[0] == "req-0001  finished, stop"
     failed = finished(1, finish_reason="error", error_code="engine_failed")
-    assert text(failed)[0] == "request-0001  finished, engine_failed"
+    assert text(failed)[0] == "req-0001  finished, engine_failed"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The live screen."""
 
+import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, ClassVar, Protocol
@@ -20,7 +21,7 @@ from semipd_top.dialogs.slo import SloDialog
 from semipd_top.header import Frame, condition_of, header
 from semipd_top.panes import EventsPane, OverviewPane, Pane, RequestsPane
 from semipd_top.picture import Monitor, Picture
-from semipd_top.source import Item, Operator, Playback, Source
+from semipd_top.source import Gone, Item, Operator, Playback, Source
 from semipd_top.widgets import LinesWidget
 
 DRAW_EVERY_S = 0.25
@@ -85,6 +86,8 @@ class TopApp(App[int]):
         self._why_read_only = (
             "semipd-top was started with --read-only." if read_only else source.why_read_only
         )
+        self.failure: Exception | None = None
+        """A bug that has ended the source; the screen says so."""
         self._has_news = True
         self._drawn_s = float("-inf")
         self._still: Picture | None = None
@@ -109,7 +112,7 @@ class TopApp(App[int]):
 
     def draw(self) -> None:
         picture = self.newest()
-        self._has_news, self._drawn_s = False, picture.now_s
+        self._has_news, self._drawn_s = False, self._source.now_s()
         paused = self._paused
         self.set_class(condition_of(picture, paused) not in ("live", "paused"), "-trouble")
         frame = Frame(
@@ -127,12 +130,24 @@ class TopApp(App[int]):
 
     @work(group="source")
     async def _listen(self) -> None:
-        async with aclosing(self._source.items()) as items:
-            async for item in items:
-                self._monitor.take(item)
-                if self._recording is not None:
-                    self._recording.write(item)
-                self._has_news = True
+        try:
+            async with aclosing(self._source.items()) as items:
+                async for item in items:
+                    self._monitor.take(item)
+                    if self._recording is not None:
+                        self._recording.write(item)
+                    self._has_news = True
+        except SemipdError as error:
+            self._end(error)
+        except Exception as error:
+            # the last picture may matter more to an operator than our bug
+            self.failure = error
+            what = f"semipd-top has a bug, and hears nothing more: {error!r}."
+            self._end(SemipdError("internal_error", what, "q ends it and shows where; please report that."))
+
+    def _end(self, why: SemipdError) -> None:
+        self._monitor.take(Gone(self._source.now_s(), why.code, why.message, why.hint))
+        self._has_news = True
 
     def _draw_if_due(self) -> None:
         age_s = self._source.now_s() - self._drawn_s
@@ -168,10 +183,12 @@ class TopApp(App[int]):
     def action_step(self) -> None:
         if (playback := self._playback()) is not None:
             playback.step()
+            self.draw()
 
     def action_skip(self) -> None:
         if (playback := self._playback()) is not None:
             playback.skip(SKIP_S)
+            self.draw()
 
     def _playback(self) -> Playback | None:
         if isinstance(self._source, Playback):
@@ -189,6 +206,8 @@ class TopApp(App[int]):
     def get_system_commands(self, screen: Screen[Any]) -> Any:
         yield from super().get_system_commands(screen)
         for binding in _keys(self):
+            if binding.action in ("quit", "command_palette"):
+                continue
             words = binding.tooltip or binding.description
             yield SystemCommand(
                 words[:1].upper() + words[1:], f"key {self.get_key_display(binding)}", self._run(binding)
@@ -256,7 +275,7 @@ class TopApp(App[int]):
         await self.push_screen_wait(CancelDialog(operator, row))
 
     @on(DataTable.RowSelected, "#requests-table")
-    def _inspect(self) -> None:
+    def action_inspect(self) -> None:
         row = self.query_one(RequestsPane).chosen()
         if row is None:
             return
@@ -266,7 +285,7 @@ class TopApp(App[int]):
             self._refuse(error)
 
     @on(DataTable.RowSelected, "#events-table")
-    def _read_event(self) -> None:
+    def action_read_event(self) -> None:
         event = self.query_one(EventsPane).chosen()
         if event is not None:
             self.push_screen(EventDialog(event))
@@ -279,12 +298,12 @@ _VIEWS = (("Requests", RequestsPane), ("Events", EventsPane))
 
 
 def _keys(node: Any) -> list[Binding]:
-    """Its own bindings, each once however many keys it has."""
-    seen: dict[str, Binding] = {}
+    """Its bindings, each action once however many keys it has: with the key that it has last been given."""
+    found: dict[str, Binding] = {}
     for _, binding in node._bindings:
-        if isinstance(binding, Binding) and not binding.system:
-            seen.setdefault(binding.action, binding)
-    return list(seen.values())
+        found.pop(binding.action, None)
+        found[binding.action] = binding
+    return list(found.values())
 
 
 def run_app(
@@ -301,4 +320,7 @@ def run_app(
     few_colours = app.console.color_system == "standard" and not app.no_color
     app.theme = theme or ("ansi-dark" if few_colours else app.theme)
     app.run()
+    if app.failure is not None:
+        traceback.print_exception(app.failure)
+        return 1
     return app.return_code or 0

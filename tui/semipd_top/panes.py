@@ -11,7 +11,7 @@ from textual.containers import Vertical
 from textual.widgets import DataTable, Input
 
 from semipd_top.lines import Span, fit, line
-from semipd_top.listing import WHICH, Order, Which, chosen_rows, fields_for
+from semipd_top.listing import WHICH, Field, Order, Which, chosen_rows, fields_for
 from semipd_top.news import Event, describe, style_of
 from semipd_top.numbers import clock
 from semipd_top.overview import overview
@@ -132,6 +132,7 @@ class RequestsPane(SearchablePane):
         ),
         Binding("greater_than_sign", "sort(1)", "Sort", show=False),
         Binding("r", "reverse", "Reverse", tooltip="the order, greatest or smallest first"),
+        Binding("enter", "app.inspect", "Inspect", tooltip="what has happened to the chosen request"),
         Binding("c", "app.cancel_request", "Cancel", tooltip="cancel the chosen request, after a question"),
     ]
 
@@ -143,7 +144,7 @@ class RequestsPane(SearchablePane):
 
     def draw(self, picture: Picture) -> None:
         fields = fields_for(self.size.width)
-        names = tuple(self._heading(field.name) for field in fields)
+        names = tuple(map(self._heading, fields))
         if names != self._columns:
             self._columns = names
             self.table.set_columns(
@@ -185,17 +186,19 @@ class RequestsPane(SearchablePane):
         self.order = self.order.toggled(fields_for(self.size.width)[event.column_index].name)
         self.redraw()
 
-    def _heading(self, name: str) -> str:
-        if name != self.order.column:
-            return name
-        return f"{name}{'▼' if self.order.reverse else '▲'}"
+    def _heading(self, field: Field) -> str:
+        """The mark is never cut off."""
+        if field.name != self.order.column:
+            return field.name
+        return f"{field.name:.{field.width - 1}}{'▼' if self.order.reverse else '▲'}"
 
 
 class EventsPane(SearchablePane):
     """What has happened: what an operator wants to see, or everything. Newest first."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("x", "all_kinds", "All kinds", tooltip="also what every request has")
+        Binding("x", "all_kinds", "All kinds", tooltip="also what every request has"),
+        Binding("enter", "app.read_event", "Read", tooltip="the chosen event in full"),
     ]
 
     def __init__(self, *, id: str) -> None:
@@ -222,7 +225,7 @@ class EventsPane(SearchablePane):
         kinds = "all kinds" if self.all_kinds else "without what every request has"
         lost = f", {picture.lost} lost" if picture.lost else ""
         self.summarise(
-            Span(f"{len(found)} events", "strong"),
+            Span(f"{len(found)} event{'s' * (len(found) != 1)}", "strong"),
             f" of {len(kept)} kept, newest first, {kinds}",
             Span(lost, "warn"),
             f", matching '{self.words}'" if self.words else "",

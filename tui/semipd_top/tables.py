@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from rich.text import Text
 from textual.coordinate import Coordinate
+from textual.theme import Theme
 from textual.widgets import DataTable
 
 from semipd_top.lines import Span
@@ -29,6 +30,13 @@ class SyncedTable(DataTable[Text]):
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id, cursor_type="row", zebra_stripes=False)
         self._shown: list[TableRow] = []
+
+    def on_mount(self) -> None:
+        self.app.theme_changed_signal.subscribe(self, self._recolour)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """What Enter does is said, and done, by the view around the table."""
+        return False if action == "select_cursor" else super().check_action(action, parameters)
 
     @property
     def chosen(self) -> str | None:
@@ -82,6 +90,9 @@ class SyncedTable(DataTable[Text]):
             kept = next((y for y, row in enumerate(rows) if row.key == chosen), min(cursor, len(rows) - 1))
         self.move_cursor(row=kept, scroll=False)
         self.scroll_to(y=scroll_y + kept - cursor if cursor > 0 else 0, animate=False, force=True)
+
+    def _recolour(self, _theme: Theme) -> None:
+        self._rebuild(self._shown)
 
     def _cell(self, span: Span) -> Text:
         return palette_of(self).text(span)

@@ -46,10 +46,13 @@ class Dialog(ModalScreen[bool]):
         self.dismiss(False)
 
     @on(Button.Pressed, "#apply")
-    async def _apply(self) -> None:
-        """Once: while it is under way the button does nothing."""
+    def _apply(self) -> None:
+        """Once: while it is under way the button does nothing, and closing the dialog does not stop it."""
+        self.query_one("#apply", Button).disabled = True
+        self.app.run_worker(self._do(), group="deed")
+
+    async def _do(self) -> None:
         button = self.query_one("#apply", Button)
-        button.disabled = True
         try:
             words = await self.apply()
         except SemipdError as error:
@@ -57,7 +60,8 @@ class Dialog(ModalScreen[bool]):
             self.refused(error)
             return
         self.app.notify(words)
-        self.dismiss(True)
+        if self.is_current:
+            self.dismiss(True)
 
     async def apply(self) -> str:
         """Do it; what has been done, in words. Raises SemipdError."""

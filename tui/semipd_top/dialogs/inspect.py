@@ -44,12 +44,18 @@ class InspectDialog(Dialog):
 
     @work(exclusive=True, group="inspect")
     async def _ask(self) -> None:
+        failure: SemipdError | None = None
         try:
             self._records = await self._operator.requests(request_id=self._request_id)
         except SemipdError as error:
-            self.query_one(Reading).show([error_line(error)])
+            failure = error
+        if not self.is_current:
+            # closed meanwhile: there is nothing to write on
             return
-        self._show()
+        if failure is not None:
+            self.query_one(Reading).show([error_line(failure)])
+        else:
+            self._show()
 
     def _show(self) -> None:
         reading = self.query_one(Reading)

@@ -35,6 +35,18 @@ class Tick(Checkbox):
         super().watch_value()
 
 
+class UnitsInput(Input):
+    """Takes digits, so that + and - are free to step in it too."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("plus", "screen.step(1)", show=False, priority=True),
+        Binding("minus", "screen.step(-1)", show=False, priority=True),
+    ]
+
+    def __init__(self, value: str) -> None:
+        super().__init__(value, id="units", restrict=r"\d*", max_length=5, compact=True)
+
+
 class OverrideDialog(Dialog):
     """`partition` is the daemon's answer to partition.get; `step`: granules from the split in force that the
     dialog begins with."""
@@ -59,7 +71,7 @@ class OverrideDialog(Dialog):
         yield LinesWidget(id="asked")
         with Horizontal(classes="field"):
             yield Label(f"prefill {unit}s")
-            yield Input(str(self._begin), id="units", restrict=r"\d*", max_length=5, compact=True)
+            yield UnitsInput(str(self._begin))
             yield Tick("no split: merged steps", id="off", compact=True)
         with Horizontal(classes="field"):
             yield Label("ends after")
@@ -119,8 +131,11 @@ class OverrideDialog(Dialog):
 
     @work(exclusive=True, group="preview")
     async def _preview(self) -> None:
-        preview = self.query_one("#preview", LinesWidget)
         await asyncio.sleep(SETTLE_S)
+        if not self.is_current:
+            # closed meanwhile: its fields are gone
+            return
+        preview = self.query_one("#preview", LinesWidget)
         try:
             answer = await self._operator.set_partition(**self._wish(), dry_run=True)
             auto = await self._operator.set_partition(mode="auto", dry_run=True)

@@ -51,7 +51,7 @@ def _without_engine(picture: Picture, width: int, height: int) -> list[Line]:
     """What happens to the engine, and what the split was."""
     if picture.state is None:
         return waiting("No daemon has told how the device is divided.")
-    body = [line(Span(part)) for part in wrap(engine_words(picture.state["engine"]), width)]
+    body = [line(Span(part)) for part in wrap(engine_words(picture.state["engine"]), max(width, 1))]
     if picture.state["device"] is not None and len(body) + 1 < height:
         body += [EMPTY, *_history(picture, width, height - len(body) - 1)]
     return body
