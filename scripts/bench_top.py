@@ -195,13 +195,16 @@ def watched_costs(pid: int, socket_path: Path, seconds: float, num_rounds: int) 
             without.append(cpu_during(pid, seconds))
             with dashboard(socket_path, interval_s=interval_s):
                 beside.append(cpu_during(pid, seconds))
-        for name, is_it in (("daemon", lambda one: one.pid == pid), ("engine", lambda one: one.pid != pid)):
-            shares = [
-                statistics.median(sum(one.cpu_s for one in window if is_it(one)) for window in windows)
-                / seconds
-                for windows in (without, beside)
-            ]
-            yield WatchedCost(interval_s, name, shares[0], shares[1])
+        for process, is_daemon in (("daemon", True), ("engine", False)):
+            off, on = (_median_frac(windows, pid, is_daemon, seconds) for windows in (without, beside))
+            yield WatchedCost(interval_s, process, off, on)
+
+
+def _median_frac(windows: list[list[ProcessCpu]], pid: int, is_daemon: bool, seconds: float) -> float:
+    """Of the daemon itself, or of its children."""
+    return statistics.median(
+        sum(one.cpu_s for one in window if (one.pid == pid) == is_daemon) / seconds for window in windows
+    )
 
 
 def cpu_during(pid: int, seconds: float) -> list[ProcessCpu]:
