@@ -10,6 +10,7 @@ from support.eventually import eventually
 from support.top_pilot import ROWS, Board, dashboard
 from support.top_source import ScriptedSource, gone
 from support.top_state import event, later, request, seen, state, state_without_engine
+from textual.geometry import Region
 from textual.theme import BUILTIN_THEMES
 
 from semipd.core.errors import SemipdError
@@ -242,13 +243,16 @@ async def test_all_themes(view: str) -> None:
         assert len(looks) > 1
 
 
+SECOND_LINE = Region(0, 1, 60, 1)
+
+
 async def test_tables_take_the_colours_of_a_new_theme() -> None:
     async with dashboard() as board:
         await board.press("2", "down")
         table = board.requests.table
-        before = table.render_line(1)
+        before = table.render_lines(SECOND_LINE)
         board.app.theme = "textual-light"
-        await eventually(lambda: table.render_line(1) != before, "other colours")
+        await eventually(lambda: table.render_lines(SECOND_LINE) != before, "other colours")
         assert table.cursor_row == 1
 
 

@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import ClassVar, NamedTuple
 
 from rich.segment import Segment
+from rich.style import Style
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.geometry import Region, Size
@@ -91,6 +92,7 @@ class SyncedTable(ScrollView, can_focus=True, inherit_bindings=False):
         self.rows: Sequence[TableRow] = ()
         self.cursor_row = 0
         self._columns: Sequence[Column] = ()
+        self._base = Style.null()
 
     @property
     def chosen(self) -> str | None:
@@ -116,10 +118,15 @@ class SyncedTable(ScrollView, can_focus=True, inherit_bindings=False):
             if old != new:
                 self.refresh(self._changed(y, old, new))
 
+    def render_lines(self, crop: Region) -> list[Strip]:
+        # Textual puts it together from all ancestors each time that it is asked
+        self._base = self.rich_style
+        return super().render_lines(crop)
+
     def render_line(self, y: int) -> Strip:
         width, left = self.size.width, self.scroll_offset.x
         idx = self.scroll_offset.y + y - 1
-        base = self.rich_style
+        base = self._base
         if y == 0:
             base += self.get_component_rich_style("table--header")
             segments = palette_of(self).segments(self._heading(), base)

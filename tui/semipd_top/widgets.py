@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from rich.segment import Segment
+from rich.style import Style
 from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
@@ -24,6 +25,7 @@ class LinesWidget(Widget, inherit_bindings=False):
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id)
         self._lines: Sequence[Line] = ()
+        self._base = Style.null()
 
     @property
     def lines(self) -> Sequence[Line]:
@@ -39,8 +41,13 @@ class LinesWidget(Widget, inherit_bindings=False):
         if regions:
             self.refresh(*regions)
 
+    def render_lines(self, crop: Region) -> list[Strip]:
+        # Textual puts it together from all ancestors each time that it is asked
+        self._base = self.rich_style
+        return super().render_lines(crop)
+
     def render_line(self, y: int) -> Strip:
-        base = self.rich_style
+        base = self._base
         segments = palette_of(self).segments(_at(self._lines, y), base)
         strip = Strip(segments or [Segment("", base)])
         return strip.adjust_cell_length(self.size.width, base)
