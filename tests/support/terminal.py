@@ -1,5 +1,6 @@
 """A program in a real terminal: a tmux server of its own, killed at the end."""
 
+import itertools
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ class Cell(NamedTuple):
     char: str
     colour: str = "39"
     background: str = "49"
+    is_reversed: bool = False
 
 
 class Terminal:
@@ -80,17 +82,23 @@ class Terminal:
         """The lines with their colours."""
         return list(_coloured(self.screen(styles=True)))
 
-    def colours_of(self, words: str) -> set[tuple[str, str]]:
-        """In the first line with these words; empty: there is none."""
-        rows = (row for row in self.cells() if words in "".join(cell.char for cell in row))
-        return {(cell.colour, cell.background) for cell in next(rows, ())}
+    def look_of(self, words: str) -> list[tuple[object, ...]]:
+        """From where these words stand first, to the end of their line or of the box around them; empty: they
+        stand nowhere."""
+        for row in self.cells():
+            text = "".join(cell.char for cell in row)
+            if words in text:
+                rest = row[text.index(words) :]
+                inside = itertools.takewhile(lambda cell: cell.char != "│", rest)
+                return [cell[1:] for cell in inside]
+        return []
 
     def move_focus(self, key: str, words: str) -> None:
-        """Press this key, and wait until the line with these words has another look: what is typed before is
+        """Press this key, and wait until these words have another look: what is typed before is
         still for the one that had the focus."""
-        before = self.colours_of(words)
+        before = self.look_of(words)
         self.send_keys(key)
-        self.wait_for(lambda _screen: self.colours_of(words) not in (before, set()))
+        self.wait_for(lambda _screen: self.look_of(words) not in (before, []))
 
     def variable(self, name: str) -> str:
         """Of tmux, about the terminal: alternate_on, cursor_flag, mouse_any_flag, pane_pid, ..."""
@@ -148,17 +156,25 @@ class Terminal:
 
 def _coloured(text: str) -> Iterator[list[Cell]]:
     """tmux writes an escape sequence where a style begins; it lasts beyond the end of the line."""
-    colour, background = "39", "49"
+    style = Cell("")
     for line in text.splitlines():
         row: list[Cell] = []
-        for sgr, char in re.findall(r"\x1b\[([0-9;]*)m|(.)", line):
+        for sequence, char in re.findall(r"\x1b\[([0-9;]*)m|(.)", line):
             if char:
-                row.append(Cell(char, colour, background))
-            for code in re.findall(r"[34]8;5;\d+|[34]8;2;\d+;\d+;\d+|\d+", "" if char else sgr or "0"):
-                if code == "0":
-                    colour, background = "39", "49"
-                elif re.match("3|9", code) and code != "3":
-                    colour = code
-                elif re.match("4|10", code) and code != "4":
-                    background = code
+                row.append(style._replace(char=char))
+            else:
+                style = _styled(style, sequence or "0")
         yield row
+
+
+def _styled(style: Cell, sequence: str) -> Cell:
+    for code in re.findall(r"[34]8;5;\d+|[34]8;2;\d+;\d+;\d+|\d+", sequence):
+        if code == "0":
+            style = Cell("")
+        elif code in ("7", "27"):
+            style = style._replace(is_reversed=code == "7")
+        elif re.match(r"[39]\d", code):
+            style = style._replace(colour=code)
+        elif re.match(r"4\d|10\d", code):
+            style = style._replace(background=code)
+    return style

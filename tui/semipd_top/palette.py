@@ -50,8 +50,8 @@ SIXTEEN: Colours = {
     "key": "cyan",
 }
 
-GREY_DARK: Colours = DARK | {"prefill": "#ffffff", "decode": "#7a7a7a", "merged": "#b0b0b0"}
-GREY_LIGHT: Colours = LIGHT | {"prefill": "#000000", "decode": "#8a8a8a", "merged": "#555555"}
+GREY_DARK: Colours = {**DARK, "prefill": "#ffffff", "decode": "#7a7a7a", "merged": "#b0b0b0"}
+GREY_LIGHT: Colours = {**LIGHT, "prefill": "#000000", "decode": "#8a8a8a", "merged": "#555555"}
 """Where colours are not wanted (NO_COLOR): these three, as greys, would be one and the same."""
 
 _BOLD: frozenset[Style] = frozenset({"strong", "title", "bad", "key"})
