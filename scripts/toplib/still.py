@@ -60,7 +60,7 @@ async def screenshot(
 
 
 async def _workers_end(pilot: Pilot[int]) -> None:
-    """Those that a key starts: previews, questions to the operator. The source's and an open dialog's own never
+    """Those that a key starts: previews, questions to the operator. The source's and a dialog's own never
     end."""
     await pilot.pause()
     workers = [worker for worker in pilot.app.workers if worker.group not in ("source", "act")]
