@@ -288,7 +288,7 @@ async def _read(board: Board, name: str) -> None:
 
 def shown_seqs(board: Board) -> list[int]:
     table = board.requests.table
-    return [int(str(table.get_row_at(y)[0])[-1:]) for y in range(table.row_count)]
+    return [int(row.cells[0].text[-1:]) for row in table.rows]
 
 
 # ---- dialogs -----------------------------------------------------------------------------------

@@ -246,9 +246,9 @@ async def test_tables_take_the_colours_of_a_new_theme() -> None:
     async with dashboard() as board:
         await board.press("2", "down")
         table = board.requests.table
-        before = table.get_row_at(0)[1].style
+        before = table.render_line(1)
         board.app.theme = "textual-light"
-        await eventually(lambda: table.get_row_at(0)[1].style != before, "other colours")
+        await eventually(lambda: table.render_line(1) != before, "other colours")
         assert table.cursor_row == 1
 
 

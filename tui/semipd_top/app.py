@@ -9,7 +9,7 @@ from textual import on, work
 from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
-from textual.widgets import ContentSwitcher, DataTable, Footer
+from textual.widgets import ContentSwitcher, Footer
 
 from semipd.core.errors import SemipdError
 from semipd_top.dialogs.confirm import CancelDialog
@@ -22,6 +22,7 @@ from semipd_top.header import Frame, condition_of, header
 from semipd_top.panes import EventsPane, OverviewPane, Pane, RequestsPane
 from semipd_top.picture import Monitor, Picture
 from semipd_top.source import Gone, Item, Operator, Playback, Source
+from semipd_top.tables import SyncedTable
 from semipd_top.widgets import LinesWidget
 
 DRAW_EVERY_S = 0.25
@@ -164,7 +165,7 @@ class TopApp(App[int]):
         self._view = name
         self.query_one(ContentSwitcher).current = name
         pane = self.query_one(f"#{name}", Pane)
-        (pane if isinstance(pane, OverviewPane) else pane.query_one(DataTable)).focus()
+        (pane if isinstance(pane, OverviewPane) else pane.query_one(SyncedTable)).focus()
         self.draw()
 
     def action_pause(self) -> None:
@@ -274,7 +275,7 @@ class TopApp(App[int]):
             return
         await self.push_screen_wait(CancelDialog(operator, row))
 
-    @on(DataTable.RowSelected, "#requests-table")
+    @on(SyncedTable.RowSelected, "#requests-table")
     def action_inspect(self) -> None:
         row = self.query_one(RequestsPane).chosen()
         if row is None:
@@ -284,7 +285,7 @@ class TopApp(App[int]):
         except SemipdError as error:
             self._refuse(error)
 
-    @on(DataTable.RowSelected, "#events-table")
+    @on(SyncedTable.RowSelected, "#events-table")
     def action_read_event(self) -> None:
         event = self.query_one(EventsPane).chosen()
         if event is not None:

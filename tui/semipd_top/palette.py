@@ -8,9 +8,8 @@ from typing import Any
 
 from rich.segment import Segment
 from rich.style import Style as RichStyle
-from rich.text import Text
 
-from semipd_top.lines import Line, Span, Style
+from semipd_top.lines import Line, Style
 
 Colours = dict[Style, str]
 
@@ -63,7 +62,6 @@ class Palette:
     def __init__(self, colours: Colours) -> None:
         self._colours = colours
         self.style = lru_cache(maxsize=256)(self._style)
-        self.text = lru_cache(maxsize=8192)(self._text)
 
     def _style(self, style: Style, under: Style = "", action: str = "") -> RichStyle:
         meta: dict[str, Any] | None = {"@click": action} if action else None
@@ -76,10 +74,6 @@ class Palette:
 
     def segments(self, spans: Line, base: RichStyle) -> list[Segment]:
         return [Segment(text, base + self.style(*look)) for text, *look in spans]
-
-    def _text(self, span: Span) -> Text:
-        """For a cell of a table; not to be changed, since cells of the same words share it."""
-        return Text(span.text, self.style(span.style), end="", no_wrap=True)
 
 
 _DARK, _LIGHT, _SIXTEEN = Palette(DARK), Palette(LIGHT), Palette(SIXTEEN)

@@ -8,7 +8,7 @@ from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.widgets import DataTable, Input
+from textual.widgets import Input
 
 from semipd_top.lines import Span, fit, line
 from semipd_top.listing import WHICH, Field, Order, Which, chosen_rows, fields_for
@@ -141,8 +141,14 @@ class RequestsPane(SearchablePane):
         self.which: Which = "all"
         self.order = Order()
         self._columns: tuple[str, ...] = ()
+        self._drawn: tuple[object, ...] = ()
 
     def draw(self, picture: Picture) -> None:
+        wanted = (picture.requests, self.which, self.words, self.order, self.size.width)
+        # listings come more seldom than pictures
+        if self._drawn[1:] == wanted[1:] and self._drawn[0] is wanted[0]:
+            return
+        self._drawn = wanted
         fields = fields_for(self.size.width)
         names = tuple(map(self._heading, fields))
         if names != self._columns:
@@ -181,8 +187,8 @@ class RequestsPane(SearchablePane):
             self.order = self.order._replace(reverse=not self.order.reverse)
         self.redraw()
 
-    @on(DataTable.HeaderSelected)
-    def _sort_by(self, event: DataTable.HeaderSelected) -> None:
+    @on(SyncedTable.HeaderSelected)
+    def _sort_by(self, event: SyncedTable.HeaderSelected) -> None:
         self.order = self.order.toggled(fields_for(self.size.width)[event.column_index].name)
         self.redraw()
 
