@@ -11,8 +11,10 @@ from semipd_top.app import TopApp
 from semipd_top.source import Item, Operator
 from textual.pilot import Pilot
 
-ROUNDS = 3
-"""A key opens a dialog, the dialog is laid out, and is filled for the size it got."""
+LIMIT_S = 30.0
+LOOK_EVERY_S = 0.05
+SAME = 2
+"""A picture is taken when it has not changed for so many looks."""
 
 
 class StillSource:
@@ -49,23 +51,34 @@ async def screenshot(
     app = TopApp(source)
     app.theme = theme
     async with app.run_test(size=size) as pilot:
-        await asyncio.wait_for(source.told.wait(), 30)
+        await asyncio.wait_for(source.told.wait(), LIMIT_S)
         app.draw()
-        await pilot.pause()
         for key in keys:
             await pilot.press(key)
-            await settled(pilot)
-        return own_svg(app.export_screenshot())
+            await _workers_end(pilot)
+        return await _steady(pilot)
 
 
-async def settled(pilot: Pilot[int]) -> None:
-    """What a key has set off is over: messages, layouts, and the workers that these start (previews, questions
-    to the operator). Those of the source and of an open dialog never end."""
-    for _ in range(ROUNDS):
-        await pilot.pause()
-        workers = [worker for worker in pilot.app.workers if worker.group not in ("source", "act")]
-        if workers:
-            await asyncio.wait_for(pilot.app.workers.wait_for_complete(workers), 30)
+async def _workers_end(pilot: Pilot[int]) -> None:
+    """Those that a key starts: previews, questions to the operator. The source's and a dialog's own never
+    end."""
+    await pilot.pause()
+    workers = [worker for worker in pilot.app.workers if worker.group not in ("source", "act")]
+    if workers:
+        await asyncio.wait_for(pilot.app.workers.wait_for_complete(workers), LIMIT_S)
+
+
+async def _steady(pilot: Pilot[int]) -> str:
+    """The picture when nothing is under way any more: dialogs are filled when they have their size, and the
+    footer follows the focus."""
+    before, same = "", 0
+    async with asyncio.timeout(LIMIT_S):
+        while same < SAME or not pilot.app.screen_stack[0].query("FooterKey"):
+            await _workers_end(pilot)
+            await asyncio.sleep(LOOK_EVERY_S)
+            picture = own_svg(pilot.app.export_screenshot())
+            same, before = (same + 1 if picture == before else 0), picture
+    return before
 
 
 def own_svg(svg: str) -> str:
