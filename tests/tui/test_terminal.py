@@ -130,9 +130,9 @@ def test_a_request_is_found_inspected_and_cancelled(daemon: SimDaemon) -> None:
 
         terminal.send_keys(*">>>>>>")
         terminal.wait_for("by output")
-        by_output = terminal.wait_for("output▼")
-        # what it has generated is more than any other's
-        assert first_row(by_output).startswith("held-one"), by_output
+        terminal.wait_for("output▼")
+        # soon it has generated more than any other
+        terminal.wait_for(lambda screen: first_row(screen).startswith("held-one"))
         terminal.send_keys("/")
         terminal.write("held")
         terminal.wait_for("1 of .*matching 'held'")
