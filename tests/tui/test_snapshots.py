@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from top_gallery import GALLERY, REPOSITORY
+from top_gallery import SIZE as GALLERY_SIZE
 from toplib.moments import BY_NAME, MOMENTS, still
 from toplib.still import in_utc, screenshot
 
@@ -32,6 +34,15 @@ async def test_overview_in_another_theme(theme: str, tmp_path: Path) -> None:
     with in_utc():
         picture = await screenshot(still(BY_NAME["overview"]), (80, 24), theme=theme)
     compare(f"overview-{theme}", picture, tmp_path)
+
+
+@pytest.mark.parametrize("name", GALLERY)
+async def test_the_gallery_shows_it_as_it_is(name: str) -> None:
+    """Else run `python scripts/top_gallery.py`."""
+    moment = BY_NAME[name]
+    with in_utc():
+        picture = await screenshot(still(moment), GALLERY_SIZE, *moment.keys)
+    assert picture == (REPOSITORY / f"docs/images/top/{name}.svg").read_text()
 
 
 def test_nothing_is_kept_that_no_test_draws() -> None:
