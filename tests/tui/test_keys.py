@@ -198,7 +198,7 @@ async def _overview_slo(board: Board, name: str) -> None:
 
 @key("search", "slash")
 async def _search(board: Board, name: str) -> None:
-    for number, word, summary in (("2", "evaluation", "1 of 4 requests"), ("3", "overloaded", "1 events")):
+    for number, word, summary in (("2", "evaluation", "1 of 4 requests"), ("3", "overloaded", "1 event")):
         await board.press(number, name, *word)
         assert summary in board.text
         assert f"matching '{word}'" in board.text

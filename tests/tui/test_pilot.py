@@ -194,7 +194,7 @@ async def test_search_and_filter_hold_while_rows_come() -> None:
 async def test_events_are_found_by_their_words() -> None:
     async with dashboard() as board:
         await board.press("3", "slash", *"blocks again")
-        assert "1 events of 3 kept" in board.text
+        assert "1 event of 3 kept" in board.text
         assert "gave up 40 blocks" in board.text
 
 
