@@ -219,8 +219,8 @@ class SyncedTable(ScrollView, can_focus=True, inherit_bindings=False):
         return self._line([Span(name) for name in names])
 
     def _line(self, cells: Sequence[Span]) -> Line:
-        gap = Span(" " * PADDING)
-        spans: list[Span] = []
-        for cell, column in zip(cells, self._columns, strict=True):
-            spans += (gap, *fit((cell,), column.width), gap)
-        return tuple(spans)
+        gap = " " * PADDING
+        return tuple(
+            cell._replace(text=gap + plain(fit((cell,), column.width)) + gap)
+            for cell, column in zip(cells, self._columns, strict=True)
+        )
