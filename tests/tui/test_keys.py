@@ -231,7 +231,7 @@ async def _which(board: Board, name: str) -> None:
 @key("requests", "less_than_sign", "greater_than_sign")
 async def _sort(board: Board, name: str) -> None:
     await board.press("2", name)
-    assert "by key" in board.text if name.startswith("less") else "by id" in board.text
+    assert "by prefill" in board.text if name.startswith("less") else "by id" in board.text
     back = "greater_than_sign" if name.startswith("less") else "less_than_sign"
     await board.press(back)
     assert "live first, newest first" in board.text

@@ -5,7 +5,7 @@ from itertools import combinations, pairwise
 
 import pytest
 from rich.cells import cell_len
-from semipd_top.listing import BY_NAME, FIELDS, ROOMY, WHICH, Order, chosen_rows, fields_for
+from semipd_top.listing import BY_NAME, FIELDS, WHICH, Order, chosen_rows, fields_for
 from support.top_state import finished, request
 
 ROWS = [
@@ -75,12 +75,13 @@ def test_an_order_turns_round_and_back_to_the_daemons() -> None:
     assert first.toggled("TTFT").toggled("TTFT") == Order()
 
 
-def test_there_is_room_for_the_columns() -> None:
-    """Cells have one blank at each side."""
-    for width, widest in ((ROOMY, None), (ROOMY - 1, 80)):
-        needed = sum(field.width + 2 for field in fields_for(width))
-        assert needed <= (widest or 170)
-    assert {field.name for field in fields_for(80)} < {field.name for field in fields_for(ROOMY)}
+def test_as_many_columns_are_shown_as_there_is_room_for() -> None:
+    needed = {width: sum(field.width + 2 for field in fields_for(width)) for width in range(80, 221)}
+    assert all(needs <= width for width, needs in needed.items())
+    assert list(needed.values()) == sorted(needed.values())
+    assert not any(field.wide for field in fields_for(80))
+    assert fields_for(needed[220]) == FIELDS
+    assert fields_for(needed[220] - 1) != FIELDS
     assert all(len(field.name) <= field.width for field in FIELDS)
 
 

@@ -84,8 +84,8 @@ FIELDS: tuple[Field, ...] = (
 )
 
 BY_NAME = {field.name: field for field in FIELDS}
-ROOMY = 120
-"""Cells from which on the wide columns are shown."""
+COLUMN_GAP = 2
+"""Cells that a table leaves between two columns."""
 
 
 class Order(NamedTuple):
@@ -102,7 +102,16 @@ class Order(NamedTuple):
 
 
 def fields_for(width: int) -> tuple[Field, ...]:
-    return FIELDS if width >= ROOMY else tuple(field for field in FIELDS if not field.wide)
+    """Those that are always shown, and of the others what there is room for."""
+    room = width - sum(field.width + COLUMN_GAP for field in FIELDS if not field.wide)
+    shown: list[Field] = []
+    for field in FIELDS:
+        if field.wide:
+            if room < field.width + COLUMN_GAP:
+                continue
+            room -= field.width + COLUMN_GAP
+        shown.append(field)
+    return tuple(shown)
 
 
 def chosen_rows(rows: Sequence[Row], which: Which, words: str, order: Order) -> list[Row]:

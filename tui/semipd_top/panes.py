@@ -149,7 +149,7 @@ class RequestsPane(SearchablePane):
         if self._drawn[1:] == wanted[1:] and self._drawn[0] is wanted[0]:
             return
         self._drawn = wanted
-        fields = fields_for(self.size.width)
+        fields = self._fields
         names = tuple(map(self._heading, fields))
         if names != self._columns:
             self._columns = names
@@ -176,7 +176,7 @@ class RequestsPane(SearchablePane):
         self.redraw()
 
     def action_sort(self, step: int) -> None:
-        names = ["", *(field.name for field in fields_for(self.size.width))]
+        names = ["", *(field.name for field in self._fields)]
         at = names.index(self.order.column) if self.order.column in names else 0
         column = names[(at + step) % len(names)]
         self.order = Order(column, reverse=bool(column))
@@ -189,8 +189,12 @@ class RequestsPane(SearchablePane):
 
     @on(SyncedTable.HeaderSelected)
     def _sort_by(self, event: SyncedTable.HeaderSelected) -> None:
-        self.order = self.order.toggled(fields_for(self.size.width)[event.column_index].name)
+        self.order = self.order.toggled(self._fields[event.column_index].name)
         self.redraw()
+
+    @property
+    def _fields(self) -> tuple[Field, ...]:
+        return fields_for(self.size.width - self.table.styles.scrollbar_size_vertical)
 
     def _heading(self, field: Field) -> str:
         """The mark is never cut off."""

@@ -21,7 +21,7 @@ from semipd_top.lines import Line, Span, fit, plain
 from semipd_top.widgets import palette_of
 
 PADDING = 1
-"""Cells left and right of each column."""
+"""Cells left and right of each column: two columns are listing.COLUMN_GAP apart."""
 
 
 class Column(NamedTuple):
