@@ -1,8 +1,10 @@
 """Events in words."""
 
+from typing import Any
+
 import pytest
 from semipd_top.lines import plain
-from semipd_top.news import COMMON, DECIDED, decision_between, describe, event_line, is_news, style_of
+from semipd_top.news import COMMON, DECIDED, DecisionWatch, Event, describe, event_line, is_news, style_of
 from support.top_state import EVENTS, event, later, state, state_without_engine
 
 WORDS = {
@@ -70,27 +72,41 @@ def test_deaths_look_bad_and_returns_look_well() -> None:
     assert style_of("arrived") == ""
 
 
-def test_a_decision_is_another_split_or_another_way() -> None:
-    before = state()
-    assert decision_between(before, None) is None
-    assert decision_between(later(before, 1), before) is None
-    other = decision_between(later(before, 1, {"partition.shared.split": [72, 60]}), before)
-    assert other is not None
-    assert (other["kind"], other["at_s"], other["data"]["split"]) == (DECIDED, before["at_s"] + 1, [72, 60])
-    assert describe(other).startswith("split 72+60, predictive: 64 SMs")
-    merged = later(before, 1, {"partition.shared.merged_tokens": 512})
-    found = decision_between(merged, before)
-    assert found is not None
-    assert describe(found).startswith("merged steps, predictive")
+def told(*states: dict[str, Any]) -> list[Event]:
+    watch = DecisionWatch()
+    return [event for event in map(watch.see, states) if event is not None]
+
+
+def test_a_decision_is_another_split_or_another_way_that_holds() -> None:
+    first = state()
+    split, merged = {"partition.shared.split": [72, 60]}, {"partition.shared.merged_tokens": 512}
+    found = told(
+        first,
+        *(later(first, 1 + idx / 2, split) for idx in range(10)),
+        later(first, 6, merged),
+        later(first, 8, merged),
+    )
+    assert [(event["kind"], event["at_s"] - first["at_s"]) for event in found] == [(DECIDED, 1), (DECIDED, 6)]
+    assert found[0]["data"]["split"] == [72, 60]
+    assert describe(found[0]).startswith("split 72+60, predictive: 64 SMs")
+    assert describe(found[1]).startswith("merged steps, predictive")
     assert style_of(DECIDED) == "title"
+
+
+def test_what_does_not_hold_is_not_told() -> None:
+    first = state()
+    other = {"partition.shared.split": [72, 60]}
+    flapping = [later(first, idx, other if idx % 2 else {}) for idx in range(1, 20)]
+    assert told(first, *flapping) == []
 
 
 def test_sizes_of_merged_steps_and_new_reasons_are_no_decisions() -> None:
     before = state({"partition.shared.merged_tokens": 512})
-    after = later(before, 1, {"partition.shared.merged_tokens": 2048, "partition.shared.reason": "more"})
-    assert decision_between(after, before) is None
+    change = {"partition.shared.merged_tokens": 2048, "partition.shared.reason": "more"}
+    assert told(before, later(before, 1, change), later(before, 9, change)) == []
 
 
-def test_without_an_engine_nobody_decides() -> None:
-    assert decision_between(state_without_engine(), state()) is None
-    assert decision_between(state(), state_without_engine()) is None
+def test_without_an_engine_nobody_decides_and_operators_have_an_event_of_their_own() -> None:
+    first = state()
+    fixed = {"partition.mode": "fixed", "partition.shared.split": [72, 60]}
+    assert told(first, state_without_engine(), later(first, 9, fixed), later(first, 19, fixed)) == []

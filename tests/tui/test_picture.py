@@ -96,7 +96,7 @@ def test_news_are_kept_apart_from_what_every_request_brings() -> None:
 
 def test_a_new_decision_is_an_event_of_its_own() -> None:
     moved = later(state(), 1, {"partition.shared.split": [72, 60]})
-    picture = told(seen(state()), seen(moved), seen(later(moved, 1))).picture(NOW_S)
+    picture = told(seen(state()), seen(moved), seen(later(moved, 2))).picture(NOW_S)
     assert [(one["kind"], one["data"]["split"]) for one in picture.news] == [("decided", [72, 60])]
 
 

@@ -292,6 +292,8 @@ class TopApp(App[int]):
             self.push_screen(EventDialog(event))
 
     def _refuse(self, error: SemipdError) -> None:
+        # a key that is pressed again and again says why not once
+        self.clear_notifications()
         self.notify(str(error), title=error.code, severity="warning")
 
 

@@ -23,21 +23,43 @@ COMMON = frozenset(
     }
 )
 """Kinds that come many times a second, shown on demand only: each request has them, and a lane that lends its
-units changes the split twice. Whether anybody decided anything new tells `decided`."""
+units changes the split twice."""
 
 DECIDED = "decided"
-"""Not the daemon's: seen in state frames, when partition control wants something else than in the frame
-before."""
+"""Not the daemon's: seen in state frames, see DecisionWatch."""
+
+HELD_S = 2.0
+"""Near a target the policy may want one thing and another in turn, several times a second."""
 
 
-def decision_between(state: Mapping[str, Any], before: Mapping[str, Any] | None) -> Event | None:
-    """The event of a new decision; sizes of merged steps, which follow the load, are not one."""
-    if before is None or not state["partition"] or not before["partition"]:
-        return None
-    new, old = state["partition"]["shared"], before["partition"]["shared"]
-    if (new["split"], new["merged_tokens"] > 0) == (old["split"], old["merged_tokens"] > 0):
-        return None
-    return {"id": "", "at_s": state["at_s"], "kind": DECIDED, "request_id": None, "data": dict(new)}
+class DecisionWatch:
+    """Sees in state frames what the policy decides: another split, or merged steps instead of one. A
+    decision is told once it has held; sizes of merged steps, which follow the load, are none. What operators
+    decide has an event of its own."""
+
+    def __init__(self) -> None:
+        self._told: object = None
+        self._wanted: object = None
+        self._event: Event = {}
+
+    def see(self, state: Data) -> Event | None:
+        """The event of a decision that has just held for `HELD_S`; its time is when it was first seen."""
+        partition = state["partition"]
+        if not partition or partition["mode"] != "auto":
+            self._wanted = None
+            return None
+        shared = partition["shared"]
+        wanted = (tuple(shared["split"]), shared["merged_tokens"] > 0)
+        if wanted != self._wanted:
+            self._wanted = wanted
+            at_s = state["at_s"]
+            self._event = {"id": "", "at_s": at_s, "kind": DECIDED, "request_id": None, "data": dict(shared)}
+        if self._told is None:
+            self._told = wanted
+        if wanted == self._told or state["at_s"] - self._event["at_s"] < HELD_S:
+            return None
+        self._told = wanted
+        return self._event
 
 
 _STYLES: dict[str, Style] = {

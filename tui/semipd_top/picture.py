@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from semipd_top.history import Sample, sample_of
-from semipd_top.news import Event, decision_between, is_news
+from semipd_top.news import DecisionWatch, Event, is_news
 from semipd_top.source import Gone, Item, Row, Seen
 
 Link = Literal["connecting", "live", "stale", "disconnected", "ended"]
@@ -70,6 +70,7 @@ class Monitor:
         self._samples: deque[Sample] = deque(maxlen=MAX_SAMPLES)
         self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._news: deque[Event] = deque(maxlen=MAX_NEWS)
+        self._decisions = DecisionWatch()
 
     def take(self, item: Item) -> None:
         match item:
@@ -84,7 +85,7 @@ class Monitor:
     def _see(self, item: Seen) -> None:
         frame, before = item.frame, self._newest
         self._samples.append(sample_of(frame.state, before.state))
-        decision = decision_between(frame.state, before.state)
+        decision = self._decisions.see(frame.state)
         events = [*frame.events, decision] if decision is not None else frame.events
         self._events.extend(events)
         news = [event for event in events if is_news(event)]
