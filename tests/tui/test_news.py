@@ -86,7 +86,7 @@ def test_a_decision_is_another_split_or_another_way_that_holds() -> None:
         later(first, 6, merged),
         later(first, 8, merged),
     )
-    assert [(event["kind"], event["at_s"] - first["at_s"]) for event in found] == [(DECIDED, 1), (DECIDED, 6)]
+    assert [(event["kind"], event["at_s"] - first["at_s"]) for event in found] == [(DECIDED, 3), (DECIDED, 8)]
     assert found[0]["data"]["split"] == [72, 60]
     assert describe(found[0]).startswith("split 72+60, predictive: 64 SMs")
     assert describe(found[1]).startswith("merged steps, predictive")

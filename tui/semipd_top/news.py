@@ -40,10 +40,10 @@ class DecisionWatch:
     def __init__(self) -> None:
         self._told: object = None
         self._wanted: object = None
-        self._event: Event = {}
+        self._since_s = 0.0
 
     def see(self, state: Data) -> Event | None:
-        """The event of a decision that has just held for `HELD_S`; its time is when it was first seen."""
+        """The event of a decision that has just held for `HELD_S`."""
         partition = state["partition"]
         if not partition or partition["mode"] != "auto":
             self._wanted = None
@@ -51,15 +51,13 @@ class DecisionWatch:
         shared = partition["shared"]
         wanted = (tuple(shared["split"]), shared["merged_tokens"] > 0)
         if wanted != self._wanted:
-            self._wanted = wanted
-            at_s = state["at_s"]
-            self._event = {"id": "", "at_s": at_s, "kind": DECIDED, "request_id": None, "data": dict(shared)}
+            self._wanted, self._since_s = wanted, state["at_s"]
         if self._told is None:
             self._told = wanted
-        if wanted == self._told or state["at_s"] - self._event["at_s"] < HELD_S:
+        if wanted == self._told or state["at_s"] - self._since_s < HELD_S:
             return None
         self._told = wanted
-        return self._event
+        return {"id": "", "at_s": state["at_s"], "kind": DECIDED, "request_id": None, "data": dict(shared)}
 
 
 _STYLES: dict[str, Style] = {
