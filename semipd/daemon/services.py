@@ -110,9 +110,8 @@ class Services:
         return time.monotonic() - self._started_s
 
     async def state(self, max_age_s: float) -> dict[str, Any]:
-        """The state frame, also without an engine. Its costly parts, the engine's and the service levels, may
-        be `max_age_s` old."""
-        return state_frame(self, await self.vitals.engine(max_age_s), max_age_s)
+        """The state frame; the engine's part may be `max_age_s` old. Also without an engine."""
+        return state_frame(self, await self.vitals.engine(max_age_s))
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
         """The metrics as text, and its content type. Also without an engine."""

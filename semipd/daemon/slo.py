@@ -1,8 +1,9 @@
 """Service levels: TTFT and TPOT of the requests that ended lately, and how many met their targets."""
 
 import time
+from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -44,9 +45,11 @@ class SloWindow:
         self._is_clients_fault = is_clients_fault
         self._clock_ns = clock_ns
         self._began_ns = clock_ns()
-        self._shared: tuple[int, dict[str, Any]] | None = None
-        """The last snapshot, and when it was taken (ns)."""
-        self._outcomes: deque[Outcome] = deque(maxlen=MAX_OUTCOMES)
+        self._outcomes: deque[Outcome] = deque()
+        self._num_met_in_window = 0
+        self._ttfts_ms: list[float] = []
+        self._tpots_ms: list[float] = []
+        """Of the window's outcomes, rising: kept so, since a dashboard asks several times a second."""
 
     def finished(self, record: RequestRecord) -> None:
         if record.finish_reason == "cancelled":
@@ -64,29 +67,22 @@ class SloWindow:
     def retarget(self, targets: Slo) -> None:
         """From now on; the requests of the window are judged anew, the totals stay as they were counted."""
         self.targets = targets
-        self._shared = None
         for idx, outcome in enumerate(self._outcomes):
             self._outcomes[idx] = outcome._replace(met=self._meets(outcome))
+        self._num_met_in_window = sum(outcome.met for outcome in self._outcomes)
 
-    def snapshot(self, max_age_s: float = 0.0) -> dict[str, Any]:
-        """Percentiles are None without a request in the window, and so is attainment. A full window
-        costs about a millisecond: who takes one up to `max_age_s` old shares it with others."""
+    def snapshot(self) -> dict[str, Any]:
+        """Percentiles are None without a request in the window, and so is attainment."""
         now_ns = self._clock_ns()
-        if self._shared is None or now_ns - self._shared[0] > max_age_s * 1e9:
-            self._shared = now_ns, self._compute(now_ns)
-        return self._shared[1]
-
-    def _compute(self, now_ns: int) -> dict[str, Any]:
         self._forget(now_ns)
-        num = len(self._outcomes)
-        _, mets, ttfts_ms, tpots_ms, _ = zip(*self._outcomes, strict=True) if num else [()] * 5
+        num, num_met = len(self._outcomes), self._num_met_in_window
         return {
             "targets": asdict(self.targets),
             "requests": num,
-            "attainment": sum(mets) / num if num else None,
-            "goodput_rps": sum(mets) / self._span_s(now_ns),
-            "ttft_ms": _percentiles(ttfts_ms),
-            "tpot_ms": _percentiles(tpots_ms),
+            "attainment": num_met / num if num else None,
+            "goodput_rps": num_met / self._span_s(now_ns),
+            "ttft_ms": _percentiles(self._ttfts_ms),
+            "tpot_ms": _percentiles(self._tpots_ms),
         }
 
     def _meets(self, outcome: Outcome) -> bool:
@@ -96,14 +92,32 @@ class SloWindow:
         return in_time and (tpot_ms is None or tpot_ms <= self.targets.tpot_ms)
 
     def _add(self, outcome: Outcome) -> None:
+        if len(self._outcomes) == MAX_OUTCOMES:
+            self._drop_oldest()
         self._outcomes.append(outcome)
+        for ordered, value in self._ordered(outcome):
+            insort(ordered, value)
+        self._num_met_in_window += outcome.met
         self.num_judged += 1
         self.num_met += outcome.met
 
     def _forget(self, now_ns: int) -> None:
         start_ns = now_ns - self.targets.window_s * 1e9
         while self._outcomes and self._outcomes[0].at_ns < start_ns:
-            self._outcomes.popleft()
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        outcome = self._outcomes.popleft()
+        for ordered, value in self._ordered(outcome):
+            del ordered[bisect_left(ordered, value)]
+        self._num_met_in_window -= outcome.met
+
+    def _ordered(self, outcome: Outcome) -> Iterator[tuple[list[float], float]]:
+        """Where its values stand among the others'."""
+        if outcome.ttft_ms is not None:
+            yield self._ttfts_ms, outcome.ttft_ms
+        if outcome.tpot_ms is not None:
+            yield self._tpots_ms, outcome.tpot_ms
 
     def _span_s(self, now_ns: int) -> float:
         """The time the outcomes cover: shorter than the window in a young daemon or a full deque."""
@@ -112,8 +126,7 @@ class SloWindow:
         return min(self.targets.window_s, max((now_ns - began_ns) / 1e9, 1.0))
 
 
-def _percentiles(values: Iterable[float | None]) -> dict[str, float | None]:
-    ordered = sorted(value for value in values if value is not None)
+def _percentiles(ordered: Sequence[float]) -> dict[str, float | None]:
     return {f"p{pct}": percentile(ordered, pct) for pct in SHOWN_PERCENTILES}
 
 

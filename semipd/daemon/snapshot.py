@@ -18,11 +18,8 @@ LOOP_LAG_LIMIT_S = 0.5
 _ENGINE_FIELDS = ("split", "lanes", "prefix", "preemptions", "scheduler")
 
 
-def state_frame(
-    services: "Services", engine: Mapping[str, Any] | None, max_age_s: float = 0.0
-) -> dict[str, Any]:
-    """One immutable snapshot. What only the engine knows is None while it does not answer. The service levels
-    may be `max_age_s` old."""
+def state_frame(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, Any]:
+    """One immutable snapshot. What only the engine knows is None while it does not answer."""
     ready = services.supervisor.ready
     return {
         "at_s": time.time(),
@@ -39,7 +36,7 @@ def state_frame(
         "requests": _requests(services, engine),
         "drain": services.drain.to_wire(),
         "throughput": services.vitals.throughput(),
-        "slo": services.slo.snapshot(max_age_s),
+        "slo": services.slo.snapshot(),
         "lamps": lamps(services, engine),
         "refused": dict(services.history.refused),
         "notes": list(ready.notes) if ready else [],

@@ -17,6 +17,7 @@ from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.slo import Slo
 from semipd.daemon import history as history_module
+from semipd.daemon import slo
 from semipd.daemon.events import Journal
 from semipd.daemon.history import RequestHistory, RequestRecord, timing_to_wire
 from semipd.daemon.metric_names import DEFINITIONS
@@ -357,19 +358,27 @@ def test_new_targets_judge_the_window_as_if_they_had_always_held(seed: int) -> N
     assert (changed.num_judged, changed.num_met) == counted, "counters never go back"
 
 
-def test_snapshots_are_shared_while_young_and_never_beyond_new_targets() -> None:
-    told = Told()
-    window = SloWindow(Slo(100, 10, window_s=5), lambda code: False, told.clock)
-    first = window.snapshot()
-    window.refused("overloaded")
-    told.clock.advance(100)
-    assert window.snapshot(max_age_s=0.2) is first
-    assert window.snapshot()["requests"] == 1
-    window.refused("overloaded")
-    told.clock.advance(201)
-    assert window.snapshot(max_age_s=0.2)["requests"] == 2
-    window.retarget(Slo(50, 10, window_s=5))
-    assert window.snapshot(max_age_s=9)["targets"]["ttft_ms"] == 50
+@pytest.mark.parametrize("seed", range(20))
+def test_a_full_window_covers_the_latest_outcomes(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slo, "MAX_OUTCOMES", 8)
+    rng, told = random.Random(seed), Told()
+    window = SloWindow(Slo(100, 10, window_s=1000), lambda code: False, told.clock)
+    ttfts: list[float | None] = []
+    for _ in range(rng.randrange(8, 40)):
+        told.clock.advance(rng.choice([0, 30, 400]))
+        if rng.random() < 0.2:
+            window.refused("overloaded")
+            ttfts.append(None)
+            continue
+        ttfts.append(rng.choice([50.0, 100.0, 150.0]))
+        record = judged(told, ttfts[-1], 5)
+        told.history.finished(record, "stop", None)
+        window.finished(record)
+    latest = ttfts[-8:]
+    seen = window.snapshot()
+    assert seen["requests"] == 8
+    assert seen["attainment"] == sum(ttft is not None and ttft <= 100 for ttft in latest) / 8
+    assert seen["ttft_ms"]["p90"] == percentile(sorted(ttft for ttft in latest if ttft is not None), 90)
 
 
 @given(st.lists(st.tuples(st.floats(0, 3), st.integers(1, 50)), max_size=40))
