@@ -1,4 +1,4 @@
-"""A whole daemon on a simulated GPU that a test may stop, kill and start again; and load for it."""
+"""A whole daemon, on a simulated GPU or on the CPU, that a test may stop, kill and start again; and load."""
 
 import asyncio
 import os
@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,18 @@ from semipd.core.errors import SemipdError
 LIMIT_S = 60
 
 
+SIM = ("--device", "sim:h200", "--model", "llama-3-8b")
+CPU = ("--device", "cpu")
+"""With the bundled demo model."""
+
+
 class SimDaemon:
     """`settings`: options of the configuration, such as {"supervision.backoff_s": 3}."""
 
-    def __init__(self, folder: Path, settings: dict[str, object] | None = None) -> None:
+    def __init__(
+        self, folder: Path, settings: dict[str, object] | None = None, device: Sequence[str] = SIM
+    ) -> None:
+        self._device = device
         self.socket_path = folder / "s.sock"
         self._log = folder / "daemon.log"
         self._settings = {"server.port": 0, "server.socket": self.socket_path} | (settings or {})
@@ -31,8 +39,7 @@ class SimDaemon:
 
     def start(self) -> None:
         """Returns when it serves."""
-        command = [sys.executable, "-m", "semipd.cli", "start", "--device", "sim:h200"]
-        command += ["--model", "llama-3-8b"]
+        command = [sys.executable, "-m", "semipd.cli", "start", *self._device]
         for key, value in self._settings.items():
             command += ["--set", f"{key}={value}"]
         with self._log.open("a") as log:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.eventually import eventually_now
-from support.sim_daemon import SimDaemon, load
+from support.sim_daemon import CPU, SimDaemon, load
 from support.terminal import TMUX, Cell, Terminal
 
 from semipd.client import Client
@@ -178,6 +178,25 @@ def test_an_engine_dies_and_requests_go_on(daemon: SimDaemon) -> None:
         terminal.wait_for("engine died +The engine ended on signal SIGKILL")
         terminal.wait_for("engine restarted")
         assert made.failed == []
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core cannot be divided")
+def test_the_cpu_device_is_watched_overridden_and_restarted(tmp_path: Path) -> None:
+    daemon = SimDaemon(tmp_path, {"supervision.backoff_s": RESTART_S}, CPU)
+    try:
+        with load(daemon.socket_path, 3, 64, max_tokens=60) as made, top(daemon) as terminal:
+            terminal.wait_for(r"demo  up .*\n.*cores")
+            terminal.wait_for("now  (merged steps|both lanes work|no prompt to compute)")
+            override_for(terminal, "o", "5s", "a look")
+            terminal.wait_for(r"mode fixed for [1-5] s, by .*: a look")
+            terminal.wait_for("mode auto, policy")
+            os.kill(daemon.engine_pid, signal.SIGKILL)
+            terminal.wait_for(r"RESTARTING[^✔]*The engine is being replaced, attempt 1")
+            terminal.wait_for("● LIVE")
+            made.grows("tokens come from the new engine")
+            assert made.failed == []
+    finally:
+        daemon.stop()
 
 
 def test_a_drain_and_its_undoing(daemon: SimDaemon) -> None:

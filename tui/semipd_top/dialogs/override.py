@@ -22,6 +22,9 @@ from semipd_top.wishes import merged_bar, parse_expiry, preview_lines, split_bar
 SETTLE_S = 0.25
 """After the last key, before the daemon is asked for a preview."""
 
+PREVIEW_EVERY_S = 2.0
+"""The work at hand changes, and step times become known."""
+
 DEFAULT_EXPIRY = "10m"
 
 
@@ -84,6 +87,7 @@ class OverrideDialog(Dialog):
     def on_mount(self) -> None:
         super().on_mount()
         self._changed()
+        self.set_interval(PREVIEW_EVERY_S, self._preview)
 
     def action_step(self, step: int) -> None:
         units = self.query_one("#units", Input)
