@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.daemon import Running, running
 from support.fake_answers import FakeAnswers
@@ -226,11 +226,13 @@ def test_chat_shows_bytes_of_half_characters() -> None:
 
 @settings(deadline=None)
 @given(st.text(max_size=30), st.sampled_from([byte_level, metaspace]))
+@example("\u2581", metaspace)
 def test_bytes_of_the_tokens_are_the_text(text: str, kind: Any) -> None:
     tokenizer = Tokenizer(kind())
     ids = tokenizer.encode(text, add_special_tokens=False)
     data = b"".join(tokenizer.token_bytes(token) for token in ids)
-    if kind is metaspace:  # it prepends a space to every text
+    if kind is metaspace:  # it prepends a space to every text, and takes its own sign of a space for one
+        text = text.replace("\u2581", " ")
         assert data.decode() in (f" {text}", text) or "<unk>" in data.decode()
     else:
         assert data.decode() == text

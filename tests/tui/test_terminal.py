@@ -53,6 +53,8 @@ def override_for(terminal: Terminal, key: str, expiry: str, reason: str) -> str:
     terminal.write(reason)
     terminal.move_focus("BTab", "ends after")
     terminal.send_keys("C-u")
+    # Textual handles it later than letters, which it would delete
+    terminal.wait_for("ends after +never")
     terminal.write(expiry)
     terminal.wait_for(rf"ends after +{expiry} .*\n.*reason +{reason}")
     terminal.move_focus("Enter", "Keep as it is")
