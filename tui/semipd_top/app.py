@@ -31,7 +31,6 @@ DRAW_EVERY_S = 0.25
 CLOCK_S = 1.0
 """Ages and countdowns move on even when no frame comes."""
 
-
 SKIP_S = 10.0
 MIN_SPEED, MAX_SPEED = 1 / 16, 256.0
 """Of a replay, reached by keys."""
@@ -49,7 +48,6 @@ class Recording(Protocol):
 class TopApp(App[int]):
     CSS_PATH = "top.tcss"
     TITLE = "semipd-top"
-    ENABLE_COMMAND_PALETTE = True
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("1", "view('overview')", "Overview", show=False),

@@ -23,12 +23,7 @@ def sparkline(
     if top is None:
         top = max((value for value in shown if value is not None), default=0.0)
     pieces = [Span(" " * (width - len(shown)))]
-    pieces += [
-        Span(
-            _eighth(value, top), "bad" if limit is not None and value is not None and value > limit else style
-        )
-        for value in shown
-    ]
+    pieces += [Span(_eighth(value, top), _marked(value, limit, style)) for value in shown]
     return _joined(pieces)
 
 
@@ -41,11 +36,8 @@ def column_chart(
     blank = Span(" " * (width - len(shown)))
     rows: list[Line] = []
     for row in range(height - 1, -1, -1):
-        pieces = [blank]
-        for value in shown:
-            over = limit is not None and value is not None and value > limit
-            pieces.append(Span(_cell(value, top, row, height), "bad" if over else style))
-        rows.append(_joined(pieces))
+        cells = [Span(_cell(value, top, row, height), _marked(value, limit, style)) for value in shown]
+        rows.append(_joined([blank, *cells]))
     return rows
 
 
@@ -79,6 +71,10 @@ def columns(values: Sequence[object], width: int, draw: Callable[[object], Span]
     """One cell for each of the last `width` values, newest at the right."""
     shown = _newest(values, width)
     return _joined([Span(" " * (width - len(shown))), *(draw(value) for value in shown)])
+
+
+def _marked(value: float | None, limit: float | None, style: Style) -> Style:
+    return "bad" if limit is not None and value is not None and value > limit else style
 
 
 def _eighth(value: float | None, top: float) -> str:

@@ -58,6 +58,10 @@ def _without_engine(picture: Picture, width: int, height: int) -> list[Line]:
 
 
 def _mode(state: State, now_s: float, width: int) -> Line:
+    if state["scheduler"] != "semipd":
+        return line(
+            Span("scheduler ", "dim"), Span(state["scheduler"], "strong"), ": one lane, nothing to divide"
+        )
     partition, change = state["partition"], state["partition"]["change"]
     mode = partition["mode"]
     left: list[Span] = [Span("mode ", "dim"), Span(mode, "warn" if mode != "auto" else "strong")]
@@ -66,10 +70,6 @@ def _mode(state: State, now_s: float, width: int) -> Line:
     else:
         left.append(Span(_until(change["expires_at_s"], now_s), "strong"))
         left.append(Span(f", by {change['actor']}" + (f": {change['reason']}" if change["reason"] else "")))
-    if state["scheduler"] != "semipd":
-        return line(
-            Span("scheduler ", "dim"), Span(state["scheduler"], "strong"), ": one lane, nothing to divide"
-        )
     duty = f"both lanes busy {percent(partition['prefill_duty'])} of decode's time"
     return spread(tuple(left), line(Span(duty, "dim")), width) if width >= 100 else tuple(left)
 
