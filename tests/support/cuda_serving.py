@@ -26,6 +26,7 @@ def random_params(rng: random.Random) -> SamplingParams:
         min_tokens=rng.choice([0, 1, 8]) if rng.random() < 0.5 else 0,
         logprobs=rng.choice([None, None, 0, 3]),
         prompt_logprobs=rng.choice([None, None, None, 2]),
+        allowed_token_ids=tuple(rng.sample(range(61), 30)) if rng.random() < 0.25 else (),
     )
 
 
