@@ -10,7 +10,7 @@
 runs in the engine process, in tests against the fake device, and under a virtual clock.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from semipd.core.errors import SemipdError
@@ -33,7 +33,7 @@ from semipd.core.settings import EngineSettings, SchedulerName
 from semipd.core.slo import Slo
 from semipd.core.split import Split
 from semipd.devices.contract import Device, DeviceInfo, WorkerDied
-from semipd.engine.failures import step_failure
+from semipd.engine.failures import end_failed
 from semipd.engine.lane_state import Flight, LaneState
 from semipd.engine.notices import partition_event, worker_event
 from semipd.engine.slow_steps import SlowSteps
@@ -149,7 +149,7 @@ class Coordinator:
         """Account for every sequence of the step, emit its tokens in one message, then end who is done. Who
         has failed is ended first: nothing that the step computed for it counts."""
         if result.failed:
-            self._end_failed(flight, result.failed, out)
+            end_failed(flight, result.failed, self.scheduler, out)
         live = self._settle_decodes(flight.decodes, result.tokens)
         live += self._settle_chunks(flight, result, out)
         if live:
@@ -190,12 +190,6 @@ class Coordinator:
                     live.append(idx)
             idx += segment.sample
         return live
-
-    def _end_failed(self, flight: Flight, failed: Mapping[SeqId, str], out: Outbox) -> None:
-        """A preempted one too: it would compute the same again."""
-        for sequence in flight.sequences:
-            if sequence.seq in failed and sequence.phase != "gone":
-                self.scheduler.fail(sequence, step_failure(failed[sequence.seq], sequence), out)
 
     def _start_decoding(self, sequence: Sequence, token: int, out: Outbox) -> None:
         self.scheduler.start_decoding(sequence, token)
