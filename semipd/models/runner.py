@@ -50,13 +50,15 @@ class StepRunner:
         sampled = self._sample(logits, step)
         tokens: list[int] = sampled.tolist()
         prompt_logprobs = self._prompt_logprobs(logits[len(tokens) :], step.chunks)
-        seqs = (resident.seq for resident in step.sampled())
-        failed = failed_sequences(seqs, tokens, step.unsound(batch.unsound), prompt_logprobs)
-        if failed is not None:
+        failed = None
+        if step.chunks or min(tokens) < 0:
+            seqs = (resident.seq for resident in step.sampled())
+            failed = failed_sequences(seqs, tokens, step.unsound(batch.unsound), prompt_logprobs)
+        if failed:
             prompt_logprobs = without_failed(prompt_logprobs, failed)
             sampled = sampled.clamp_min(0)  # for a batch that may go on without knowing
-        logprobs = self._logprobs(logits, sampled, step, failed or {})
-        self._append(step, sampled, tokens, failed or {})
+        logprobs = self._logprobs(logits, sampled, step, failed)
+        self._append(step, sampled, tokens, failed)
         busy_ns = time.monotonic_ns() - started_ns
         return StepResult(plan.step_id, tokens, busy_ns, logprobs, prompt_logprobs, failed=failed)
 
@@ -122,18 +124,20 @@ class StepRunner:
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=self._device)
 
     def _append(
-        self, step: Step, sampled: torch.Tensor, tokens: list[int], failed: Mapping[SeqId, str]
+        self, step: Step, sampled: torch.Tensor, tokens: list[int], failed: Mapping[SeqId, str] | None
     ) -> None:
         for resident, token in zip(step.sampled(), tokens, strict=True):
-            if resident.seq not in failed:
+            if not failed or resident.seq not in failed:
                 resident.token_ids.append(token)
         if step.decode is not None:
             step.decode.advance(sampled[: step.num_decode])
 
     def _logprobs(
-        self, logits: torch.Tensor, sampled: torch.Tensor, step: Step, failed: Mapping[SeqId, str]
+        self, logits: torch.Tensor, sampled: torch.Tensor, step: Step, failed: Mapping[SeqId, str] | None
     ) -> list[TokenLogprobs | None] | None:
-        num_top = [None if r.seq in failed else r.params.logprobs for r in step.sampled()]
+        num_top = [resident.params.logprobs for resident in step.sampled()]
+        if failed:
+            num_top = [None if r.seq in failed else r.params.logprobs for r in step.sampled()]
         wanted = [(row, n) for row, n in enumerate(num_top) if n is not None]
         if not wanted:
             return None

@@ -203,9 +203,9 @@ class LaneExecutor:
         assert step.finished is not None
         busy_ns = int(self._shared.driver.elapsed_ms(step.started, step.finished) * 1e6)
         result = step.result(busy_ns)
-        failed = result.failed or {}
+        failed = result.failed
         for resident, token in zip(step.sampled, result.tokens, strict=True):
-            if resident.seq not in failed:
+            if not failed or resident.seq not in failed:
                 resident.token_ids.append(token)
         self._shared.staging.give_back(step.buffers)
         self._shared.events.give_back(step.started)
