@@ -14,6 +14,10 @@ PADDING_BLOCK = 0
 """Never handed out: padded writes and reads go there."""
 
 
+INVALID_LOGITS = "invalid_logits"
+"""Code of a sequence whose step yields NaN or infinity, or leaves no token to choose."""
+
+
 def blocks_for(num_tokens: int) -> int:
     """KV blocks that hold so many tokens."""
     return -(-num_tokens // BLOCK_SIZE)
@@ -80,6 +84,8 @@ class StepResult:
     prompt token): logits at position i predict token i + 1, and prompt token 0 has no prediction.
     `busy_ns`: time the lane spent on the step.
     `mixed`: part of it ran under another split than the plan's, so that it says nothing about either.
+    `failed`: sequences that cannot go on, with the code of each; None when there are none. Their tokens mean
+    nothing, they have no log-probabilities, and the KV that this step wrote for them must not be read.
     """
 
     step_id: int
@@ -88,3 +94,4 @@ class StepResult:
     logprobs: list[TokenLogprobs | None] | None = None
     prompt_logprobs: dict[SeqId, list[TokenLogprobs]] | None = None
     mixed: bool = False
+    failed: dict[SeqId, str] | None = None

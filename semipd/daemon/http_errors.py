@@ -38,6 +38,7 @@ _STATUS: dict[str, int] = {
     "headers_too_large": 431,
     "request_cancelled": 499,
     "internal_error": 500,
+    "invalid_logits": 500,
     "engine_crashed": 500,
     "engine_failed": 503,
     "lane_failed": 500,

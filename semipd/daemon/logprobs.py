@@ -145,5 +145,5 @@ def prompt_logprobs(
 
 
 def _finite(logprob: float) -> float:
-    """Not `max`: that lets NaN through."""
-    return logprob if logprob > LOWEST else LOWEST
+    """JSON and OpenAI's clients know numbers only. Not `max` and `min`: those let NaN through."""
+    return logprob if LOWEST < logprob <= 0.0 else 0.0 if logprob > 0.0 else LOWEST

@@ -4,16 +4,19 @@ Every KV slot holds a chain value h(i) = mix(h(i - 1), token i), where h(i - 1) 
 of token i - 1 *through the block table, when the step finishes*. The next token is a function of the last
 chain value, the seed and the position. So a block handed out too early, a wrong table, a missing delta or
 a stale prefix hit changes tokens, and comparing with `expected_tokens` finds it.
+
+`poison_token_ids` stand for rows of a checkpoint that hold NaN: from such a token on, a sequence's chain
+values are POISON and its logits invalid, and so are those of every sequence that reads one of its slots.
 """
 
 import json
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from semipd.core.plan import BLOCK_SIZE, Join, StepPlan, StepResult, TokenLogprobs
+from semipd.core.plan import BLOCK_SIZE, INVALID_LOGITS, Join, StepPlan, StepResult, TokenLogprobs
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.settings import EngineSettings
@@ -26,6 +29,9 @@ DEFAULT_MODEL_LEN = 2048
 DEFAULT_NUM_BLOCKS = 4096
 BLOCK_BYTES = 8 * BLOCK_SIZE
 """A slot holds a chain value of 64 bits."""
+
+POISON = -1
+"""No chain value: NaN, as it were."""
 
 _MASK = 2**64 - 1
 
@@ -55,6 +61,12 @@ def next_token(chain: int, seed: int, position: int, vocab_size: int) -> int:
     return mix(mix(chain, seed), position) % vocab_size
 
 
+def chosen_token(chain: int, params: SamplingParams, position: int, vocab_size: int) -> int:
+    allowed = sorted(set(params.allowed_token_ids))
+    idx = next_token(chain, params.seed, position, len(allowed) or vocab_size)
+    return allowed[idx] if allowed else idx
+
+
 def expected_tokens(
     prompt: Sequence[int], params: SamplingParams, max_model_len: int, vocab_size: int
 ) -> list[int]:
@@ -64,7 +76,7 @@ def expected_tokens(
         chain = mix(chain, token)
     limit = min(params.max_tokens, max_model_len - len(prompt))
     while len(output) < limit:
-        token = next_token(chain, params.seed, len(prompt) + len(output), vocab_size)
+        token = chosen_token(chain, params, len(prompt) + len(output), vocab_size)
         output.append(token)
         chain = mix(chain, token)
         if token in params.stop_token_ids and len(output) >= params.min_tokens:
@@ -77,6 +89,7 @@ class _Resident:
     tokens: list[int]
     blocks: list[int]
     params: SamplingParams
+    is_poisoned: bool = False
 
     def slot(self, position: int) -> int:
         return self.blocks[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
@@ -132,15 +145,20 @@ class FakeLane:
             self.residents[seq].blocks.extend(blocks)
         tokens: list[int] = []
         wanted: list[int | None] = []
+        failed: dict[SeqId, str] = {}
         for seq in plan.decode:
             resident = self.residents[seq]
             tokens.append(self._compute(resident, len(resident.tokens) - 1, 1, sample=True))
             wanted.append(resident.params.logprobs)
+            if resident.is_poisoned:
+                failed[seq] = INVALID_LOGITS
         prompt_logprobs: dict[SeqId, list[TokenLogprobs]] = {}
         for segment in plan.segments:
             resident = self.residents[segment.seq]
             token = self._compute(resident, segment.start, segment.length, sample=segment.sample)
-            if segment.prompt_logprobs is not None:
+            if resident.is_poisoned:
+                failed[segment.seq] = INVALID_LOGITS
+            elif segment.prompt_logprobs is not None:
                 last = min(segment.start + segment.length + 1, len(resident.tokens) - segment.sample)
                 prompt = resident.tokens[segment.start + 1 : last]
                 prompt_logprobs[segment.seq] = [_logprobs(t, segment.prompt_logprobs) for t in prompt]
@@ -150,21 +168,28 @@ class FakeLane:
         logprobs = None
         if any(count is not None for count in wanted):
             pairs = zip(tokens, wanted, strict=True)
-            logprobs = [None if count is None else _logprobs(token, count) for token, count in pairs]
-        return StepResult(plan.step_id, tokens, busy_ns, logprobs, prompt_logprobs or None)
+            logprobs = [None if n is None or token < 0 else _logprobs(token, n) for token, n in pairs]
+        return StepResult(
+            plan.step_id, tokens, busy_ns, logprobs, prompt_logprobs or None, failed=failed or None
+        )
 
     def _compute(self, resident: _Resident, start: int, length: int, *, sample: bool) -> int:
-        """Write the chain values of tokens [start, start + length); the next token if it is to be sampled."""
-        pool = self.device.pool
+        """Write the chain values of tokens [start, start + length); the next token if it is to be sampled, -1
+        if there is none."""
+        pool, poison = self.device.pool, self.device.poison_token_ids
         chain = pool[resident.slot(start - 1)] if start else 0
         for position in range(start, start + length):
-            chain = mix(chain, resident.tokens[position])
+            token = resident.tokens[position]
+            chain = POISON if chain == POISON or token in poison else mix(chain, token)
             pool[resident.slot(position)] = chain
-        if not sample:
-            return -1
         end = start + length
-        assert end == len(resident.tokens), f"sampling at {end} of {len(resident.tokens)} tokens"
-        token = next_token(chain, resident.params.seed, end, self.device.info.vocab_size)
+        assert not sample or end == len(resident.tokens), (
+            f"sampling at {end} of {len(resident.tokens)} tokens"
+        )
+        resident.is_poisoned = chain == POISON
+        if not sample or resident.is_poisoned:
+            return -1
+        token = chosen_token(chain, resident.params, end, self.device.info.vocab_size)
         resident.tokens.append(token)
         return token
 
@@ -186,6 +211,7 @@ class FakeDevice:
         decode_depth: int = 1,
         prefill_depth: int = 1,
         latency: Latency = default_latency,
+        poison_token_ids: Iterable[int] = (),
     ) -> None:
         self.info = DeviceInfo(
             kind="fake",
@@ -201,18 +227,21 @@ class FakeDevice:
             dtype="none",
             memory={},
         )
+        self.poison_token_ids = frozenset(poison_token_ids)
         self.pool = [0] * (num_blocks * BLOCK_SIZE)
         self.prefill = FakeLane("prefill", self, prefill_depth, latency)
         self.decode = FakeLane("decode", self, decode_depth, latency)
 
     @classmethod
     def open(cls, settings: EngineSettings) -> "FakeDevice":
-        """As the engine process starts it: vocabulary and context of the checkpoint, if there is one."""
-        vocab_size, context = _checkpoint_facts(settings.model_dir)
+        """As the engine process starts it: vocabulary, context and "poison_token_ids" of the checkpoint's
+        config.json, if there is one."""
+        vocab_size, context, poison = _checkpoint_facts(settings.model_dir)
         return cls(
             num_blocks=settings.max_num_blocks or settings.kv_bytes // BLOCK_BYTES or DEFAULT_NUM_BLOCKS,
             vocab_size=vocab_size,
             max_model_len=settings.max_model_len or context,
+            poison_token_ids=poison,
         )
 
     def files(self) -> Sequence[int]:
@@ -229,13 +258,14 @@ class FakeDevice:
         pass
 
 
-def _checkpoint_facts(model_dir: str) -> tuple[int, int]:
-    """(vocabulary size, context length)."""
+def _checkpoint_facts(model_dir: str) -> tuple[int, int, list[int]]:
+    """(vocabulary size, context length, poison tokens)."""
     if not model_dir:
-        return DEFAULT_VOCAB_SIZE, DEFAULT_MODEL_LEN
+        return DEFAULT_VOCAB_SIZE, DEFAULT_MODEL_LEN, []
     path = Path(model_dir) / "config.json"
     try:
         config = json.loads(path.read_text())
-        return int(config["vocab_size"]), int(config["max_position_embeddings"])
+        poison = [int(token) for token in config.get("poison_token_ids", [])]
+        return int(config["vocab_size"]), int(config["max_position_embeddings"]), poison
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LaneFailed("checkpoint_corrupt", f"The fake device cannot read {path} ({error!r}).") from error

@@ -33,6 +33,7 @@ from semipd.core.settings import EngineSettings, SchedulerName
 from semipd.core.slo import Slo
 from semipd.core.split import Split
 from semipd.devices.contract import Device, DeviceInfo, WorkerDied
+from semipd.engine.failures import end_failed
 from semipd.engine.lane_state import Flight, LaneState
 from semipd.engine.notices import partition_event, worker_event
 from semipd.engine.slow_steps import SlowSteps
@@ -145,7 +146,10 @@ class Coordinator:
                 self._settle_step(flight, result, out)
 
     def _settle_step(self, flight: Flight, result: StepResult, out: Outbox) -> None:
-        """Account for every sequence of the step, emit its tokens in one message, then end who is done."""
+        """Account for every sequence of the step, emit its tokens in one message, then end who is done. Who
+        has failed is ended first: nothing that the step computed for it counts."""
+        if result.failed:
+            end_failed(flight, result.failed, self.scheduler, out)
         live = self._settle_decodes(flight.decodes, result.tokens)
         live += self._settle_chunks(flight, result, out)
         if live:

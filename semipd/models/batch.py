@@ -20,6 +20,8 @@ class BatchInput:
         kv_lens: S context lengths in tokens, this step's tokens included.
         block_tables: [S, W] int64, W * 16 >= max(kv_lens); entries past the context are ignored.
         logit_rows: [R] int64 rows whose logits are wanted, in the order wanted.
+        unsound: [T] bool, false, or None: not asked. The pass sets it in every row whose attention is not
+            finite: in each layer a row attends to itself, so in all others the KV that was written is.
     """
 
     token_ids: Tensor
@@ -29,3 +31,4 @@ class BatchInput:
     kv_lens: list[int]
     block_tables: Tensor
     logit_rows: Tensor
+    unsound: Tensor | None = None

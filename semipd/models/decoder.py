@@ -62,6 +62,7 @@ class DenseDecoder:
         for idx, layer in enumerate(self._layers):
             attended = attention(idx, *self._project(layer, hidden, rotary))
             if idx == len(self._layers) - 1:
+                _note_unsound(attended, batch)
                 # Past the last KV only the rows whose logits are wanted matter.
                 attended, hidden = attended[batch.logit_rows], hidden[batch.logit_rows]
             hidden.add_(linear(attended, layer.o, layer.o_bias))
@@ -89,6 +90,12 @@ class DenseDecoder:
     def _rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """arXiv 1910.07467; torch accumulates 16-bit inputs in float32."""
         return functional.rms_norm(x, weight.shape, weight, self._config.rms_norm_eps)
+
+
+def _note_unsound(attended: Tensor, batch: BatchInput) -> None:
+    """What was not finite in an earlier layer has made its row's values in the last one NaN."""
+    if batch.unsound is not None:
+        batch.unsound.copy_(attended.sum(dim=1, dtype=torch.float32).isfinite().logical_not_())
 
 
 def _layer(config: ModelConfig, weights: dict[str, Tensor], prefix: str) -> _Layer:

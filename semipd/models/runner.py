@@ -4,7 +4,7 @@ Knows nothing of processes or of the kind of device: whatever has a decoder can 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -12,15 +12,16 @@ import torch
 from semipd.core.plan import BLOCK_SIZE, Join, Segment, StepPlan, StepResult, TokenLogprobs
 from semipd.core.request import SeqId
 from semipd.models.batch import BatchInput
+from semipd.models.failures import failed_sequences, without_failed
 from semipd.models.logprobs import token_logprobs
 from semipd.models.resident import DecodeBatch, Resident
-from semipd.models.sampler import SamplingBatch, checked_tokens
+from semipd.models.sampler import SamplingBatch
 from semipd.models.step import Chunk, Step
 
 
 class Decoder(Protocol):
     def forward(self, batch: BatchInput) -> torch.Tensor:
-        """Logits, fp32 [len(batch.logit_rows), vocab]; writes the KV of every row."""
+        """Logits, fp32 [len(batch.logit_rows), vocab]; writes the KV of every row, and `batch.unsound`."""
 
 
 class StepRunner:
@@ -35,7 +36,8 @@ class StepRunner:
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
-        """Run one step. Raises SemipdError(`invalid_logits`); the lane cannot go on after that."""
+        """Run one step. A sequence that it fails stays resident, without a token more, until a plan says that
+        it leaves; meanwhile it may stand in further plans."""
         started_ns = time.monotonic_ns()
         self._apply_changes(plan)
         step = Step(
@@ -43,13 +45,22 @@ class StepRunner:
         )
         if step.decode is None and not step.chunks:
             return StepResult(plan.step_id, [], time.monotonic_ns() - started_ns)
-        logits = self._decoder.forward(step.batch_input(self._device))
+        batch = step.batch_input(self._device)
+        logits = self._decoder.forward(batch)
         sampled = self._sample(logits, step)
-        tokens = checked_tokens(sampled)
-        logprobs = self._logprobs(logits, sampled, step)
+        tokens: list[int] = sampled.tolist()
         prompt_logprobs = self._prompt_logprobs(logits[len(tokens) :], step.chunks)
-        self._append(step, sampled, tokens)
-        return StepResult(plan.step_id, tokens, time.monotonic_ns() - started_ns, logprobs, prompt_logprobs)
+        failed = None
+        if step.chunks or min(tokens) < 0:
+            seqs = (resident.seq for resident in step.sampled())
+            failed = failed_sequences(seqs, tokens, step.unsound(batch.unsound), prompt_logprobs)
+        if failed:
+            prompt_logprobs = without_failed(prompt_logprobs, failed)
+            sampled = sampled.clamp_min(0)  # for a batch that may go on without knowing
+        logprobs = self._logprobs(logits, sampled, step, failed)
+        self._append(step, sampled, tokens, failed)
+        busy_ns = time.monotonic_ns() - started_ns
+        return StepResult(plan.step_id, tokens, busy_ns, logprobs, prompt_logprobs, failed=failed)
 
     def rebuild(self, residents: Sequence[Join]) -> None:
         self._decode = None
@@ -112,16 +123,21 @@ class StepRunner:
             parts.append(batch.sample(logits[step.num_decode : step.num_decode + len(rows)]))
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=self._device)
 
-    def _append(self, step: Step, sampled: torch.Tensor, tokens: list[int]) -> None:
+    def _append(
+        self, step: Step, sampled: torch.Tensor, tokens: list[int], failed: Mapping[SeqId, str] | None
+    ) -> None:
         for resident, token in zip(step.sampled(), tokens, strict=True):
-            resident.token_ids.append(token)
+            if not failed or resident.seq not in failed:
+                resident.token_ids.append(token)
         if step.decode is not None:
             step.decode.advance(sampled[: step.num_decode])
 
     def _logprobs(
-        self, logits: torch.Tensor, sampled: torch.Tensor, step: Step
+        self, logits: torch.Tensor, sampled: torch.Tensor, step: Step, failed: Mapping[SeqId, str] | None
     ) -> list[TokenLogprobs | None] | None:
         num_top = [resident.params.logprobs for resident in step.sampled()]
+        if failed:
+            num_top = [None if r.seq in failed else r.params.logprobs for r in step.sampled()]
         wanted = [(row, n) for row, n in enumerate(num_top) if n is not None]
         if not wanted:
             return None

@@ -2,12 +2,15 @@
 
 Order, fp32 throughout:
 
-    raw logits -> logit bias -> min_tokens masks stop tokens -> repetition, frequency, presence penalty
+    raw logits -> logit bias -> allowed_token_ids masks every other token -> min_tokens masks stop tokens
+    -> repetition, frequency, presence penalty
     -> greedy (lowest id among equals), or: temperature -> top-k -> top-p -> min-p -> inverse CDF
 
 Bias, masks and penalties are applied as vLLM applies them (repetition counts prompt and output, the
-other two count output). min-p comes last, as in transformers; vLLM applies it before top-k. Tokens equal
-to the k-th largest logit all survive top-k, as in vLLM. In top-p equal probabilities rank by lower id.
+other two count output). A mask adds -inf, so NaN and +inf stay invalid wherever they stand: a row that holds
+one, or has no token left, yields none. min-p comes last, as in transformers; vLLM applies it before top-k.
+Tokens equal to the k-th largest logit all survive top-k, as in vLLM. In top-p equal probabilities rank by
+lower id.
 
 A row's token depends on that row alone: every operation here works row by row, whatever else is in the batch.
 """
@@ -57,6 +60,7 @@ class SamplingBatch:
 
     def __init__(self, rows: Sequence[SamplingRow], vocab_size: int, device: torch.device) -> None:
         self._bias = _Bias.of(rows, device)
+        self._allowed = _Allowed.of(rows, vocab_size, device)
         self._min_tokens = _MinTokens.of(rows, device)
         self._penalties = _Penalties.of(rows, vocab_size, device)
         self._draws = _Draws.of(rows, vocab_size, device)
@@ -83,7 +87,8 @@ class SamplingBatch:
             self._draws.advance()
 
     def _adjust(self, logits: torch.Tensor) -> torch.Tensor:
-        adjustments = [a for a in (self._bias, self._min_tokens, self._penalties) if a is not None]
+        candidates = (self._bias, self._allowed, self._min_tokens, self._penalties)
+        adjustments = [a for a in candidates if a is not None]
         if adjustments:
             logits = logits.clone()
         for adjustment in adjustments:
@@ -112,6 +117,27 @@ class _Bias:
 
     def apply(self, logits: torch.Tensor) -> None:
         logits.index_put_(self._where, self._values, accumulate=True)
+
+
+class _Allowed:
+    """Masks over the whole vocabulary, kept only for the rows that may not choose from all of it."""
+
+    def __init__(
+        self, allowed: list[tuple[int, ...]], indices: list[int], vocab_size: int, device: torch.device
+    ) -> None:
+        self._rows = _index(indices, device)
+        self._masks = torch.full((len(allowed), vocab_size), float("-inf"), device=device)
+        for mask, token_ids in zip(self._masks, allowed, strict=True):
+            mask[_index(token_ids, device)] = 0.0
+
+    @classmethod
+    def of(cls, rows: Sequence[SamplingRow], vocab_size: int, device: torch.device) -> "_Allowed | None":
+        indices = [i for i, row in enumerate(rows) if row.params.allowed_token_ids]
+        allowed = [rows[i].params.allowed_token_ids for i in indices]
+        return cls(allowed, indices, vocab_size, device) if indices else None
+
+    def apply(self, logits: torch.Tensor) -> None:
+        logits.index_add_(0, self._rows, self._masks)
 
 
 class _MinTokens:

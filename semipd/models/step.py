@@ -6,7 +6,9 @@ from typing import NamedTuple
 import torch
 
 from semipd.core.plan import BLOCK_SIZE, Segment, blocks_for
+from semipd.core.request import SeqId
 from semipd.models.batch import BatchInput
+from semipd.models.failures import unsound_sequences
 from semipd.models.resident import DecodeBatch, Resident, pad_block_tables
 
 
@@ -68,7 +70,13 @@ class Step(NamedTuple):
         token_ids, positions, slots = (torch.cat(column) for column in zip(*parts, strict=True))
         tables = self._block_tables(blocks_for(max(kv_lens)), device)
         logit_rows = torch.tensor(list(self._logit_rows()), dtype=torch.int64, device=device)
-        return BatchInput(token_ids, positions, slots, query_lens, kv_lens, tables, logit_rows)
+        unsound = torch.zeros(len(token_ids), dtype=torch.bool, device=device)
+        return BatchInput(token_ids, positions, slots, query_lens, kv_lens, tables, logit_rows, unsound)
+
+    def unsound(self, rows: torch.Tensor | None) -> list[SeqId]:
+        """Sequences with a row that BatchInput.unsound marks. A decode row shows it in its logits."""
+        segments = [chunk.segment for chunk in self.chunks]
+        return [] if rows is None else unsound_sequences(segments, rows[self.num_decode :])
 
     def _block_tables(self, width: int, device: torch.device) -> torch.Tensor:
         tables = pad_block_tables([chunk.resident.block_table for chunk in self.chunks], width, device)

@@ -89,11 +89,21 @@ class Scheduler:
         self, sequence: Sequence, reason: FinishReason, out: Outbox, stop_token: int | None = None
     ) -> None:
         """The end of a request, whatever its phase."""
+        self._end(sequence, Finished(sequence.seq, reason, stop_token, sequence.cached_tokens), out)
+
+    def fail(self, sequence: Sequence, error: SemipdError, out: Outbox) -> None:
+        """Likewise, with an error. What was computed since the last `commit` is never found as a prefix."""
+        code, message, hint = error.code, error.message, error.hint
+        cached = sequence.cached_tokens
+        finished = Finished(sequence.seq, "error", None, cached, code=code, message=message, hint=hint)
+        self._end(sequence, finished, out)
+
+    def _end(self, sequence: Sequence, finished: Finished, out: Outbox) -> None:
         self._withdraw(sequence)
         sequence.phase = "gone"
         del self.sequences[sequence.seq]
-        out.send(Finished(sequence.seq, reason, stop_token, sequence.cached_tokens))
-        out.event("finished", sequence, reason=reason, output_tokens=sequence.num_output_tokens)
+        out.send(finished)
+        out.event("finished", sequence, reason=finished.reason, output_tokens=sequence.num_output_tokens)
         self.retire(sequence)
 
     def start_decoding(self, sequence: Sequence, token: int) -> None:

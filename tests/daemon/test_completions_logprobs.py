@@ -1,6 +1,7 @@
 """Log-probabilities, echo and token ids of /v1/completions. The fake device makes log-probabilities up:
 a token's own is -0.5, and its neighbours follow at -1.5, -2.5, ..."""
 
+import json
 import math
 import threading
 from collections.abc import AsyncIterator
@@ -202,6 +203,22 @@ def test_numbers_that_json_cannot_hold() -> None:
         shown = writer.tokens([entry(70, unlikely, (80, unlikely))])
         assert shown["token_logprobs"] == [LOWEST]
         assert set((shown["top_logprobs"][0] or {}).values()) == {LOWEST}
+
+
+def test_every_shape_is_json_whatever_the_numbers() -> None:
+    """Masked tokens are impossible; nothing is likelier than certain."""
+    texts = TokenTexts(Tokenizer(byte_level()))
+    writer = CompletionWriter(texts, texts.tokenizer.stream_decoder(), 4, as_ids=True)
+    top = ((1, math.inf), (2, -0.5), (3, -math.inf), (4, math.nan))
+    entries = [entry(70, number, *top) for number in (math.inf, -0.25, -math.inf, math.nan)]
+    chat = chat_logprobs(entries, texts, as_ids=True)["content"]
+    prompt = prompt_logprobs(entries, 4, texts)[1:]
+    assert writer.tokens(entries)["token_logprobs"] == [0.0, -0.25, LOWEST, LOWEST]
+    assert [shown["logprob"] for shown in chat] == [0.0, -0.25, LOWEST, LOWEST]
+    assert [shown["logprob"] for shown in chat[0]["top_logprobs"]] == [0.0, -0.5, LOWEST, LOWEST]
+    assert [by_id and by_id["3"]["logprob"] for by_id in prompt] == [LOWEST] * 4
+    for answer in (chat, prompt, writer.tokens(entries), writer.prompt([5, *range(4)], entries, "")):
+        json.dumps(answer, allow_nan=False)
 
 
 def test_the_sampled_token_is_among_the_alternatives() -> None:

@@ -209,6 +209,7 @@ def random_plan(rng: random.Random, decode: tuple[SeqId, ...]) -> StepPlan:
             seed=rng.getrandbits(64),
             temperature=rng.random(),
             logit_bias=((3, -1.5),),
+            allowed_token_ids=(3, 9),
             stop_token_ids=(1, 2),
             logprobs=rng.choice([None, 0, 4]),
         )
@@ -253,6 +254,7 @@ def test_results_survive_the_wire() -> None:
     for result in (
         StepResult(1, [4, 5], 123),
         StepResult(2, [4, 5], 123, [None, entry], {SeqId(2**40): [entry, entry], SeqId(1): []}),
+        StepResult(3, [4, -1], 123, failed={SeqId(2**40): "invalid_logits"}),
     ):
         assert result_from_wire(through_frames(result_to_wire(result))) == result
 

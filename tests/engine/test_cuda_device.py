@@ -4,6 +4,7 @@ process comes to it."""
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -91,6 +92,36 @@ def open_fake(
             phases.append(phase)
 
     return CudaDevice.open(settings, report, RandomModel(), fake_platform(driver))
+
+
+def open_model(model: RandomModel, driver: DeferredCuda) -> CudaDevice:
+    torch.set_num_threads(1)
+    return CudaDevice.open(DEFAULTS, lambda phase, limit_s: None, model, fake_platform(driver))
+
+
+def test_a_model_that_never_has_logits_is_refused() -> None:
+    model, driver = RandomModel(), new_driver()
+    model.weights["norm"].fill_(torch.nan)
+    with pytest.raises(LaneFailed, match="in float32 they hold NaN or infinity for each of") as raised:
+        open_model(model, driver)
+    assert raised.value.code == "invalid_logits"
+    assert driver.alive() == []
+
+
+@pytest.mark.parametrize("bad", [0, 2, 37])
+def test_a_model_with_one_bad_row_serves(bad: int) -> None:
+    """0: padding rows compute it. 37: the first token that the trial takes."""
+    model = RandomModel()
+    model.weights["embed"][bad] = torch.nan
+    model.weights["lm_head"][bad] = 0.0
+    device = open_model(model, new_driver())
+    good = [replace(r, prompt=[t if t != bad else 5 for t in r.prompt]) for r in greedy_requests(4)]
+    run = LiveRun(device, DEFAULTS)
+    run.run([*good, replace(good[0], seq=SeqId(9), prompt=[1, bad, 3])])
+    oracle = Oracle(TINY, model.weights)
+    assert all(run.tokens[r.seq] == oracle.generate(r)[0] for r in good)
+    assert (run.finished[SeqId(9)].code, SeqId(9) in run.tokens) == ("invalid_logits", False)
+    device.close()
 
 
 def greedy_requests(count: int) -> list[Request]:

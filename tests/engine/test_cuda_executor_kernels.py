@@ -11,6 +11,8 @@ from support import cuda_rig
 from support.cuda_rig import DEFAULTS, Rig
 from support.cuda_serving import check_outputs, random_requests, serve
 
+from semipd.core.request import Request, SeqId
+from semipd.core.sampling import SamplingParams
 from semipd.devices.cuda.kernel_ops import KernelOps
 from semipd.devices.cuda.kernel_sampler import KernelSampler
 
@@ -22,17 +24,32 @@ def wide_heads(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(cuda_rig.FAMILIES, name, replace(config, head_dim=64))
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.usefixtures("wide_heads")
-def test_requests_get_their_tokens_through_the_launchers(seed: int) -> None:
-    family = list(cuda_rig.FAMILIES)[seed]
-    rig = Rig(
+def kernel_rig(seed: int) -> Rig:
+    return Rig(
         seed,
-        family=family,
+        family=list(cuda_rig.FAMILIES)[seed],
         settings=DEFAULTS,
         ops=KernelOps(cuda_rig.torch.float32, 90),
         sampler_of=lambda size: KernelSampler(size, cuda_rig.CPU),
     )
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.usefixtures("wide_heads")
+def test_requests_get_their_tokens_through_the_launchers(seed: int) -> None:
+    rig = kernel_rig(seed)
     requests = random_requests(random.Random(seed), 8, rig.config.vocab_size)
     serve(rig, requests, switches=True)
     check_outputs(rig, requests)
+
+
+@pytest.mark.usefixtures("wide_heads")
+def test_a_slot_forgets_what_its_last_sequence_was_allowed() -> None:
+    """The kernel reads the counts of a row that has edits, whether or not they were uploaded for it."""
+    rig = kernel_rig(0)
+    for seq, changes in enumerate(({"allowed_token_ids": (1, 2)}, {"logit_bias": ((9, 0.5),)}, {}), 1):
+        params = SamplingParams(max_tokens=8, seed=seq, **changes)  # type: ignore[arg-type]
+        request = Request(SeqId(seq), f"r{seq}", [3, 4, 5], params, 0)
+        serve(rig, [request])
+        check_outputs(rig, [request])
+    assert set(rig.tokens[SeqId(1)]) == {1, 2}

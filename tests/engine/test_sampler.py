@@ -64,6 +64,8 @@ def adjusted_by_definition(logits: list[float], row: SamplingRow) -> list[float]
     output = Counter(row.token_ids[row.num_prompt_tokens :])
     for token, bias in p.logit_bias:
         scores[token] += bias
+    if p.allowed_token_ids:
+        scores = [s if token in p.allowed_token_ids else -math.inf for token, s in enumerate(scores)]
     if row.num_output_tokens < p.min_tokens:
         for token in p.stop_token_ids:
             scores[token] = -math.inf
@@ -116,7 +118,15 @@ def random_row(rng: random.Random, vocab_size: int) -> SamplingRow:
         min_tokens=int(maybe(rng.randrange(12), 0)),
     )
     prompt = [rng.randrange(vocab_size), *tokens(20)]
-    return SamplingRow(params, prompt + tokens(10), len(prompt))
+    row = SamplingRow(params, prompt + tokens(10), len(prompt))
+    return row if rng.random() < 0.7 else row._replace(params=restricted(params, rng, vocab_size))
+
+
+def restricted(params: SamplingParams, rng: random.Random, vocab_size: int) -> SamplingParams:
+    """Some tokens are allowed, among them one that does not stop."""
+    free = [token for token in range(vocab_size) if token not in params.stop_token_ids]
+    some = rng.sample(range(vocab_size), rng.randrange(1, vocab_size + 1))
+    return replace(params, allowed_token_ids=(*some, rng.choice(free)))
 
 
 def random_logits(rng: random.Random, rows: int, vocab_size: int) -> torch.Tensor:
@@ -254,6 +264,37 @@ def test_logits_that_are_not_numbers_are_refused(bad: float, temperature: float)
     with pytest.raises(SemipdError, match=r"1 of 3 rows .*\[1\]") as raised:
         sample(logits, rows)
     assert raised.value.code == "invalid_logits"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_only_allowed_tokens_are_chosen(temperature: float) -> None:
+    params = SamplingParams(9, seed=3, temperature=temperature, allowed_token_ids=(4, 9, 4), top_p=0.99)
+    logits = torch.linspace(8.0, -8.0, 64).repeat(3, 1)
+    rows = [SamplingRow(replace(params, seed=3), [5] * done, 3) for done in (4, 5, 6)]
+    free = [row._replace(params=replace(params, allowed_token_ids=())) for row in rows]
+    assert set(sample(logits, rows)) <= {4, 9}
+    assert sample(logits, [rows[0], *free[1:]])[1:] == sample(logits, free)[1:]
+    assert sample(logits, [row._replace(params=replace(params, temperature=0.0)) for row in rows]) == [4] * 3
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_mask_hides_no_invalid_logit(bad: float) -> None:
+    """Log-probabilities are of raw logits: a row is valid as a whole or not at all."""
+    params = SamplingParams(9, seed=3, allowed_token_ids=(4,))
+    logits = torch.zeros(2, 16)
+    logits[1, 7] = bad
+    sampled = SamplingBatch([SamplingRow(params, [1], 1)] * 2, 16, CPU).sample(logits)
+    assert sampled.tolist() == [4, -1]
+
+
+def test_allowed_tokens_that_are_impossible_leave_none() -> None:
+    params = SamplingParams(9, seed=3, allowed_token_ids=(4, 5), stop_token_ids=(4, 5), min_tokens=2)
+    free = SamplingParams(9, seed=3)
+    rows = [SamplingRow(free, [1], 1), SamplingRow(params, [1], 1), SamplingRow(params, [1, 2, 3], 1)]
+    sampled = SamplingBatch(rows, 16, CPU).sample(torch.zeros(3, 16)).tolist()
+    assert sampled[0] == sample(torch.zeros(1, 16), rows[:1])[0]
+    assert sampled[1] == -1
+    assert sampled[2] in (4, 5)
 
 
 def test_a_row_that_allows_no_token_is_refused() -> None:

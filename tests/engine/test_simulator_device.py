@@ -38,6 +38,18 @@ def join(seq: int, num_tokens: int, **params: object) -> Join:
     return Join(seq, list(range(num_tokens)), num_tokens, sampling, [])  # type: ignore[arg-type]
 
 
+def test_allowed_tokens_are_all_that_is_made_up() -> None:
+    run = Run(device(), SETTINGS)
+    sent = [
+        request(1, [5] * 40, max_tokens=60, allowed_token_ids=(7, 100, 2000)),
+        request(2, [6] * 40, max_tokens=60),
+    ]
+    run.tick([Submit(r) for r in sent])
+    run.drain()
+    assert set(run.tokens[sent[0].seq]) == {7, 100, 2000}
+    assert run.tokens[sent[1].seq] == made_up_tokens(2, LLAMA.vocab_size, 40, 60)
+
+
 @pytest.mark.parametrize("scheduler", ["semipd", "chunked", "prefill-first"])
 @pytest.mark.parametrize("depth", [1, 2])
 def test_nothing_the_engine_does_changes_a_token(scheduler: str, depth: int) -> None:

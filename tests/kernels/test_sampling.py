@@ -32,7 +32,7 @@ from semipd_kernels.sampling.reference import (
     token_logprobs_reference,
     uniform_bits,
 )
-from semipd_kernels.sampling.rows import PROMPT_FLAG, edits_of, has_penalty
+from semipd_kernels.sampling.rows import FORBIDDEN, PROMPT_FLAG, edits_of, needs_history
 from torch import Tensor
 
 from semipd.core.errors import SemipdError
@@ -60,13 +60,13 @@ class Batch:
         params = [row.params for row in rows]
         lengths = [len(row.token_ids) for row in rows]
         prompts = [row.num_prompt_tokens for row in rows]
-        needy = [i for i, row in enumerate(rows) if has_penalty(row.params) or edits_of(*facts(row))]
+        needy = [i for i, row in enumerate(rows) if needs_history(row.params) or edits_of(*facts(row))]
         # Slots in another order than rows; none for rows that need none.
         slots = [len(needy) - 1 - needy.index(i) if i in needy else NO_SLOT for i in range(len(rows))]
         self.packed = SamplingRows.pack(params, lengths, prompts, slots, CPU)
         self.counts = torch.full((len(needy) + 1, vocab_size), -7, dtype=torch.int32)
         for i in needy:
-            count_history(self.counts, slots[i], rows[i].token_ids, rows[i].num_prompt_tokens)
+            start_history(self.counts, slots[i], rows[i])
         self.work = SamplingWorkspace(len(rows) + 1, vocab_size, len(needy) + 1, CPU)
         self.uses = SamplingUses.of(params)
         self.poison()
@@ -84,6 +84,11 @@ class Batch:
 
     def plain(self, logits: Tensor) -> Tensor:
         return SamplingBatch(self.rows, self.vocab_size, CPU).sample(logits.float())
+
+
+def start_history(counts: Tensor, slot: int, row: SamplingRow) -> None:
+    allowed = row.params.allowed_token_ids
+    count_history(counts, slot, row.token_ids, row.num_prompt_tokens, allowed)
 
 
 def facts(row: SamplingRow) -> tuple[SamplingParams, int, int]:
@@ -113,6 +118,9 @@ def random_row(rng: random.Random, vocab_size: int) -> SamplingRow:
         stop_token_ids=tuple(set(tokens(4))),
         min_tokens=int(maybe(rng.randrange(12), 0)),
     )
+    if rng.random() < 0.3:
+        some = rng.sample(range(vocab_size), rng.randrange(1, vocab_size + 1))
+        params = replace(params, allowed_token_ids=(0, *some))
     prompt = [rng.randrange(vocab_size), *tokens(20)]
     return SamplingRow(params, prompt + tokens(10), len(prompt))
 
@@ -457,6 +465,31 @@ def test_histories_are_counted() -> None:
     assert rows.positions.tolist() == [8] * 4
 
 
+def test_tokens_that_are_not_allowed_are_marked_beside_their_counts() -> None:
+    counts = torch.full((2, 6), 5, dtype=torch.int32)
+    count_history(counts, 1, [3, 4, 4, 0], num_prompt_tokens=1, allowed_token_ids=(3, 4, 3))
+    assert counts[1].tolist() == [FORBIDDEN + 1, FORBIDDEN, FORBIDDEN, PROMPT_FLAG, 2, FORBIDDEN]
+    params = SamplingParams(9, 0, allowed_token_ids=(1,))
+    with pytest.raises(AssertionError, match="row 0 needs a slot"):
+        SamplingRows.pack([params], [3], [1], [NO_SLOT], CPU)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_mask_hides_no_invalid_logit(bad: float) -> None:
+    params = SamplingParams(9, 3, temperature=0.7, allowed_token_ids=(130, 200))
+    penalised = replace(params, repetition_penalty=1e-30)
+    rows = [SamplingRow(params, [1], 1), SamplingRow(params, [1], 1), SamplingRow(penalised, [1, 7], 1)]
+    logits = torch.zeros(3, 300)
+    logits[1, 7] = bad
+    batch = Batch(rows, 300)
+    actual = batch.sample(logits).tolist()
+    assert actual == batch.reference(logits).tolist() == batch.plain(logits).tolist()
+    assert actual[0] in (130, 200)
+    assert actual[1] == -1
+    assert actual[2] in (130, 200)
+
+
 def test_packing_to_a_capacity_and_copying() -> None:
     rng = random.Random(14)
     rows = [random_row(rng, 40) for _ in range(3)]
@@ -474,7 +507,7 @@ def test_packing_to_a_capacity_and_copying() -> None:
     batch = Batch(rows, 40)
     counts = torch.zeros(3, 40, dtype=torch.int32)
     for row, slot in zip(rows, [2, 0, 1], strict=True):
-        count_history(counts, slot, row.token_ids, row.num_prompt_tokens)
+        start_history(counts, slot, row)
     work = SamplingWorkspace(5, 40, 3, CPU)
     tokens = sample(logits, static, counts, work)
     assert torch.equal(tokens[:3], batch.sample(logits[:3]))

@@ -26,6 +26,7 @@ def random_params(rng: random.Random) -> SamplingParams:
         min_tokens=rng.choice([0, 1, 8]) if rng.random() < 0.5 else 0,
         logprobs=rng.choice([None, None, 0, 3]),
         prompt_logprobs=rng.choice([None, None, None, 2]),
+        allowed_token_ids=tuple(rng.sample(range(61), 30)) if rng.random() < 0.25 else (),
     )
 
 
@@ -73,7 +74,7 @@ def check_outputs(rig: Rig, requests: list[Request]) -> None:
                 assert have.logprob == pytest.approx(want.logprob, abs=1e-3)
                 assert [pair[0] for pair in have.top] == [pair[0] for pair in want.top[:wanted]]
         if request.params.prompt_logprobs is not None:
-            found, expected = rig.prompt_logprobs[request.seq], oracle.prompt_logprobs(request)
+            found, expected = rig.prompt_logprobs.get(request.seq, []), oracle.prompt_logprobs(request)
             assert [entry.token_id for entry in found] == [entry.token_id for entry in expected]
             for have, want in zip(found, expected, strict=True):
                 assert have.logprob == pytest.approx(want.logprob, abs=1e-3)

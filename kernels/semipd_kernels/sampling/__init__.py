@@ -1,6 +1,7 @@
 """Sampling on the device, without the host waiting for it: the tokens of the sampler in semipd.models.
 
-That sampler is the specification: order of operations, tie rules, Philox uniforms (the same bits), inverse
+That sampler is the specification: order of operations (bias, allowed tokens, min_tokens, penalties, then
+greedy or temperature, top-k, top-p, min-p and the draw), tie rules, Philox uniforms (the same bits), inverse
 CDF in order of token ids. Greedy tokens and the survivors of top-k agree exactly. Masses are integers, in
 units of 2^-40 of the most likely token's, and exp is the GPU's: off by a few 1e-7, by 2e-6 at the far end
 where masses end. So a drawn token's CDF is within 1e-5 of the plain sampler's; the oracle of DESIGN section 3
@@ -57,7 +58,8 @@ def sample(
     Args:
         logits: [B, V] fp32 or bf16, unit element stride, V at most 262,144; left unchanged.
         rows: B rows.
-        counts: int32 [slots, V], contiguous: histories of the rows that have a slot (see `count_history`).
+        counts: int32 [slots, V], contiguous: histories and allowed tokens of the rows that have a slot (see
+            `count_history`).
         workspace: for at least B rows, this V and these slots.
         uses: at least what the rows need, see `SamplingUses.of`; what it leaves out is not applied.
         out: int64 [B], contiguous; a new tensor if None.

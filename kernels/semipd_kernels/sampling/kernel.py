@@ -1,6 +1,6 @@
 """Sampling: kernels over (row, tile of the vocabulary) alternate with kernels over rows.
 
-    adjust   per tile   bias, masks, penalties; largest logit of the tile
+    adjust   per tile   bias, allowed tokens, min_tokens, penalties; largest logit of the tile
     best     per row    greedy token; whether to draw, and through which filters
     coarse   per tile   histogram of (count, mass) over 1895 intervals of the distance to the largest logit
     select   per row    which interval holds the k-th token, or the end of the nucleus
@@ -42,7 +42,8 @@ TOP_P = tl.constexpr(3)
 
 ALL_BITS = tl.constexpr(0x7FFFFFFF)
 OUTPUT_COUNT = tl.constexpr(rows.PROMPT_FLAG - 1)
-"""The bits of a count that say how often a token is in the output; the next one: it is in the prompt."""
+"""The bits of a count that say how often a token is in the output; the next one: it is in the prompt. A
+negative count: the row may not choose the token."""
 
 
 @triton.jit
@@ -84,7 +85,7 @@ def adjust_kernel(
         frequency = tl.load(frequency_ptr + row)
         presence = tl.load(presence_ptr + row)
         counts = tl.load(counts_row + tokens, mask=mask, other=0)
-        values = _penalised(values, counts, repetition, frequency, presence)
+        values = _adjusted(values, counts, repetition, frequency, presence)
         tl.store(adjusted_row + tokens, values, mask=mask)
         start, end = tl.load(edit_starts_ptr + row), tl.load(edit_starts_ptr + row + 1)
         if end > start:
@@ -99,7 +100,7 @@ def adjust_kernel(
                 until = tl.load(edit_until_ptr + edits, mask=here, other=0)
                 value = tl.where(position < until, value - float("inf"), value)
                 count = tl.load(counts_row + token, mask=here, other=0)
-                value = _penalised(value, count, repetition, frequency, presence)
+                value = _adjusted(value, count, repetition, frequency, presence)
                 tl.store(adjusted_row + token, value, mask=here)
             tl.debug_barrier()
             values = tl.load(adjusted_row + tokens, mask=mask, other=-float("inf"))
@@ -403,10 +404,12 @@ def advance_kernel(
 
 
 @triton.jit
-def _penalised(values, counts, repetition, frequency, presence):
-    """Repetition over prompt and output, the other two over the output."""
+def _adjusted(values, counts, repetition, frequency, presence):
+    """The mask of a token that is not allowed, then repetition over prompt and output, the other two over the
+    output. NaN and +inf become NaN: a mask hides no invalid logit."""
+    values = tl.where(counts < 0, values - float("inf"), values)
     factors = tl.where(values > 0.0, tl.math.div_rn(1.0, repetition), repetition)
-    values *= tl.where(counts != 0, factors, 1.0)
+    values *= tl.where((counts & ALL_BITS) != 0, factors, 1.0)
     output_counts = (counts & OUTPUT_COUNT).to(tl.float32)
     values -= output_counts * frequency
     return values - tl.minimum(output_counts, 1.0) * presence

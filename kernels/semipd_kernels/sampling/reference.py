@@ -1,7 +1,7 @@
 """What sampling means, row by row, in plain torch: semipd.models.sampler with masses in integers.
 
-The order is: bias, min_tokens, repetition, frequency and presence penalty, greedy or temperature, top-k,
-top-p, min-p, inverse CDF in order of token ids.
+The order is: bias, allowed tokens, min_tokens, repetition, frequency and presence penalty, greedy or
+temperature, top-k, top-p, min-p, inverse CDF in order of token ids.
 """
 
 import math
@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from semipd_kernels.sampling.rows import NO_SLOT, PROMPT_FLAG, SamplingRows
+from semipd_kernels.sampling.rows import FORBIDDEN, NO_SLOT, PROMPT_FLAG, SamplingRows
 
 MASS_ONE = 2.0**40
 """Mass of the most likely token: exp(-distance) becomes a count of 2^-40."""
@@ -52,8 +52,9 @@ def adjusted_logits(logits: Tensor, rows: SamplingRows, counts: Tensor, row: int
         adjusted[token] += rows.edit_bias[edit]
         if rows.positions[row] < rows.edit_until[edit]:
             adjusted[token] -= math.inf
+    adjusted[counts[slot] < 0] -= math.inf
     factors = torch.where(adjusted > 0, 1.0 / rows.repetition[row], rows.repetition[row])
-    adjusted *= torch.where(counts[slot] != 0, factors, 1.0)
+    adjusted *= torch.where(counts[slot] & ~FORBIDDEN != 0, factors, 1.0)
     in_output = (counts[slot] % PROMPT_FLAG).to(torch.float32)
     adjusted -= in_output * rows.frequency[row]
     adjusted -= in_output.clamp(max=1.0) * rows.presence[row]

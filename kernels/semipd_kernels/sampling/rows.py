@@ -10,6 +10,8 @@ from semipd.core.sampling import SamplingParams
 
 NO_SLOT = -1
 PROMPT_FLAG = 1 << 30
+FORBIDDEN = -(1 << 31)
+"""Of a count, set in every token that is not allowed: its sign."""
 _TINY = torch.finfo(torch.float32).tiny
 _MAX_TOP_K = 2**31 - 1
 
@@ -37,7 +39,7 @@ class SamplingRows:
     """One entry per row of logits, all contiguous on one device.
 
     An edit is a token whose logit is biased, or impossible for a while; at most one per row and token. A row
-    with edits or penalties needs a slot: a row of the counts and of the workspace.
+    with edits, penalties or allowed tokens needs a slot: a row of the counts and of the workspace.
 
     Attributes:
         temperature: [B] fp32; 0: greedy.
@@ -92,7 +94,7 @@ class SamplingRows:
         assert padding >= 0, f"{len(params)} rows, capacity {num_rows}"
         assert unused >= 0, f"{needed} edits, capacity {num_edits}"
         for row, (p, slot) in enumerate(zip(params, slots, strict=True)):
-            assert slot != NO_SLOT or not (edits[row] or has_penalty(p)), f"row {row} needs a slot"
+            assert slot != NO_SLOT or not (edits[row] or needs_history(p)), f"row {row} needs a slot"
 
         def floats(values: Sequence[float], off: float) -> Tensor:
             return torch.tensor([*values, *[off] * padding], dtype=torch.float32, device=device)
@@ -135,6 +137,11 @@ def has_penalty(params: SamplingParams) -> bool:
     )
 
 
+def needs_history(params: SamplingParams) -> bool:
+    """Whether the row's counts say something: see `count_history`."""
+    return has_penalty(params) or bool(params.allowed_token_ids)
+
+
 def edits_of(params: SamplingParams, num_tokens: int, num_prompt_tokens: int) -> list[tuple[int, float, int]]:
     """(token, bias, impossible until this position), by rising token."""
     biases: dict[int, float] = {}
@@ -148,14 +155,25 @@ def edits_of(params: SamplingParams, num_tokens: int, num_prompt_tokens: int) ->
     ]
 
 
-def count_history(counts: Tensor, slot: int, token_ids: Sequence[int], num_prompt_tokens: int) -> None:
+def count_history(
+    counts: Tensor,
+    slot: int,
+    token_ids: Sequence[int],
+    num_prompt_tokens: int,
+    allowed_token_ids: Sequence[int] = (),
+) -> None:
     """Start row `slot` of `counts` (int32 [slots, V]) with a sequence's history: per token how often it is in
-    the output, plus PROMPT_FLAG if it is in the prompt. For admissions: not to be captured in a graph."""
+    the output, plus PROMPT_FLAG if it is in the prompt, plus FORBIDDEN if only others are allowed. For
+    admissions: not to be captured in a graph."""
     history = torch.tensor(token_ids, dtype=torch.int64, device=counts.device)
     prompt, output = history[:num_prompt_tokens], history[num_prompt_tokens:]
     row = counts[slot].zero_()
     row.index_add_(0, output, torch.ones_like(output, dtype=counts.dtype))
     row[prompt] = row[prompt] + PROMPT_FLAG
+    if allowed_token_ids:
+        mask = torch.full_like(row, FORBIDDEN)
+        mask[torch.tensor(allowed_token_ids, dtype=torch.int64, device=counts.device)] = 0
+        row.bitwise_or_(mask)
 
 
 def _signed(seed: int) -> int:

@@ -93,11 +93,12 @@ def result_to_wire(result: StepResult) -> Message:
         "busy_ns": result.busy_ns,
         "logprobs": result.logprobs,
         "prompt_logprobs": None if prompt is None else list(prompt.items()),
+        "failed": None if result.failed is None else list(result.failed.items()),
     }
 
 
 def result_from_wire(message: Message) -> StepResult:
-    logprobs, prompt = message["logprobs"], message["prompt_logprobs"]
+    logprobs, prompt, failed = message["logprobs"], message["prompt_logprobs"], message["failed"]
     return StepResult(
         step_id=message["step_id"],
         tokens=message["tokens"],
@@ -106,6 +107,7 @@ def result_from_wire(message: Message) -> StepResult:
         prompt_logprobs=None
         if prompt is None
         else {SeqId(seq): _entries(entries) for seq, entries in prompt},
+        failed=None if failed is None else {SeqId(seq): code for seq, code in failed},
     )
 
 

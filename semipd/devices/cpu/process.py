@@ -82,8 +82,8 @@ class Worker:
     def receive(self) -> list[Message]:
         """Frames since the last call; never blocks.
 
-        Raises LaneFailed when the worker has an answer instead of a result, such as `invalid_logits`. Any
-        other exception there is its death.
+        Raises LaneFailed when the worker has an answer instead of a result, such as `invalid_logits` when it
+        warms up. Any other exception there is its death.
         """
         self._forward_stderr()
         messages = []

@@ -24,6 +24,7 @@ from semipd.devices.cpu.messages import (
 )
 from semipd.models.config import load_model_config
 from semipd.models.decoder import DenseDecoder
+from semipd.models.failures import check_trial
 from semipd.models.layout import kv_pool_shape, plan_weights
 from semipd.models.packing import Packed, packed_views
 from semipd.models.runner import StepRunner
@@ -52,16 +53,18 @@ class Executor:
         """Build the decoder and run both kinds of step, so that oneDNN's primitives and the allocator's
         pools exist. That happens in a small KV pool of its own: live sequences may own the blocks of the
         real one. Returns the nanoseconds that a prompt token takes, the first run apart: it takes many times
-        as long."""
+        as long. Raises what `check_trial` raises."""
         views = packed_views(self._layout, self._weights, packed)
         self._runner = self._runner_over(views, self._kv_pool)
         shape = kv_pool_shape(self._config, warm_up_blocks(self._setup))
         rehearsal = self._runner_over(views, torch.zeros(shape, dtype=self._kv_pool.dtype))
-        prompt, *decodes = warm_up_plans(self._setup)
+        prompt, *decodes = warm_up_plans(self._setup, self._config.vocab_size)
+        steps = []
         for plan in [prompt, *decodes, prompt]:
-            result = rehearsal.execute(plan)
+            steps.append((plan, rehearsal.execute(plan)))
             rehearsal.rebuild([])
-        return result.busy_ns // prompt.segments[0].length
+        check_trial(steps, self._setup.dtype)
+        return steps[-1][1].busy_ns // prompt.segments[0].length
 
     def _runner_over(self, views: dict[str, torch.Tensor], kv_pool: torch.Tensor) -> StepRunner:
         decoder = DenseDecoder(self._config, views, kv_pool)
@@ -89,8 +92,8 @@ def warm_up_blocks(setup: Setup) -> int:
     return min(setup.num_blocks, 1 + max(blocks_for(setup.warm_up_tokens), _WARM_UP_BATCHES[-1]))
 
 
-def warm_up_plans(setup: Setup) -> list[StepPlan]:
-    """One prompt, then decode batches; each plan stands alone."""
+def warm_up_plans(setup: Setup, vocab_size: int) -> list[StepPlan]:
+    """One prompt, then decode batches of tokens from all over the vocabulary; each plan stands alone."""
     params = SamplingParams(max_tokens=1, seed=0, top_p=0.9)
     pool = list(range(PADDING_BLOCK + 1, warm_up_blocks(setup)))
     length = min(setup.warm_up_tokens, setup.max_model_len, len(pool) * BLOCK_SIZE)
@@ -98,7 +101,8 @@ def warm_up_plans(setup: Setup) -> list[StepPlan]:
     plans = [StepPlan(0, setup.split, segments=(Segment(SeqId(0), 0, length, True),), joins=(join,))]
     for size in _WARM_UP_BATCHES:
         if size <= len(pool):
-            joins = tuple(Join(SeqId(i), [0], 1, params, [pool[i]]) for i in range(size))
+            tokens = [i * vocab_size // size for i in range(size)]
+            joins = tuple(Join(SeqId(i), [t], 1, params, [pool[i]]) for i, t in enumerate(tokens))
             plans.append(StepPlan(0, setup.split, decode=tuple(join.seq for join in joins), joins=joins))
     return plans
 

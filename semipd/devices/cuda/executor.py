@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import torch
 
-from semipd.core.errors import SemipdError
 from semipd.core.plan import Join, StepPlan, StepResult
 from semipd.core.split import Split
 from semipd.devices.contract import LaneName
@@ -26,7 +25,6 @@ from semipd.devices.cuda.lane_work import LaneWork
 from semipd.devices.cuda.logprob_launch import LogprobBuffers
 from semipd.devices.cuda.residents import Chunk, Residents
 from semipd.devices.cuda.rows import ChunkPlan
-from semipd.devices.cuda.sampling import INVALID_TOKEN
 from semipd.devices.cuda.step_layout import StepLayout
 
 
@@ -126,6 +124,9 @@ class LaneExecutor:
 
     def _reserve_outputs(self, step: LaneStep, layout: StepLayout) -> None:
         step.tokens = step.take(self._shared.staging, len(layout.sampled))
+        if layout.chunks:
+            num_rows = layout.num_rows - len(layout.decoding)
+            step.sums = step.take(self._shared.staging, num_rows, torch.float32)
         wanted = [r.params.logprobs for r in layout.sampled if r.params.logprobs is not None]
         if wanted:
             step.logprobs = self._logprob_buffers(step, len(layout.sampled), max(wanted))
@@ -184,10 +185,7 @@ class LaneExecutor:
             self._shared.driver.wait_event(place.stream, event)
 
     def settle(self) -> list[StepResult]:
-        """Results of the steps that the device has finished, oldest first.
-
-        Raises SemipdError(`invalid_logits`), CudaError.
-        """
+        """Results of the steps that the device has finished, oldest first. Raises CudaError."""
         results = list[StepResult]()
         for step in self.inflight:
             while step.marks and self._shared.driver.event_done(step.marks[0].event):
@@ -203,26 +201,15 @@ class LaneExecutor:
     def _finish(self, step: LaneStep) -> StepResult:
         assert step.started is not None
         assert step.finished is not None
-        assert step.tokens is not None
         busy_ns = int(self._shared.driver.elapsed_ms(step.started, step.finished) * 1e6)
-        tokens: list[int] = step.tokens[: len(step.sampled)].tolist()
-        _check_tokens(tokens)
-        result = step.result(tokens, busy_ns)
-        for resident, token in zip(step.sampled, tokens, strict=True):
-            resident.token_ids.append(token)
+        result = step.result(busy_ns)
+        failed = result.failed
+        for resident, token in zip(step.sampled, result.tokens, strict=True):
+            if not failed or resident.seq not in failed:
+                resident.token_ids.append(token)
         self._shared.staging.give_back(step.buffers)
         self._shared.events.give_back(step.started)
         if self.last_settled is not None:
             self._shared.events.give_back(self.last_settled)
         self.last_settled = step.finished
         return result
-
-
-def _check_tokens(tokens: list[int]) -> None:
-    bad = [row for row, token in enumerate(tokens) if token == INVALID_TOKEN]
-    if bad:
-        raise SemipdError(
-            "invalid_logits",
-            f"{len(bad)} of {len(tokens)} rows of logits hold NaN or infinity, or allow no token: {bad[:8]}.",
-            "Check the checkpoint and dtype; float16 overflows where bfloat16 or float32 do not.",
-        )

@@ -52,7 +52,8 @@ class LaneMemory:
     Attributes:
         sampler: with whatever memory it works in.
         slots: int32 [buckets[-1]], of the decode batch; padded with the padding slot.
-        metadata, delta: int32, where uploads go. history_tokens: int32, the history of one sequence.
+        metadata, delta: int32, where uploads go. history_tokens: int32, the history of one sequence and the
+            tokens that it may choose.
     """
 
     state: SlotState
@@ -87,7 +88,7 @@ class LaneMemory:
             ints(size.buckets[-1]),
             metadata,
             ints(2 * state.max_delta),
-            ints(size.max_tokens_per_seq),
+            ints(size.max_tokens_per_seq + size.vocab_size),
             sampler,
         )
 

@@ -1,7 +1,7 @@
 """One step of a lane, from its plan to its result."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from semipd.devices.cuda.driver import Event, Stream
 from semipd.devices.cuda.logprob_launch import LogprobBuffers
 from semipd.devices.cuda.residents import Chunk, SlotResident
 from semipd.devices.cuda.staging import Staging
+from semipd.models.failures import failed_sequences, unsound_sequences, without_failed
 
 
 class Place(NamedTuple):
@@ -44,7 +45,8 @@ class LaneStep:
     started, finished: timed events around all of it.
     is_mixed: a piece was launched under another split than the plan's.
     buffers: staging that the device uses until the step has settled.
-    tokens: pinned, one per `sampled`.
+    tokens: pinned, one per `sampled`. sums: pinned, float32, one per row of the chunks: not finite where the
+        row's attention is not.
     """
 
     plan: StepPlan
@@ -58,6 +60,7 @@ class LaneStep:
     is_mixed: bool = False
     buffers: list[Tensor] = field(default_factory=list)
     tokens: Tensor | None = None
+    sums: Tensor | None = None
     logprobs: LogprobBuffers | None = None
     prompt_logprobs: LogprobBuffers | None = None
 
@@ -67,13 +70,33 @@ class LaneStep:
         self.buffers.append(buffer)
         return buffer
 
-    def result(self, tokens: list[int], busy_ns: int) -> StepResult:
+    def result(self, busy_ns: int) -> StepResult:
         """Once the device is done."""
-        logprobs = None
-        if self.logprobs is not None:
-            logprobs = self.logprobs.entries(tokens, [r.params.logprobs for r in self.sampled])
+        assert self.tokens is not None
+        tokens: list[int] = self.tokens[: len(self.sampled)].tolist()
         prompt_logprobs = self._prompt_entries()
-        return StepResult(self.plan.step_id, tokens, busy_ns, logprobs, prompt_logprobs, self.is_mixed)
+        seqs = (resident.seq for resident in self.sampled)
+        failed = failed_sequences(seqs, tokens, self._unsound(), prompt_logprobs)
+        if failed is not None:
+            prompt_logprobs = without_failed(prompt_logprobs, failed)
+        logprobs = self._entries(tokens, failed or {})
+        return StepResult(
+            self.plan.step_id, tokens, busy_ns, logprobs, prompt_logprobs, self.is_mixed, failed
+        )
+
+    def _entries(self, tokens: list[int], failed: Mapping[SeqId, str]) -> list[TokenLogprobs | None] | None:
+        if self.logprobs is None:
+            return None
+        num_top = [None if r.seq in failed else r.params.logprobs for r in self.sampled]
+        return self.logprobs.entries(tokens, num_top)
+
+    def _unsound(self) -> list[SeqId]:
+        """A decode row shows it in its logits."""
+        if self.sums is None:
+            return []
+        segments = [chunk.segment for chunk in self.chunks]
+        num_rows = sum(segment.length for segment in segments)
+        return unsound_sequences(segments, self.sums[:num_rows].isfinite().logical_not_())
 
     def _prompt_entries(self) -> dict[SeqId, list[TokenLogprobs]] | None:
         """Each chunk's rows lie behind one another, in plan order."""

@@ -6,6 +6,7 @@ not of the host, which may be a step ahead.
 
 from collections.abc import Callable, Hashable, Sequence
 
+import torch
 from torch import Tensor
 
 from semipd.devices.contract import LaneName
@@ -13,7 +14,7 @@ from semipd.devices.cuda.graphs import GraphKey, GraphTable, bucket_for
 from semipd.devices.cuda.lane_memory import LaneMemory, LaneSize, Shared
 from semipd.devices.cuda.lane_step import LaneStep, Piece, Place
 from semipd.devices.cuda.logprob_launch import LogprobBuffers
-from semipd.devices.cuda.residents import Changes
+from semipd.devices.cuda.residents import Changes, SlotResident
 from semipd.devices.cuda.staging import Packer
 from semipd.devices.cuda.step_layout import BoundLayout, StepLayout, decode_rows
 from semipd.devices.cuda.stream_work import Touched
@@ -38,13 +39,7 @@ class LaneWork:
         uploads = list[Piece]()
         if changes.delta:
             uploads.append(self._delta_upload(step, changes))
-        for resident in changes.histories:
-            tokens = self._staged(step, resident.token_ids)
-            uploads.append(
-                self._history_upload(
-                    tokens, resident.slot, len(resident.token_ids), resident.num_prompt_tokens
-                )
-            )
+        uploads += [self._history_upload(step, resident) for resident in changes.histories]
         if layout is not None:
             uploads.append(self._layout_upload(step, layout))
         return uploads
@@ -68,15 +63,19 @@ class LaneWork:
         touched = self._touched({("pinned", id(buffer))}, {"delta", "slots"})
         return lambda place: self._shared.submit(place.stream, "delta", body, touched)
 
-    def _history_upload(self, tokens: Tensor, slot: int, count: int, num_prompt: int) -> Piece:
-        memory = self._memory
+    def _history_upload(self, step: LaneStep, resident: SlotResident) -> Piece:
+        memory, slot, num_prompt = self._memory, resident.slot, resident.num_prompt_tokens
+        num_tokens, allowed = len(resident.token_ids), sorted(set(resident.params.allowed_token_ids))
+        buffer, count = self._staged(step, [*resident.token_ids, *allowed]), num_tokens + len(allowed)
 
         def body() -> None:
             target = memory.history_tokens[:count]
-            target.copy_(tokens[:count], non_blocking=True)
-            memory.history.join(slot, target, num_prompt)
+            target.copy_(buffer[:count], non_blocking=True)
+            memory.history.join(
+                slot, target[:num_tokens], num_prompt, target[num_tokens:] if allowed else None
+            )
 
-        touched = self._touched({("pinned", id(tokens))}, {"history"})
+        touched = self._touched({("pinned", id(buffer))}, {"history"})
         return lambda place: self._shared.submit(place.stream, "history", body, touched)
 
     def _layout_upload(self, step: LaneStep, layout: StepLayout) -> Piece:
@@ -172,10 +171,23 @@ class LaneWork:
 
             touched = self._touched_kv(layout, lens, {"metadata", "rows", "slots"}, {"activations"})
             shared.submit(place.stream, f"layers {group.start}-{group.stop - 1}", body, touched)
+            if is_last:
+                self._launch_sums(place, step, activations.attended[len(layout.decoding) :])
             if is_last and (layout.sampled or layout.num_prompt_rows):
                 self._launch_finish(place, step, layout, activations)
 
         return piece
+
+    def _launch_sums(self, place: Place, step: LaneStep, attended: Tensor) -> None:
+        """`attended`: of the chunks' rows, in the last layer."""
+        assert step.sums is not None
+        sums = step.sums[: attended.shape[0]]
+
+        def body() -> None:
+            sums.copy_(attended.sum(dim=1, dtype=torch.float32), non_blocking=True)
+
+        touched = self._touched({"activations"}, {("pinned", id(step.sums))})
+        self._shared.submit(place.stream, "sums", body, touched)
 
     def _launch_finish(
         self, place: Place, step: LaneStep, layout: StepLayout, activations: Activations

@@ -58,7 +58,7 @@ class LaunchLoop:
     def turn(self, now_ns: int) -> bool:
         """Receive, settle, launch. Whether anything was done.
 
-        Raises SemipdError: `step_stuck`, `invalid_logits`, CudaError.
+        Raises SemipdError(`step_stuck`), CudaError.
         """
         worked = self._receive() | self._settle() | self._launch()
         if worked:

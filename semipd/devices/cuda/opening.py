@@ -6,12 +6,14 @@ CUDA ─▶ libraries ─▶ weights ─▶ lanes ─▶ working memory ─▶ a
 import logging
 import os
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from semipd.core.plan import StepPlan, StepResult
 from semipd.core.settings import EngineSettings
 from semipd.devices.contract import DeviceInfo, LaneFailed, LaneName
 from semipd.devices.cuda.assembly import build_loop, graph_splits, lane_size, reserve_memory
@@ -35,7 +37,8 @@ from semipd.devices.cuda.model import ModelSource, Report
 from semipd.devices.cuda.nvml import Nvml
 from semipd.devices.cuda.platform import Platform
 from semipd.devices.cuda.transformer import Transformer
-from semipd.devices.cuda.warm_up import warm_up_plans
+from semipd.devices.cuda.warm_up import trial_tokens, warm_up_plans
+from semipd.models.failures import check_trial
 from semipd.models.layout import kv_block_bytes, kv_pool_shape
 from semipd.models.weights import TORCH_DTYPES, weight_views
 
@@ -204,13 +207,9 @@ class Opening:
 
     def _prepare(self, loop: LaunchLoop, graphs: GraphTable, num_blocks: int) -> None:
         """In the launch thread: warm up both lanes under every split, capture the likeliest graphs."""
-        for name, lane in loop.lanes.items():
-            solo = self._lanes.solo_prefill if name == "prefill" else self._lanes.solo_decode
-            for split in (*self._lanes.splits, solo):
-                size = self._sizes[name]
-                for plan in warm_up_plans(split, num_blocks, size.max_rows, self._model.max_model_len):
-                    loop.run_alone(name, plan)
-            lane.rebuild([])
+        tokens = trial_tokens(self._model.config.vocab_size)
+        steps = [step for name in loop.lanes for step in self._warm_up(loop, name, num_blocks, tokens)]
+        check_trial(steps, self._model.dtype)
         graphs.forget_requests()
         began_s = time.monotonic()
         while (key := graphs.next_missing()) is not None:
@@ -218,6 +217,16 @@ class Opening:
                 break
             loop.lanes["decode"].capture(key)
         log.info("%d decode graphs captured, %d missing", len(graphs), graphs.num_missing)
+
+    def _warm_up(
+        self, loop: LaunchLoop, lane: LaneName, num_blocks: int, tokens: Iterator[int]
+    ) -> Iterator[tuple[StepPlan, StepResult]]:
+        solo = self._lanes.solo_prefill if lane == "prefill" else self._lanes.solo_decode
+        for split in (*self._lanes.splits, solo):
+            max_rows, longest = self._sizes[lane].max_rows, self._model.max_model_len
+            for plan in warm_up_plans(split, num_blocks, max_rows, longest, tokens):
+                yield plan, loop.run_alone(lane, plan)
+        loop.lanes[lane].rebuild([])
 
     def _destroy(self, graphs: GraphTable) -> None:
         """None of them may run meanwhile."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from semipd.core.plan import BLOCK_SIZE, Join, Segment, StepPlan
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
-from semipd.devices.cuda.sampling import has_penalty
+from semipd.devices.cuda.sampling import needs_history
 from semipd.devices.cuda.slots import PADDING_SLOT, Delta, SlotState
 
 
@@ -65,7 +65,7 @@ class Chunk:
 @dataclass(slots=True)
 class Changes:
     """What the device has to be told before the next step. `histories`: sequences whose penalties count
-    tokens."""
+    tokens, or that may choose some tokens only."""
 
     delta: Delta = field(default_factory=dict)
     histories: list[SlotResident] = field(default_factory=list)
@@ -78,6 +78,7 @@ class Residents:
         self._state = state
         self._by_seq: dict[SeqId, SlotResident] = {}
         self._free: list[int] = []
+        self._restricted: set[int] = set()
         self._changes = Changes()
         self._forget_all()
 
@@ -128,5 +129,13 @@ class Residents:
         resident = SlotResident.of(join, self._free.pop())
         self._by_seq[join.seq] = resident
         self._state.join(self._changes.delta, resident.slot, join)
-        if has_penalty(join.params):
+        self._note_history(resident)
+
+    def _note_history(self, resident: SlotResident) -> None:
+        """The sampler reads the counts of every slot with edits: what the slot's last sequence was not
+        allowed must be gone."""
+        if needs_history(resident.params) or resident.slot in self._restricted:
             self._changes.histories.append(resident)
+        self._restricted.discard(resident.slot)
+        if resident.params.allowed_token_ids:
+            self._restricted.add(resident.slot)

@@ -1,5 +1,5 @@
 """Sampling a step's rows on the device, from per-slot parameters: what models.sampler means, without waiting
-for the host.
+for the host. In its order: logit bias, allowed tokens, min_tokens, penalties, then greedy or the draw.
 
 Which stages a step needs is known on the host, since it depends on parameters only (`Stages`); positions,
 newest tokens and counts are on the device, since a step may be launched before the one before it has settled.
@@ -20,6 +20,7 @@ from semipd.models.philox import uniforms
 
 INVALID_TOKEN = -1
 PROMPT_FLAG = 1 << 30
+FORBIDDEN = -(1 << 31)
 _TINY = torch.finfo(torch.float32).tiny
 _WORD = 0xFFFFFFFF
 
@@ -28,18 +29,26 @@ def has_penalty(params: SamplingParams) -> bool:
     return (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) != (1.0, 0.0, 0.0)
 
 
+def needs_history(params: SamplingParams) -> bool:
+    return has_penalty(params) or bool(params.allowed_token_ids)
+
+
 class TokenHistory:
-    """What penalties need, for the slots of sequences that have one. `counts` int32 [slots, vocab]: how often
-    a token stands in the output, plus PROMPT_FLAG if it stands in the prompt."""
+    """What penalties and allowed tokens need, for the slots of sequences that have them. `counts` int32
+    [slots, vocab]: how often a token stands in the output, plus PROMPT_FLAG if it stands in the prompt, plus
+    FORBIDDEN (the sign) if only others are allowed."""
 
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
         self.counts = torch.zeros(num_slots, vocab_size, dtype=torch.int32, device=device)
 
-    def join(self, slot: int, tokens: Tensor, num_prompt_tokens: int) -> None:
-        """`tokens` int32 on the device: the whole history of the slot's new sequence."""
+    def join(self, slot: int, tokens: Tensor, num_prompt_tokens: int, allowed: Tensor | None = None) -> None:
+        """`tokens` int32 on the device: the whole history of the slot's new sequence. `allowed` likewise;
+        None: every token."""
         prompt, output = tokens[:num_prompt_tokens].long(), tokens[num_prompt_tokens:].long()
         row = self.counts[slot].zero_().index_fill_(0, prompt, PROMPT_FLAG)
         row.index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
+        if allowed is not None:
+            row.bitwise_or_(torch.full_like(row, FORBIDDEN).index_fill_(0, allowed.long(), 0))
 
     def advance(self, slots: Tensor, tokens: Tensor) -> None:
         """Both int64 [R]; no slot twice."""
@@ -68,14 +77,16 @@ class Edits:
 class Stages:
     """Attributes:
     edits: None: no row has any.
-    penalised: int32 rows that have penalties; None: no row.
-    adjusted: int32 rows that have edits or penalties; None: no row.
+    penalised: int32 rows that have penalties or allowed tokens; None: no row.
+    restricts: some row has allowed tokens.
+    adjusted: int32 rows that have edits or stand in `penalised`; None: no row.
     draws: some row has a temperature. Then `max_top_k` (0: off in every row), `top_p`, `min_p` say what cuts,
         and `filters` how many of top-k and top-p one row combines at most.
     """
 
     edits: Edits | None
     penalised: Tensor | None
+    restricts: bool
     adjusted: Tensor | None
     draws: bool
     max_top_k: int
@@ -93,11 +104,12 @@ class StagePlan:
         edits = [edits_of(p, num_prompt) for p, num_prompt in rows]
         flat = [(row, *edit) for row, of_row in enumerate(edits) for edit in of_row]
         starts = list(accumulate(map(len, edits), initial=0))
-        penalised = [row for row, p in enumerate(params) if has_penalty(p)]
+        penalised = [row for row, p in enumerate(params) if needs_history(p)]
         adjusted = sorted({*penalised, *(row for row, of_row in enumerate(edits) if of_row)})
         self._edits = [packer.add(starts), *_columns(packer, flat)] if flat else []
         self._penalised = _columns(packer, [(row,) for row in penalised])
         self._adjusted = _columns(packer, [(row,) for row in adjusted])
+        self._restricts = any(p.allowed_token_ids for p in params)
         drawn = [p for p in params if not p.greedy]
         self._draws = bool(drawn)
         self._max_top_k = max((p.top_k for p in drawn if p.top_k < vocab_size), default=0)
@@ -110,6 +122,7 @@ class StagePlan:
         return Stages(
             edits=self._bind_edits(view) if self._edits else None,
             penalised=view(self._penalised[0]) if self._penalised else None,
+            restricts=self._restricts,
             adjusted=view(self._adjusted[0]) if self._adjusted else None,
             draws=self._draws,
             max_top_k=self._max_top_k,
@@ -163,7 +176,10 @@ class TorchSampler:
         if stages.edits is not None:
             _edit(logits, columns, stages.edits)
         if stages.penalised is not None:
-            _penalise(logits, columns, history.counts[slots[stages.penalised]], stages.penalised)
+            counts = history.counts[slots[stages.penalised]]
+            if stages.restricts:
+                counts = _restrict(logits, counts, stages.penalised)
+            _penalise(logits, columns, counts, stages.penalised)
         best, tokens = logits.max(dim=-1)
         if stages.draws:
             drawn = _draw(logits, best, columns, stages)
@@ -179,6 +195,13 @@ def _edit(logits: Tensor, columns: Tensor, edits: Edits) -> None:
     is_impossible = columns[Column.POSITION][edits.rows] + 1 < edits.until
     changes = edits.bias.masked_fill(is_impossible, -torch.inf)
     logits.index_put_((edits.rows, edits.tokens), changes, accumulate=True)
+
+
+def _restrict(logits: Tensor, counts: Tensor, rows: Tensor) -> Tensor:
+    """Returns the counts without the masks."""
+    masks = torch.zeros_like(counts, dtype=logits.dtype).masked_fill_(counts < 0, -torch.inf)
+    logits.index_add_(0, rows, masks)
+    return counts & ~FORBIDDEN
 
 
 def _penalise(logits: Tensor, columns: Tensor, counts: Tensor, rows: Tensor) -> None:

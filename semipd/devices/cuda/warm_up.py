@@ -2,12 +2,14 @@
 their handles, buffers reach their sizes, and a device that cannot compute fails now."""
 
 from collections.abc import Iterator
+from itertools import count
 
 from semipd.core.plan import BLOCK_SIZE, PADDING_BLOCK, Join, Segment, StepPlan, blocks_for
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.split import Split
 
+_GOLDEN = 0.618
 _GREEDY = SamplingParams(max_tokens=4, seed=0, temperature=0.0)
 _EVERYTHING = SamplingParams(
     max_tokens=4,
@@ -20,6 +22,7 @@ _EVERYTHING = SamplingParams(
     presence_penalty=0.1,
     frequency_penalty=0.1,
     logit_bias=((0, 1.0),),
+    allowed_token_ids=(0, 1),
     stop_token_ids=(1,),
     min_tokens=4,
     logprobs=2,
@@ -27,16 +30,23 @@ _EVERYTHING = SamplingParams(
 )
 
 
-def warm_up_plans(split: Split, num_blocks: int, chunk_tokens: int, max_model_len: int) -> Iterator[StepPlan]:
+def trial_tokens(vocab_size: int) -> Iterator[int]:
+    """Without end, and soon from all over the vocabulary: its golden sections."""
+    return (int(vocab_size * (idx * _GOLDEN % 1.0)) for idx in count(1))
+
+
+def warm_up_plans(
+    split: Split, num_blocks: int, chunk_tokens: int, max_model_len: int, tokens: Iterator[int]
+) -> Iterator[StepPlan]:
     """For an empty lane; each plan follows the one before, and the last one leaves nobody. The blocks belong
-    to nobody yet; what stays in them is never read."""
+    to nobody yet; what stays in them is never read. `tokens`: each prompt repeats the next one."""
     usable = num_blocks - 1 - PADDING_BLOCK
     length = max(1, min(chunk_tokens, max_model_len - 2, (usable - 1) * BLOCK_SIZE - 1))
     blocks = list(range(PADDING_BLOCK + 1, num_blocks))
     step_id = 0
     for params in (_GREEDY, _EVERYTHING):
         table = blocks[: min(blocks_for(length + 1), usable)]
-        join = Join(SeqId(1), [2] * length, length, params, table)
+        join = Join(SeqId(1), [next(tokens)] * length, length, params, table)
         segment = Segment(SeqId(1), 0, length, True, params.prompt_logprobs)
         yield StepPlan(step_id, split, segments=(segment,), joins=(join,))
         yield StepPlan(step_id + 1, split, decode=(SeqId(1),))

@@ -19,6 +19,11 @@ class Resident:
     position: int
     token_ids: list[int]  # of the time it joined: the prompt, for its log-probabilities
     num_alternatives: int | None
+    allowed: tuple[int, ...] = ()
+
+    def choose(self, token: int) -> int:
+        """`token`, or one of the allowed tokens in its place."""
+        return self.allowed[token % len(self.allowed)] if self.allowed else token
 
 
 @dataclass(slots=True, eq=False)
@@ -123,7 +128,8 @@ class SimLane:
             if segment.prompt_logprobs is not None:
                 prompt_logprobs[segment.seq] = self._prompt_logprobs(resident, segment)
             if segment.sample:
-                tokens.append(token_table(self.vocab_size)[(resident.walk + resident.position) % TABLE_SIZE])
+                made_up = token_table(self.vocab_size)[(resident.walk + resident.position) % TABLE_SIZE]
+                tokens.append(resident.choose(made_up))
                 resident.position += 1
                 wanted.append(resident.num_alternatives)
         return tokens, self._logprobs(tokens, wanted), prompt_logprobs or None
@@ -150,6 +156,7 @@ class _DecodeBatch:
         counts = [resident.num_alternatives for resident in residents]
         self.num_alternatives = counts if any(count is not None for count in counts) else []
         self._residents = residents
+        self._restricted = [(idx, resident) for idx, resident in enumerate(residents) if resident.allowed]
         self._walks = [resident.walk + resident.position for resident in residents]
         self._base_tokens = sum(resident.position for resident in residents)
         self._num_steps = 0
@@ -162,7 +169,10 @@ class _DecodeBatch:
     def advance(self, table: tuple[int, ...]) -> list[int]:
         steps = self._num_steps
         self._num_steps += 1
-        return [table[(walk + steps) % TABLE_SIZE] for walk in self._walks]
+        tokens = [table[(walk + steps) % TABLE_SIZE] for walk in self._walks]
+        for idx, resident in self._restricted:
+            tokens[idx] = resident.choose(tokens[idx])
+        return tokens
 
     def flush(self) -> None:
         """Write the positions back before the batch changes."""
@@ -174,4 +184,5 @@ class _DecodeBatch:
 def _resident(join: Join) -> Resident:
     params = join.params
     prompt = join.token_ids[: join.num_prompt_tokens] if params.prompt_logprobs is not None else []
-    return Resident(walk_start(params.seed), len(join.token_ids), prompt, params.logprobs)
+    allowed = tuple(sorted(set(params.allowed_token_ids)))
+    return Resident(walk_start(params.seed), len(join.token_ids), prompt, params.logprobs, allowed)

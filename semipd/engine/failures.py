@@ -1,0 +1,56 @@
+"""The end of sequences that a step has failed, and what their clients are told."""
+
+from collections.abc import Mapping
+
+from semipd.core.errors import SemipdError
+from semipd.core.plan import INVALID_LOGITS
+from semipd.core.request import SeqId
+from semipd.core.sampling import SamplingParams
+from semipd.engine.lane_state import Flight
+from semipd.sched.outbox import Outbox
+from semipd.sched.scheduler import Scheduler
+from semipd.sched.sequence import Sequence
+
+_OFF = SamplingParams(max_tokens=1, seed=0)
+_SUSPECTS = (
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "allowed_token_ids",
+    "min_tokens",
+)
+"""Parameters that change logits. Those with many values are named only."""
+
+
+def end_failed(flight: Flight, failed: Mapping[SeqId, str], scheduler: Scheduler, out: Outbox) -> None:
+    """`failed`: see StepResult. To be called before the step is accounted for: then no token and no prefix
+    that it computed for them counts. What earlier steps computed is sound, and stays to be found. A preempted
+    one ends too: it would compute the same again."""
+    for sequence in flight.sequences:
+        if sequence.seq in failed and sequence.phase != "gone":
+            scheduler.fail(sequence, step_failure(failed[sequence.seq], sequence), out)
+
+
+def step_failure(code: str, sequence: Sequence) -> SemipdError:
+    """`code`: see StepResult.failed."""
+    if code != INVALID_LOGITS:
+        return SemipdError(code, "The device cannot go on with this request.")
+    prompt, output = len(sequence.request.prompt), sequence.num_output_tokens
+    return SemipdError(
+        code,
+        f"The model has no valid logits for this request after {prompt} prompt and {output} output tokens: "
+        "they hold NaN or infinity, or leave no token to choose.",
+        f"{_advice(sequence.request.params)} Other requests go on.",
+    )
+
+
+def _advice(params: SamplingParams) -> str:
+    model = "the checkpoint and engine.dtype (float16 overflows where bfloat16 and float32 do not)"
+    changed = [_shown(name, params) for name in _SUSPECTS if getattr(params, name) != getattr(_OFF, name)]
+    return f"Look at {', '.join(changed)}, then at {model}." if changed else f"Look at {model}."
+
+
+def _shown(name: str, params: SamplingParams) -> str:
+    value = getattr(params, name)
+    return f"{name} ({len(value)} tokens)" if isinstance(value, tuple) else f"{name} {value:g}"
