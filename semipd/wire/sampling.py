@@ -18,6 +18,7 @@ def sampling_from_wire(data: dict[str, Any]) -> SamplingParams:
         **data
         | {
             "logit_bias": tuple((token, bias) for token, bias in data["logit_bias"]),
+            "allowed_token_ids": tuple(data["allowed_token_ids"]),
             "stop_token_ids": tuple(data["stop_token_ids"]),
         }
     )
