@@ -91,7 +91,7 @@ class AdmissionConfig:
     )
     max_request_share: float = option(
         0.5,
-        "Part of that room which one request, prompts times n, may fill; beyond: 400. One sequence always may.",
+        "Part of that room which one request (prompts times n) may fill, else 400. One sequence always may.",
         minimum=0.001,
         maximum=1.0,
     )

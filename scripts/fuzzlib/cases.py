@@ -5,6 +5,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from semipd.core.errors import SemipdError
 from semipd.wire.client_protocol import OPERATIONS, hello
 from semipd.wire.frames import HEADER, encode_frame
 
@@ -230,7 +231,7 @@ assert set(_FRAMES) == set(OPERATIONS) - {"shutdown"}, "an operation is not fuzz
 def _encodable(fields: dict[str, Any]) -> bool:
     try:
         encode_frame(fields)
-    except (ValueError, OverflowError):  # whole numbers of more than 64 bits, lone surrogates
+    except SemipdError:  # whole numbers of more than 64 bits, lone surrogates
         return False
     return True
 
