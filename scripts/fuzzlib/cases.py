@@ -43,6 +43,7 @@ _SAMPLING: dict[str, st.SearchStrategy[Any]] = {
     "ignore_eos": st.booleans(),
     "stop": _stops,
     "stop_token_ids": _token_ids,
+    "allowed_token_ids": _token_ids,
     "include_stop_str_in_output": st.booleans(),
     "skip_special_tokens": st.booleans(),
     "add_special_tokens": st.booleans(),

@@ -42,7 +42,8 @@ EDGES = [
 _SAMPLED = {
     "max_tokens": "3", "temperature": "0.7", "top_p": "0.9", "top_k": "5", "min_p": "0.1", "seed": "1",
     "repetition_penalty": "1.1", "presence_penalty": "0.5", "frequency_penalty": "0.5", "min_tokens": "1",
-    "timeout_ms": "60000", "logit_bias": '{"5": 1}', "stop_token_ids": "[7]", "priority": "0",
+    "timeout_ms": "60000", "logit_bias": '{"5": 1}', "stop_token_ids": "[7]", "allowed_token_ids": "[7, 8]",
+    "priority": "0",
 }  # fmt: skip
 _ANSWERED = {"n": "1", "prompt_logprobs": "1", "max_completion_tokens": "2", "top_logprobs": "1"}
 _BODIES: dict[tuple[str, str], tuple[dict[str, str], dict[str, str]]] = {
@@ -51,7 +52,7 @@ _BODIES: dict[tuple[str, str], tuple[dict[str, str], dict[str, str]]] = {
         _SAMPLED | _ANSWERED | {"logprobs": "1", "best_of": "1"},
     ),
     ("POST", "/v1/chat/completions"): (
-        {"messages": '[{"role":"user","content":"a"}]', "max_tokens": "3"},
+        {"messages": '[{"role":"user","content":"a"}]', "max_tokens": "3", "logprobs": "true"},
         _SAMPLED | _ANSWERED | {"logprobs": "true"},
     ),
     ("PUT", "/v1/partition"): (
@@ -65,6 +66,8 @@ _BODIES: dict[tuple[str, str], tuple[dict[str, str], dict[str, str]]] = {
 }
 """A body that is good, and every numeric field with a usual value."""
 
+_LIKELY = [*_BODIES, *[("POST", "/v1/completions")] * 4, *[("POST", "/v1/chat/completions")] * 2]
+
 
 def _object(fields: Mapping[str, str]) -> bytes:
     return ("{" + ",".join(f"{json.dumps(name)}:{text}" for name, text in fields.items()) + "}").encode()
@@ -72,17 +75,43 @@ def _object(fields: Mapping[str, str]) -> bytes:
 
 def _in_place(name: str, edge: str) -> st.SearchStrategy[str]:
     """The edge as the field, or within it if it holds others."""
-    inside = {"logit_bias": ['{"5": %s}', '{"%s": 1}'], "stop_token_ids": ["[%s]", "[5, %s]"]}.get(name, [])
+    inside = {
+        "logit_bias": ['{"5": %s}', '{"%s": 1}'],
+        "stop_token_ids": ["[%s]", "[5, %s]"],
+        "allowed_token_ids": ["[%s]", "[5, %s]"],
+    }.get(name, [])
     return st.sampled_from([edge, *(text % edge.strip('"') for text in inside)])
 
 
 @st.composite
 def numbers(draw: st.DrawFn) -> Case:
-    """A good body of which one to three numbers are at an edge."""
-    (method, path), (good, numeric) = draw(st.sampled_from(sorted(_BODIES.items(), key=lambda item: item[0])))
-    names = draw(st.lists(st.sampled_from(sorted(numeric)), min_size=1, max_size=2, unique=True))
+    """A good body of which one number is at an edge, now and then two."""
+    method, path = draw(st.sampled_from(_LIKELY))
+    good, numeric = _BODIES[method, path]
+    most = draw(st.sampled_from([1, 1, 1, 2]))
+    names = draw(st.lists(st.sampled_from(sorted(numeric)), min_size=1, max_size=most, unique=True))
     spoiled = {name: draw(_in_place(name, draw(st.sampled_from(EDGES)))) for name in names}
+    if "max_completion_tokens" in spoiled:  # two names of one limit
+        good = {name: text for name, text in good.items() if name != "max_tokens"}
     return Case(method, path, _object(good | spoiled))
+
+
+_LOGITS = {
+    name: _SAMPLED[name]
+    for name in (
+        "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+        "logit_bias",
+    )
+}  # fmt: skip
+
+
+@st.composite
+def logit_numbers(draw: st.DrawFn) -> Case:
+    """Floating-point numbers at an edge, in the fields that change logits; all of them are finite JSON."""
+    names = draw(st.lists(st.sampled_from(sorted(_LOGITS)), min_size=1, max_size=3, unique=True))
+    edges = st.sampled_from([edge for edge in EDGES if "e" in edge and edge[-1].isdecimal()])
+    spoiled = {name: draw(_in_place(name, draw(edges))) for name in names}
+    return Case("POST", "/v1/completions", _object({"prompt": "[5, 5, 6, 7]", "max_tokens": "3"} | spoiled))
 
 
 @st.composite
@@ -188,6 +217,6 @@ def edge_frames(draw: st.DrawFn) -> list[dict[str, Any]]:
     frame: dict[str, Any] = {"id": 1, "op": "generate", "prompt": [5, 6, 7], "max_tokens": 3}
     for name in names:
         value = draw(edge)
-        within = {"logit_bias": {"5": value}, "stop_token_ids": [value]}.get(name, value)
+        within = {"logit_bias": {"5": value}}.get(name, [value] if name.endswith("_ids") else value)
         frame[name] = draw(st.sampled_from([value, within]))
     return [frame]

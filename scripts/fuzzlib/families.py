@@ -12,7 +12,7 @@ from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
 from fuzzlib.cases import broken_bodies, frames, http_bodies, raw_frames, raw_requests
-from fuzzlib.edges import Case, aliases, edge_frames, multitudes, numbers, prompt_numbers
+from fuzzlib.edges import Case, aliases, edge_frames, logit_numbers, multitudes, numbers, prompt_numbers
 from fuzzlib.talk import HttpTalker, SocketTalker, ViolationError
 from fuzzlib.watch import SETTLE_LIMIT_S, Watch
 from semipd.core.errors import SemipdError
@@ -71,7 +71,9 @@ def run_families(url: str, socket_path: Path, num_cases: int, seed: int) -> list
         Family("HTTP requests as bytes", 0.15, raw_requests(), talker.send_raw),
         Family("socket frames", 0.15, frames(), say),
         Family("bytes on the socket", 0.1, raw_frames(), socket_talker.send_raw),
-        Family("numbers at the edges", 0.15, numbers() | prompt_numbers(), watched.ask),
+        Family(
+            "numbers at the edges", 0.15, numbers() | numbers() | numbers() | prompt_numbers(), watched.ask
+        ),
         Family("the same on the socket", 0.05, edge_frames(), watched.asking(socket_talker.ask)),
         Family("aliases of keys", 0.04, aliases(), watched.ask),
         Family("more than the queue", 0.01, multitudes(), watched.ask),
@@ -80,11 +82,14 @@ def run_families(url: str, socket_path: Path, num_cases: int, seed: int) -> list
 
 
 def run_edges(url: str, num_cases: int, seed: int) -> list[Outcome]:
-    """The numbers alone, for a device that computes logits: there they may do more harm than a refusal."""
+    """Numbers alone, for a device that computes logits: there they may do more harm than a refusal."""
     counts = Counter[str]()
     talker = HttpTalker(url, counts)
     watched = Watched(talker, Watch(url))
-    families = [Family("numbers at the edges, on the CPU", 1.0, numbers(), watched.ask, shrinks=False)]
+    families = [
+        Family("what changes logits, on the CPU", 0.5, logit_numbers(), watched.ask, shrinks=False),
+        Family("all numbers, on the CPU", 0.5, numbers(), watched.ask, shrinks=False),
+    ]
     return _run(families, num_cases, seed, counts, Counter(), talker)
 
 
