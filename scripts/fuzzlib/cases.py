@@ -162,7 +162,9 @@ _PATHS = [
     "/", "/health", "/ready", "/metrics", "/openapi.json", "/v1/models", "/v1/models/fuzz", "/v1/status",
     "/v1/requests", "/v1/requests/x", "/v1/requests?state=live&limit=3", "/v1/requests?limit=x",
     "/v1/partition", "/v1/slo", "/v1/drain", "/v1/completions", "/v1/chat/completions", "/tokenize",
-    "//v1//models", "/v1/requests/%00", "/v1/requests/%2e%2e", "/v1/models/%ff", "/../etc/passwd",
+    "/v1/requests?limit=000000001" + "9" * 5000, "/v1/events?after=1-" + "9" * 5000,
+    "/v1/events?after=" + "9" * 5000 + "-1", "//v1//models", "/v1/requests/%00", "/v1/requests/%2e%2e",
+    "/v1/models/%ff", "/../etc/passwd",
 ]  # fmt: skip
 _header_text = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=40)
 _header_values = (

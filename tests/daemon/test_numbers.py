@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from support.byte_model import ByteModel
 from support.daemon import Running, running
+from support.daemon_process import scripted_process
 from support.scripted_engine import VOCAB_SIZE
 
 from semipd.client import AsyncClient
+from semipd.config import load_config
 from semipd.core.errors import SemipdError
 from semipd.core.sampling import (
     MAX_ALLOWED_TOKEN_IDS,
@@ -130,6 +132,22 @@ async def test_operators_numbers_have_ranges_too(
         assert daemon.services.drain.state == "serving"
 
 
+async def test_numbers_in_addresses_are_numbers_too(tmp_path: Path) -> None:
+    limits = ["0", "-1", "+5", "05", " 5", "٣", "1e2", "1025", "0000000019999", "000000001" + UNREADABLE]
+    after = [f"1-{UNREADABLE}", f"{UNREADABLE}-1", "١-١", "1", "-", "1-1-1", "+1-1", " 1-1"]
+    async with running(tmp_path) as daemon:
+        for path, query in [("/v1/requests", {"limit": text}) for text in limits] + [
+            ("/v1/events", {"after": text}) for text in after
+        ]:
+            async with daemon.http.get(daemon.url + path, params=query) as response:
+                assert response.status == 400, (path, query)
+        async with await AsyncClient.connect(daemon.socket_path) as client:
+            for text in after:
+                with pytest.raises(SemipdError) as refused:
+                    await anext(client.subscribe(after=text, events=True))
+                assert refused.value.code == "invalid_value", text
+
+
 async def test_the_same_ranges_hold_on_the_socket(tmp_path: Path) -> None:
     nan, inf = float("nan"), float("inf")
     wrong: list[tuple[str, Any]] = [
@@ -152,6 +170,38 @@ async def test_the_same_ranges_hold_on_the_socket(tmp_path: Path) -> None:
         assert unsent.value.code == "cannot_be_sent", "msgpack has no such number"
         assert [item async for item in client.generate([97], max_tokens=1)], "the connection goes on"
         await nothing_is_left(daemon)
+
+
+def test_numbers_on_command_lines(tmp_path: Path) -> None:
+    """One line of error, whoever finds the number wrong: the parser, msgpack or the daemon."""
+    long = "9" * 30
+    with scripted_process(tmp_path) as daemon:
+        for run, arguments in [
+            (daemon.client, ["generate", "a", "--max-tokens", long]),
+            (daemon.client, ["generate", "a", "--top-k", "-" + long]),
+            (daemon.client, ["generate", "a", "--seed", UNREADABLE]),
+            (daemon.client, ["generate", "a", "--temperature", "nan"]),
+            (daemon.command, ["partition", "set", "--prefill", long]),
+            (daemon.command, ["partition", "set", "--prefill", "1", "--for", HUGE]),
+            (daemon.command, ["slo", "--ttft-ms", "inf"]),
+            (daemon.command, ["drain", "--within", HUGE + "d"]),
+        ]:
+            done = run(*arguments)
+            assert done.returncode in (1, 2), (arguments, done)
+            assert "Traceback" not in done.stderr
+            assert "error" in done.stderr
+        assert daemon.client("generate", "a", "--max-tokens", "1", "--top-k", str(2**63)).returncode == 0
+
+
+@pytest.mark.parametrize("text", ["99999999999999999999999", "0x" + "f" * 9000, "1e30", "nan", "-1", "true"])
+def test_numbers_in_configuration_files(tmp_path: Path, text: str) -> None:
+    for key in ("max_waiting_requests", "max_request_share", "timeout_ms"):
+        path = tmp_path / "semipd.toml"
+        path.write_text(f"[admission]\n{key} = {text}\n")
+        with pytest.raises(SemipdError) as refused:
+            load_config(path)
+        assert (refused.value.code, refused.value.param) == ("invalid_config", f"admission.{key}")
+        assert len(str(refused.value)) < 700
 
 
 async def test_what_would_be_zero_to_the_sampler_is_its_smallest_number(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""No parameters within their ranges leave a row of finite logits without a token, on their own or together."""
+"""Parameters within their ranges never leave a row of finite logits without a token, not even together."""
 
 import itertools
 import random
