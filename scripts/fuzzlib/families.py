@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fuzzlib.cases import broken_bodies, frames, http_bodies, raw_frames, raw_requests
 from fuzzlib.edges import Case, aliases, edge_frames, logit_numbers, multitudes, numbers, prompt_numbers
 from fuzzlib.talk import HttpTalker, SocketTalker, ViolationError
-from fuzzlib.watch import SETTLE_LIMIT_S, Watch
+from fuzzlib.watch import Watch
 from semipd.core.errors import SemipdError
 
 KNOWN_LIMIT_S = 0.3
@@ -115,7 +115,7 @@ class Watched:
                 send(case)
             except ViolationError as error:
                 wrong = [str(error)]
-            wrong += self._watch.problems(KNOWN_LIMIT_S if wrong else SETTLE_LIMIT_S)
+            wrong += self._watch.problems(KNOWN_LIMIT_S if wrong else None)
             if wrong:
                 raise ViolationError("; ".join(wrong))
 

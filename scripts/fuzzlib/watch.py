@@ -20,10 +20,10 @@ class Watch:
         self._live = self._deaths = 0
         self._live, self._deaths = self._settled(SETTLE_LIMIT_S)
 
-    def problems(self, limit_s: float = SETTLE_LIMIT_S) -> list[str]:
+    def problems(self, limit_s: float | None = None) -> list[str]:
         """After a request was answered, and with no other under way. Raises ViolationError when the daemon
         itself does not answer."""
-        live, deaths = self._settled(limit_s)
+        live, deaths = self._settled(SETTLE_LIMIT_S if limit_s is None else limit_s)
         new_live, new_deaths = live - self._live, deaths - self._deaths
         self._live, self._deaths = live, deaths
         died = [f"the engine died {new_deaths} time(s) of it"] if new_deaths > 0 else []

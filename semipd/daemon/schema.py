@@ -33,6 +33,7 @@ from semipd.wire.client_protocol import MAX_INTERVAL_MS, MIN_INTERVAL_MS
 
 MAX_STOPS = 64
 MAX_STOP_CHARS = 1024
+MAX_SALT_CHARS = 1024
 MAX_TIMEOUT_MS = MAX_COUNT
 MAX_KINDS = 64
 """Entries of `kinds`, repetitions included."""
@@ -51,8 +52,8 @@ def _stops(value: object) -> object:
 
 def within(limits: Range) -> Any:
     """The range as a field's constraint, which the published schema shows."""
-    low = {"gt": limits.low} if limits.above_low else {"ge": limits.low}
-    return Field(le=limits.high, **low)
+    low, high = limits.low, limits.high
+    return Field(gt=low, le=high) if limits.above_low else Field(ge=low, le=high)
 
 
 def at_most(num: int) -> BeforeValidator:
@@ -141,7 +142,9 @@ class SamplingOptions(BaseModel):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
-    cache_salt: str | None = None
+    cache_salt: Annotated[str, Field(max_length=MAX_SALT_CHARS)] | None = None
+    """It travels with every sequence."""
+
     priority: RequestPriority | None = None
     timeout_ms: Annotated[int, Field(ge=1, le=MAX_TIMEOUT_MS), WHOLE] | None = None
     """From arrival; then the request fails with deadline_exceeded."""

@@ -84,6 +84,7 @@ BAD = [
     ("frequency_penalty", ["-1e38", "3", HUGE]),
     ("seed", [str(2**64), str(-(2**63) - 1), "1e30", HUGE, "0.5"]),
     ("timeout_ms", ["0", str(2**31), "1e30", HUGE]),
+    ("cache_salt", ['"' + "x" * 1025 + '"']),
     ("n", ["0", "129", "1e30", HUGE, "-1"]),
     ("prompt_logprobs", ["-2", "21", "1e30", HUGE]),
     ("logit_bias", ['{"5":100.1}', '{"5":1e400}', '{"5":NaN}', '{"5":true}', '{"400":1}', f'{{"{HUGE}":1}}']),
