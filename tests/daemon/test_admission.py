@@ -1,7 +1,9 @@
 """Who is let in: bounds of the waiting queue, when to come again, deadlines, priorities, what never fits."""
 
 import asyncio
+import os
 import random
+import signal
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -233,10 +235,10 @@ def test_counts_agree_with_a_count_from_nothing_whatever_happens() -> None:
 # ---- over HTTP and the socket ------------------------------------------------------------------------
 
 
-async def fill(daemon: Running, num: int, already: int = 0) -> list[asyncio.Task[Any]]:
-    """Requests that the scripted engine never finishes, beside those that live already."""
+async def fill(daemon: Running, num: int) -> list[asyncio.Task[Any]]:
+    """Requests that the scripted engine never finishes."""
     tasks = [asyncio.create_task(daemon.post({"prompt": [97], "max_tokens": 100})) for _ in range(num)]
-    await until(lambda: len(daemon.services.table) == already + num)
+    await until(lambda: len(daemon.services.table) == num)
     return tasks
 
 
@@ -295,17 +297,22 @@ async def test_accepted_choices_are_never_refused_half_way(tmp_path: Path) -> No
 
 
 async def test_choices_that_are_not_begun_hold_their_place(tmp_path: Path) -> None:
-    async with running(tmp_path, max_steps=2, settings={"admission.max_waiting_requests": 16}) as daemon:
-        admission = daemon.services.admission
-        body = {"prompt": [[97] * 5, [98] * 7], "n": 4, "max_tokens": 50}
+    settings = {"admission.max_waiting_requests": 16}
+    async with running(tmp_path, fake=EngineSettings(device="fake"), settings=settings) as daemon:
+        admission, run = daemon.services.admission, daemon.services.supervisor._run
+        assert run is not None
+        os.kill(run.pid, signal.SIGSTOP)
+        body = {"prompt": [[97] * 5, [98] * 7], "n": 4, "max_tokens": 5, "ignore_eos": True}
         asking = asyncio.create_task(daemon.post(body))
-        await until(lambda: len(daemon.services.table) == 8)
-        assert admission.waiting == (8, 48), "the script places nobody"
-        [begun] = await fill(daemon, 1, already=8)
-        status, refused, _ = await daemon.post({"prompt": [99], "n": 8, "max_tokens": 1})
+        await until(lambda: len(daemon.services.table) == 2)
+        assert admission.waiting == (8, 48), "two are begun, and six will be"
+        with admission.enter("interactive", 5):
+            status, refused, _ = await daemon.post({"prompt": [99], "n": 4, "max_tokens": 1})
         assert (status, refused["error"]["code"]) == (503, "overloaded")
         admission.check_integrity()
-        await end([asking, begun])
+        os.kill(run.pid, signal.SIGCONT)
+        status, answer, _ = await asking
+        assert (status, len(answer["choices"])) == (200, 8)
         await until(lambda: admission.waiting == (0, 0))
         admission.check_integrity()
 
