@@ -98,8 +98,15 @@ class OptionSpec:
     def _refusal(self, raw: object, origin: str, must: str) -> SemipdError:
         allowed = f" ({self.bounds})" if self.bounds and self.bounds not in must else ""
         hint = f"Change it where it was set, or remove it to use the default {self.default!r}."
-        message = f"{self.key} {must}{allowed}; got {raw!r} from the {origin}."
+        message = f"{self.key} {must}{allowed}; got {_shown(raw)} from the {origin}."
         return SemipdError("invalid_config", message, hint, param=self.key)
+
+
+def _shown(raw: object) -> str:
+    try:
+        return f"{raw!r:.200}"
+    except ValueError:  # TOML's hexadecimal numbers may have more digits than Python writes
+        return "a number of thousands of digits"
 
 
 def section_specs(section: str, record: type) -> list[OptionSpec]:

@@ -89,6 +89,12 @@ class AdmissionConfig:
     max_waiting_tokens: int = option(
         1048576, "Most prompt tokens of waiting requests; beyond: 503.", minimum=1, maximum=_MAX_COUNT
     )
+    max_request_share: float = option(
+        0.5,
+        "Part of that room which one request (prompts times n) may fill, else 400. One sequence always may.",
+        minimum=0.001,
+        maximum=1.0,
+    )
     batch_share: float = option(
         0.5, "Part of that room which requests of priority batch may fill.", minimum=0.01, maximum=1.0
     )

@@ -29,7 +29,15 @@ class Target:
     """Start it, torment it, stop it. Every process of this run carries a mark in its environment, so that
     none can be overlooked afterwards."""
 
-    def __init__(self, folder: Path, model: Path, device: str, options: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: Path | str,
+        device: str,
+        options: Mapping[str, object],
+        checkout: Path | None = None,
+    ) -> None:
+        """`checkout`: the daemon is that of another working tree, with our interpreter and packages."""
         self.socket_path = folder / "daemon.sock"
         self.log_path = folder / "daemon.log"
         self.url = ""
@@ -39,8 +47,11 @@ class Target:
         for key, value in options.items():
             command += ["--set", f"{key}={value}"]
         with self.log_path.open("w") as log:
+            env = os.environ | {_MARK: self._mark}
+            if checkout is not None:
+                env["PYTHONPATH"] = str(checkout.resolve())
             self._process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=log, env=os.environ | {_MARK: self._mark}, text=True
+                command, stdout=subprocess.PIPE, stderr=log, env=env, text=True, cwd=checkout
             )
 
     async def started(self) -> None:

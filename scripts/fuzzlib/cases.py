@@ -5,6 +5,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from semipd.core.errors import SemipdError
 from semipd.wire.client_protocol import OPERATIONS, hello
 from semipd.wire.frames import HEADER, encode_frame
 
@@ -42,6 +43,7 @@ _SAMPLING: dict[str, st.SearchStrategy[Any]] = {
     "ignore_eos": st.booleans(),
     "stop": _stops,
     "stop_token_ids": _token_ids,
+    "allowed_token_ids": _token_ids,
     "include_stop_str_in_output": st.booleans(),
     "skip_special_tokens": st.booleans(),
     "add_special_tokens": st.booleans(),
@@ -160,7 +162,9 @@ _PATHS = [
     "/", "/health", "/ready", "/metrics", "/openapi.json", "/v1/models", "/v1/models/fuzz", "/v1/status",
     "/v1/requests", "/v1/requests/x", "/v1/requests?state=live&limit=3", "/v1/requests?limit=x",
     "/v1/partition", "/v1/slo", "/v1/drain", "/v1/completions", "/v1/chat/completions", "/tokenize",
-    "//v1//models", "/v1/requests/%00", "/v1/requests/%2e%2e", "/v1/models/%ff", "/../etc/passwd",
+    "/v1/requests?limit=000000001" + "9" * 5000, "/v1/events?after=1-" + "9" * 5000,
+    "/v1/events?after=" + "9" * 5000 + "-1", "//v1//models", "/v1/requests/%00", "/v1/requests/%2e%2e",
+    "/v1/models/%ff", "/../etc/passwd",
 ]  # fmt: skip
 _header_text = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=40)
 _header_values = (
@@ -230,7 +234,7 @@ assert set(_FRAMES) == set(OPERATIONS) - {"shutdown"}, "an operation is not fuzz
 def _encodable(fields: dict[str, Any]) -> bool:
     try:
         encode_frame(fields)
-    except (ValueError, OverflowError):  # whole numbers of more than 64 bits, lone surrogates
+    except SemipdError:  # whole numbers of more than 64 bits, lone surrogates
         return False
     return True
 

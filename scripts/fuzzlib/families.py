@@ -12,8 +12,13 @@ from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
 from fuzzlib.cases import broken_bodies, frames, http_bodies, raw_frames, raw_requests
+from fuzzlib.edges import Case, aliases, edge_frames, logit_numbers, multitudes, numbers, prompt_numbers
 from fuzzlib.talk import HttpTalker, SocketTalker, ViolationError
+from fuzzlib.watch import Watch
 from semipd.core.errors import SemipdError
+
+KNOWN_LIMIT_S = 0.3
+"""For what is left behind by a case that is a violation anyway."""
 
 ROUND = 2000
 """Examples of one run of Hypothesis; a family has as many rounds as it needs, each with another seed."""
@@ -33,15 +38,18 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Family:
+    """`shrinks`: a violation is reduced to a small example, unless each try is expensive."""
+
     name: str
     share: float
     cases: st.SearchStrategy[Any]
     send: Callable[[Any], None]
+    shrinks: bool = True
 
 
 def run_families(url: str, socket_path: Path, num_cases: int, seed: int) -> list[Outcome]:
     """At least `num_cases` together. A family ends with its first violation, reduced to a small example."""
-    http, frame_counts, outcomes = Counter[str](), Counter[str](), list[Outcome]()
+    http, frame_counts = Counter[str](), Counter[str]()
     talker, socket_talker = HttpTalker(url, http), SocketTalker(socket_path, frame_counts)
 
     def ask(case: tuple[str, str, bytes]) -> None:
@@ -56,13 +64,73 @@ def run_families(url: str, socket_path: Path, num_cases: int, seed: int) -> list
             if any(request["op"] == "drain" for request in requests):
                 talker.ask("DELETE", "/v1/drain", b"{}")
 
+    watched = Watched(talker, Watch(url))
     families = [
-        Family("HTTP bodies", 0.35, http_bodies(), ask),
-        Family("broken HTTP bodies", 0.15, broken_bodies(), ask),
-        Family("HTTP requests as bytes", 0.2, raw_requests(), talker.send_raw),
-        Family("socket frames", 0.2, frames(), say),
+        Family("HTTP bodies", 0.25, http_bodies(), ask),
+        Family("broken HTTP bodies", 0.1, broken_bodies(), ask),
+        Family("HTTP requests as bytes", 0.15, raw_requests(), talker.send_raw),
+        Family("socket frames", 0.15, frames(), say),
         Family("bytes on the socket", 0.1, raw_frames(), socket_talker.send_raw),
+        Family(
+            "numbers at the edges", 0.15, numbers() | numbers() | numbers() | prompt_numbers(), watched.ask
+        ),
+        Family("the same on the socket", 0.05, edge_frames(), watched.asking(socket_talker.ask)),
+        Family("aliases of keys", 0.04, aliases(), watched.ask),
+        Family("more than the queue", 0.01, multitudes(), watched.ask),
     ]
+    return _run(families, num_cases, seed, http, frame_counts, talker)
+
+
+def run_edges(url: str, num_cases: int, seed: int) -> list[Outcome]:
+    """Numbers alone, for a device that computes logits: there they may do more harm than a refusal."""
+    counts = Counter[str]()
+    talker = HttpTalker(url, counts)
+    watched = Watched(talker, Watch(url))
+    families = [
+        Family("what changes logits, on the CPU", 0.5, logit_numbers(), watched.ask, shrinks=False),
+        Family("all numbers, on the CPU", 0.5, numbers(), watched.ask, shrinks=False),
+    ]
+    return _run(families, num_cases, seed, counts, Counter(), talker)
+
+
+class Watched:
+    """Sends a case and looks what it left behind."""
+
+    def __init__(self, talker: HttpTalker, watch: Watch) -> None:
+        self._talker = talker
+        self._watch = watch
+
+    def ask(self, case: Case) -> None:
+        def send(case: Case) -> None:
+            status = self._talker.ask(case.method, case.path, case.body)
+            if case.refused and status < 400:
+                raise ViolationError(f"status {status}, although {case.refused}")
+
+        self.asking(send)(case)
+
+    def asking(self, send: Callable[[Any], object]) -> Callable[[Any], None]:
+        def watched(case: Any) -> None:
+            wrong = []
+            try:
+                send(case)
+            except ViolationError as error:
+                wrong = [str(error)]
+            wrong += self._watch.problems(KNOWN_LIMIT_S if wrong else None)
+            if wrong:
+                raise ViolationError("; ".join(wrong))
+
+        return watched
+
+
+def _run(
+    families: list[Family],
+    num_cases: int,
+    seed: int,
+    http: Counter[str],
+    frame_counts: Counter[str],
+    talker: HttpTalker,
+) -> list[Outcome]:
+    outcomes = list[Outcome]()
     for family in families:
         before = http + frame_counts
         outcome = run_family(family, -int(-num_cases * family.share // 1), seed)
@@ -87,7 +155,7 @@ def _run_round(family: Family, num_cases: int, seed: int, outcome: Outcome) -> N
         max_examples=num_cases,
         deadline=None,
         database=None,
-        phases=[Phase.generate, Phase.shrink],
+        phases=[Phase.generate, *([Phase.shrink] if family.shrinks else [])],
         suppress_health_check=list(HealthCheck),
         print_blob=False,
         report_multiple_bugs=False,

@@ -2,6 +2,16 @@
 
 from dataclasses import dataclass
 
+from semipd.core.ranges import Range
+
+SLO_BOUNDS = {
+    "ttft_ms": Range(0.001, 1e9),
+    "tpot_ms": Range(0.001, 1e9),
+    "percentile": Range(1.0, 100.0),
+    "window_s": Range(1.0, 86400.0),
+}
+"""On every way to set a target."""
+
 
 @dataclass(frozen=True, slots=True)
 class Slo:

@@ -5,6 +5,9 @@ from typing import Literal, NamedTuple
 PartitionMode = Literal["auto", "fixed", "off"]
 PolicyName = Literal["predictive", "paper"]
 
+MAX_EXPIRY_S = 30 * 24 * 3600.0
+"""An override with an end lasts at most so long."""
+
 
 class Split(NamedTuple):
     """Units of each lane. A solo split gives one lane everything and the other nothing."""

@@ -1,8 +1,10 @@
 """The waiting queue's bounds: who is let in, and when the others may come again.
 
-Requests wait from their arrival until they are first placed in the KV pool. Those that are still being
-tokenized hold a place too, so that a burst cannot pass the bound between two looks at it. The answer to who
-comes too late costs no tokenizing, and says when to come again.
+What waits is a sequence: a request has one for each choice of each prompt. Each waits from the arrival of its
+request until it is first placed in the KV pool, or is over. Those that are still being tokenized, and choices
+that are not begun yet, hold a place too, so that nothing can pass the bound between two looks at it. The
+answer to who comes too late costs no tokenizing, and says when to come again; who asks for more than a share
+of the queue is told that this will never do.
 """
 
 import math
@@ -25,7 +27,7 @@ MAX_RETRY_S = 60.0
 
 
 class Load(NamedTuple):
-    """So many requests, and tokens of their prompts."""
+    """So many sequences, and tokens of their prompts."""
 
     requests: float = 0
     tokens: float = 0
@@ -63,18 +65,23 @@ class RateMeter:
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """Held by a request that is being prepared; as a context manager it is given up at the end."""
+    """Held by a request for its sequences that the engine has not been given; as a context manager it is
+    given up at the end."""
 
     admission: "Admission"
     priority: Priority
     load: Load
 
-    def fill(self, num_requests: int, num_tokens: int) -> None:
-        """The prompts are known now. Raises SemipdError(`overloaded`)."""
-        self.admission.change(self, Load(num_requests, num_tokens))
+    def fill(self, num_sequences: int, num_tokens: int) -> None:
+        """The prompts are known now. Raises what Admission.enter does."""
+        self.admission.change(self, Load(num_sequences, num_tokens))
+
+    def hand_over(self, num_tokens: int) -> None:
+        """One sequence, with such a prompt, has a record from now on, which is counted instead."""
+        self.admission.shrink(self, Load(1, num_tokens))
 
     def give_up(self) -> None:
-        """The request has been handed to the engine, or is over. Idempotent."""
+        """The whole request has been handed to the engine, or is over. Idempotent."""
         self.admission.leave(self)
 
     def __enter__(self) -> Self:
@@ -111,10 +118,10 @@ class Admission:
     def waiting(self) -> Load:
         return self._load["interactive"].plus(self._load["batch"])
 
-    def enter(self, priority: Priority, num_requests: int = 1, num_tokens: int = 0) -> Place:
-        """A place for a request of so many sequences. `num_tokens`: what is known of its prompts so far.
-        Raises SemipdError(`overloaded`), which carries when to come again."""
-        place = Place(self, priority, Load(num_requests, num_tokens))
+    def enter(self, priority: Priority, num_sequences: int = 1, num_tokens: int = 0) -> Place:
+        """A place for a request. `num_tokens`: what is known of the prompts of all its sequences so far.
+        Raises SemipdError: `overloaded`, which carries when to come again, and `request_too_large`."""
+        place = Place(self, priority, Load(num_sequences, num_tokens))
         self._check(priority, place.load)
         self._preparing.add(place)
         self._count(priority, place.load)
@@ -128,6 +135,11 @@ class Admission:
         self._check(place.priority, load)
         place.load = load
         self._count(place.priority, load)
+
+    def shrink(self, place: Place, part: Load) -> None:
+        assert place in self._preparing, "a sequence that held no place was handed over"
+        self._count(place.priority, part, -1)
+        place.load = place.load.plus(part, -1)
 
     def leave(self, place: Place) -> None:
         if place in self._preparing:
@@ -146,6 +158,7 @@ class Admission:
             "waiting_tokens": int(self.waiting.tokens),
             "max_waiting_requests": self._config.max_waiting_requests,
             "max_waiting_tokens": self._config.max_waiting_tokens,
+            "max_request_share": self._config.max_request_share,
             "completed_per_s": None if rate is None else rate.requests,
         }
 
@@ -177,8 +190,28 @@ class Admission:
 
     # ---- the bounds ----------------------------------------------------------------------------
 
+    def _check_share(self, priority: Priority, asked: Load) -> None:
+        """One sequence may fill the queue: how long its prompt can be is bounded elsewhere."""
+        config = self._config
+        share = min(config.max_request_share, config.batch_share if priority == "batch" else 1.0)
+        most = Load(int(config.max_waiting_requests * share), int(config.max_waiting_tokens * share))
+        if asked.requests <= 1 or (asked.requests <= most.requests and asked.tokens <= most.tokens):
+            return
+        setting = "batch_share" if share < config.max_request_share else "max_request_share"
+        raise SemipdError(
+            "request_too_large",
+            f"The request has {asked.requests:.0f} sequences (prompts times n) with {asked.tokens:.0f} "
+            f"prompt tokens; one request may have {max(most.requests, 1):.0f} with {most.tokens:.0f} "
+            f"(admission.{setting}={share:g} of max_waiting_requests={config.max_waiting_requests} and "
+            f"max_waiting_tokens={config.max_waiting_tokens}).",
+            "Send it as several requests, or with a smaller n.",
+            param="n",
+        )
+
     def _check(self, priority: Priority, asked: Load) -> None:
-        """A request that alone exceeds a bound is let in when nobody waits: else it never could be."""
+        """A sequence whose prompt alone exceeds a bound is let in when nobody waits: else it never could
+        be."""
+        self._check_share(priority, asked)
         config, waiting = self._config, self.waiting
         bound = Load(config.max_waiting_requests, config.max_waiting_tokens)
         over = _beyond(waiting, asked, bound)

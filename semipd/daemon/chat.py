@@ -32,7 +32,7 @@ class Chat:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         body = parse(ChatCompletionRequest, await request.read(), self._services)
         service, request_id = self._services.generation, request[REQUEST_ID]
-        with self._services.enter(body.priority) as place:
+        with self._services.enter(body.priority, body.num_choices) as place:
             prompt = await conversation_prompt(service.prompts, body.messages, body)
             prepared = service.prepare(prompt, body)
             sender = Sender(request_id, request[ARRIVAL_NS], request[CALLER])

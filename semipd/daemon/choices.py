@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from semipd.core.errors import SemipdError
 from semipd.core.plan import TokenLogprobs
 from semipd.daemon.admission import Place
 from semipd.daemon.callers import Caller
 from semipd.daemon.generation import Generation, GenerationService, Piece, Prepared, Usage
 from semipd.daemon.history import RequestRecord
-from semipd.daemon.schema_openai import MAX_CHOICES
 
 
 @dataclass(slots=True, eq=False)
@@ -61,17 +59,17 @@ class Choices:
         num_per_prompt: int,
         place: Place,
     ) -> None:
-        """`place`: held in the waiting queue until all prompts have been handed to the engine. Raises
-        SemipdError: `invalid_value` when there would be too many, `overloaded`."""
+        """`place`: held in the waiting queue for the choices that have not been handed to the engine. Raises
+        what Place.fill does."""
         self._service = service
         self._sender = sender
         self._news = asyncio.Event()
         self._running: list[Choice] = []
         self._num_per_prompt = num_per_prompt
         self._place = place
+        num_tokens = sum(len(prepared.prompt.token_ids) for prepared in prompts)
+        place.fill(len(prompts) * num_per_prompt, num_tokens * num_per_prompt)
         self.all = _lay_out(prompts, num_per_prompt)
-        # the later choices of a prompt find it in the prefix cache, and do not wait for long
-        place.fill(len(prompts), sum(len(prepared.prompt.token_ids) for prepared in prompts))
 
     def __enter__(self) -> Self:
         try:
@@ -79,8 +77,6 @@ class Choices:
         except BaseException:
             self._close()
             raise
-        finally:
-            self._place.give_up()
         return self
 
     def __exit__(
@@ -147,21 +143,16 @@ class Choices:
                 request_id, choice.prepared, arrival_ns, self._news, caller
             )
             self._running.append(choice)
+            self._place.hand_over(len(choice.prepared.prompt.token_ids))
 
     def _close(self) -> None:
+        self._place.give_up()
         for choice in self._running:
             if choice.generation is not None:
                 choice.generation.close()
 
 
 def _lay_out(prompts: Sequence[Prepared], num_per_prompt: int) -> list[Choice]:
-    if len(prompts) * num_per_prompt > MAX_CHOICES:
-        raise SemipdError(
-            "invalid_value",
-            f"{len(prompts)} prompts and n={num_per_prompt} make more than {MAX_CHOICES} choices.",
-            "Send fewer prompts in one request.",
-            param="n",
-        )
     choices: list[Choice] = []
     for prepared in prompts:
         first = Choice(len(choices), prepared)

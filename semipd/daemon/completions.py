@@ -29,7 +29,8 @@ class Completions:
         service, request_id = self._services.generation, request[REQUEST_ID]
         special = body.add_special_tokens is not False
         num_known_tokens = sum(len(prompt) for prompt in body.prompts if isinstance(prompt, list))
-        with self._services.enter(body.priority, len(body.prompts), num_known_tokens) as place:
+        num_sequences = len(body.prompts) * body.num_choices
+        with self._services.enter(body.priority, num_sequences, num_known_tokens * body.num_choices) as place:
             prompts = await service.prompts.of(body.prompts, add_special_tokens=special)
             prepared = [service.prepare(prompt, body, DEFAULT_MAX_TOKENS) for prompt in prompts]
             sender = Sender(request_id, request[ARRIVAL_NS], request[CALLER])

@@ -5,6 +5,7 @@ behind the ring learns how many entries it has lost.
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ EntryKind = Literal[
 """The engine's events, and the daemon's own."""
 
 DEFAULT_CAPACITY = 4096
+_EVENT_ID = re.compile(r"([0-9]{1,19})-([0-9]{1,19})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +109,11 @@ class Journal:
     def cursor(self, event_id: str) -> int | None:
         """The cursor that `event_id` stands for; 0, the beginning, if it is of another daemon's life. None:
         no id of ours."""
-        epoch, dash, number = event_id.partition("-")
-        if not (dash and epoch.isdecimal() and number.isdecimal()):
+        found = _EVENT_ID.fullmatch(event_id)
+        if found is None:
             return None
-        return int(number) if int(epoch) == self.epoch and int(number) <= self.last else 0
+        epoch, number = map(int, found.groups())
+        return number if epoch == self.epoch and number <= self.last else 0
 
     def _wake(self) -> None:
         if self._news is not None and not self._news.done():

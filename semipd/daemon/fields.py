@@ -8,7 +8,6 @@ Allowed = tuple[object, ...] | None
 """Values besides null that ask for nothing; None: whatever it holds, the answer is the same."""
 
 _EVERYWHERE: dict[str, Allowed] = {
-    "allowed_token_ids": ([],),
     "bad_words": ([],),
     "ebnf": (),
     "grammar": (),

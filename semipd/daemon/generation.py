@@ -222,8 +222,9 @@ class GenerationService:
                 raise deadline_exceeded(timeout_ms, 0)
         namespace = self.rules.namespace(caller, options.cache_salt)
         terms = self.rules.terms(caller, options.priority, params)
+        text = self._text_stream(prepared)
         live = self.table.admit(request_id, prompt.token_ids, params, namespace, arrival_ns, news, terms)
-        generation = Generation(live, self._text_stream(prepared), self.table, options)
+        generation = Generation(live, text, self.table, options)
         if timeout_ms is not None:
             generation.expires_in(left_s, timeout_ms)
         if self.rules.log_prompts:

@@ -225,6 +225,12 @@ class RequestHistory:
         for observe in self.on_finished:
             observe(record)
 
+    def abandoned(self, seq: SeqId, error_code: str) -> None:
+        """Its admission has failed, perhaps before it had a record."""
+        record = self._live.get(seq)
+        if record is not None:
+            self.finished(record, "error", error_code)
+
     def answered_with_error(self, code: str, request_id: str, arrival_ns: int) -> None:
         """A refusal, unless the request has been handed to the engine: then it has a record that says so."""
         if any(record.arrival_ns == arrival_ns for record in self.named(request_id)):

@@ -27,10 +27,11 @@ class Link:
         self.unsent_bytes = 0
 
     def send(self, message: dict[str, Any]) -> None:
-        """At once if the socket takes it, else as soon as it does. A lost peer shows in `receive`."""
+        """At once if the socket takes it, else as soon as it does. A lost peer shows in `receive`. Raises
+        SemipdError(`cannot_be_sent`); the link goes on without the message."""
+        frame = memoryview(encode_frame(message, LINK_FRAME_BYTES))
         if self._is_deaf:
             return
-        frame = memoryview(encode_frame(message))
         self._unsent.append(frame)
         self.unsent_bytes += len(frame)
         if len(self._unsent) == 1:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from semipd.core.errors import SemipdError
-from semipd.core.sampling import SamplingParams
+from semipd.core.sampling import MAX_STOP_TOKEN_IDS, RANGES, SamplingParams
 from semipd.daemon.chat_template import ChatTemplate
 from semipd.daemon.hub import download
 from semipd.daemon.tokenizer import Tokenizer
@@ -148,7 +148,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _bad_value(path: Path, key: str, value: object, wanted: str) -> SemipdError:
-    message = f"{path}: {key} is {value!r}, expected {wanted}."
+    message = f"{path}: {key} is {value!r:.80}, expected {wanted}."
     return SemipdError("invalid_checkpoint", message, "Correct the file or fetch it again.")
 
 
@@ -183,8 +183,9 @@ def _eos_ids(
 
 def _id_list(path: Path, raw: object) -> set[int]:
     ids = [] if raw is None else raw if isinstance(raw, list) else [raw]
-    if not all(type(token_id) is int for token_id in ids):
-        raise _bad_value(path, "eos_token_id", raw, "a token id or a list of them")
+    if not all(type(token_id) is int for token_id in ids) or len(ids) > MAX_STOP_TOKEN_IDS:
+        wanted = f"a token id or a list of at most {MAX_STOP_TOKEN_IDS}"
+        raise _bad_value(path, "eos_token_id", raw, wanted)
     return set(ids)
 
 
@@ -195,7 +196,9 @@ def _sampling_defaults(folder: Path, generation: Mapping[str, Any]) -> dict[str,
     path = folder / "generation_config.json"
     for name, value in found.items():
         if type(value) not in (int, float) or (name == "top_k" and type(value) is not int):
-            raise _bad_value(path, name, value, "a number")
+            raise _bad_value(path, name, value, f"a number, {RANGES[name]}")
+    if found.get("top_k") == -1:
+        found["top_k"] = 0
     try:
         replace(SamplingParams(max_tokens=1, seed=0), **found).validate(vocab_size=1)
     except SemipdError as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from typing import Any
 
 from aiohttp import web
@@ -15,6 +16,7 @@ from semipd.daemon.services import Services
 
 GENERATING_PATHS = frozenset({"/v1/completions", "/v1/chat/completions"})
 DEFAULT_LISTED = 100
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 EVENTS_PER_WRITE = 256
 HEARTBEAT_S = 15.0
 """Without an event for so long, a comment keeps proxies from closing the stream."""
@@ -157,7 +159,7 @@ def _cursor(request: web.Request, journal: Journal) -> int:
 
 def _limit(request: web.Request) -> int:
     given = request.query.get("limit", str(DEFAULT_LISTED))
-    if not (given.isascii() and given.isdecimal() and 1 <= int(given[:9]) <= MAX_RECENT):
+    if not (_NUMBER.fullmatch(given) and 1 <= int(given) <= MAX_RECENT):
         raise SemipdError("invalid_value", f"limit={given!r:.80} is not 1 to {MAX_RECENT}.", param="limit")
     return int(given)
 

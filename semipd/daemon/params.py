@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from semipd.core.errors import SemipdError
 from semipd.core.plan import BLOCK_SIZE, blocks_for
-from semipd.core.sampling import SamplingParams
+from semipd.core.sampling import SMALLEST, SamplingParams, check_ids
 from semipd.daemon.schema import SamplingOptions
 from semipd.daemon.served_model import ServedModel
 
@@ -57,8 +57,7 @@ def sampling_params(
     given = {name: getattr(options, name) for name in _PLAIN_FIELDS}
     fields: dict[str, Any] = dict(model.sampling_defaults)
     fields |= {name: value for name, value in given.items() if value is not None}
-    if fields.get("top_k") == -1:  # how vLLM and its clients spell "off"
-        fields["top_k"] = 0
+    _normalize(fields, limits.vocab_size)
     stop_ids = dict.fromkeys(options.stop_token_ids or ())
     if not options.ignore_eos:
         stop_ids |= dict.fromkeys(model.eos_token_ids)
@@ -67,7 +66,8 @@ def sampling_params(
     params = SamplingParams(
         max_tokens=_max_tokens(asked, default_max_tokens, len(prompt), limits),
         seed=secrets.randbits(64) if options.seed is None else options.seed % 2**64,
-        logit_bias=_logit_bias(options.logit_bias),
+        logit_bias=tuple((int(token), bias) for token, bias in (options.logit_bias or {}).items()),
+        allowed_token_ids=tuple(dict.fromkeys(options.allowed_token_ids or ())),
         stop_token_ids=tuple(stop_ids),
         logprobs=options.num_logprobs,
         prompt_logprobs=options.num_prompt_logprobs,
@@ -75,6 +75,16 @@ def sampling_params(
     )
     params.validate(limits.vocab_size)
     return params
+
+
+def _normalize(fields: dict[str, Any], vocab_size: int) -> None:
+    """Values that mean "off", and those that would be zero to the sampler although they are not."""
+    top_k = fields.get("top_k", 0)
+    if top_k == -1 or top_k >= vocab_size:  # -1 is how vLLM and its clients spell "off"
+        fields["top_k"] = 0
+    for name in ("temperature", "top_p"):
+        if 0 < fields.get(name, 1) < SMALLEST:
+            fields[name] = SMALLEST
 
 
 def _check_prompt(prompt: list[int], limits: Limits) -> None:
@@ -92,17 +102,6 @@ def _check_prompt(prompt: list[int], limits: Limits) -> None:
         )
     if len(prompt) >= limits.pool_tokens:
         raise _too_large(len(prompt) + 1, limits, "Shorten the prompt, or raise kv.bytes.", "prompt")
-
-
-def check_ids(token_ids: list[int], vocab_size: int, param: str) -> None:
-    """Raises SemipdError(`invalid_value`) when one is not in the vocabulary."""
-    if token_ids and (max(token_ids) >= vocab_size or min(token_ids) < 0):
-        wrong = next(token for token in token_ids if not 0 <= token < vocab_size)
-        raise SemipdError(
-            "invalid_value",
-            f"{param} holds the token id {wrong}; the vocabulary has {vocab_size} tokens.",
-            param=param,
-        )
 
 
 def _max_tokens(asked: int | None, default: int | None, num_prompt_tokens: int, limits: Limits) -> int:
@@ -132,12 +131,3 @@ def _too_large(num_tokens: int, limits: Limits, hint: str, param: str) -> Semipd
         hint,
         param=param,
     )
-
-
-def _logit_bias(bias: Mapping[str, float] | None) -> tuple[tuple[int, float], ...]:
-    try:
-        return tuple((int(token), value) for token, value in (bias or {}).items())
-    except ValueError as error:
-        raise SemipdError(
-            "invalid_value", "logit_bias needs token ids as keys.", param="logit_bias"
-        ) from error

@@ -10,8 +10,10 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from semipd.core.messages import GetPartition, SetPartition, SetSlo
+from semipd.core.slo import SLO_BOUNDS
+from semipd.core.split import MAX_EXPIRY_S
 from semipd.daemon.http_errors import CALLER
-from semipd.daemon.schema import SocketRequest, refusal
+from semipd.daemon.schema import SocketRequest, refusal, within
 from semipd.daemon.services import Services
 from semipd.daemon.wall_times import with_wall_times
 
@@ -38,17 +40,17 @@ class PartitionWish(PartitionAct):
     mode: Literal["auto", "fixed", "off"] = "fixed"
     prefill_units: Units | None = None
     decode_units: Units | None = None
-    expires_s: float | None = None
+    expires_s: Annotated[float, Field(gt=0.0, le=MAX_EXPIRY_S)] | None = None
     dry_run: bool = False
 
 
 class SloWish(PartitionAct):
     """PATCH /v1/slo and slo.set: the targets to change."""
 
-    ttft_ms: float | None = None
-    tpot_ms: float | None = None
-    percentile: float | None = None
-    window_s: float | None = None
+    ttft_ms: Annotated[float, within(SLO_BOUNDS["ttft_ms"])] | None = None
+    tpot_ms: Annotated[float, within(SLO_BOUNDS["tpot_ms"])] | None = None
+    percentile: Annotated[float, within(SLO_BOUNDS["percentile"])] | None = None
+    window_s: Annotated[float, within(SLO_BOUNDS["window_s"])] | None = None
 
     @property
     def targets(self) -> dict[str, float]:

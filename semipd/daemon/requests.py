@@ -40,7 +40,7 @@ class EngineLink(Protocol):
         """Raises SemipdError when new requests cannot be taken, not even for a later engine."""
 
     def submit(self, request: Request) -> None:
-        """Only while `can_submit`."""
+        """Only while `can_submit`. Raises SemipdError(`cannot_be_sent`): this request never can be."""
 
     def cancel(self, seq: SeqId) -> None:
         """Best effort: an engine that is gone has cancelled everything."""
@@ -188,20 +188,38 @@ class RequestTable:
     ) -> LiveRequest:
         """Hand a request to the engine, or to the next one. `arrival_ns`: when it reached the daemon; None:
         now. `news`: shared with the requests that are read together with it. Raises what
-        `EngineLink.check_accepting` raises; nothing is kept then."""
+        `EngineLink.check_accepting` raises, and why the request cannot be sent; nothing of it lives then."""
         if self._closed is not None:
             raise self._closed
         self._engine.check_accepting()
         seq = SeqId(self._last_seq + 1)
         arrived_ns = self._clock_ns() if arrival_ns is None else arrival_ns
         request = Request(seq, request_id, prompt, params, arrived_ns, namespace, delay_ns=terms.delay_ns)
-        live = LiveRequest(request, self.history.arrived(request, terms), news, terms.max_unread)
         self._last_seq = seq
-        self._live[seq] = live
-        self.totals["admitted"] += 1
-        self._resumption.arrived(seq)
-        self._submit_due()
+        try:
+            live = self._arrive(request, news, terms)
+            self._submit_due()
+        except BaseException:
+            self._undo(seq, "internal_error")
+            raise
+        if live.error is not None:
+            self._undo(seq, live.error.code)
+            raise live.error
         return live
+
+    def _arrive(self, request: Request, news: asyncio.Event | None, terms: Terms) -> LiveRequest:
+        live = LiveRequest(request, self.history.arrived(request, terms), news, terms.max_unread)
+        self._live[request.seq] = live
+        self.totals["admitted"] += 1
+        self._resumption.arrived(request.seq)
+        return live
+
+    def _undo(self, seq: SeqId, code: str) -> None:
+        """Its admission has failed, however far it came: nobody will release it."""
+        self._resumption.ended(seq)
+        if self._live.pop(seq, None) is not None:
+            self.totals["error"] += 1
+        self.history.abandoned(seq, code)
 
     def release(self, live: LiveRequest) -> None:
         """The consumer is done with the request; the engine is told if it is not."""
@@ -310,11 +328,19 @@ class RequestTable:
 
     def _submit_due(self) -> None:
         while self._engine.can_submit and (seq := self._resumption.next_due()) is not None:
-            live = self._live[seq]
-            live.num_submissions += 1
+            self._submit(self._live[seq])
+
+    def _submit(self, live: LiveRequest) -> None:
+        """A request that cannot be sent fails alone, whoever's turn brought it up."""
+        try:
             self._engine.submit(live.submission())
-            if live.num_submissions > 1:
-                self.history.resumed(live.record, len(live.tokens))
+        except Exception as error:
+            self._resumption.ended(live.request.seq)
+            live.finish("error", _why_unsent(error, live.request.request_id))
+            return
+        live.num_submissions += 1
+        if live.num_submissions > 1:
+            self.history.resumed(live.record, len(live.tokens))
 
     def _withdraw(self, live: LiveRequest) -> None:
         """It is over; an engine that works on it is told."""
@@ -362,3 +388,10 @@ class RequestTable:
         live = self._live.get(event.seq) if event.seq is not None else None
         if live is not None and event.kind == "admitted":
             live.cached_tokens = live.record.cached_tokens
+
+
+def _why_unsent(error: Exception, request_id: str) -> SemipdError:
+    if isinstance(error, SemipdError):
+        return error
+    log.error("a request cannot be submitted", exc_info=error, extra={"request_id": request_id})
+    return SemipdError("internal_error", "The daemon failed to hand the request over; its log says how.")

@@ -1,10 +1,30 @@
 """What requests of HTTP and socket share: how to generate, and refusals in plain words."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError
 
 from semipd.core.errors import SemipdError
+from semipd.core.ranges import Range
+from semipd.core.sampling import (
+    LOGIT_BIAS,
+    MAX_ALLOWED_TOKEN_IDS,
+    MAX_COUNT,
+    MAX_LOGIT_BIASES,
+    MAX_SEED,
+    MAX_STOP_TOKEN_IDS,
+    RANGES,
+)
 from semipd.daemon.events import EntryKind
 from semipd.daemon.history import MAX_RECENT
 from semipd.daemon.request_rules import Priority
@@ -13,16 +33,39 @@ from semipd.wire.client_protocol import MAX_INTERVAL_MS, MIN_INTERVAL_MS
 
 MAX_STOPS = 64
 MAX_STOP_CHARS = 1024
-MAX_TIMEOUT_MS = 2**31 - 1
+MAX_SALT_CHARS = 1024
+MAX_TIMEOUT_MS = MAX_COUNT
 MAX_KINDS = 64
 """Entries of `kinds`, repetitions included."""
 
+MAX_SHOWN = 80
+"""Characters of a name or a value in a refusal."""
+
 _MIN_SEED = -(2**63)
+_TOKEN_ID = "^(0|[1-9][0-9]{0,9})$"
 
 
 def _stops(value: object) -> object:
     """A single stop string is a list of one."""
     return [value] if isinstance(value, str) else value
+
+
+def within(limits: Range) -> Any:
+    """The range as a field's constraint, which the published schema shows."""
+    low, high = limits.low, limits.high
+    return Field(gt=low, le=high) if limits.above_low else Field(ge=low, le=high)
+
+
+def at_most(num: int) -> BeforeValidator:
+    """Counted before anything in a list or a map is looked at: each bad entry would cost a report."""
+
+    def counted(value: object) -> object:
+        if isinstance(value, list | dict) and len(value) > num:
+            message = "should hold at most {most} entries; there are {num}"
+            raise PydanticCustomError("too_many", message, {"most": num, "num": len(value)})
+        return value
+
+    return BeforeValidator(counted)
 
 
 def _whole(value: object) -> object:
@@ -32,7 +75,24 @@ def _whole(value: object) -> object:
 WHOLE = BeforeValidator(_whole)
 """JSON has one kind of number: some languages write 16 as 16.0."""
 
-Integer = Annotated[int, WHOLE]
+TokenCount = Annotated[int, Field(ge=0, le=MAX_COUNT), WHOLE]
+
+
+def _token_id(text: str) -> str:
+    """One spelling for each id: two keys of a map must not mean the same token."""
+    if not re.fullmatch(_TOKEN_ID[1:-1], text):
+        raise PydanticCustomError("token_id", "A key should be a token id in plain digits, such as '5'")
+    return text
+
+
+TokenIdText = Annotated[
+    str, AfterValidator(_token_id), WithJsonSchema({"type": "string", "pattern": _TOKEN_ID})
+]
+LogitBias = Annotated[
+    dict[TokenIdText, Annotated[float, within(LOGIT_BIAS)]],
+    Field(max_length=MAX_LOGIT_BIASES),
+    at_most(MAX_LOGIT_BIASES),
+]
 
 
 def _priority(value: object) -> object:
@@ -44,7 +104,9 @@ RequestPriority = Annotated[
     Priority, BeforeValidator(_priority, json_schema_input_type=Priority | Literal[0])
 ]
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_COUNT)]], Field(fail_fast=True)]
+StopTokenIds = Annotated[TokenIds, Field(max_length=MAX_STOP_TOKEN_IDS), at_most(MAX_STOP_TOKEN_IDS)]
+AllowedTokenIds = Annotated[TokenIds, Field(max_length=MAX_ALLOWED_TOKEN_IDS), at_most(MAX_ALLOWED_TOKEN_IDS)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 StopStrings = Annotated[
     list[StopString],
@@ -58,24 +120,31 @@ class SamplingOptions(BaseModel):
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
-    max_tokens: Integer | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: Integer | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    seed: Annotated[int, Field(ge=_MIN_SEED, lt=2**64), WHOLE] | None = None
-    min_tokens: Integer | None = None
+    max_tokens: TokenCount | None = None
+    temperature: Annotated[float, within(RANGES["temperature"])] | None = None
+    top_p: Annotated[float, within(RANGES["top_p"])] | None = None
+    top_k: Annotated[int, Field(ge=-1), WHOLE] | None = None
+    """-1, 0, and whatever the vocabulary does not exceed: off."""
+
+    min_p: Annotated[float, within(RANGES["min_p"])] | None = None
+    repetition_penalty: Annotated[float, within(RANGES["repetition_penalty"])] | None = None
+    presence_penalty: Annotated[float, within(RANGES["presence_penalty"])] | None = None
+    frequency_penalty: Annotated[float, within(RANGES["frequency_penalty"])] | None = None
+    logit_bias: LogitBias | None = None
+    allowed_token_ids: AllowedTokenIds | None = None
+    """No other token is sampled. Empty: any may be."""
+
+    seed: Annotated[int, Field(ge=_MIN_SEED, le=MAX_SEED), WHOLE] | None = None
+    min_tokens: TokenCount | None = None
     ignore_eos: bool | None = None
     stop: StopStrings | None = None
-    stop_token_ids: TokenIds | None = None
+    stop_token_ids: StopTokenIds | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
-    cache_salt: str | None = None
+    cache_salt: Annotated[str, Field(max_length=MAX_SALT_CHARS)] | None = None
+    """It travels with every sequence."""
+
     priority: RequestPriority | None = None
     timeout_ms: Annotated[int, Field(ge=1, le=MAX_TIMEOUT_MS), WHOLE] | None = None
     """From arrival; then the request fails with deadline_exceeded."""
@@ -168,15 +237,24 @@ def refusal(error: ValidationError) -> SemipdError:
     same_field = [problem for problem in problems if problem["loc"][:1] == problems[0]["loc"][:1]]
     problem = max(same_field, key=lambda problem: len(problem["loc"]))
     where = [str(part) for part in problem["loc"] if str(part) not in ("str", "int") and "[" not in str(part)]
-    param = where[0] if where else None
+    param = where[0][:MAX_SHOWN] if where else None
+    field = ".".join(part[:MAX_SHOWN] for part in where)
     match problem["type"]:
         case "json_invalid":
             return SemipdError("malformed_json", f"The body is not valid JSON: {problem['msg']}.")
         case "missing":
-            return SemipdError("missing_field", f"The field {'.'.join(where)} is required.", param=param)
+            return SemipdError("missing_field", f"The field {field} is required.", param=param)
         case "extra_forbidden":
-            return SemipdError("unknown_field", f"There is no field {'.'.join(where)}.", param=param)
-    got = f"; got {problem['input']!r:.80}" if where else ""
+            return SemipdError("unknown_field", f"There is no field {field}.", param=param)
+    got = f"; got {shown(problem['input'])}" if where else ""
     hint = "A prompt is a string, a list of token ids, or a list of these." if param == "prompt" else ""
-    message = f"{'.'.join(where) or 'body'}: {problem['msg']}{got}."
+    message = f"{field or 'body'}: {problem['msg']}{got}."
     return SemipdError("invalid_value", message, hint, param=param)
+
+
+def shown(value: object) -> str:
+    """The beginning of a value as Python writes it, whatever it is."""
+    try:
+        return f"{value!r:.{MAX_SHOWN}}"
+    except (ValueError, RecursionError):  # an integer of thousands of digits; a deep one
+        return f"a value of type {type(value).__name__}"

@@ -6,9 +6,9 @@ from typing import Annotated, Any, ClassVar, cast
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from semipd.core.errors import SemipdError
-from semipd.core.sampling import MAX_LOGPROBS
+from semipd.core.sampling import RANGES
 from semipd.daemon.fields import CHAT_FIELDS, COMPLETION_FIELDS, STREAM_FIELDS, Allowed, refuse_unsupported
-from semipd.daemon.schema import WHOLE, Integer, SamplingOptions, TokenIds
+from semipd.daemon.schema import WHOLE, SamplingOptions, TokenCount, TokenIds, within
 from semipd.daemon.schema_messages import Messages
 
 MAX_N = 128
@@ -38,7 +38,9 @@ Prompt = Annotated[
         custom_error_message="Input should be a string or a list",
     ),
 ]
-NumLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS), WHOLE]
+NumLogprobs = Annotated[int, within(RANGES["logprobs"]), WHOLE]
+
+NumChoices = Annotated[int, Field(ge=1, le=MAX_N), WHOLE]
 
 
 class HttpBody(BaseModel):
@@ -67,8 +69,8 @@ class StreamOptions(BaseModel):
 class AnswerOptions(HttpBody, SamplingOptions):
     """What both OpenAI endpoints take."""
 
-    n: Annotated[int, Field(ge=1, le=MAX_N), WHOLE] | None = None
-    max_completion_tokens: Integer | None = None
+    n: NumChoices | None = None
+    max_completion_tokens: TokenCount | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     prompt_logprobs: NumLogprobs | None = None
@@ -113,7 +115,7 @@ class CompletionRequest(AnswerOptions):
     known_fields = COMPLETION_FIELDS
 
     prompt: Prompt
-    best_of: Integer | None = None
+    best_of: NumChoices | None = None
     echo: bool | None = None
     logprobs: NumLogprobs | None = None
 
@@ -141,6 +143,13 @@ class CompletionRequest(AnswerOptions):
 
     def check(self) -> None:
         super().check()
+        if len(self.prompts) * self.num_choices > MAX_CHOICES:
+            raise SemipdError(
+                "invalid_value",
+                f"{len(self.prompts)} prompts and n={self.num_choices} make more than {MAX_CHOICES} choices.",
+                "Send fewer prompts in one request.",
+                param="n",
+            )
         if self.best_of not in (None, 1, self.num_choices):
             raise SemipdError(
                 "unsupported_value",

@@ -6,6 +6,7 @@ See sd_notify(3) and sd_watchdog_enabled(3).
 import asyncio
 import logging
 import os
+import re
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from typing import Self
 log = logging.getLogger(__name__)
 
 INTERVAL_S = 5.0
+_MICROS = re.compile(r"[1-9][0-9]{0,17}")
 
 EXTENSION = {"EXTEND_TIMEOUT_USEC": str(int(6 * INTERVAL_S * 1e6))}
 """While starting or stopping: each phase has a limit of its own, which systemd cannot know."""
@@ -38,7 +40,7 @@ class Notifier:
         address = environ.pop("NOTIFY_SOCKET", "")
         micros, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
         is_ours = pid in ("", str(os.getpid()))
-        watchdog_s = int(micros) / 1e6 if is_ours and micros.isdecimal() and int(micros) else None
+        watchdog_s = int(micros) / 1e6 if is_ours and _MICROS.fullmatch(micros) else None
         return cls(address if address[:1] in ("/", "@") else None, watchdog_s)
 
     def say(self, **words: str) -> None:

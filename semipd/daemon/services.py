@@ -141,11 +141,11 @@ class Services:
         self.drain.check()
         self.admission.check_room()
 
-    def enter(self, priority: Priority | None, num_requests: int = 1, num_tokens: int = 0) -> Place:
-        """A place in the waiting queue, held until the request has been handed to the engine. Raises what
-        `check_open` does."""
+    def enter(self, priority: Priority | None, num_sequences: int = 1, num_tokens: int = 0) -> Place:
+        """A place in the waiting queue, held until all of the request has been handed to the engine. Raises
+        what `check_open` and Admission.enter do."""
         self.drain.check()
-        return self.admission.enter(priority or "interactive", num_requests, num_tokens)
+        return self.admission.enter(priority or "interactive", num_sequences, num_tokens)
 
     async def check_ready(self) -> None:
         """Raises SemipdError with the reason when the daemon drains, or the engine is not ready, does not

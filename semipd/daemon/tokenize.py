@@ -4,10 +4,10 @@ from functools import partial
 
 from aiohttp import web
 
+from semipd.core.sampling import check_ids
 from semipd.daemon.answer_types import DetokenizeAnswer, TokenizeAnswer
 from semipd.daemon.answers import parse
 from semipd.daemon.chat import conversation_prompt
-from semipd.daemon.params import check_ids
 from semipd.daemon.prompts import INLINE_ENCODE_CHARS, Prompt, beside_loop
 from semipd.daemon.schema_openai import DetokenizeRequest, TokenizeRequest
 from semipd.daemon.services import Services

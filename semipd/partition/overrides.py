@@ -2,19 +2,10 @@
 
 from semipd.core.errors import SemipdError
 from semipd.core.messages import SetPartition
-from semipd.core.split import Split
+from semipd.core.slo import SLO_BOUNDS
+from semipd.core.split import MAX_EXPIRY_S, Split
 from semipd.partition.journal import Change
 from semipd.partition.table import SplitTable
-
-MAX_EXPIRY_S = 30 * 24 * 3600.0
-
-SLO_BOUNDS = {
-    "ttft_ms": (0.001, 1e9),
-    "tpot_ms": (0.001, 1e9),
-    "percentile": (1.0, 100.0),
-    "window_s": (1.0, 86400.0),
-}
-"""Those of the section [slo] of the configuration."""
 
 
 def plan_change(wish: SetPartition, table: SplitTable, scheduler: str, now_ns: int) -> Change:
@@ -50,9 +41,8 @@ def check_targets(targets: dict[str, float]) -> None:
     for name, value in targets.items():
         if name not in SLO_BOUNDS:
             raise _invalid(f"There is no target {name}; there are {', '.join(SLO_BOUNDS)}.", name)
-        low, high = SLO_BOUNDS[name]
-        if not low <= value <= high:
-            raise _invalid(f"{name} is {value:g}; it must lie between {low:g} and {high:g}.", name)
+        if not SLO_BOUNDS[name].holds(value):
+            raise _invalid(f"{name} must be {SLO_BOUNDS[name]}; got {value:g}.", name)
 
 
 def describe_rounding(requested: dict[str, int], granted: Split, table: SplitTable) -> str:

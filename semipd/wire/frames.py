@@ -5,26 +5,42 @@ from typing import Any
 
 import msgpack
 
-from semipd.core.errors import ProtocolError
+from semipd.core.errors import ProtocolError, SemipdError
 
 HEADER = struct.Struct(">I")
 MAX_FRAME_BYTES = 4 * 2**20
 MAX_CONTAINER_LEN = 1_048_576
+MAX_LENGTH = 2**32 - 1
+"""What the header can say."""
 
 
-def encode_frame(message: dict[str, Any]) -> bytes:
-    body: bytes = msgpack.packb(message, use_bin_type=True)
+def encode_frame(message: dict[str, Any], max_bytes: int = MAX_LENGTH) -> bytes:
+    """Raises SemipdError(`cannot_be_sent`) when the message has no msgpack form, or a larger one."""
+    try:
+        body: bytes = msgpack.packb(message, use_bin_type=True)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise SemipdError(
+            "cannot_be_sent",
+            f"The message holds what msgpack cannot write: {error!s:.200}.",
+            "Whole numbers have at most 64 bits, and texts no lone surrogates.",
+        ) from error
+    if len(body) > max_bytes:
+        raise SemipdError(
+            "cannot_be_sent",
+            f"The message takes {len(body)} bytes; a frame holds at most {max_bytes}.",
+            "Send less at once.",
+        )
     return HEADER.pack(len(body)) + body
 
 
-def decode_body(body: bytes | memoryview) -> dict[str, Any]:
+def decode_body(body: bytes | memoryview, max_array_len: int = MAX_CONTAINER_LEN) -> dict[str, Any]:
     """One frame's body to a map. Raises ProtocolError on anything else."""
     try:
         message = msgpack.unpackb(
             body,
             raw=False,
             strict_map_key=True,
-            max_array_len=MAX_CONTAINER_LEN,
+            max_array_len=max_array_len,
             max_map_len=65_536,
         )
     except Exception as error:  # msgpack raises a zoo: ValueError, ExtraData, UnicodeDecodeError, ...
@@ -39,11 +55,13 @@ def decode_body(body: bytes | memoryview) -> dict[str, Any]:
 
 
 class FrameReader:
-    """Bytes in, messages out. `max_bytes` bounds one frame's body."""
+    """Bytes in, messages out. `max_bytes` bounds one frame's body, and with it the length of its lists."""
 
     def __init__(self, max_bytes: int = MAX_FRAME_BYTES) -> None:
         self._buffer = bytearray()
         self._max_bytes = max_bytes
+        # what a client may send is bounded twice; what we send ourselves, by its size
+        self._max_array_len = MAX_CONTAINER_LEN if max_bytes <= MAX_FRAME_BYTES else max_bytes
 
     def feed(self, data: bytes) -> list[dict[str, Any]]:
         """Every message completed by `data`. Raises ProtocolError; the stream is then unusable."""
@@ -59,7 +77,7 @@ class FrameReader:
             end = offset + HEADER.size + length
             if len(self._buffer) < end:
                 break
-            messages.append(decode_body(bytes(self._buffer[offset + HEADER.size : end])))
+            messages.append(decode_body(bytes(self._buffer[offset + HEADER.size : end]), self._max_array_len))
             offset = end
         del self._buffer[:offset]
         return messages

@@ -1,7 +1,9 @@
 """Who is let in: bounds of the waiting queue, when to come again, deadlines, priorities, what never fits."""
 
 import asyncio
+import os
 import random
+import signal
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -89,14 +91,49 @@ def test_a_place_counts_what_is_known_of_the_prompts() -> None:
     assert desk.admission.waiting == (0, 0)
 
 
-def test_what_alone_exceeds_a_bound_is_let_in_when_nobody_waits() -> None:
+def test_a_prompt_that_alone_exceeds_a_bound_is_let_in_when_nobody_waits() -> None:
     desk = Desk(max_waiting_requests=4, max_waiting_tokens=100)
-    with desk.admission.enter("interactive", 64, 5000):
+    with desk.admission.enter("interactive", 1, 5000):
         desk.refused()
     waiting = desk.arrives()
-    desk.refused(num_requests=64)
+    desk.refused(num_tokens=5000)
     desk.finishes(waiting)
-    desk.admission.enter("interactive", 64, 5000).give_up()
+    desk.admission.enter("interactive", 1, 5000).give_up()
+
+
+@pytest.mark.parametrize(
+    ("priority", "asked", "numbers"),
+    [
+        ("interactive", (51, 100), "has 51 sequences (prompts times n) with 100 prompt tokens"),
+        ("interactive", (2, 501), "one request may have 50 with 500 (admission.max_request_share=0.5 of"),
+        ("batch", (31, 31), "one request may have 30 with 300 (admission.batch_share=0.3 of"),
+    ],
+)
+def test_a_request_may_not_exceed_a_share_of_the_queue(
+    priority: Priority, asked: tuple[int, int], numbers: str
+) -> None:
+    desk = Desk(max_waiting_requests=100, max_waiting_tokens=1000, batch_share=0.3)
+    place = desk.admission.enter(priority)
+    for ask in (place.fill, lambda *asked: desk.admission.enter(priority, *asked)):
+        with pytest.raises(SemipdError) as refused:
+            ask(*asked)
+        assert (refused.value.code, refused.value.param) == ("request_too_large", "n")
+        assert refused.value.retry_after_s is None, "it will never do"
+        assert numbers in refused.value.message
+    place.give_up()
+    assert desk.admission.waiting == (0, 0)
+    desk.admission.check_integrity()
+
+
+def test_a_sequence_counts_once_when_it_is_handed_over() -> None:
+    desk = Desk(max_waiting_requests=16)
+    with desk.admission.enter("interactive", 4, 40) as place:
+        for _ in range(2):
+            desk.arrives(10)
+            place.hand_over(10)
+            assert desk.admission.waiting == (4, 40)
+            desk.admission.check_integrity()
+    assert desk.admission.waiting == (2, 20), "the other two have never come"
 
 
 def test_batch_requests_leave_room_for_the_others() -> None:
@@ -123,7 +160,9 @@ def test_retry_after_comes_from_the_measured_rate_and_spreads_who_is_refused() -
     assert retries == pytest.approx([2.0, 4.0, 6.0])
     desk.clock.now_s += 2
     assert desk.refused().retry_after_s == pytest.approx(6.0, rel=0.05)
-    assert desk.refused(num_requests=1000).retry_after_s == MAX_RETRY_S
+    for _ in range(40):
+        last = desk.refused()
+    assert last.retry_after_s == MAX_RETRY_S
 
 
 def test_retry_after_by_tokens() -> None:
@@ -171,12 +210,16 @@ def test_counts_agree_with_a_count_from_nothing_whatever_happens() -> None:
                     places.append(desk.admission.enter(priority, rng.randint(1, 4), rng.randint(0, 300)))
             case 2 if places:
                 place = places.pop(rng.randrange(len(places)))
+                num, length = rng.randint(1, 4), rng.randint(1, 200)
                 with place:
                     try:
-                        place.fill(2, rng.randint(0, 900))
+                        place.fill(num, num * length)
                     except SemipdError:
                         continue
-                live += [desk.arrives(rng.randint(1, 200), place.priority) for _ in range(2)]
+                    for _ in range(rng.randint(0, num)):
+                        live.append(desk.arrives(length, place.priority))
+                        place.hand_over(length)
+                        desk.admission.check_integrity()
             case 3 if live:
                 desk.is_placed(rng.choice(live))
             case _ if live:
@@ -245,11 +288,70 @@ async def test_a_burst_of_long_texts_cannot_pass_the_bound_while_they_are_tokeni
 
 
 async def test_accepted_choices_are_never_refused_half_way(tmp_path: Path) -> None:
-    async with running(tmp_path, settings={"admission.max_waiting_requests": 2}) as daemon:
+    settings = {"admission.max_waiting_requests": 16, "admission.max_request_share": 1}
+    async with running(tmp_path, settings=settings) as daemon:
         answer = await daemon.complete(prompt=[97], n=16, max_tokens=3)
-        many = await daemon.complete(prompt=[[97], [98], [99]], max_tokens=3)
+        many = await daemon.complete(prompt=[[97], [98], [99], [100]], n=4, max_tokens=3)
     assert len(answer["choices"]) == 16
-    assert len(many["choices"]) == 3, "nobody waited, so more than the bound were let in"
+    assert len(many["choices"]) == 16
+
+
+async def test_choices_that_are_not_begun_hold_their_place(tmp_path: Path) -> None:
+    settings = {"admission.max_waiting_requests": 16}
+    async with running(tmp_path, fake=EngineSettings(device="fake"), settings=settings) as daemon:
+        admission, run = daemon.services.admission, daemon.services.supervisor._run
+        assert run is not None
+        os.kill(run.pid, signal.SIGSTOP)
+        body = {"prompt": [[97] * 5, [98] * 7], "n": 4, "max_tokens": 5, "ignore_eos": True}
+        asking = asyncio.create_task(daemon.post(body))
+        await until(lambda: len(daemon.services.table) == 2)
+        assert admission.waiting == (8, 48), "two are begun, and six will be"
+        with admission.enter("interactive", 5):
+            status, refused, _ = await daemon.post({"prompt": [99], "n": 4, "max_tokens": 1})
+        assert (status, refused["error"]["code"]) == (503, "overloaded")
+        admission.check_integrity()
+        os.kill(run.pid, signal.SIGCONT)
+        status, answer, _ = await asking
+        assert (status, len(answer["choices"])) == (200, 8)
+        await until(lambda: admission.waiting == (0, 0))
+        admission.check_integrity()
+
+
+async def test_many_choices_of_many_prompts_are_refused_for_good(tmp_path: Path) -> None:
+    async with running(tmp_path, fake=EngineSettings(device="fake")) as daemon:
+        prompts = [[5]] * 32
+        for path, body in (
+            ("/v1/completions", {"prompt": prompts, "n": 128, "max_tokens": 1}),
+            ("/v1/completions", {"prompt": ["x"] * 513, "max_tokens": 1}),
+            ("/v1/completions", {"prompt": [[5] * 1500] * 8, "n": 60, "max_tokens": 1}),
+        ):
+            status, answer, response = await daemon.post(body, path)
+            assert (status, answer["error"]["code"]) == (400, "request_too_large"), answer
+            assert "Retry-After" not in response.headers
+            assert "max_request_share=0.5" in answer["error"]["message"]
+        many = await daemon.complete(prompt=[5], n=128, max_tokens=2, ignore_eos=True)
+        batch = await daemon.complete(prompt=[[5, 6]] * 512, max_tokens=1, ignore_eos=True)
+        await until(lambda: daemon.services.admission.waiting == (0, 0))
+        daemon.services.admission.check_integrity()
+    assert (len(many["choices"]), len(batch["choices"])) == (128, 512)
+
+
+async def test_a_request_never_waits_with_more_than_was_counted(tmp_path: Path) -> None:
+    """Whatever becomes of the first choices, those that follow them have been counted from the beginning."""
+    fake = EngineSettings(device="fake", max_num_seqs=2)
+    async with running(tmp_path, fake=fake, settings={"admission.max_waiting_requests": 64}) as daemon:
+        admission, most = daemon.services.admission, 0
+        body = {"prompt": [[5], [6]], "n": 8, "max_tokens": 3, "ignore_eos": True}
+        tasks = [asyncio.create_task(daemon.post(body)) for _ in range(12)]
+        while not all(task.done() for task in tasks):
+            most = max(most, int(admission.waiting.requests))
+            admission.check_integrity()
+            await asyncio.sleep(0.001)
+        statuses = [task.result()[0] for task in tasks]
+        await until(lambda: admission.waiting == (0, 0))
+    assert most <= 64
+    assert set(statuses) <= {200, 503}
+    assert statuses.count(200) >= 4
 
 
 @pytest.mark.parametrize("stream", [False, True])

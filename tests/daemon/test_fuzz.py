@@ -9,8 +9,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from fuzzlib.families import Family, run_families, run_family
-from fuzzlib.talk import HttpTalker
+from fuzzlib import watch
+from fuzzlib.edges import MAX_WAITING, Case
+from fuzzlib.families import Family, Watched, run_families, run_family
+from fuzzlib.talk import HttpTalker, ViolationError
+from fuzzlib.watch import Watch
 from hypothesis import strategies as st
 from support.daemon import running
 
@@ -23,7 +26,8 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "fuzz.py"
 async def test_nothing_that_is_sent_breaks_the_daemon(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with running(tmp_path, fake=FAKE) as daemon:
+    settings = {"admission.max_waiting_requests": MAX_WAITING}
+    async with running(tmp_path, fake=FAKE, settings=settings) as daemon:
         outcomes = await asyncio.to_thread(run_families, daemon.url, daemon.socket_path, 400, 7)
         async with daemon.http.get(f"{daemon.url}/ready") as response:
             assert response.status == 200
@@ -49,6 +53,33 @@ async def test_the_fuzzer_sees_a_500(tmp_path: Path, monkeypatch: pytest.MonkeyP
         outcome = await asyncio.to_thread(run_family, family, 50, 1)
         talker.close()
     assert "status 500" in outcome.violations[0]
+
+
+async def test_the_fuzzer_sees_what_no_status_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = b'{"prompt": "a", "max_tokens": 1}'
+    monkeypatch.setattr(watch, "SETTLE_LIMIT_S", 0.2)
+    async with running(tmp_path, fake=FAKE) as daemon:
+        talker = HttpTalker(daemon.url, Counter())
+        watched = await asyncio.to_thread(lambda: Watched(talker, Watch(daemon.url)))
+
+        async def wrong(refused: str = "") -> str:
+            case = Case("POST", "/v1/completions", body, refused)
+            try:
+                await asyncio.to_thread(watched.ask, case)
+            except ViolationError as error:
+                return str(error)
+            return ""
+
+        assert await wrong() == ""
+        assert await wrong("it is too much") == "status 200, although it is too much"
+        with monkeypatch.context() as patch:
+            patch.setattr(daemon.services.table, "release", lambda _live: None)
+            assert await wrong() == "1 request(s) stay behind after the answer"
+        assert await wrong() == "", "one fault is reported once"
+        daemon.services.supervisor.kill()
+        assert "the engine died 1 time(s) of it" in await wrong()
+        assert await wrong() == ""
+        talker.close()
 
 
 @pytest.mark.soak

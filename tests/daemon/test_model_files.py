@@ -13,6 +13,7 @@ from huggingface_hub import errors
 from support import tiny_tokenizers
 
 from semipd.core.errors import SemipdError
+from semipd.core.sampling import MAX_STOP_TOKEN_IDS, RANGES
 from semipd.daemon import model_files
 from semipd.daemon.model_files import ModelFiles
 
@@ -69,6 +70,45 @@ def test_sampling_defaults_count_under_do_sample(folder: Path) -> None:
     assert ModelFiles.open(str(folder)).sampling_defaults == {"repetition_penalty": 1.1}
     write(folder, "generation_config.json", {"do_sample": True, "temperature": None, "top_k": 5})
     assert ModelFiles.open(str(folder)).sampling_defaults == {"top_k": 5}
+
+
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    [
+        (
+            "repetition_penalty",
+            ["1e-300", "0", "1e300", "NaN", "Infinity", "true", '"1.1"', "9" * 400, "[1]"],
+        ),
+        ("temperature", ["-0.1", "1e400", "101", "true", "-1e-320"]),
+        ("top_p", ["0", "1.1", "-0.0", "false"]),
+        ("top_k", ["-2", "1e30", "2147483648", "9" * 400, "5.0"]),
+        ("min_p", ["-1e-300", "2"]),
+    ],
+)
+def test_numbers_of_a_checkpoint_have_the_ranges_of_requests(
+    folder: Path, name: str, texts: list[str]
+) -> None:
+    for text in texts:
+        (folder / "generation_config.json").write_text(f'{{"do_sample": true, "{name}": {text}}}')
+        error = refusal(folder)
+        assert error.code == "invalid_checkpoint"
+        assert str(folder / "generation_config.json") in error.message
+        assert name in error.message
+        assert str(RANGES[name]) in error.message
+        assert len(error.message) < 400
+    (folder / "generation_config.json").write_text('{"do_sample": true, "top_k": -1, "top_p": 1e-320}')
+    assert ModelFiles.open(str(folder)).sampling_defaults == {"top_k": 0, "top_p": 1e-320}
+
+
+def test_a_checkpoint_may_not_name_too_many_ends(folder: Path) -> None:
+    for ids in ("[true]", "[1.0]", '["5"]', "[[5]]", str(list(range(MAX_STOP_TOKEN_IDS + 1)))):
+        (folder / "generation_config.json").write_text(f'{{"eos_token_id": {ids}}}')
+        error = refusal(folder)
+        assert error.code == "invalid_checkpoint"
+        assert f"a list of at most {MAX_STOP_TOKEN_IDS}" in error.message
+        assert len(error.message) < 400
+    (folder / "generation_config.json").write_text(f'{{"eos_token_id": [3, {"9" * 400}, -5]}}')
+    assert 3 in ModelFiles.open(str(folder)).eos_token_ids
 
 
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}{{ eos_token }}"

@@ -12,7 +12,7 @@ from semipd.config import SPECS, Config, Override, load_config
 from semipd.config_schema import nearest_key, toml_literal
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
-from semipd.partition.overrides import SLO_BOUNDS
+from semipd.core.slo import SLO_BOUNDS
 
 DEFAULT_FILE = Path(__file__).parents[2] / "configs" / "default.toml"
 
@@ -203,7 +203,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_targets_have_the_same_bounds_at_the_start_and_later() -> None:
     rules = {key.removeprefix("slo."): spec.rule for key, spec in SPECS.items() if key.startswith("slo.")}
-    assert {name: (rule.minimum, rule.maximum) for name, rule in rules.items()} == SLO_BOUNDS
+    assert {name: (rule.minimum, rule.maximum, False) for name, rule in rules.items()} == SLO_BOUNDS
 
 
 def test_configuration_is_frozen() -> None:
