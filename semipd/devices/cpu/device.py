@@ -10,6 +10,7 @@ from typing import Any
 from semipd.core.settings import EngineSettings
 from semipd.core.split import Split
 from semipd.devices.contract import DeviceInfo, LaneName
+from semipd.devices.cpu.arithmetic import native_flags
 from semipd.devices.cpu.cgroups import ROOT, read_table
 from semipd.devices.cpu.cores import cpu_model, split_table, usable_cores
 from semipd.devices.cpu.lane import Awaited, CpuLane
@@ -49,7 +50,7 @@ class _Model:
     @classmethod
     def read(cls, settings: EngineSettings) -> "_Model":
         config = load_model_config(settings.model_dir, settings.max_model_len)
-        dtype = resolve_dtype(settings.dtype, config)
+        dtype = resolve_dtype(settings.dtype, config, native_flags())
         max_model_len = settings.max_model_len or config.max_position_embeddings
         packed = can_pack(TORCH_DTYPES[dtype])
         return cls(config, dtype, plan_weights(config, dtype, packed=packed), packed, max_model_len)
