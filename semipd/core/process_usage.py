@@ -36,12 +36,17 @@ NOTHING = Usage()
 
 def tree_usage(root: int, proc: Path = PROC) -> Usage:
     """Of process `root` and its descendants. What cannot be read counts as nothing."""
-    pids = _with_descendants(root, proc)
+    parts = [process_usage(pid, proc) for pid in _with_descendants(root, proc)]
     return Usage(
-        sum(_cpu_s(proc / str(pid)) for pid in pids),
-        sum(_read_bytes(proc / str(pid)) for pid in pids),
-        sum(_withheld_s(proc / str(pid)) for pid in pids),
+        sum(part.cpu_s for part in parts),
+        sum(part.read_bytes for part in parts),
+        sum(part.withheld_s for part in parts),
     )
+
+
+def process_usage(pid: int, proc: Path = PROC) -> Usage:
+    folder = proc / str(pid)
+    return Usage(_cpu_s(folder), _read_bytes(folder), _withheld_s(folder))
 
 
 def _with_descendants(root: int, proc: Path) -> list[int]:
