@@ -1,4 +1,4 @@
-"""scripts/chaos.py for 15 seconds on the fake device. With this seed engines are killed, also in their start."""
+"""scripts/chaos.py for 15 seconds on the fake device. With this seed engines die, also in their start."""
 
 import json
 import subprocess
