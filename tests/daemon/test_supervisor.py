@@ -19,6 +19,7 @@ from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
 from semipd.daemon import engine_run
 from semipd.daemon.engine_run import describe_exit
+from semipd.daemon.model_files import DEMO_FOLDER
 from semipd.daemon.supervisor import Supervisor
 from semipd.engine.launcher import EngineChild
 
@@ -98,6 +99,20 @@ async def test_a_start_on_a_crowded_machine() -> None:
         supervisor = Supervisor(EngineSettings(start_patience=0.02), spawn)
         await supervisor.start()
     await supervisor.stop()
+
+
+async def test_a_real_engine_may_take_longer_than_its_limits() -> None:
+    """A fiftieth of them: importing torch takes longer anywhere."""
+    settings = EngineSettings(
+        model_dir=str(DEMO_FOLDER), device="cpu", start_patience=0.02, kv_bytes=2**24, max_model_len=256
+    )
+    supervisor = Supervisor(settings)
+    try:
+        await supervisor.start()
+        names = {phase.name: phase.seconds for phase in supervisor.timeline}
+        assert names["starting workers"] > 60 * 0.02
+    finally:
+        await supervisor.stop()
 
 
 async def test_a_start_that_is_stopped_is_found() -> None:
