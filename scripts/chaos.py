@@ -143,14 +143,12 @@ async def _run(args: argparse.Namespace) -> Result:
         save_small_llama(model, args.seed) if is_cpu else save_weightless(model)
         with busy_loops(args.nice_load):
             target = Target(folder, model, args.device, OPTIONS | _DEVICE_OPTIONS[args.device])
-            ticking = asyncio.create_task(target.clock.run(), name="clock")
             try:
                 await target.started()
                 run = _Run(args, target, model)
                 await run.under_load()
                 return await run.end()
             finally:
-                ticking.cancel()
                 if not target.has_ended:
                     target.kill()
 

@@ -10,41 +10,41 @@ from typing import TypeVar
 from semipd.core.patience import GrantedTime
 from semipd.core.process_usage import Usage, process_usage, tree_usage
 
-LOOK_EVERY_S = 0.25
+LOOK_EVERY_S = 0.2
 
 T = TypeVar("T")
 
 
 class MachineClock:
-    """Runs while `run` does. A process that was stopped waits for no core: its time counts in full."""
+    """Looks when it is asked. A process that was stopped waits for no core: its time counts in full."""
 
     def __init__(self, usage: Callable[[], Usage]) -> None:
         """`usage`: of the daemon's processes so far."""
         self._usage = usage
         self._granted = GrantedTime()
-        self._began_s = time.monotonic()
+        self._began_s = self._looked_s = time.monotonic()
+        self._seen = usage()
 
     @property
     def now_s(self) -> float:
+        if time.monotonic() - self._looked_s >= LOOK_EVERY_S:
+            self._look()
         return self._granted.seconds
+
+    def _look(self) -> None:
+        before, self._seen = self._seen, self._usage()
+        elapsed_s, self._looked_s = time.monotonic() - self._looked_s, time.monotonic()
+        self._granted.passed(elapsed_s, self._seen.since(before))
 
     def share(self) -> str:
         """For people: how much of the time counted."""
         return f"{self.now_s:.0f} of {time.monotonic() - self._began_s:.0f} s"
 
-    async def run(self) -> None:
-        seen, looked_s = self._usage(), time.monotonic()
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            before, seen = seen, self._usage()
-            elapsed_s, looked_s = time.monotonic() - looked_s, time.monotonic()
-            self._granted.passed(elapsed_s, seen.since(before))
-
     async def within(self, limit_s: float, doing: Awaitable[T]) -> T:
         """What it returns or raises; TimeoutError when that takes longer."""
         task, due_s = asyncio.ensure_future(doing), self.now_s + limit_s
         try:
-            while not (await asyncio.wait([task], timeout=LOOK_EVERY_S))[0]:
+            while not (await asyncio.wait([task], timeout=1.25 * LOOK_EVERY_S))[0]:
                 if self.now_s > due_s:
                     raise TimeoutError
             return task.result()

@@ -33,7 +33,6 @@ class Target:
         self.socket_path = folder / "daemon.sock"
         self.log_path = folder / "daemon.log"
         self.url = ""
-        self.clock = MachineClock(lambda: usage_with_ours(self.pid))
         self._mark = uuid.uuid4().hex
         command = [sys.executable, "-m", "semipd.cli", "start", "--device", device, "--model", str(model)]
         command += ["--port", "0", "--socket", str(self.socket_path)]
@@ -43,6 +42,7 @@ class Target:
             self._process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=log, env=os.environ | {_MARK: self._mark}, text=True
             )
+        self.clock = MachineClock(lambda: usage_with_ours(self.pid))
 
     async def started(self) -> None:
         """Wait until it serves. Raises SemipdError: `daemon_start_failed`."""
