@@ -13,9 +13,9 @@ class UnusableJson(ValueError):  # noqa: N818
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Raises UnusableJson when it is no readable JSON object, or says a key twice, and FileNotFoundError."""
+    """Raises UnusableJson when it is no readable JSON object, or contradicts itself, and FileNotFoundError."""
     try:
-        data = json.loads(_text(path), object_pairs_hook=_without_repetition)
+        data = json.loads(_text(path), object_pairs_hook=_without_contradiction)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -41,10 +41,10 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UnusableJson(f"says {twice!r:.100} more than once")
+def _without_contradiction(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found and found[name] != value:
+            raise UnusableJson(f"says {name!r:.100} more than once, and not the same")
+        found[name] = value
     return found

@@ -261,7 +261,7 @@ def test_other_values_of_a_wrong_kind(tmp_path: Path, key: str, value: Any) -> N
     ("text", "words"),
     [
         ("[" * 200_000, "nested too deeply"),
-        ('{"vocab_size": 1, "vocab_size": 2}', "'vocab_size' more than once"),
+        ('{"vocab_size": 1, "vocab_size": 2}', "'vocab_size' more than once, and not the same"),
         ('{"vocab_size": ' + "9" * 5000 + "}", "cannot be read as JSON"),
         ("null", "NoneType"),
         ("", "cannot be read as JSON"),
