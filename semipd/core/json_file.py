@@ -13,7 +13,7 @@ class UnusableJson(ValueError):  # noqa: N818
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Raises UnusableJson when it is no readable JSON object, or contradicts itself, and FileNotFoundError."""
+    """Raises UnusableJson when it is no readable JSON object or contradicts itself, and FileNotFoundError."""
     try:
         data = json.loads(_text(path), object_pairs_hook=_without_contradiction)
     except FileNotFoundError:
