@@ -56,6 +56,4 @@ class MachineClock:
 
 def usage_with_ours(daemon_pid: int) -> Usage:
     """The daemon's processes; and ourselves, because the clients are here, without the busy loops."""
-    daemon = tree_usage(daemon_pid)
-    ours = process_usage(os.getpid())
-    return Usage(daemon.cpu_s + ours.cpu_s, 0, daemon.withheld_s + ours.withheld_s)
+    return Usage.of([tree_usage(daemon_pid), process_usage(os.getpid())])

@@ -2,8 +2,8 @@
 that they were ready to run while others ran."""
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -15,19 +15,31 @@ class Usage:
     """Attributes:
     cpu_s: CPU time of all threads.
     read_bytes: read from disk, pages of mapped files included.
-    withheld_s: time that the main threads waited for a core, added up.
+    withheld_s: time that the main thread of one process waited for a core: of the one that waited longest.
+    waits_s: of each process.
     """
 
     cpu_s: float = 0.0
     read_bytes: int = 0
     withheld_s: float = 0.0
+    waits_s: Mapping[int, float] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def of(cls, parts: Sequence["Usage"]) -> "Usage":
+        waits_s = {pid: wait_s for part in parts for pid, wait_s in part.waits_s.items()}
+        cpu_s, read_bytes = sum(part.cpu_s for part in parts), sum(part.read_bytes for part in parts)
+        return cls(cpu_s, read_bytes, max(waits_s.values(), default=0.0), waits_s)
 
     def since(self, before: "Usage") -> "Usage":
         """Never negative: what a process had used goes with it."""
+        withheld_s = self.withheld_s - before.withheld_s
+        if self.waits_s:
+            new_s = [wait_s - before.waits_s.get(pid, 0.0) for pid, wait_s in self.waits_s.items()]
+            withheld_s = max(new_s)
         return Usage(
             max(self.cpu_s - before.cpu_s, 0.0),
             max(self.read_bytes - before.read_bytes, 0),
-            max(self.withheld_s - before.withheld_s, 0.0),
+            max(withheld_s, 0.0),
         )
 
 
@@ -36,17 +48,13 @@ NOTHING = Usage()
 
 def tree_usage(root: int, proc: Path = PROC) -> Usage:
     """Of process `root` and its descendants. What cannot be read counts as nothing."""
-    parts = [process_usage(pid, proc) for pid in _with_descendants(root, proc)]
-    return Usage(
-        sum(part.cpu_s for part in parts),
-        sum(part.read_bytes for part in parts),
-        sum(part.withheld_s for part in parts),
-    )
+    return Usage.of([process_usage(pid, proc) for pid in _with_descendants(root, proc)])
 
 
 def process_usage(pid: int, proc: Path = PROC) -> Usage:
     folder = proc / str(pid)
-    return Usage(_cpu_s(folder), _read_bytes(folder), _withheld_s(folder))
+    wait_s = _withheld_s(folder)
+    return Usage(_cpu_s(folder), _read_bytes(folder), wait_s, {pid: wait_s})
 
 
 def _with_descendants(root: int, proc: Path) -> list[int]:
