@@ -25,7 +25,7 @@ PROCESS_START_LIMIT_S = 60.0
 """Until the first phase is announced: Python and torch are imported then."""
 
 TERMINATE_LIMIT_S = 10.0
-KILL_LIMIT_S = 5.0
+KILL_LIMIT_S = 30.0
 EXIT_LIMIT_S = 5.0
 """From the end of the link to the end of the process, and the other way round."""
 

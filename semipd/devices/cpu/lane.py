@@ -22,7 +22,7 @@ _SLOW_FACTOR = 20
 """A step may take so much longer than its tokens took in the warm-up, whatever the limit is."""
 
 _REAP_EVERY_NS = 5_000_000
-_REAP_LIMIT_NS = 10_000_000_000
+_REAP_LIMIT_NS = 60_000_000_000
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from semipd.wire.channel import Channel
 _STDERR_TAIL_BYTES = 2000
 _EOF_GRACE_S = 1.0
 _TERM_GRACE_S = 1.0
-_KILL_GRACE_S = 5.0
+_KILL_GRACE_S = 30.0
 _REAP_EVERY_S = 0.005
 _OUT_OF_MEMORY = "If the kernel ran out of memory (see dmesg), lower kv_bytes, max_model_len or max_num_seqs."
 
