@@ -283,3 +283,20 @@ def test_offline_for_real(tmp_path: Path) -> None:
         [sys.executable, "-c", script], env=environ, capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.strip() == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", '{"vocab_size": null}'),
+        ("tokenizer_config.json", "[" * 100_000),
+    ],
+)
+def test_a_daemon_that_cannot_read_its_checkpoint_says_so(folder: Path, name: str, content: str) -> None:
+    (folder / name).write_text(content)
+    command = [sys.executable, "-m", "semipd.cli", "start", "--device", "fake", "--model", str(folder)]
+    command += ["--port", "0", "--socket", str(folder / "d.sock")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert name in done.stderr
