@@ -56,8 +56,8 @@ async def change_everything(rng: random.Random, socket_path: Path, counts: Count
             await asyncio.sleep(1 / CHANGES_PER_S)
         await asyncio.gather(*asked)
         await _restored(client, before)
-    except SemipdError:
-        counts["no answer"] += 1
+    except SemipdError as error:
+        counts[_kind(error.code)] += 1
     finally:
         await client.close()
 
