@@ -3,6 +3,7 @@ changed, no KV block leaked and no process left.
 
     python scripts/chaos.py --minutes 5
     python scripts/chaos.py --minutes 5 --device cpu
+    python scripts/chaos.py --minutes 5 --nice-load 8
     python scripts/chaos.py --minutes 1 --faults kill-engine,full-queue --seed 3
 
 The seed decides what is sent and which fault comes next, not when exactly. docs/reliability.md says what each
@@ -22,8 +23,9 @@ from pathlib import Path
 
 from chaoslib.clients import send
 from chaoslib.faults import FAULTS, NEEDS_WORKERS, Arena, inject
-from chaoslib.jobs import Job, Meter, Outcome, Shape, draw_jobs
+from chaoslib.jobs import Fate, Job, Meter, Outcome, Shape, draw_jobs
 from chaoslib.judge import ExactJudge, Judge, ReferenceJudge
+from chaoslib.load import busy_loops
 from chaoslib.models import CONTEXT_TOKENS, VOCAB_SIZE, save_small_llama, save_weightless
 from chaoslib.report import Result
 from chaoslib.target import Target
@@ -40,6 +42,7 @@ OPTIONS: dict[str, object] = {
     "supervision.backoff_max_s": 2.0,
     "supervision.max_deaths": 100,
     "supervision.stall_s": 5.0,
+    "supervision.start_patience": 0.1,
     "admission.max_waiting_requests": 40,
     "limits.head_limit_s": 5.0,
     "limits.body_limit_s": 5.0,
@@ -69,7 +72,10 @@ _SHAPES = {
 }
 _NUM_CLIENTS = {"fake": 12, "cpu": 8}
 _ANSWER_LIMIT_S = 240.0
-"""Without an end by then a request is lost. It may live through several engines."""
+"""Without an end by then a request is lost. It may live through several engines. Time that the machine gives
+to others does not count."""
+REFUSED_PAUSE_S = 0.05
+"""Nobody asks again at once."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,6 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=sorted(_SHAPES), default="fake")
     parser.add_argument(
         "--faults", type=_faults, default=None, metavar="NAMES", help=f"of {', '.join(FAULTS)}"
+    )
+    parser.add_argument(
+        "--nice-load", type=int, default=0, metavar="N", help="so many busy loops beside it (default 0)"
     )
     parser.add_argument("--clients", type=int, default=None, help="requests under way at once")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the result there too")
@@ -132,15 +141,16 @@ async def _run(args: argparse.Namespace) -> Result:
         is_cpu = args.device == "cpu"
         model = folder / "model"
         save_small_llama(model, args.seed) if is_cpu else save_weightless(model)
-        target = Target(folder, model, args.device, OPTIONS | _DEVICE_OPTIONS[args.device])
-        try:
-            await target.started()
-            run = _Run(args, target, model)
-            await run.under_load()
-            return await run.end()
-        finally:
-            if not target.has_ended:
-                target.kill()
+        with busy_loops(args.nice_load):
+            target = Target(folder, model, args.device, OPTIONS | _DEVICE_OPTIONS[args.device])
+            try:
+                await target.started()
+                run = _Run(args, target, model)
+                await run.under_load()
+                return await run.end()
+            finally:
+                if not target.has_ended:
+                    target.kill()
 
 
 class _Run:
@@ -156,10 +166,13 @@ class _Run:
         self._stop = False
         exact = ExactJudge(CONTEXT_TOKENS, VOCAB_SIZE)
         self._judge = Judge(ReferenceJudge(model) if self._device == "cpu" else exact, model)
-        self._result = Result(self._device, args.seed, self._seconds, self._judge.method)
+        self._result = Result(
+            self._device, args.seed, self._seconds, self._judge.method, busy_loops=args.nice_load
+        )
         self._faults = _possible_faults(args)
         self._arena = Arena(
             target=target,
+            clock=target.clock,
             rng=random.Random(args.seed + 1),
             shape=self._shape,
             next_job=lambda: next(self._jobs),
@@ -185,16 +198,25 @@ class _Run:
 
     async def _client(self) -> None:
         while not self._stop and not self._target.has_ended:
-            await self._send(next(self._jobs))
+            if await self._send(next(self._jobs)) == "refused":
+                await asyncio.sleep(REFUSED_PAUSE_S)
 
     async def _send_many(self, jobs: list[Job]) -> None:
         await asyncio.gather(*map(self._send, jobs))
 
-    async def _send(self, job: Job) -> None:
+    async def _send(self, job: Job) -> Fate:
         target, is_greedy = self._target, self._shape.is_greedy
         outcome = Outcome(job, self._meter)
-        await send(outcome, target.url, target.socket_path, _ANSWER_LIMIT_S, is_greedy=is_greedy)
+        await send(
+            outcome,
+            target.url,
+            target.socket_path,
+            _ANSWER_LIMIT_S,
+            is_greedy=is_greedy,
+            clock=target.clock,
+        )
         self._note(outcome)
+        return outcome.fate
 
     def _note(self, outcome: Outcome) -> None:
         result, job = self._result, outcome.job
@@ -222,6 +244,7 @@ class _Run:
             result.engine_deaths = int(await target.metric("semipd:engine_deaths_total"))
             result.worker_deaths = int(await target.metric("semipd:worker_deaths_total"))
             result.requests_resumed = int(await target.metric("semipd:requests_resumed_total"))
+        result.machine_time = target.clock.share()
         result.exit_code = await target.stopped()
         result.left = await target.left()
         result.engine_failures = target.log_count("engine failed")

@@ -150,7 +150,7 @@ class SupervisionConfig:
     )
     start_patience: float = option(
         1.0,
-        "The time limit of each phase of the engine's start is multiplied by this.",
+        "How long each phase of the engine's start may stand still is multiplied by this.",
         minimum=0.01,
         maximum=1000.0,
     )

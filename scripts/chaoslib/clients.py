@@ -8,6 +8,7 @@ from typing import Any
 
 from benchlib.http_parser import EventSplitter
 
+from chaoslib.clock import MachineClock
 from chaoslib.http import HttpExchange, cancel
 from chaoslib.jobs import Job, Outcome
 from semipd.client import AsyncClient
@@ -35,13 +36,21 @@ class Gone(Exception):  # noqa: N818
     """The client has hung up."""
 
 
-async def send(outcome: Outcome, url: str, socket_path: Path, limit_s: float, *, is_greedy: bool) -> None:
-    """Fill in the outcome of its job. `limit_s`: without an end by then it is lost."""
+async def send(
+    outcome: Outcome,
+    url: str,
+    socket_path: Path,
+    limit_s: float,
+    *,
+    is_greedy: bool,
+    clock: MachineClock | None = None,
+) -> None:
+    """Fill in the outcome of its job. `limit_s`: without an end by then it is lost; by `clock`, if given."""
     job = outcome.job
     how = {"http": _plain, "http-stream": _stream, "socket": _socket}[job.transport]
     try:
-        async with asyncio.timeout(limit_s):
-            await how(outcome, str(socket_path) if job.transport == "socket" else url, is_greedy)
+        doing = how(outcome, str(socket_path) if job.transport == "socket" else url, is_greedy)
+        await (asyncio.wait_for(doing, limit_s) if clock is None else clock.within(limit_s, doing))
     except Gone:
         outcome.end("left")
     except TimeoutError:
@@ -196,9 +205,19 @@ class Actor:
 # ---- the Unix socket -------------------------------------------------------------------------------
 
 
+async def connected(path: str) -> AsyncClient:
+    """Greeted. A daemon that stands still greets late, which is no loss: nothing was asked yet."""
+    while True:
+        try:
+            return await AsyncClient.connect(path)
+        except SemipdError as error:
+            if error.code != "daemon_silent":
+                raise
+
+
 async def _socket(outcome: Outcome, path: str, is_greedy: bool) -> None:
     job = outcome.job
-    client = await AsyncClient.connect(path)
+    client = await connected(path)
     try:
         stream = client.generate(request_id=job.request_id, **_fields(job, is_greedy))
         actor = Actor(outcome, lambda: None, stream.cancel)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from chaoslib.clock import MachineClock
 from chaoslib.http import connect
 from semipd.wire.client_protocol import hello
 from semipd.wire.frames import encode_frame
@@ -64,12 +65,14 @@ def _http_garbage(rng: random.Random) -> bytes:
     return rng.choice(makers)()
 
 
-async def throw(rng: random.Random, url: str, socket_path: Path, counts: Counter[str]) -> None:
+async def throw(
+    rng: random.Random, url: str, socket_path: Path, counts: Counter[str], clock: MachineClock
+) -> None:
     """One piece of garbage. Counts `answered`, `closed`, `server error` or `no answer`."""
     over_http = rng.random() < 0.5
     data = _http_garbage(rng) if over_http else _socket_garbage(rng)
     try:
-        answer = await _answer(url if over_http else "", socket_path, data)
+        answer = await clock.within(ANSWER_LIMIT_S, _answer(url if over_http else "", socket_path, data))
     except TimeoutError:
         counts["no answer"] += 1
         return
@@ -83,7 +86,7 @@ async def throw(rng: random.Random, url: str, socket_path: Path, counts: Counter
 
 async def _answer(url: str, socket_path: Path, data: bytes) -> bytes:
     """All that comes until the other side closes, or has said what it has to say. Our half is closed, so that
-    a request that was cut short is known to be one. Raises TimeoutError, OSError."""
+    a request that was cut short is known to be one. Raises OSError."""
     if url:
         parts = urlsplit(url)
         reader, writer = await connect(str(parts.hostname), parts.port or 80)
@@ -94,11 +97,10 @@ async def _answer(url: str, socket_path: Path, data: bytes) -> bytes:
         with suppress(OSError):
             writer.write_eof()
         said = b""
-        async with asyncio.timeout(ANSWER_LIMIT_S):
-            while piece := await reader.read(_READ_BYTES):
-                said += piece
-                if url and b"\r\n\r\n" in said:
-                    break
+        while piece := await reader.read(_READ_BYTES):
+            said += piece
+            if url and b"\r\n\r\n" in said:
+                break
         return said
     finally:
         writer.transport.abort()

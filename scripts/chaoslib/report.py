@@ -32,6 +32,8 @@ class Result:
     engine_failures: int = 0
     tracebacks: int = 0
     exit_code: int | None = 0
+    busy_loops: int = 0
+    machine_time: str = ""
 
     @property
     def num_accepted(self) -> int:
@@ -79,6 +81,7 @@ class Result:
         lines = [
             f"device {self.device}, seed {self.seed}, {self.seconds:.0f} s under load, "
             f"{self.num_tokens} tokens delivered",
+            f"beside {self.busy_loops} busy loops; the machine granted {self.machine_time}",
             f"engines replaced: {self.engine_deaths}, workers replaced: {self.worker_deaths}, "
             f"requests taken up again: {self.requests_resumed}",
             f"faults: {_counts(self.faults)}",

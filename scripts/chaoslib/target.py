@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from benchlib.procfs import process_tree
 
+from chaoslib.clock import MachineClock, usage_with_ours
 from chaoslib.http import HttpExchange, ask
 from semipd.core.errors import SemipdError
 
@@ -53,12 +53,12 @@ class Target:
             self._process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=log, env=env, text=True, cwd=checkout
             )
+        self.clock = MachineClock(lambda: usage_with_ours(self.pid))
 
     async def started(self) -> None:
         """Wait until it serves. Raises SemipdError: `daemon_start_failed`."""
         try:
-            async with asyncio.timeout(START_LIMIT_S):
-                said = await asyncio.to_thread(self._announcement)
+            said = await self.clock.within(START_LIMIT_S, asyncio.to_thread(self._announcement))
         except TimeoutError:
             self.kill()
             said = ""
@@ -83,8 +83,7 @@ class Target:
     async def status(self) -> dict[str, Any] | None:
         """None while it has nothing to say, for instance because its engine is being replaced."""
         try:
-            async with asyncio.timeout(10):
-                status, document = await ask(self.url, "GET", "/v1/status")
+            status, document = await self.clock.within(10, ask(self.url, "GET", "/v1/status"))
         except (OSError, ValueError, SemipdError, TimeoutError):
             return None
         return document if status == 200 else None
@@ -102,9 +101,9 @@ class Target:
     async def settled(self) -> int:
         """Wait until nothing lives in it; the KV blocks that are still in use then, all that are if it does
         not come to rest, -1 if nobody can tell."""
-        deadline_s = time.monotonic() + SETTLE_LIMIT_S
+        deadline_s = self.clock.now_s + SETTLE_LIMIT_S
         used = -1
-        while time.monotonic() < deadline_s and not self.has_ended:
+        while self.clock.now_s < deadline_s and not self.has_ended:
             status = await self.status()
             if status is not None and "kv" in status:
                 used = int(status["kv"]["used_blocks"])
@@ -170,13 +169,18 @@ class Target:
         """SIGTERM. The exit code; None when it had to be killed."""
         self._process.terminate()
         try:
-            code = await asyncio.to_thread(self._process.wait, STOP_LIMIT_S)
-        except subprocess.TimeoutExpired:
+            code = await self.clock.within(STOP_LIMIT_S, self._ended())
+        except TimeoutError:
             self.kill()
             return None
         finally:
             assert self._process.stdout is not None
             self._process.stdout.close()
+        return code
+
+    async def _ended(self) -> int:
+        while (code := self._process.poll()) is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
         return code
 
     def kill(self) -> None:
@@ -185,8 +189,8 @@ class Target:
 
     async def left(self) -> list[int]:
         """Processes that remain some seconds after the end. They are killed."""
-        deadline_s = time.monotonic() + LEFT_LIMIT_S
-        while (pids := self.marked()) and time.monotonic() < deadline_s:  # noqa: ASYNC110
+        deadline_s = self.clock.now_s + LEFT_LIMIT_S
+        while (pids := self.marked()) and self.clock.now_s < deadline_s:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
         for pid in pids:
             self.send_signal(pid, signal.SIGKILL)

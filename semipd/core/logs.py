@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 import time
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TextIO, get_args
 
 LogFormat = Literal["text", "json"]
 LOG_FORMATS: tuple[str, ...] = get_args(LogFormat)
@@ -18,9 +18,30 @@ _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "task
 
 def configure_logging(log_format: LogFormat, level: str = "info") -> None:
     """Everything this process logs goes to standard error in this format; replaces what was set before."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LineHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+
+
+class LineHandler(logging.StreamHandler[TextIO]):
+    """A line that cannot be written, on a full disk for instance, is lost without a word about logging in the
+    log; when lines can be written again, one says how many were lost."""
+
+    _num_lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        before = self._num_lost
+        super().emit(record)
+        if before and self._num_lost == before:
+            self._num_lost = 0
+            message = f"{before} lines of this log were lost because it could not be written"
+            super().emit(logging.LogRecord(__name__, logging.WARNING, __file__, 0, message, None, None))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        if isinstance(sys.exc_info()[1], OSError):
+            self._num_lost += 1
+        else:
+            super().handleError(record)
 
 
 class TextFormatter(logging.Formatter):

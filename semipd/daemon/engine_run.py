@@ -12,6 +12,8 @@ from typing import Any
 
 from semipd.core.errors import ProtocolError, SemipdError
 from semipd.core.messages import GetStatus, Inbound, Outbound, Status, StepTokens
+from semipd.core.patience import StartPatience
+from semipd.core.process_usage import NOTHING, Usage, tree_usage
 from semipd.core.settings import EngineSettings
 from semipd.daemon.link import Link
 from semipd.engine.launcher import EngineChild
@@ -23,7 +25,7 @@ PROCESS_START_LIMIT_S = 60.0
 """Until the first phase is announced: Python and torch are imported then."""
 
 TERMINATE_LIMIT_S = 10.0
-KILL_LIMIT_S = 5.0
+KILL_LIMIT_S = 30.0
 EXIT_LIMIT_S = 5.0
 """From the end of the link to the end of the process, and the other way round."""
 
@@ -38,7 +40,7 @@ class PhaseTime:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What a start waits for, since `began_s` (time.monotonic)."""
+    """What a start waits for, since `began_s` (time.monotonic). It may stand still for `limit_s`."""
 
     name: str
     limit_s: float
@@ -76,6 +78,7 @@ class EngineRun:
         self.timeline: list[PhaseTime] = []
         limit_s = PROCESS_START_LIMIT_S * settings.start_patience
         self.phase = Phase("starting the engine process", limit_s, time.monotonic())
+        self._patience = StartPatience(limit_s, NOTHING)
         self.has_emitted = False
         """A token of any request."""
         self.last_answer_s: float | None = None
@@ -94,12 +97,23 @@ class EngineRun:
     def pid(self) -> int:
         return self._child.process.pid
 
+    def usage(self) -> Usage:
+        """Of the engine and its workers, so far."""
+        return tree_usage(self.pid)
+
+    @property
+    def phase_limit_s(self) -> float:
+        """The phase's limit, and beyond it when the phase would end if it stood still from now on, in seconds
+        since it began."""
+        limit_s, seconds = self.phase.limit_s, time.monotonic() - self.phase.began_s
+        return limit_s if seconds <= limit_s else seconds + limit_s - self._patience.standing_s
+
     @property
     def unsent_bytes(self) -> int:
         return self._link.unsent_bytes
 
     async def start(self) -> EngineReady:
-        """Wait until it is ready, each phase within its own limit.
+        """Wait until it is ready, as long as no phase stands still for longer than its limit.
 
         Raises the engine's own SemipdError, `engine_start_timeout` or `engine_start_failed`; nothing is left
         running then.
@@ -170,6 +184,7 @@ class EngineRun:
             match message.get("op"):
                 case "phase":
                     self.phase = Phase(message["name"], float(message["limit_s"]), time.monotonic())
+                    self._patience = StartPatience(self.phase.limit_s, self.usage())
                 case "ready":
                     return EngineReady(
                         message["info"], message["scheduler"], tuple(message["notes"]), message["version"]
@@ -180,24 +195,33 @@ class EngineRun:
                     raise ProtocolError("unknown_operation", f"The engine said {op!r} while starting.")
 
     async def _next_word(self) -> dict[str, Any]:
-        name, limit_s = self.phase.name, self.phase.limit_s
+        receiving = asyncio.create_task(self._link.receive(), name="engine-word")
         try:
-            async with asyncio.timeout(limit_s):
-                return await self._link.receive()
-        except TimeoutError as error:
-            raise SemipdError(
-                "engine_start_timeout",
-                f"The engine did not finish within {limit_s:g} s: {name}.",
-                "Look for a busy disk or CPU; on a slow machine raise supervision.start_patience "
-                f"(it is {self._settings.start_patience:g}).",
-            ) from error
+            await self._while_patient(receiving)
+            return receiving.result()
         except EOFError as error:
             how = await self._how_it_ended()
             raise SemipdError(
                 "engine_start_failed",
-                f"The engine process ended {how} in the phase: {name}.",
+                f"The engine process ended {how} in the phase: {self.phase.name}.",
                 "Its last words are on the standard error stream above.",
             ) from error
+        finally:
+            receiving.cancel()
+            await asyncio.wait([receiving])
+
+    async def _while_patient(self, receiving: "asyncio.Task[dict[str, Any]]") -> None:
+        """Return when it is done. Raises `engine_start_timeout` when the phase stands still."""
+        patience, looked_s = self._patience, time.monotonic()
+        while not (await asyncio.wait([receiving], timeout=patience.look_every_s))[0]:
+            elapsed_s, looked_s = time.monotonic() - looked_s, time.monotonic()
+            if why := patience.looked(elapsed_s, self.usage()):
+                raise SemipdError(
+                    "engine_start_timeout",
+                    f"The engine did not finish {why}: {self.phase.name} ({patience.account()}).",
+                    "Look for a hung disk, device or process; on a very slow machine raise "
+                    f"supervision.start_patience (it is {self._settings.start_patience:g}).",
+                )
 
     # ---- messages ------------------------------------------------------------------------------
 

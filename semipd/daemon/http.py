@@ -21,6 +21,7 @@ from semipd.daemon.operations import GENERATING_PATHS, refusal_recorder
 from semipd.daemon.operations import add_routes as add_operations
 from semipd.daemon.partition import add_partition_routes
 from semipd.daemon.services import Services
+from semipd.wire.own_time import OwnTime
 
 SHUTDOWN_LIMIT_S = 3.0
 """For handlers to send their last words; then they are cancelled."""
@@ -151,7 +152,7 @@ class _Guard:
             raise SemipdError("overloaded", message, "Send the request again later.", retry_after_s=1)
         self._arriving_bytes += expected_bytes
         try:
-            async with asyncio.timeout(self._body_limit_s):
+            async with OwnTime(self._body_limit_s):
                 await request.read()
         except TimeoutError as error:
             message = f"The body did not arrive within limits.body_limit_s={self._body_limit_s:g} s."

@@ -13,6 +13,7 @@ from aiohttp.http_exceptions import LineTooLong
 from semipd.config_sections import LimitsConfig
 from semipd.core.errors import SemipdError
 from semipd.daemon.http_errors import REASONS, error_body, error_headers, error_response, status_of
+from semipd.daemon.own_timer import OwnTimer
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +32,13 @@ class Connection(web.RequestHandler):
     def __init__(self, manager: web.Server, *, head_limit_s: float, **options: Any) -> None:
         super().__init__(manager, **options)
         self._head_limit_s = head_limit_s
-        self._head_limit: asyncio.TimerHandle | None = None
+        self._head_limit: OwnTimer | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         peer: socket.socket = transport.get_extra_info("socket")
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
-        self._head_limit = self._loop.call_later(self._head_limit_s, self._no_head)
+        self._head_limit = OwnTimer(self._loop, self._head_limit_s, self._no_head)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.head_has_come()

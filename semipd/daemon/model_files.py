@@ -1,6 +1,5 @@
 """A model's name to a local folder, and what the daemon reads there: tokenizer, template, defaults."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from semipd.core.errors import SemipdError
+from semipd.core.json_file import UnusableJson, read_json_object
 from semipd.core.sampling import MAX_STOP_TOKEN_IDS, RANGES, SamplingParams
 from semipd.daemon.chat_template import ChatTemplate
 from semipd.daemon.hub import download
@@ -136,32 +136,36 @@ def _tokenizer_file(folder: Path, name: str) -> Path:
 def _read_json(path: Path) -> dict[str, Any]:
     """Empty when the file does not exist."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        message = f"{path} cannot be read: {error}."
-        raise SemipdError("invalid_checkpoint", message, "Fetch the file again.") from error
-    if not isinstance(data, dict):
-        raise _bad_value(path, "its content", type(data).__name__, "a JSON object")
-    return data
+    except UnusableJson as error:
+        raise SemipdError("invalid_checkpoint", f"{path} {error}.", "Fetch the file again.") from error
 
 
 def _bad_value(path: Path, key: str, value: object, wanted: str) -> SemipdError:
-    message = f"{path}: {key} is {value!r:.80}, expected {wanted}."
+    message = f"{path}: {key} is {value!r:.200}, expected {wanted}."
     return SemipdError("invalid_checkpoint", message, "Correct the file or fetch it again.")
 
 
 def _special_tokens(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
     """Names like bos_token to their text; older checkpoints keep them in special_tokens_map.json."""
-    sources = _read_json(folder / "special_tokens_map.json") | dict(tokenizer_config)
-    found: dict[str, str] = {}
-    for name in _SPECIAL_TOKENS:
-        token = sources.get(name)
-        text = token.get("content") if isinstance(token, dict) else token
-        if isinstance(text, str):
-            found[name] = text
-    return found
+    older = folder / "special_tokens_map.json"
+    given = {name: (older, token) for name, token in _read_json(older).items()}
+    newer = folder / "tokenizer_config.json"
+    given |= {name: (newer, token) for name, token in tokenizer_config.items()}
+    return {
+        name: _token_text(given[name][0], name, given[name][1])
+        for name in _SPECIAL_TOKENS
+        if name in given and given[name][1] is not None
+    }
+
+
+def _token_text(path: Path, name: str, token: object) -> str:
+    text = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(text, str):
+        raise _bad_value(path, name, token, 'a text, or an object with "content"')
+    return text
 
 
 def _eos_ids(
@@ -177,8 +181,18 @@ def _eos_ids(
         token_id = tokenizer.token_id(special_tokens["eos_token"])
         ids |= set() if token_id is None else {token_id}
     # an id outside the model's vocabulary (-1 means "none" in some files) can never be sampled
-    vocab_size = config.get("vocab_size", tokenizer.vocab_size)
+    vocab_size = _vocab_size(folder, config) or tokenizer.vocab_size
     return tuple(sorted(token_id for token_id in ids if 0 <= token_id < vocab_size))
+
+
+def _vocab_size(folder: Path, config: Mapping[str, Any]) -> int | None:
+    """None when the file does not say, as those with a `text_config` do not."""
+    if "vocab_size" not in config:
+        return None
+    value = config["vocab_size"]
+    if type(value) is not int or not 0 < value < 2**31:
+        raise _bad_value(folder / "config.json", "vocab_size", value, "a number of tokens")
+    return value
 
 
 def _id_list(path: Path, raw: object) -> set[int]:
@@ -209,7 +223,7 @@ def _sampling_defaults(folder: Path, generation: Mapping[str, Any]) -> dict[str,
 
 def _max_position_embeddings(folder: Path, config: Mapping[str, Any]) -> int:
     value = config.get("max_position_embeddings", 0)
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value < 2**31:
         raise _bad_value(folder / "config.json", "max_position_embeddings", value, "a number of tokens")
     return value
 
@@ -237,7 +251,10 @@ def _default_template(path: Path, raw: object) -> str | None:
     if isinstance(raw, str):
         return raw
     try:
-        named = {entry["name"]: str(entry["template"]) for entry in raw}  # type: ignore[attr-defined]
+        named = {entry["name"]: entry["template"] for entry in raw}  # type: ignore[attr-defined]
+        template = named.get("default")
+        if template is None or isinstance(template, str):
+            return template
     except (TypeError, KeyError) as error:
         raise _bad_value(path, "chat_template", raw, "a template or a list of named templates") from error
-    return named.get("default")
+    raise _bad_value(path, "chat_template", raw, "a template or a list of named templates")

@@ -229,7 +229,7 @@ class Supervisor:
         return {
             "name": phase.name,
             "seconds": time.monotonic() - phase.began_s,
-            "limit_s": phase.limit_s,
+            "limit_s": self._run.phase_limit_s,
         }
 
     def _backoff_left_s(self) -> float | None:
@@ -346,14 +346,15 @@ class Supervisor:
         config = self.supervision
         watch = Watch(config.interval_s, config.answer_limit_s, config.step_limit_s)
         asking: asyncio.Task[dict[str, Any]] | None = None
-        began_s = time.monotonic()
+        began_s, usage = time.monotonic(), run.usage()
         try:
             while True:
                 asking = asking or asyncio.create_task(run.status(), name="engine-liveness")
                 await asyncio.sleep(config.interval_s)
                 elapsed_s, began_s = time.monotonic() - began_s, time.monotonic()
+                before, usage = usage, run.usage()
                 status = asking.result() if asking.done() else None
-                if why := watch.turned(elapsed_s, status):
+                if why := watch.turned(elapsed_s, status, usage.since(before)):
                     return why
                 if status is not None:
                     asking = None

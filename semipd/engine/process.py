@@ -21,14 +21,16 @@ from semipd.partition.models import Models
 from semipd.wire.channel import Channel
 from semipd.wire.engine_link import LINK_FRAME_BYTES, inbound_from_wire, outbound_to_wire
 
-SETTINGS_LIMIT_S = 10.0
+SETTINGS_LIMIT_S = 600.0
+"""They are sent at once; a daemon that is stopped in between sends them when it goes on."""
+
 LAST_WORD_LIMIT_S = 2.0
 IDLE_WAIT_S = 60.0
 
 log = logging.getLogger("semipd.engine")
 
 Report = Callable[[str, float], None]
-"""(phase, time limit in seconds), told before each start-up phase."""
+"""(phase, how long it may stand still in seconds), told before each start-up phase."""
 
 
 def run_engine(link_fd: int) -> int:

@@ -6,9 +6,11 @@ Keys and their defaults follow transformers' LlamaConfig, MistralConfig, Qwen2Co
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from semipd.core.errors import SemipdError
+from semipd.core.json_file import UnusableJson, read_json_object
+from semipd.models.config_keys import unhonoured
 from semipd.models.dtypes import ITEM_BYTES, DTypeName
 from semipd.models.fields import Fields
 from semipd.models.rope_config import RopeConfig, parse_rope
@@ -21,6 +23,9 @@ ARCHITECTURES: dict[str, Family] = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
+
+
+MAX_LAYERS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,7 @@ def load_model_config(model_dir: str | Path, max_model_len: int = 0) -> ModelCon
     family = _family(fields)
     _refuse_unsupported(fields)
     config = _dense_config(fields, family)
+    _refuse_unhonoured(fields, config)
     _check_context(fields, config, max_model_len)
     return config
 
@@ -83,18 +89,9 @@ def _read_config(model_dir: Path) -> Fields:
             param="model",
         )
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SemipdError(
-            "checkpoint_corrupt", f"{path} cannot be read as JSON: {error}.", "Download the file again."
-        ) from error
-    if not isinstance(data, dict):
-        raise SemipdError(
-            "checkpoint_corrupt",
-            f"{path} holds {type(data).__name__}, not an object.",
-            "Download the file again.",
-        )
-    return Fields(data, path)
+        return Fields(read_json_object(path), path)
+    except UnusableJson as error:
+        raise SemipdError("checkpoint_corrupt", f"{path} {error}.", "Download or repair the file.") from error
 
 
 def _family(fields: Fields) -> Family:
@@ -102,7 +99,7 @@ def _family(fields: Fields) -> Family:
     if isinstance(names, list):
         for name in names:
             if isinstance(name, str) and name in ARCHITECTURES:
-                return ARCHITECTURES[name]
+                return _agreed(fields, name)
     shown = ", ".join(map(str, names)) if isinstance(names, list) and names else "none"
     raise SemipdError(
         "unsupported_architecture",
@@ -111,9 +108,42 @@ def _family(fields: Fields) -> Family:
     )
 
 
+def _agreed(fields: Fields, architecture: str) -> Family:
+    """The family of `architecture`, if the file names no other one and no code of its own."""
+    family, model_type = ARCHITECTURES[architecture], fields.data.get("model_type")
+    if model_type not in (None, "", family):
+        raise SemipdError(
+            "unsupported_architecture",
+            f"{fields.path} names the architecture {architecture}, but model_type {model_type!r:.100}.",
+            f"If it is a plain {family} model, set model_type to {family!r}.",
+        )
+    auto_map = fields.data.get("auto_map") or {}
+    if not isinstance(auto_map, dict):
+        raise fields.corrupt(f"auto_map must be an object, got {auto_map!r:.100}")
+    if code := [auto_map[name] for name in auto_map if name.startswith("AutoModel")]:
+        raise SemipdError(
+            "unsupported_architecture",
+            f"{fields.path}: code of the checkpoint's own, which is not run, computes the model "
+            f"(auto_map: {code[0]!r:.100}).",
+            f"If it is a plain {family} model, remove auto_map.",
+        )
+    return family
+
+
+def _refuse_unhonoured(fields: Fields, config: ModelConfig) -> None:
+    if keys := unhonoured(fields.data, config):
+        shown = ", ".join(f"{key}={json.dumps(fields.data[key])[:60]}" for key in keys[:5])
+        raise SemipdError(
+            "unsupported_model",
+            f"{fields.path}: {shown}{', ...' if len(keys) > 5 else ''} may change what a {config.family} "
+            "model computes, and this release does not know how.",
+            "Use another checkpoint. If a key has no effect on the arithmetic, remove it from config.json.",
+        )
+
+
 def _refuse_unsupported(fields: Fields) -> None:
     """What would change the arithmetic and is not implemented is refused, never ignored."""
-    for key in ("quantization_config", "compression_config"):
+    for key in ("quantization_config", "compression_config", "quantization"):
         quantization = fields.data.get(key)
         if quantization:
             method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else quantization
@@ -123,9 +153,10 @@ def _refuse_unsupported(fields: Fields) -> None:
                 "Use the checkpoint's unquantized (bfloat16, float16 or float32) release.",
             )
     activation = fields.data.get("hidden_act", "silu")
-    if activation != "silu":
+    if activation not in ("silu", "swish"):
         raise SemipdError(
-            "unsupported_model", f"{fields.path}: hidden_act is {activation!r}; only 'silu' is supported."
+            "unsupported_model",
+            f"{fields.path}: hidden_act is {activation!r:.100}; only 'silu' is supported.",
         )
 
 
@@ -139,12 +170,12 @@ def _dense_config(fields: Fields, family: Family) -> ModelConfig:
         family=family,
         vocab_size=fields.count("vocab_size"),
         hidden_size=hidden_size,
-        num_layers=fields.count("num_hidden_layers"),
+        num_layers=fields.count("num_hidden_layers", maximum=MAX_LAYERS),
         num_heads=num_heads,
         num_kv_heads=fields.count("num_key_value_heads", num_heads),
         head_dim=fields.count("head_dim", 128 if family == "qwen3" else hidden_size // num_heads),
         intermediate_size=fields.count("intermediate_size"),
-        rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
+        rms_norm_eps=fields.number("rms_norm_eps", 1e-6, maximum=1.0),
         rope=rope,
         max_position_embeddings=rope.context_tokens(context),
         tie_word_embeddings=fields.flag("tie_word_embeddings"),
@@ -165,12 +196,14 @@ def _dense_config(fields: Fields, family: Family) -> ModelConfig:
 
 
 def _checkpoint_dtype(fields: Fields) -> DTypeName:
-    value: Any = fields.data.get("dtype") or fields.data.get("torch_dtype") or "float32"
-    name = str(value).removeprefix("torch.")
+    first, second = (fields.text(key).removeprefix("torch.") for key in ("dtype", "torch_dtype"))
+    if first and second and first != second:
+        raise fields.corrupt(f"dtype is {first!r:.100}, torch_dtype {second!r:.100}")
+    name = first or second or "float32"
     if name not in ITEM_BYTES:
         raise SemipdError(
             "unsupported_model",
-            f"{fields.path}: dtype {name!r} is not supported.",
+            f"{fields.path}: dtype {name!r:.100} is not supported.",
             "Use a bfloat16, float16 or float32 release of the checkpoint.",
         )
     return name
@@ -197,18 +230,35 @@ def _check_context(fields: Fields, config: ModelConfig, max_model_len: int) -> N
 
 def _sliding_window(fields: Fields, config: ModelConfig) -> int | None:
     """Tokens of the window that some layer really applies, or None."""
+    types = _layer_types(fields, config)
     # In transformers an absent key means 4096; null means no window.
-    if config.family == "llama" or fields.data.get("sliding_window", 4096) is None:
+    if fields.data.get("sliding_window", 4096) is None:
         return None
-    if config.family != "mistral" and not (
-        fields.flag("use_sliding_window") and _some_layer_slides(fields, config)
+    if config.family == "llama" and "sliding_attention" not in types:
+        return None
+    if config.family in ("qwen2", "qwen3") and not (
+        fields.flag("use_sliding_window") and _some_layer_slides(fields, config, types)
     ):
         return None
     return fields.count("sliding_window", 4096)
 
 
-def _some_layer_slides(fields: Fields, config: ModelConfig) -> bool:
-    layer_types = fields.data.get("layer_types")
-    if isinstance(layer_types, list):
-        return "sliding_attention" in layer_types
+def _layer_types(fields: Fields, config: ModelConfig) -> list[str]:
+    """Empty when the file does not say. Raises `unsupported_model` for other kinds of layers."""
+    types = fields.data.get("layer_types")
+    if types is None:
+        return []
+    if not isinstance(types, list) or len(types) != config.num_layers:
+        raise fields.corrupt(f"layer_types must be a list of {config.num_layers} names, got {types!r:.200}")
+    if others := [name for name in types if name not in ("full_attention", "sliding_attention")]:
+        raise SemipdError(
+            "unsupported_model",
+            f"{fields.path}: layer_types names {others[0]!r:.100}; supported are full and sliding attention.",
+        )
+    return types
+
+
+def _some_layer_slides(fields: Fields, config: ModelConfig, types: list[str]) -> bool:
+    if types:
+        return "sliding_attention" in types
     return fields.count("max_window_layers", 28, minimum=0) < config.num_layers

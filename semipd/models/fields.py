@@ -1,11 +1,14 @@
 """Typed reading of a config.json, whose keys and types nobody has checked yet."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from semipd.core.errors import SemipdError
+
+MOST = 2**31 - 1
+LARGEST = 1e30
+"""Bounds of numbers that have none of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,28 +26,46 @@ class Fields:
     def corrupt(self, what: str) -> SemipdError:
         return SemipdError("checkpoint_corrupt", f"{self.path}: {what}.", "Download or repair the file.")
 
-    def number(self, key: str, default: float | None = None) -> float:
+    def number(self, key: str, default: float | None = None, *, maximum: float = LARGEST) -> float:
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise self.corrupt(f"{self.prefix}{key} must be a positive number, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= maximum:
+            raise self.corrupt(
+                f"{self.prefix}{key} must be a positive number of at most {maximum:g}, got {_shown(value)}"
+            )
         return float(value)
 
-    def count(self, key: str, default: int | None = None, *, minimum: int = 1) -> int:
+    def count(self, key: str, default: int | None = None, *, minimum: int = 1, maximum: int = MOST) -> int:
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise self.corrupt(f"{self.prefix}{key} must be an integer of at least {minimum}, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+            raise self.corrupt(
+                f"{self.prefix}{key} must be an integer from {minimum} to {maximum}, got {_shown(value)}"
+            )
+        return value
+
+    def text(self, key: str) -> str:
+        """Empty when it is absent."""
+        value = self._get(key, "")
+        if not isinstance(value, str):
+            raise self.corrupt(f"{self.prefix}{key} must be a text, got {_shown(value)}")
         return value
 
     def flag(self, key: str, default: bool = False) -> bool:
         value = self._get(key, default)
         if not isinstance(value, bool):
-            raise self.corrupt(f"{self.prefix}{key} must be true or false, got {value!r}")
+            raise self.corrupt(f"{self.prefix}{key} must be true or false, got {_shown(value)}")
         return value
 
-    def _get(self, key: str, default: float | None) -> Any:
+    def _get(self, key: str, default: float | str | None) -> Any:
         value = self.data.get(key)
         if value is not None:
             return value
         if default is None:
             raise self.corrupt(f"{self.prefix}{key} is missing")
         return default
+
+
+def _shown(value: object) -> str:
+    try:
+        return f"{value!r:.100}"
+    except ValueError:  # an integer of thousands of digits
+        return "an integer of thousands of digits"

@@ -63,7 +63,8 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 def pack_weights(layout: WeightsLayout, buffer: Tensor) -> Packed:
-    """Rearrange the matrices of a filled `buffer` in place; those whose packed size differs stay plain."""
+    """Rearrange the matrices of a filled `buffer` in place; those that cannot be, or whose packed size
+    differs, stay plain."""
     packed: Packed = {}
     for name, view in weight_views(layout, buffer).items():
         if name.rpartition(".")[2] in _MATRICES and (description := _pack_in_place(view)) is not None:
@@ -78,9 +79,13 @@ def packed_views(layout: WeightsLayout, buffer: Tensor, packed: Packed) -> dict[
 
 
 def _pack_in_place(matrix: Tensor) -> bytes | None:
-    """Overwrite `matrix` with its packed form; None, and nothing done, when that has another size."""
+    """Overwrite `matrix` with its packed form; None, and nothing done, when that has another size or oneDNN
+    cannot pack this format on this CPU."""
     ops = torch.ops.mkldnn
-    packed = ops._reorder_linear_weight(matrix, _ROWS_HINT)
+    try:
+        packed = ops._reorder_linear_weight(matrix, _ROWS_HINT)
+    except RuntimeError:
+        return None
     if ops._nbytes(packed) != matrix.nbytes:
         return None
     ctypes.memmove(matrix.data_ptr(), ops.data_ptr(packed), matrix.nbytes)

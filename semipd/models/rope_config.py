@@ -8,6 +8,11 @@ from semipd.models.fields import Fields
 
 RopeKind = Literal["default", "linear", "llama3", "yarn"]
 DEFAULT_THETA = 10_000.0
+_UNSCALED = frozenset({"rope_theta", "partial_rotary_factor", "type", "rope_type"})
+_READ = _UNSCALED | {
+    "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "beta_fast",
+    "beta_slow", "truncate", "attention_factor", "mscale", "mscale_all_dim", "finetuned",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,7 @@ def parse_rope(fields: Fields, max_position_embeddings: int) -> RopeConfig:
     """
     values = _scaling(fields)
     kind = _kind(values)
+    _refuse_unread(values)
     theta = values.number("rope_theta", fields.number("rope_theta", DEFAULT_THETA))
     partial = values.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
     if partial != 1.0:
@@ -71,10 +77,12 @@ def parse_rope(fields: Fields, max_position_embeddings: int) -> RopeConfig:
 
 
 def _scaling(fields: Fields) -> Fields:
-    key = "rope_scaling" if fields.data.get("rope_scaling") else "rope_parameters"
-    values: Any = fields.data.get(key) or {}
-    if not isinstance(values, dict):
-        raise fields.corrupt(f"{key} must be an object, got {values!r}")
+    given = {key: _object(fields, key) for key in ("rope_scaling", "rope_parameters")}
+    said = {key: values for key, values in given.items() if values}
+    if len(said) == 2 and said["rope_scaling"] != said["rope_parameters"]:
+        raise fields.corrupt("rope_scaling and rope_parameters differ")
+    key = next(iter(said), "rope_parameters")
+    values = given[key]
     if any(isinstance(value, dict) for value in values.values()):
         raise SemipdError(
             "unsupported_rope", f"{fields.path}: {key} differs between layers, which is not supported."
@@ -82,15 +90,40 @@ def _scaling(fields: Fields) -> Fields:
     return Fields(values, fields.path, prefix=f"{key}.")
 
 
+def _object(fields: Fields, key: str) -> dict[str, Any]:
+    values = fields.data.get(key)
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise fields.corrupt(f"{key} must be an object, got {values!r:.100}")
+    return values
+
+
 def _kind(values: Fields) -> RopeKind:
-    kind = values.data.get("rope_type", values.data.get("type")) or "default"
+    newer, older = values.text("rope_type"), values.text("type")
+    if newer and older and newer != older:
+        raise values.corrupt(f"{values.prefix}rope_type is {newer!r:.100}, type {older!r:.100}")
+    if not (newer or older) and (scaled := values.data.keys() - _UNSCALED):
+        raise values.corrupt(f"{values.prefix}rope_type is missing beside {', '.join(sorted(scaled))}")
+    kind = newer or older or "default"
     if kind not in ("default", "linear", "llama3", "yarn"):
         raise SemipdError(
             "unsupported_rope",
-            f"{values.path}: rope type {kind!r} is not supported.",
+            f"{values.path}: rope type {kind!r:.100} is not supported.",
             "Supported: default, linear, llama3, yarn.",
         )
     return cast(RopeKind, kind)
+
+
+def _refuse_unread(values: Fields) -> None:
+    """What nobody reads might turn positions otherwise than we do."""
+    unread = [key for key, value in values.data.items() if key not in _READ and value not in (None, False)]
+    if unread:
+        raise SemipdError(
+            "unsupported_rope",
+            f"{values.path}: {values.prefix}{unread[0]} is not supported.",
+            f"Supported: {', '.join(sorted(_READ))}. Remove it if it has no effect.",
+        )
 
 
 def _llama3(values: Fields, theta: float, original: int) -> RopeConfig:

@@ -1,10 +1,10 @@
 """Which safetensors files make up a checkpoint. No torch here."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from semipd.core.errors import SemipdError
+from semipd.core.json_file import read_json_object
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -45,16 +45,15 @@ def find_shards(model_dir: Path) -> Shards:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        data = json.loads(index.read_text(encoding="utf-8"))
-        weight_map = data["weight_map"]
+        weight_map = read_json_object(index)["weight_map"]
         files = {str(tensor): str(file) for tensor, file in weight_map.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         raise SemipdError(
             "checkpoint_corrupt",
             f"{index} is not a safetensors index: {error!r}.",
             "Download the file again.",
         ) from error
-    outside = [file for file in files.values() if Path(file).name != file]
+    outside = [file for file in files.values() if Path(file).name != file or file in ("", "..")]
     if outside or not files:
         what = f"names the file {outside[0]!r} outside its folder" if outside else "names no tensors"
         raise SemipdError("checkpoint_corrupt", f"{index} {what}.", "Download the file again.")

@@ -1,4 +1,4 @@
-"""scripts/chaos.py for 15 seconds on the fake device. With this seed an engine is killed, another stopped."""
+"""scripts/chaos.py for 15 seconds on the fake device. With this seed engines die, also in their start."""
 
 import json
 import subprocess
@@ -10,13 +10,29 @@ import pytest
 
 SCRIPT = Path(chaos.__file__)
 SEED = 618
+FAULTS = (
+    "kill-engine,stop-engine,pause-engine,full-queue,slow-readers,disconnects,full-log,malformed,"
+    "kill-start,drain-crash,changes,poison"
+)
+"""All but those that take long by nature."""
 LIMIT_S = 400
 
 
 @pytest.mark.timeout(LIMIT_S + 20)
 def test_nothing_is_lost_changed_leaked_or_left(tmp_path: Path) -> None:
     document = tmp_path / "result.json"
-    command = [sys.executable, str(SCRIPT), "--minutes", "0.25", "--seed", str(SEED), "--json", str(document)]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "--minutes",
+        "0.25",
+        "--seed",
+        str(SEED),
+        "--faults",
+        FAULTS,
+        "--json",
+        str(document),
+    ]
     run = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
     assert run.returncode == 0, run.stdout + run.stderr
     print(run.stdout)

@@ -168,6 +168,17 @@ def test_the_file_wins_over_the_key(folder: Path) -> None:
         ("generation_config.json", {"do_sample": True, "top_p": 7}, "top_p"),
         ("generation_config.json", {"do_sample": True, "temperature": "hot"}, "temperature"),
         ("generation_config.json", {"do_sample": True, "top_k": 1.5}, "top_k"),
+        ("config.json", {"vocab_size": None}, "vocab_size"),
+        ("config.json", {"vocab_size": "400"}, "vocab_size"),
+        ("config.json", {"vocab_size": True}, "vocab_size"),
+        ("config.json", {"vocab_size": 10**40}, "vocab_size"),
+        ("config.json", {"max_position_embeddings": 1e300}, "max_position_embeddings"),
+        ("config.json", {"eos_token_id": ["2"]}, "eos_token_id"),
+        ("tokenizer_config.json", {"eos_token": 5}, "eos_token"),
+        ("tokenizer_config.json", {"bos_token": {"text": "<s>"}}, "bos_token"),
+        ("special_tokens_map.json", {"sep_token": ["<s>"]}, "sep_token"),
+        ("tokenizer_config.json", {"chat_template": [{"name": "default", "template": 5}]}, "chat_template"),
+        ("tokenizer_config.json", {"chat_template": [{"name": [], "template": "x"}]}, "chat_template"),
         ("tokenizer_config.json", {"chat_template": 5}, "chat_template"),
         ("tokenizer_config.json", {"chat_template": [{"name": "x"}]}, "chat_template"),
     ],
@@ -312,3 +323,20 @@ def test_offline_for_real(tmp_path: Path) -> None:
         [sys.executable, "-c", script], env=environ, capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.strip() == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", '{"vocab_size": null}'),
+        ("tokenizer_config.json", "[" * 100_000),
+    ],
+)
+def test_a_daemon_that_cannot_read_its_checkpoint_says_so(folder: Path, name: str, content: str) -> None:
+    (folder / name).write_text(content)
+    command = [sys.executable, "-m", "semipd.cli", "start", "--device", "fake", "--model", str(folder)]
+    command += ["--port", "0", "--socket", str(folder / "d.sock")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert name in done.stderr

@@ -3,6 +3,10 @@
 import asyncio
 import contextlib
 import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,9 @@ from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
 from semipd.daemon import engine_run
 from semipd.daemon.engine_run import describe_exit
+from semipd.daemon.model_files import DEMO_FOLDER
 from semipd.daemon.supervisor import Supervisor
+from semipd.engine.launcher import EngineChild
 
 
 def make(settings: EngineSettings | None = None, **script: Any) -> Supervisor:
@@ -58,6 +64,67 @@ async def test_a_phase_that_takes_too_long() -> None:
     assert error.code == "engine_start_timeout"
     assert "within 0.1 s: loading weights" in error.message
     assert "supervision.start_patience" in error.hint
+
+
+async def test_a_phase_that_is_at_work_is_waited_for() -> None:
+    supervisor = make(phases=[["importing", 1, 0, 1.6]])
+    await supervisor.start()
+    assert supervisor.timeline[-1].seconds > 1.5
+    await supervisor.stop()
+
+
+@contextlib.contextmanager
+def crowded_machine() -> Iterator[None]:
+    """Two busy loops for every core."""
+    loop = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    sum(range(10_000))"
+    cores = len(os.sched_getaffinity(0))
+    loops = [subprocess.Popen([sys.executable, "-c", loop]) for _ in range(2 * cores)]
+    try:
+        yield
+    finally:
+        for process in loops:
+            process.kill()
+            process.wait()
+
+
+async def test_a_start_on_a_crowded_machine() -> None:
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
+
+    def spawn() -> EngineChild:
+        child = scripted(phases=[["importing", 1, 0, 0.15]])()
+        os.setpriority(os.PRIO_PROCESS, child.process.pid, min(19, niceness + 3))
+        return child
+
+    with crowded_machine():
+        supervisor = Supervisor(EngineSettings(start_patience=0.02), spawn)
+        await supervisor.start()
+    await supervisor.stop()
+
+
+async def test_a_real_engine_may_take_longer_than_its_limits() -> None:
+    """A fiftieth of them: importing torch takes longer anywhere."""
+    settings = EngineSettings(
+        model_dir=str(DEMO_FOLDER), device="cpu", start_patience=0.02, kv_bytes=2**24, max_model_len=256
+    )
+    supervisor = Supervisor(settings)
+    try:
+        await supervisor.start()
+        names = {phase.name: phase.seconds for phase in supervisor.timeline}
+        assert names["starting workers"] > 60 * 0.02
+    finally:
+        await supervisor.stop()
+
+
+async def test_a_start_that_is_stopped_is_found() -> None:
+    supervisor = make(phases=[["importing", 0.5, 0, 1000]])
+    start = asyncio.create_task(supervisor.start())
+    await eventually(lambda: "importing" in str(supervisor.report()["phase"]), "the phase is named")
+    assert supervisor._run is not None
+    os.kill(supervisor._run.pid, signal.SIGSTOP)
+    with pytest.raises(SemipdError, match=r"within 0.5 s: importing \(in .* s of CPU time, read") as failed:
+        await start
+    assert failed.value.code == "engine_start_timeout"
+    assert engine_is_gone(supervisor)
 
 
 async def test_patience_lengthens_the_limit_of_the_first_phase(monkeypatch: pytest.MonkeyPatch) -> None:

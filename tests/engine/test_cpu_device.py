@@ -124,6 +124,18 @@ def test_decode_continues_on_the_kv_that_prefill_wrote(device: CpuDevice, checkp
     assert tokens == alone(checkpoint, 40)
 
 
+def test_a_cpu_that_packs_no_matrices_computes_the_same(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("semipd.devices.cpu.device.can_pack", lambda dtype: False)
+    device = open_device(checkpoint)
+    try:
+        plan = prefill_plan(split_for(device, device.prefill), [1, 2, 3, 4])
+        assert run(device, device.prefill, plan) == alone(checkpoint, 1)
+    finally:
+        device.close()
+
+
 def test_one_lane_runs_while_the_other_stands_still(device: CpuDevice) -> None:
     split = split_for(device, device.decode)
     pid = device.stats()["workers"]["prefill"]["pid"]

@@ -213,6 +213,8 @@ def test_context_beyond_the_checkpoint_is_refused(tmp_path: Path) -> None:
         ("float32", "bfloat16", {"avx512_bf16"}, "float32"),
         ("bfloat16", "float32", set(), "bfloat16"),
         ("float16", "float16", {"avx512_fp16"}, "float16"),
+        ("auto", "bfloat16", {"bf16"}, "bfloat16"),
+        ("float16", "float16", {"asimdhp"}, "float16"),
     ],
 )
 def test_dtype(tmp_path: Path, requested: str, checkpoint: str, flags: set[str], expected: str) -> None:

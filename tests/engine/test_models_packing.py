@@ -1,5 +1,12 @@
 """Packed matrices give the products of plain ones, and a whole model on them the same logits."""
 
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from support.paged import PagedModel, Sequence
@@ -11,10 +18,14 @@ from semipd.models.layout import TensorSpec, WeightsLayout, plan_weights
 from semipd.models.packing import can_pack, linear, pack_weights, packed_views
 from semipd.models.weights import TORCH_DTYPES, load_weights, weight_views
 
-DTYPES = [name for name in ("float32", "bfloat16") if can_pack(TORCH_DTYPES[name])]
-pytestmark = pytest.mark.skipif(not DTYPES, reason="this torch or CPU cannot share packed matrices")
+EVERY_DTYPE = ("float32", "bfloat16")
+DTYPES = [name for name in EVERY_DTYPE if can_pack(TORCH_DTYPES[name])]
+needs_packing = pytest.mark.skipif(not DTYPES, reason="this torch or CPU cannot share packed matrices")
+LIMITED = {"avx2": "AVX2", "default": "SSE41"}
+"""ATEN_CPU_CAPABILITY and the ONEDNN_MAX_CPU_ISA that goes with it: CPUs that most people have."""
 
 
+@needs_packing
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(64, 64), (192, 128), (320, 64)])
 @pytest.mark.parametrize("with_bias", [False, True])
@@ -36,15 +47,89 @@ def test_products_are_those_of_plain_matrices(dtype, shape, with_bias):
         )
 
 
-def test_a_matrix_whose_packed_form_is_larger_stays_plain():
-    layout = WeightsLayout("bfloat16", (TensorSpec("layers.0.o", (7, 64), 0),), 7 * 64 * 2)
+def filled(dtype, shape=(7, 64)):
+    layout = WeightsLayout(
+        dtype, (TensorSpec("layers.0.o", shape, 0),), math.prod(shape) * TORCH_DTYPES[dtype].itemsize
+    )
     buffer = torch.zeros(layout.total_bytes, dtype=torch.uint8)
     weight_views(layout, buffer)["layers.0.o"].fill_(3)
-    if pack_weights(layout, buffer):
-        pytest.skip("oneDNN packs 7 x 64 without padding here")
-    assert weight_views(layout, buffer)["layers.0.o"].eq(3).all()
+    return layout, buffer
 
 
+def is_untouched(layout, buffer):
+    return bool(weight_views(layout, buffer)["layers.0.o"].eq(3).all())
+
+
+@pytest.mark.parametrize("dtype", EVERY_DTYPE)
+def test_a_matrix_is_packed_or_stays_as_it_was(dtype):
+    """7 x 64 is packed with padding on some CPUs, without on others, and not at all on the rest."""
+    layout, buffer = filled(dtype)
+    packed = pack_weights(layout, buffer)
+    assert not packed or can_pack(TORCH_DTYPES[dtype])
+    if not packed:
+        assert is_untouched(layout, buffer)
+    x = torch.randn(3, 64).to(TORCH_DTYPES[dtype])
+    weight = packed_views(layout, buffer, packed)["layers.0.o"]
+    torch.testing.assert_close(
+        linear(x, weight, None), linear(x, torch.full((7, 64), 3.0).to(x), None), rtol=2e-2, atol=0.5
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_matrix_whose_packed_form_is_larger_stays_plain(dtype, monkeypatch):
+    layout, buffer = filled(dtype, (64, 64))
+    monkeypatch.setattr(torch.ops.mkldnn, "_nbytes", lambda packed: 64 * 64 * packed.itemsize + 64)
+    assert pack_weights(layout, buffer) == {}
+    assert is_untouched(layout, buffer)
+
+
+def test_a_matrix_that_onednn_refuses_stays_plain(monkeypatch):
+    def refuse(*args):
+        raise RuntimeError("bf16 path needs the cpu support")
+
+    layout, buffer = filled("bfloat16", (64, 64))
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", refuse)
+    assert pack_weights(layout, buffer) == {}
+    assert is_untouched(layout, buffer)
+
+
+LOOK = """
+import json, torch
+from semipd.devices.cpu.arithmetic import native_flags
+from semipd.models.dtypes import BF16_FLAGS
+from semipd.models.layout import TensorSpec, WeightsLayout
+from semipd.models.packing import can_pack, linear, pack_weights, packed_views
+from semipd.models.weights import weight_views
+
+torch.manual_seed(0)
+for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+    layout = WeightsLayout(name, (TensorSpec("layers.0.o", (64, 64), 0),), 64 * 64 * dtype.itemsize)
+    buffer = torch.empty(layout.total_bytes, dtype=torch.uint8)
+    plain = weight_views(layout, buffer)["layers.0.o"].copy_(torch.randn(64, 64)).clone()
+    packed = pack_weights(layout, buffer)
+    assert bool(packed) == can_pack(dtype), (name, packed, can_pack(dtype))
+    x = torch.randn(5, 64).to(dtype)
+    got = linear(x, packed_views(layout, buffer, packed)["layers.0.o"], None)
+    torch.testing.assert_close(got, linear(x, plain, None), rtol=2e-2, atol=0.2)
+print(json.dumps({"packs": can_pack(torch.bfloat16), "native": bool(native_flags() & BF16_FLAGS)}))
+"""
+
+
+@pytest.mark.parametrize("capability", LIMITED)
+def test_a_cpu_with_fewer_instructions(capability):
+    """Whatever oneDNN then does with bfloat16: products are right, and `auto` does not choose a format that
+    is emulated."""
+    limits = {"ATEN_CPU_CAPABILITY": capability, "ONEDNN_MAX_CPU_ISA": LIMITED[capability]}
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK], env=os.environ | limits, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    if platform.machine() == "x86_64":  # elsewhere these limits mean nothing
+        assert said == {"packs": False, "native": False}
+
+
+@needs_packing
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_model_on_packed_weights_has_the_same_logits(tmp_path_factory, tied):
     """Sizes are multiples of 64, so that every matrix really is packed."""

@@ -81,7 +81,8 @@ NUMBERS = {
 def scripted(**script: Any) -> Callable[[], EngineChild]:
     """A `spawn` for the supervisor. Keys of the script:
 
-    phases: [[name, limit_s, seconds it takes], ...] before ready
+    phases: [[name, limit_s, seconds it sleeps], ...] before ready; with a fourth value, seconds of CPU time
+        that it uses after that
     fail: a `failed` frame instead of ready; exit: an exit code instead of ready
     step_ms: time between steps (default 1); max_steps: requests get no tokens beyond that many (0: no bound)
     crash_on: a token; the engine kills itself before the fourth token of a prompt that starts with it
@@ -173,9 +174,12 @@ class _Echo:
 
 
 def _start(script: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
-    for name, limit_s, seconds in script.get("phases", []):
+    for name, limit_s, seconds, *busy_s in script.get("phases", []):
         write({"op": "phase", "name": name, "limit_s": limit_s})
         time.sleep(seconds)
+        done_s = time.process_time() + sum(busy_s)
+        while time.process_time() < done_s:
+            pass
     if "fail" in script:
         write({"op": "failed", **script["fail"]})
         sys.exit(1)

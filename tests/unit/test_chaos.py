@@ -2,9 +2,12 @@
 
 import asyncio
 import json
+import os
 import random
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from itertools import islice
@@ -13,13 +16,18 @@ from typing import Any
 
 import pytest
 from benchlib.checkpoint import text_of
+from benchlib.procfs import process_tree
+from chaoslib import operators
 from chaoslib.clients import send
+from chaoslib.clock import MachineClock
 from chaoslib.jobs import Job, Outcome, Shape, draw_jobs
 from chaoslib.judge import ExactJudge, Judge
+from chaoslib.load import busy_loops
 from chaoslib.models import CONTEXT_TOKENS, VOCAB_SIZE, save_weightless
 from chaoslib.report import Result
 from chaoslib.target import processes_with
 
+from semipd.core.process_usage import Usage
 from semipd.core.sampling import SamplingParams
 from semipd.devices.fake import expected_tokens
 
@@ -116,6 +124,48 @@ def test_processes_of_a_run_are_found_by_their_mark() -> None:
         assert processes_with("MARK", "ab") == []
         process.communicate(b"\n")
     assert processes_with("MARK", "abc") == []
+
+
+class Machine:
+    """Withholds a part of the time that passes."""
+
+    def __init__(self, withheld_frac: float) -> None:
+        self._began_s, self._withheld_frac = time.monotonic(), withheld_frac
+
+    def __call__(self) -> Usage:
+        return Usage(withheld_s=self._withheld_frac * (time.monotonic() - self._began_s))
+
+
+async def test_limits_are_in_the_time_that_the_machine_grants() -> None:
+    clock = MachineClock(Machine(withheld_frac=0.9))
+    assert await clock.within(0.3, asyncio.sleep(1.0, "done")) == "done"
+    with pytest.raises(TimeoutError):
+        await clock.within(0.1, asyncio.sleep(60))
+    assert "of" in clock.share()
+
+
+def test_busy_loops_are_there_and_gone() -> None:
+    with busy_loops(2):
+        begun = {child.pid for child in process_tree(os.getpid()).values() if child.parent == os.getpid()}
+        assert len(begun) >= 2
+    assert not begun & set(process_tree(os.getpid()))
+
+
+@pytest.mark.parametrize(
+    ("answer", "counted"),
+    [
+        ("plain 400 invalid_value", "answered"),
+        ("plain 503 overloaded", "answered"),
+        ("plain 500 internal_error", "server error"),
+        ("nothing", "no answer"),
+    ],
+)
+async def test_how_poison_is_taken(answer: str, counted: str) -> None:
+    counts: Counter[str] = Counter()
+    said = answer.split()
+    async with server(b"" if said == ["nothing"] else plain(int(said[1]), error(said[2]))) as url:
+        await operators.poison(url, {"top_k": 1e30}, counts)
+    assert counts == {counted: 1}
 
 
 # ---- answers of a server that says what we want ----------------------------------------------------

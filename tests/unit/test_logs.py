@@ -1,5 +1,7 @@
 """Log lines: text for people, JSON for collectors, facts as fields. And the limit of open files."""
 
+import errno
+import io
 import json
 import logging
 import resource
@@ -8,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from semipd.core.logs import JsonFormatter, LogFormat, TextFormatter, configure_logging
+from semipd.core.logs import JsonFormatter, LineHandler, LogFormat, TextFormatter, configure_logging
 from semipd.daemon import process_limits
 from semipd.daemon.process_limits import raise_file_limit
 
@@ -81,3 +83,24 @@ def test_the_limit_of_open_files_is_raised(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(resource, "setrlimit", refuse)
     limits.append((256, 4096))
     assert "stays at 256" in (raise_file_limit() or "")
+
+
+class FullDisk(io.StringIO):
+    is_full = False
+
+    def write(self, text: str) -> int:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(text)
+
+
+def test_lines_lost_on_a_full_disk_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = FullDisk()
+    handler = LineHandler(stream)
+    for number in range(6):
+        stream.is_full = number in (1, 2, 3)
+        handler.handle(logging.makeLogRecord({"msg": f"line {number}"}))
+    said = stream.getvalue().splitlines()
+    assert [line[:6] for line in said] == ["line 0", "line 4", "3 line", "line 5"]
+    assert "3 lines of this log were lost" in said[2]
+    assert capsys.readouterr().err == ""

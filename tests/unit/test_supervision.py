@@ -6,6 +6,7 @@ import pytest
 
 from semipd.config_sections import SupervisionConfig
 from semipd.core.messages import GetStatus, SetPartition, SetSlo
+from semipd.core.process_usage import Usage
 from semipd.daemon.backoff import Restarts
 from semipd.daemon.liveness import Watch
 from semipd.daemon.standing import AGAIN, StandingOrders
@@ -74,6 +75,17 @@ def test_a_machine_that_slept_accuses_nobody() -> None:
     assert w.turned(86_400, None) is None
     assert w.turned(86_400, status(decode=(5, 1), requests=1)) is None
     assert w.turned(INTERVAL_S, status(decode=(6, 1), requests=1)) is None
+
+
+def test_a_crowded_machine_accuses_nobody_but_a_hung_engine_is_found() -> None:
+    w, waiting = watch(), Usage(withheld_s=0.8 * INTERVAL_S)
+    for turn in range(49):
+        assert w.turned(INTERVAL_S, None, waiting) is None, turn
+    for turn in range(99):
+        assert w.turned(INTERVAL_S, status(decode=(5, 1)), waiting) is None, turn
+    starved = Usage(withheld_s=60.0)
+    why = next(filter(None, (w.turned(INTERVAL_S, None, starved) for _ in range(10_000))))
+    assert "did not answer" in why
 
 
 CONFIG = SupervisionConfig(max_deaths=4, window_s=100, backoff_s=1, backoff_max_s=5)

@@ -1,6 +1,7 @@
 """Which cores there are, how they may be split, and moving a process to its share."""
 
 import os
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,10 +39,10 @@ def pin_process(cores: Sequence[int]) -> None:
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name for people; "unknown CPU" where the kernel does not say."""
+    """The processor's name for people; its architecture where the kernel does not say more, as on Arm."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "unknown CPU"
+    return names[0] if names else f"{platform.machine() or 'unknown'} CPU"

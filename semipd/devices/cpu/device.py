@@ -10,12 +10,13 @@ from typing import Any
 from semipd.core.settings import EngineSettings
 from semipd.core.split import Split
 from semipd.devices.contract import DeviceInfo, LaneName
+from semipd.devices.cpu.arithmetic import native_flags
 from semipd.devices.cpu.cgroups import ROOT, read_table
 from semipd.devices.cpu.cores import cpu_model, split_table, usable_cores
 from semipd.devices.cpu.lane import Awaited, CpuLane
 from semipd.devices.cpu.memory import SharedMemory, available_memory
 from semipd.devices.cpu.messages import Message, Setup
-from semipd.devices.cpu.process import Worker
+from semipd.devices.cpu.process import Worker, wait_for_all
 from semipd.devices.cpu.sizing import DEFAULT_KV_FRACTION, MemoryDemand, num_kv_blocks
 from semipd.models.config import ModelConfig, load_model_config
 from semipd.models.dtypes import DTypeName, resolve_dtype
@@ -24,7 +25,7 @@ from semipd.models.packing import Packed, can_pack, pack_weights
 from semipd.models.weights import TORCH_DTYPES, load_weights
 
 Report = Callable[[str, float], None]
-"""Called with the name of a start-up phase and the seconds it may take; again when it moves on."""
+"""Called with the name of a start-up phase and the seconds it may stand still; again when it moves on."""
 
 _READ_LIMIT_S = 10.0
 _ATTACH_LIMIT_S = 60.0
@@ -49,7 +50,7 @@ class _Model:
     @classmethod
     def read(cls, settings: EngineSettings) -> "_Model":
         config = load_model_config(settings.model_dir, settings.max_model_len)
-        dtype = resolve_dtype(settings.dtype, config)
+        dtype = resolve_dtype(settings.dtype, config, native_flags())
         max_model_len = settings.max_model_len or config.max_position_embeddings
         packed = can_pack(TORCH_DTYPES[dtype])
         return cls(config, dtype, plan_weights(config, dtype, packed=packed), packed, max_model_len)
@@ -232,15 +233,11 @@ def _bring_up(workers: list[Worker], packed: Packed, report: Report, patience: f
     """Returns the nanoseconds that a prompt token took the slower one while warming up."""
     attached, ready = _start_words(patience)
     report("starting workers", _ATTACH_LIMIT_S)
-    started_s = time.monotonic()
-    for worker in workers:
-        worker.wait_for(attached.op, attached.what, started_s, attached.limit_s)
+    wait_for_all(workers, *attached)
     report("warming up", _WARM_UP_LIMIT_S)
-    started_s = time.monotonic()
     for worker in workers:
         worker.channel.send(_warm_up(packed))
-    said = [worker.wait_for(ready.op, ready.what, started_s, ready.limit_s) for worker in workers]
-    return max(int(message["token_ns"]) for message in said)
+    return max(int(message["token_ns"]) for message in wait_for_all(workers, *ready))
 
 
 def _solo(lane: LaneName, num_cores: int) -> Split:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
+from semipd.core.patience import StartPatience, StepClock
 from semipd.core.plan import Join, StepPlan, StepResult
 from semipd.core.request import SeqId
 from semipd.devices.contract import LaneFailed, LaneName, WorkerDied, WorkerNews, WorkerRestarted
@@ -21,13 +22,14 @@ _SLOW_FACTOR = 20
 """A step may take so much longer than its tokens took in the warm-up, whatever the limit is."""
 
 _REAP_EVERY_NS = 5_000_000
-_REAP_LIMIT_NS = 10_000_000_000
+_REAP_LIMIT_NS = 60_000_000_000
 
 log = logging.getLogger(__name__)
 
 
 class Awaited(NamedTuple):
-    """A word that a starting worker owes. `what` completes "did not ..."."""
+    """A word that a starting worker owes, without standing still for `limit_s`. `what` completes "did not
+    ..."."""
 
     op: str
     what: str
@@ -61,6 +63,8 @@ class CpuLane:
         self._step: StepPlan | None = None
         self._sent_decode: tuple[SeqId, ...] = ()
         self._due_ns: int | None = None
+        self._clock: StartPatience | StepClock | None = None
+        self._looked_ns = 0
         self._lost_at_ns = 0
         self._deaths = Deaths(self.name)
         self._news: list[WorkerNews] = []
@@ -74,7 +78,7 @@ class CpuLane:
         assert self.capacity(), f"{self.name}: step {plan.step_id} while {self.state}, after {self._step}"
         self.worker.channel.send(plan_to_wire(plan, self._sent_decode))
         self._step, self._sent_decode = plan, plan.decode
-        self._due_ns = now_ns + int(self._limit_s(plan) * 1e9)
+        self._watch(StepClock(self._limit_s(plan), self.worker.usage()), now_ns)
 
     def poll(self, now_ns: int) -> list[StepResult]:
         match self.state:
@@ -90,11 +94,9 @@ class CpuLane:
             self._settle(results[-1])
         if self.worker.is_lost:
             self._end(now_ns)
-        elif self._step is not None and self._due_ns is not None and now_ns >= self._due_ns:
-            limit_s, self._due_ns = self._limit_s(self._step), None
-            self.worker.condemn(
-                f"did not finish step {self._step.step_id} within {limit_s:g} s and was killed"
-            )
+        elif self._step is not None and (why := self._looked(now_ns)):
+            self._due_ns = None
+            self.worker.condemn(f"did not finish step {self._step.step_id} {why} and was killed")
         return results
 
     def rebuild(self, residents: Sequence[Join]) -> None:
@@ -158,7 +160,7 @@ class CpuLane:
             ) from error
         self.state = "starting"
         self._awaited = deque(self._start_words)
-        self._due_ns = now_ns + int(self._awaited[0].limit_s * 1e9)
+        self._watch_start(now_ns)
 
     def _look_at_successor(self, now_ns: int) -> None:
         for message in self.worker.receive():
@@ -167,11 +169,27 @@ class CpuLane:
             if not self._awaited:
                 self._take_up_work(now_ns)
                 return
-            self._due_ns = now_ns + int(self._awaited[0].limit_s * 1e9)
+            self._watch_start(now_ns)
         if self.worker.is_lost:
             self._end(now_ns)
-        elif self._due_ns is not None and now_ns >= self._due_ns:
-            raise worker_timeout(self.name, self._awaited[0].what, self._awaited[0].limit_s)
+        elif why := self._looked(now_ns):
+            assert isinstance(self._clock, StartPatience)
+            raise worker_timeout(self.name, self._awaited[0].what, why, self._clock)
+
+    def _watch_start(self, now_ns: int) -> None:
+        self._watch(StartPatience(self._awaited[0].limit_s, self.worker.usage()), now_ns)
+
+    def _watch(self, clock: StartPatience | StepClock, now_ns: int) -> None:
+        self._clock, self._looked_ns = clock, now_ns
+        self._due_ns = now_ns + int(clock.look_every_s * 1e9)
+
+    def _looked(self, now_ns: int) -> str | None:
+        """Why the worker has had time enough, if it has."""
+        if self._clock is None or self._due_ns is None or now_ns < self._due_ns:
+            return None
+        elapsed_s, self._looked_ns = (now_ns - self._looked_ns) / 1e9, now_ns
+        self._due_ns = now_ns + int(self._clock.look_every_s * 1e9)
+        return self._clock.looked(elapsed_s, self.worker.usage())
 
     def _take_up_work(self, now_ns: int) -> None:
         seconds = (now_ns - self._lost_at_ns) / 1e9

@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from semipd.core.patience import StartPatience
+from semipd.core.process_usage import Usage, tree_usage
 from semipd.devices.contract import LaneFailed, LaneName
 from semipd.devices.cpu.messages import LANE_FRAME_BYTES, STEP_FAILED, Message
 from semipd.wire.channel import Channel
@@ -18,7 +20,7 @@ from semipd.wire.channel import Channel
 _STDERR_TAIL_BYTES = 2000
 _EOF_GRACE_S = 1.0
 _TERM_GRACE_S = 1.0
-_KILL_GRACE_S = 5.0
+_KILL_GRACE_S = 30.0
 _REAP_EVERY_S = 0.005
 _OUT_OF_MEMORY = "If the kernel ran out of memory (see dmesg), lower kv_bytes, max_model_len or max_num_seqs."
 
@@ -98,23 +100,18 @@ class Worker:
                 )
         return messages
 
-    def wait_for(self, op: str, what: str, started_s: float, limit_s: float) -> Message:
-        """Block until the worker says `op`, for `limit_s` from `started_s` (time.monotonic) at most.
+    def usage(self) -> Usage:
+        """Of its process, so far."""
+        return tree_usage(self.pid)
 
-        Raises LaneFailed, `worker_timeout` among others.
-        """
-        waiter = select.poll()
-        waiter.register(self.channel.fileno(), select.POLLIN)
-        while True:
-            left_s = started_s + limit_s - time.monotonic()
-            waiter.poll(max(0.0, left_s) * 1000)
-            for message in self.receive():
-                assert message["op"] == op, f"{self.lane} worker said {message['op']}, not {op}"
-                return message
-            if self.is_lost:
-                raise self._died_within(_KILL_GRACE_S)
-            if left_s <= 0:
-                raise worker_timeout(self.lane, what, limit_s)
+    def first_word(self, op: str) -> Message | None:
+        """What it says, which must be `op`; None: nothing yet. Raises LaneFailed, also when it has died."""
+        for message in self.receive():
+            assert message["op"] == op, f"{self.lane} worker said {message['op']}, not {op}"
+            return message
+        if self.is_lost:
+            raise self._died_within(_KILL_GRACE_S)
+        return None
 
     def condemn(self, why: str) -> None:
         """Kill a worker that does not move. `why` completes "the worker ..."; it is lost soon after."""
@@ -194,8 +191,37 @@ def _spawn(link_fd: int, num_cores: int, shared_fds: Sequence[int]) -> subproces
     )
 
 
-def worker_timeout(lane: LaneName, what: str, limit_s: float) -> LaneFailed:
-    return LaneFailed("worker_timeout", f"{lane} worker did not {what} within {limit_s:g} s.")
+def wait_for_all(workers: Sequence[Worker], op: str, what: str, limit_s: float) -> list[Message]:
+    """Block until every worker says `op`; none may stand still for `limit_s` meanwhile. `what` completes
+    "... did not".
+
+    Raises LaneFailed, `worker_timeout` among others.
+    """
+    said: dict[Worker, Message] = {}
+    patience = {worker: StartPatience(limit_s, worker.usage()) for worker in workers}
+    looked_s = time.monotonic()
+    while waiting := [worker for worker in workers if worker not in said]:
+        _wait_readable(waiting, patience[waiting[0]].look_every_s)
+        elapsed_s, looked_s = time.monotonic() - looked_s, time.monotonic()
+        for worker in waiting:
+            if (message := worker.first_word(op)) is not None:
+                said[worker] = message
+            elif why := patience[worker].looked(elapsed_s, worker.usage()):
+                raise worker_timeout(worker.lane, what, why, patience[worker])
+    return [said[worker] for worker in workers]
+
+
+def _wait_readable(workers: Sequence[Worker], limit_s: float) -> None:
+    waiter = select.poll()
+    for worker in workers:
+        waiter.register(worker.channel.fileno(), select.POLLIN)
+    waiter.poll(limit_s * 1000)
+
+
+def worker_timeout(lane: LaneName, what: str, why: str, patience: StartPatience) -> LaneFailed:
+    message = f"{lane} worker did not {what} {why} ({patience.account()})."
+    hint = "Look for a hung disk or process; on a very slow machine raise supervision.start_patience."
+    return LaneFailed("worker_timeout", message, hint)
 
 
 def unkillable(worker: Worker) -> LaneFailed:
