@@ -58,8 +58,8 @@ class SamplingParams:
             ),
             (
                 "prompt_logprobs",
-                self.prompt_logprobs is None or 0 <= self.prompt_logprobs <= MAX_LOGPROBS,
-                f"must be 0 to {MAX_LOGPROBS}",
+                self.prompt_logprobs in (None, vocab_size) or 0 <= self.prompt_logprobs <= MAX_LOGPROBS,
+                f"must be 0 to {MAX_LOGPROBS}, or the whole vocabulary's {vocab_size}",
             ),
             (
                 "logit_bias",

@@ -9,11 +9,15 @@ from typing import NamedTuple, Self
 
 from semipd.core.errors import SemipdError
 from semipd.core.plan import TokenLogprobs
+from semipd.core.sampling import MAX_LOGPROBS
 from semipd.daemon.admission import Place
 from semipd.daemon.callers import Caller
 from semipd.daemon.generation import Generation, GenerationService, Piece, Prepared, Usage
 from semipd.daemon.history import RequestRecord
 from semipd.daemon.schema_openai import MAX_CHOICES
+
+MAX_PROMPT_ALTERNATIVES = 1_000_000
+"""Log-probabilities of one answer whose prompt is to be shown with the whole vocabulary."""
 
 
 @dataclass(slots=True, eq=False)
@@ -70,6 +74,7 @@ class Choices:
         self._num_per_prompt = num_per_prompt
         self._place = place
         self.all = _lay_out(prompts, num_per_prompt)
+        _check_alternatives(prompts, num_per_prompt)
         # the later choices of a prompt find it in the prefix cache, and do not wait for long
         place.fill(len(prompts), sum(len(prepared.prompt.token_ids) for prepared in prompts))
 
@@ -169,6 +174,21 @@ def _lay_out(prompts: Sequence[Prepared], num_per_prompt: int) -> list[Choice]:
         for idx in range(1, num_per_prompt):
             choices.append(Choice(len(choices), prepared.sibling(idx), first=first))
     return choices
+
+
+def _check_alternatives(prompts: Sequence[Prepared], num_per_prompt: int) -> None:
+    """Bounds an answer with the whole vocabulary for each token of the prompts."""
+    wanted = [(len(prepared.prompt.token_ids), prepared.params.prompt_logprobs or 0) for prepared in prompts]
+    total = num_per_prompt * sum((tokens - 1) * count for tokens, count in wanted if count > MAX_LOGPROBS)
+    if total > MAX_PROMPT_ALTERNATIVES:
+        num_tokens = sum(tokens for tokens, _ in wanted)
+        raise SemipdError(
+            "invalid_value",
+            f"prompt_logprobs=-1 asks for {total} log-probabilities: {num_tokens} prompt tokens, "
+            f"a vocabulary of {wanted[0][1]}, n={num_per_prompt}; the bound is {MAX_PROMPT_ALTERNATIVES}.",
+            f"Send a shorter prompt, or prompt_logprobs of at most {MAX_LOGPROBS}.",
+            param="prompt_logprobs",
+        )
 
 
 def _poll(choice: Choice) -> Piece | None:

@@ -20,6 +20,7 @@ from semipd.daemon.requests import LiveRequest, RequestTable
 from semipd.daemon.schema import SamplingOptions
 from semipd.daemon.served_model import ServedModel
 from semipd.daemon.text import TextStream
+from semipd.daemon.truncation import truncated
 
 log = logging.getLogger(__name__)
 
@@ -61,16 +62,18 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A valid request that the engine has not seen."""
+    """A valid request that the engine has not seen. `num_choices`: see request_rules.Terms."""
 
     prompt: Prompt
     params: SamplingParams
     options: SamplingOptions
+    num_choices: int = 1
 
     def sibling(self, idx: int) -> "Prepared":
         """Another choice for the same prompt: the next seed. The prompt's log-probabilities are known."""
         seed = (self.params.seed + idx) % (MAX_SEED + 1)
-        return replace(self, params=replace(self.params, seed=seed, prompt_logprobs=None))
+        params = replace(self.params, seed=seed, prompt_logprobs=None)
+        return replace(self, params=params, num_choices=0)
 
 
 class Generation:
@@ -201,8 +204,9 @@ class GenerationService:
 
         Raises SemipdError: `engine_not_ready`, `empty_prompt`, `invalid_value`, `context_length_exceeded`.
         """
+        prompt = truncated(prompt, options, default_max_tokens, self.limits)
         params = sampling_params(options, prompt.token_ids, default_max_tokens, self.model, self.limits)
-        return Prepared(prompt, params, options)
+        return Prepared(prompt, params, options, options.num_choices)
 
     def admit(
         self,
@@ -221,7 +225,7 @@ class GenerationService:
             if left_s <= 0:
                 raise deadline_exceeded(timeout_ms, 0)
         namespace = self.rules.namespace(caller, options.cache_salt)
-        terms = self.rules.terms(caller, options.priority, params)
+        terms = self.rules.terms(caller, options.priority, params, prepared.num_choices)
         live = self.table.admit(request_id, prompt.token_ids, params, namespace, arrival_ns, news, terms)
         generation = Generation(live, self._text_stream(prepared), self.table, options)
         if timeout_ms is not None:

@@ -18,6 +18,19 @@ DEMO_FOLDER = Path(__file__).parent.parent / "models" / "demo"
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _SAMPLED_ONLY = ("temperature", "top_p", "top_k", "min_p")
+_PRIVATE = frozenset(
+    {
+        "auth_token",
+        "cache_dir",
+        "merges_file",
+        "name_or_path",
+        "special_tokens_map_file",
+        "token",
+        "tokenizer_file",
+        "use_auth_token",
+        "vocab_file",
+    }
+)
 _OTHER_VOCABULARIES = ("tokenizer.model", "spiece.model", "tekken.json", "vocab.json", "vocab.txt")
 
 
@@ -32,6 +45,7 @@ class ModelFiles:
         max_position_embeddings: the checkpoint's context in tokens, 0 if it does not say. The engine's
             DeviceInfo.max_model_len is what holds.
         chat_template: None when the checkpoint has none.
+        tokenizer_info: tokenizer_config.json for clients, with chat template and special tokens.
     """
 
     name: str
@@ -41,6 +55,7 @@ class ModelFiles:
     sampling_defaults: Mapping[str, int | float]
     max_position_embeddings: int
     chat_template: ChatTemplate | None
+    tokenizer_info: Mapping[str, Any]
 
     @classmethod
     def open(cls, name: str) -> "ModelFiles":
@@ -79,6 +94,7 @@ class ModelFiles:
             sampling_defaults=_sampling_defaults(folder, generation),
             max_position_embeddings=_max_position_embeddings(folder, config),
             chat_template=None if source is None else ChatTemplate(source, special_tokens),
+            tokenizer_info=_tokenizer_info(tokenizer_config, special_tokens, source),
         )
 
 
@@ -162,6 +178,19 @@ def _special_tokens(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[s
         if isinstance(text, str):
             found[name] = text
     return found
+
+
+def _tokenizer_info(
+    config: Mapping[str, Any], special_tokens: Mapping[str, str], chat_template: str | None
+) -> dict[str, Any]:
+    """In the names of tokenizer_config.json, without the places and tokens of whoever saved the file."""
+    shown = {name: value for name, value in config.items() if name not in _PRIVATE}
+    kind = shown.get("tokenizer_class")
+    shown["tokenizer_class"] = kind if isinstance(kind, str) else "PreTrainedTokenizerFast"
+    shown |= {"chat_template": chat_template, **special_tokens}
+    # the file may hold NaN, which Python reads and JSON does not know
+    plain: dict[str, Any] = json.loads(json.dumps(shown), parse_constant=lambda _name: None)
+    return plain
 
 
 def _eos_ids(
