@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Protocol, TypeVar
 
@@ -17,9 +17,8 @@ from semipd.daemon.choices import Choice, Choices, Update
 from semipd.daemon.generation import Piece
 from semipd.daemon.history import timing_to_wire
 from semipd.daemon.http_errors import error_body, error_response
-from semipd.daemon.json_text import dumps
+from semipd.daemon.json_text import parts_of
 from semipd.daemon.logprobs import INLINE_LOGPROBS
-from semipd.daemon.prompts import beside_loop
 from semipd.daemon.schema import refusal
 from semipd.daemon.schema_openai import AnswerOptions, HttpBody, StreamOptions
 from semipd.daemon.services import Services, usage_to_wire
@@ -65,10 +64,12 @@ async def answer(
     with choices:
         if options.stream:
             return await _Stream(request, choices, shape, options).run()
-        return await _whole(choices, shape, options)
+        return await _whole(request, choices, shape, options)
 
 
-async def _whole(choices: Choices, shape: Shape, options: AnswerOptions) -> web.Response:
+async def _whole(
+    request: web.Request, choices: Choices, shape: Shape, options: AnswerOptions
+) -> web.StreamResponse:
     pieces: dict[int, list[Piece]] = {choice.index: [] for choice in choices.all}
     try:
         async for fresh in choices.updates():
@@ -79,9 +80,29 @@ async def _whole(choices: Choices, shape: Shape, options: AnswerOptions) -> web.
     updates = [(choice, _join(pieces[choice.index])) for choice in choices.all]
     usage = _usage_of(choices, options)
     is_long = sum(_num_logprobs(*update, with_prompt=True) for update in updates) > INLINE_LOGPROBS
-    write = dumps if is_long else json.dumps
-    body = await beside_loop(lambda: write(shape.whole(updates, usage)).encode(), when=is_long)
-    return web.Response(body=body, content_type="application/json", charset="utf-8")
+    if not is_long:
+        return web.json_response(shape.whole(updates, usage))
+    return await _send_parts(request, await asyncio.to_thread(lambda: parts_of(shape.whole(updates, usage))))
+
+
+async def _send_parts(request: web.Request, parts: Sequence[bytes]) -> web.StreamResponse:
+    """A large answer, as the client takes it."""
+    response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8"})
+    response.content_length = sum(map(len, parts))
+    try:
+        await response.prepare(request)
+        await _write_all(response, parts)
+        await response.write_eof()
+    except (ConnectionError, TimeoutError):
+        if request.transport is not None:
+            request.transport.abort()
+    return response
+
+
+async def _write_all(response: web.StreamResponse, parts: Iterable[bytes]) -> None:
+    for part in parts:
+        async with asyncio.timeout(WRITE_LIMIT_S):
+            await response.write(part)
 
 
 def _usage_of(choices: Choices, options: AnswerOptions) -> Usage:
@@ -180,14 +201,18 @@ class _Stream:
     async def _send_update(self, update: list[Update]) -> None:
         counts = (_num_logprobs(*one, with_prompt=not one[0].started) for one in update)
         is_long = sum(counts) > INLINE_LOGPROBS
-        write, usage = dumps if is_long else json.dumps, self._usage_now()
-
-        def events() -> bytes:
-            return b"".join(_event(event, write) for event in self._events(update, usage))
-
-        data = await beside_loop(events, when=is_long)
-        if data:
+        usage = self._usage_now()
+        if is_long:
+            events = await asyncio.to_thread(lambda: list(self._long_events(update, usage)))
+            await self._write(*events)
+        elif data := b"".join(map(_event, self._events(update, usage))):
             await self._write(data)
+
+    def _long_events(self, update: list[Update], usage: Usage | None) -> Iterator[bytes]:
+        for event in self._events(update, usage):
+            yield b"data: "
+            yield from parts_of(event)
+            yield b"\n\n"
 
     def _events(self, update: list[Update], usage: Usage | None) -> Iterator[Mapping[str, object]]:
         """`usage`: of all that is known now, if the events show how much of it they have sent."""
@@ -209,11 +234,10 @@ class _Stream:
     def _usage_now(self) -> Usage | None:
         return None if self._running is None else _usage_of(self._choices, self._options)
 
-    async def _write(self, data: bytes) -> None:
+    async def _write(self, *parts: bytes) -> None:
         with self._choices.sending():
-            async with asyncio.timeout(WRITE_LIMIT_S):
-                await self._response.write(data)
+            await _write_all(self._response, parts)
 
 
-def _event(body: Mapping[str, object], write: Callable[[object], str] = json.dumps) -> bytes:
-    return b"data: " + write(body).encode() + b"\n\n"
+def _event(body: Mapping[str, object]) -> bytes:
+    return b"data: " + json.dumps(body).encode() + b"\n\n"

@@ -16,11 +16,11 @@ class Later:
     make: Callable[[], object]
 
 
-def dumps(value: object) -> str:
-    """As json.dumps; keys of objects are strings."""
+def parts_of(value: object) -> list[bytes]:
+    """What json.dumps would write, in parts; keys of objects are strings."""
     parts: list[str] = []
     _write(value, parts)
-    return "".join(parts)
+    return [part.encode() for part in parts]
 
 
 def _write(value: object, parts: list[str]) -> None:
@@ -48,8 +48,8 @@ def _write_members(
     members: Iterable[tuple[str, object]], write: Callable[[Members], str], parts: list[str]
 ) -> None:
     """Small members together, large ones one by one. `write`: a container of some members as text."""
-    opening, closing = write([])
-    parts.append(opening)
+    empty = write([])
+    parts.append(empty[0])
     separator, small, room = "", Members(), PART_VALUES
     for name, item in members:
         count = _count(item, PART_VALUES)
@@ -66,7 +66,7 @@ def _write_members(
             _write(item, parts)
     if small:
         parts.append(separator + write(small)[1:-1])
-    parts.append(closing)
+    parts.append(empty[1])
 
 
 def _count(value: object, most: int) -> int:

@@ -115,17 +115,24 @@ class CompletionWriter:
         return found
 
     def _prompt_offsets(self, token_ids: Sequence[int], given: str | None) -> list[int]:
-        """A special token that does not stand in the text where it would has no width."""
+        """A special token that does not stand in a given text has no width."""
         decoder = self._texts.tokenizer.stream_decoder(skip_special_tokens=False)
         offsets, offset = list[int](), 0
         for token_id in token_ids:
-            offsets.append(offset)
-            if given is None or not self._is_added(token_id, given, offset):
+            place = offset
+            if given is not None and self._texts.is_special(token_id):
+                place, offset = self._special_in(given, token_id, offset)
+            else:
                 offset += len(decoder.step(token_id))
+            offsets.append(place)
         return offsets
 
-    def _is_added(self, token_id: int, given: str, offset: int) -> bool:
-        return self._texts.is_special(token_id) and not given.startswith(self._texts.text(token_id), offset)
+    def _special_in(self, given: str, token_id: int, offset: int) -> tuple[int, int]:
+        """Where a special token begins and ends in a given text. Of the text before it, decoding may have
+        made a space more."""
+        spelled = self._texts.text(token_id)
+        found = given.rfind(spelled, max(offset - 1, 0), offset + len(spelled))
+        return (offset, offset) if found < 0 else (found, found + len(spelled))
 
     def _offsets(self, token_ids: Sequence[int]) -> list[int]:
         offsets: list[int] = []

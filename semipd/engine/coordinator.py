@@ -46,7 +46,7 @@ from semipd.sched.outbox import Outbox
 from semipd.sched.scheduler import Chunk, Growth, Limits, Scheduler
 from semipd.sched.sequence import Sequence
 
-MESSAGE_ALTERNATIVES = 2**15
+MESSAGE_ALTERNATIVES = 2**13
 """Of prompt tokens in one message to the daemon, whose loop takes a message at a time. One token may have
 more."""
 
