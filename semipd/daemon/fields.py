@@ -148,6 +148,8 @@ def refuse_unsupported(fields: Mapping[str, object], known: Mapping[str, Allowed
 
 
 def _asks_for_nothing(name: str, value: object, allowed: Allowed, fields: Mapping[str, object]) -> bool:
+    if isinstance(value, dict):
+        value = {key: member for key, member in value.items() if member is not None}
     if allowed is None or value in allowed:
         return True
     return name in _CHOICE_OF and isinstance(value, list) and fields.get(_CHOICE_OF[name]) == "none"

@@ -2,6 +2,7 @@
 something. The lists are theirs, of late 2026."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,9 @@ chat_template_kwargs media_io_kwargs mm_processor_kwargs return_prompt_text retu
 return_meta_info task separate_reasoning stream_reasoning max_dynamic_patch min_dynamic_patch
 use_audio_in_video input_ids reasoning
 """
+
+PLAIN = {"model", "stream", "presence_penalty", "frequency_penalty", "repetition_penalty"}
+"""The documentation speaks of them in other words."""
 
 EFFECTIVE: dict[str, Any] = {
     "bad_words": ["x"],
@@ -124,6 +128,7 @@ HARMLESS: dict[str, Any] = {
     "custom_labels": {"a": "b"},
     "stream_interval": 4,
     "return_token_offsets": True,
+    "response_format": {"type": "text", "json_schema": None},
     "stop_regex": [],
     "kv_transfer_params": {},
     "stop": [],
@@ -186,6 +191,13 @@ def test_no_field_is_unknown() -> None:
 def test_a_field_is_either_served_or_in_the_table() -> None:
     for kind in (ChatCompletionRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest):
         assert not set(kind.model_fields) & set(kind.known_fields)
+
+
+def test_the_documentation_names_every_field() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "openai.md").read_text()
+    named = set(re.findall(r"`([a-z_]+)(?::[^`]*)?`", text))
+    for kind in (ChatCompletionRequest, CompletionRequest):
+        assert not known(kind) - named - PLAIN
 
 
 async def test_what_asks_for_something_is_refused_by_name(daemon: Running) -> None:
