@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from semipd.daemon.services import Services
 
 LOOP_LAG_LIMIT_S = 0.5
-_ENGINE_FIELDS = ("split", "lanes", "prefix", "preemptions", "scheduler")
+_ENGINE_FIELDS = ("split", "prefix", "preemptions", "scheduler")
 
 
 def state_frame(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -32,6 +32,7 @@ def state_frame(services: "Services", engine: Mapping[str, Any] | None) -> dict[
         "versions": {"daemon": __version__, "engine": ready.version if ready else None},
         "device": _device(services, engine),
         **{name: engine.get(name) if engine else None for name in _ENGINE_FIELDS},
+        "lanes": _lanes(engine),
         "kv": _kv(services, engine),
         "last_split_change": services.last_split_change(),
         "partition": _partition(engine),
@@ -75,6 +76,16 @@ def _device(services: "Services", engine: Mapping[str, Any] | None) -> dict[str,
         return None
     facts = {name: ready.info.get(name) for name in ("kind", "name", "unit", "num_units", "dtype", "memory")}
     return facts | {"stats": engine.get("device") if engine else None}
+
+
+def _lanes(engine: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Without the sizes of their steps, which are for the metrics."""
+    if engine is None:
+        return None
+    return {
+        name: {fact: value for fact, value in lane.items() if fact != "step_sizes"}
+        for name, lane in engine["lanes"].items()
+    }
 
 
 def _kv(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, Any] | None:
