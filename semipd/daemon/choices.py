@@ -9,15 +9,12 @@ from typing import NamedTuple, Self
 
 from semipd.core.errors import SemipdError
 from semipd.core.plan import TokenLogprobs
-from semipd.core.sampling import MAX_LOGPROBS
 from semipd.daemon.admission import Place
+from semipd.daemon.alternatives import num_alternatives
 from semipd.daemon.callers import Caller
 from semipd.daemon.generation import Generation, GenerationService, Piece, Prepared, Usage
 from semipd.daemon.history import RequestRecord
 from semipd.daemon.schema_openai import MAX_CHOICES
-
-MAX_PROMPT_ALTERNATIVES = 1_000_000
-"""Log-probabilities of one answer whose prompt is to be shown with the whole vocabulary."""
 
 
 @dataclass(slots=True, eq=False)
@@ -74,11 +71,17 @@ class Choices:
         self._num_per_prompt = num_per_prompt
         self._place = place
         self.all = _lay_out(prompts, num_per_prompt)
-        _check_alternatives(prompts, num_per_prompt)
+        wanted = [(len(one.prompt.token_ids), one.params.prompt_logprobs) for one in prompts]
+        self._num_alternatives = num_alternatives(wanted, num_per_prompt)
         # the later choices of a prompt find it in the prefix cache, and do not wait for long
         place.fill(len(prompts), sum(len(prepared.prompt.token_ids) for prepared in prompts))
 
     def __enter__(self) -> Self:
+        try:
+            self._service.alternatives.take(self._num_alternatives)
+        except SemipdError:
+            self._place.give_up()
+            raise
         try:
             self._admit([choice for choice in self.all if choice.first is None])
         except BaseException:
@@ -154,6 +157,7 @@ class Choices:
             self._running.append(choice)
 
     def _close(self) -> None:
+        self._service.alternatives.give(self._num_alternatives)
         for choice in self._running:
             if choice.generation is not None:
                 choice.generation.close()
@@ -174,21 +178,6 @@ def _lay_out(prompts: Sequence[Prepared], num_per_prompt: int) -> list[Choice]:
         for idx in range(1, num_per_prompt):
             choices.append(Choice(len(choices), prepared.sibling(idx), first=first))
     return choices
-
-
-def _check_alternatives(prompts: Sequence[Prepared], num_per_prompt: int) -> None:
-    """Bounds an answer with the whole vocabulary for each token of the prompts."""
-    wanted = [(len(prepared.prompt.token_ids), prepared.params.prompt_logprobs or 0) for prepared in prompts]
-    total = num_per_prompt * sum((tokens - 1) * count for tokens, count in wanted if count > MAX_LOGPROBS)
-    if total > MAX_PROMPT_ALTERNATIVES:
-        num_tokens = sum(tokens for tokens, _ in wanted)
-        raise SemipdError(
-            "invalid_value",
-            f"prompt_logprobs=-1 asks for {total} log-probabilities: {num_tokens} prompt tokens, "
-            f"a vocabulary of {wanted[0][1]}, n={num_per_prompt}; the bound is {MAX_PROMPT_ALTERNATIVES}.",
-            f"Send a shorter prompt, or prompt_logprobs of at most {MAX_LOGPROBS}.",
-            param="prompt_logprobs",
-        )
 
 
 def _poll(choice: Choice) -> Piece | None:

@@ -11,6 +11,7 @@ from semipd.core.errors import SemipdError
 from semipd.core.events import FinishReason
 from semipd.core.plan import TokenLogprobs
 from semipd.core.sampling import MAX_SEED, SamplingParams
+from semipd.daemon.alternatives import HeldAlternatives
 from semipd.daemon.callers import OPERATOR, Caller
 from semipd.daemon.history import RequestRecord
 from semipd.daemon.params import Limits, sampling_params
@@ -183,6 +184,7 @@ class GenerationService:
         self.rules = rules
         self.model = model
         self.prompts = Prompts(model)
+        self.alternatives = HeldAlternatives()
         self._limits: Limits | None = None
 
     def engine_is_ready(self, limits: Limits) -> None:

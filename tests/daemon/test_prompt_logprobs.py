@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.daemon import Running, running
+from support.daemon import Running, running, until
 from support.fake_model import fake_model, fake_settings
 
 from semipd.core.settings import EngineSettings
-from semipd.daemon.choices import MAX_PROMPT_ALTERNATIVES
+from semipd.daemon import alternatives
+from semipd.daemon.alternatives import MAX_PROMPT_ALTERNATIVES
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -90,3 +91,27 @@ async def test_others_are_served_beside_the_largest_answer(tmp_path: Path) -> No
         assert others > 3
         assert [len(row) for row in rows[1:]] == [vocab_size] * (len(prompt) - 1)
         await daemon.engine_says(lambda seen: seen["kv"]["used_blocks"] == 0)
+
+
+async def test_all_such_answers_together_are_bounded(
+    daemon: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bound counts from admission to the last byte, however the answer ends."""
+    held = daemon.services.generation.alternatives
+    monkeypatch.setattr(alternatives, "MAX_HELD_ALTERNATIVES", 5000)
+    body = {"prompt": list(range(4, 14)), "prompt_logprobs": -1, "ignore_eos": True}
+    going = asyncio.create_task(daemon.post(body | {"max_tokens": 1000}, **{"X-Request-ID": "first"}))
+    await until(lambda: held.total == 9 * 400)
+    status, answer, response = await daemon.post(body | {"max_tokens": 1})
+    assert (status, answer["error"]["code"], response.headers["Retry-After"]) == (503, "overloaded", "5")
+    assert "5000" in answer["error"]["message"]
+    await daemon.complete(prompt=[5, 6], max_tokens=1, prompt_logprobs=20)
+    daemon.services.cancel_named("first")
+    await going
+    assert held.total == 0
+    for stream in (False, True):
+        await (daemon.stream if stream else daemon.complete)(**body, max_tokens=1)
+        assert held.total == 0
+    assert (await daemon.post(body | {"max_tokens": 5000}))[0] == 400
+    assert held.total == 0
+    daemon.services.admission.check_integrity()
