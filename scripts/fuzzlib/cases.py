@@ -57,7 +57,12 @@ _ANSWER: dict[str, st.SearchStrategy[Any]] = {
     "n": st.integers(-1, 4),
     "max_completion_tokens": st.integers(-1, MAX_TOKENS),
     "stream": st.booleans(),
-    "stream_options": st.fixed_dictionaries({}, optional={"include_usage": st.booleans(), "x": _scalars}),
+    "stream_options": st.fixed_dictionaries(
+        {}, optional={"include_usage": st.booleans(), "continuous_usage_stats": st.booleans(), "x": _scalars}
+    ),
+    "truncate_prompt_tokens": st.integers(-2, 40),
+    "truncation_side": st.sampled_from(["left", "right", "x"]),
+    "reasoning_effort": st.sampled_from(["none", "high", "x"]),
     "prompt_logprobs": st.integers(-1, 22),
     "return_token_ids": st.booleans(),
     "return_tokens_as_token_ids": st.booleans(),

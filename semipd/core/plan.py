@@ -68,11 +68,16 @@ class StepPlan:
 
 
 class TokenLogprobs(NamedTuple):
-    """Log-probabilities (natural log) of the raw logits, before penalties and temperature."""
+    """Log-probabilities (natural log) of the raw logits, before penalties and temperature.
+
+    `rank`: how many tokens of the vocabulary are at least as likely, itself included (vLLM's definition, so
+    the last of several equals).
+    """
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...]  # alternatives, most likely first
+    rank: int
 
 
 @dataclass(frozen=True, slots=True)

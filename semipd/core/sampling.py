@@ -69,7 +69,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     min_tokens: int = 0
     logprobs: int | None = None  # number of alternatives; 0: only the sampled token's own
-    prompt_logprobs: int | None = None
+    prompt_logprobs: int | None = None  # likewise; the vocabulary's size: all of it
 
     @property
     def greedy(self) -> bool:
@@ -80,7 +80,8 @@ class SamplingParams:
         together leave no token to sample."""
         for name, limits in RANGES.items():
             value = getattr(self, name)
-            if value is not None and not limits.holds(value):
+            is_whole = name == "prompt_logprobs" and value == vocab_size
+            if value is not None and not is_whole and not limits.holds(value):
                 raise _invalid(name, f"must be {limits}; got {value!r:.80}.")
         if self.min_tokens > self.max_tokens:
             raise _invalid(

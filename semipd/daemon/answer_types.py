@@ -38,10 +38,10 @@ class Usage(TypedDict):
 
 
 class PromptLogprob(TypedDict):
-    """`rank` counts from 1; null when the token is not among the alternatives."""
+    """`rank` counts from 1, over the whole vocabulary."""
 
     logprob: float
-    rank: int | None
+    rank: int
     decoded_token: str
 
 

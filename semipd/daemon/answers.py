@@ -3,7 +3,8 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Protocol, TypeVar
 
@@ -16,16 +17,14 @@ from semipd.daemon.choices import Choice, Choices, Update
 from semipd.daemon.generation import Piece
 from semipd.daemon.history import timing_to_wire
 from semipd.daemon.http_errors import error_body, error_response
-from semipd.daemon.prompts import beside_loop
+from semipd.daemon.json_text import parts_of
+from semipd.daemon.logprobs import INLINE_LOGPROBS
 from semipd.daemon.schema import refusal
 from semipd.daemon.schema_openai import AnswerOptions, HttpBody, StreamOptions
 from semipd.daemon.services import Services, usage_to_wire
 
 WRITE_LIMIT_S = 60.0
 """A client that reads nothing for so long has gone."""
-
-INLINE_LOGPROBS = 2000
-"""More log-probabilities are formatted in a thread: this many take about two milliseconds."""
 
 Body = TypeVar("Body", bound=HttpBody)
 
@@ -35,6 +34,9 @@ class Shape(Protocol):
 
     def whole(self, updates: Sequence[Update], usage: Usage) -> Mapping[str, object]:
         """The answer without streaming, from each choice with all its pieces joined."""
+
+    def opening(self, choice: Choice) -> Iterable[Mapping[str, object]]:
+        """The events before a choice's first piece, which carry no token; without usage."""
 
     def chunks(self, choice: Choice, piece: Piece) -> Iterable[Mapping[str, object]]:
         """The events of a piece, without usage."""
@@ -62,10 +64,12 @@ async def answer(
     with choices:
         if options.stream:
             return await _Stream(request, choices, shape, options).run()
-        return await _whole(choices, shape, options)
+        return await _whole(request, choices, shape, options)
 
 
-async def _whole(choices: Choices, shape: Shape, options: AnswerOptions) -> web.Response:
+async def _whole(
+    request: web.Request, choices: Choices, shape: Shape, options: AnswerOptions
+) -> web.StreamResponse:
     pieces: dict[int, list[Piece]] = {choice.index: [] for choice in choices.all}
     try:
         async for fresh in choices.updates():
@@ -76,8 +80,29 @@ async def _whole(choices: Choices, shape: Shape, options: AnswerOptions) -> web.
     updates = [(choice, _join(pieces[choice.index])) for choice in choices.all]
     usage = _usage_of(choices, options)
     is_long = sum(_num_logprobs(*update, with_prompt=True) for update in updates) > INLINE_LOGPROBS
-    text = await beside_loop(lambda: json.dumps(shape.whole(updates, usage)), when=is_long)
-    return web.Response(text=text, content_type="application/json")
+    if not is_long:
+        return web.json_response(shape.whole(updates, usage))
+    return await _send_parts(request, await asyncio.to_thread(lambda: parts_of(shape.whole(updates, usage))))
+
+
+async def _send_parts(request: web.Request, parts: Sequence[bytes]) -> web.StreamResponse:
+    """A large answer, as the client takes it."""
+    response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8"})
+    response.content_length = sum(map(len, parts))
+    try:
+        await response.prepare(request)
+        await _write_all(response, parts)
+        await response.write_eof()
+    except (ConnectionError, TimeoutError):
+        if request.transport is not None:
+            request.transport.abort()
+    return response
+
+
+async def _write_all(response: web.StreamResponse, parts: Iterable[bytes]) -> None:
+    for part in parts:
+        async with asyncio.timeout(WRITE_LIMIT_S):
+            await response.write(part)
 
 
 def _usage_of(choices: Choices, options: AnswerOptions) -> Usage:
@@ -112,6 +137,25 @@ def _num_logprobs(choice: Choice, piece: Piece, *, with_prompt: bool) -> int:
     return sum(1 + len(entry.top) for entries in (prompt, piece.logprobs) for entry in entries)
 
 
+class _RunningUsage:
+    """Tokens that have been sent so far. Those of a piece that has no event of its own, such as half a
+    character, are sent with the next one of their choice."""
+
+    def __init__(self) -> None:
+        self._num_sent = 0
+        self._unsent: Counter[int] = Counter()
+
+    def add(self, choice: int, num_tokens: int) -> None:
+        self._unsent[choice] += num_tokens
+
+    def send(self, choice: int) -> None:
+        self._num_sent += self._unsent.pop(choice, 0)
+
+    def of(self, usage: Usage) -> Usage:
+        total = usage["prompt_tokens"] + self._num_sent
+        return {**usage, "completion_tokens": self._num_sent, "total_tokens": total}
+
+
 class _Stream:
     """Server-sent events. Headers wait for the first piece, so an early failure has its own status.
     `include_timing` asks for the usage, which carries it."""
@@ -123,7 +167,7 @@ class _Stream:
         self._shape = shape
         self._options = options
         self._include_usage = bool(stream_options.include_usage or options.include_timing)
-        self._continuous_usage = bool(stream_options.continuous_usage_stats)
+        self._running = _RunningUsage() if stream_options.wants_usage_always else None
         self._response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
         )
@@ -150,28 +194,49 @@ class _Stream:
             await self._write(_event(error_body(error)))
             return
         if self._include_usage:
-            await self._write(_event({**self._shape.usage_chunk(), **self._usage()}))
+            usage = _usage_of(self._choices, self._options)
+            await self._write(_event({**self._shape.usage_chunk(), "usage": usage}))
         await self._write(b"data: [DONE]\n\n")
 
     async def _send_update(self, update: list[Update]) -> None:
-        usage = self._usage() if self._continuous_usage else {"usage": None} if self._include_usage else {}
-
-        def events() -> bytes:
-            chunks = (chunk for choice, piece in update for chunk in self._shape.chunks(choice, piece))
-            return b"".join(_event({**chunk, **usage}) for chunk in chunks)
-
         counts = (_num_logprobs(*one, with_prompt=not one[0].started) for one in update)
-        data = await beside_loop(events, when=sum(counts) > INLINE_LOGPROBS)
-        if data:
+        is_long = sum(counts) > INLINE_LOGPROBS
+        usage = self._usage_now()
+        if is_long:
+            events = await asyncio.to_thread(lambda: list(self._long_events(update, usage)))
+            await self._write(*events)
+        elif data := b"".join(map(_event, self._events(update, usage))):
             await self._write(data)
 
-    def _usage(self) -> dict[str, object]:
-        return {"usage": _usage_of(self._choices, self._options)}
+    def _long_events(self, update: list[Update], usage: Usage | None) -> Iterator[bytes]:
+        for event in self._events(update, usage):
+            yield b"data: "
+            yield from parts_of(event)
+            yield b"\n\n"
 
-    async def _write(self, data: bytes) -> None:
+    def _events(self, update: list[Update], usage: Usage | None) -> Iterator[Mapping[str, object]]:
+        """`usage`: of all that is known now, if the events show how much of it they have sent."""
+        for choice, piece in update:
+            if not choice.started:
+                yield from (self._with_usage(chunk, usage) for chunk in self._shape.opening(choice))
+            if self._running is not None:
+                self._running.add(choice.index, len(piece.token_ids))
+            for chunk in self._shape.chunks(choice, piece):
+                if self._running is not None:
+                    self._running.send(choice.index)
+                yield self._with_usage(chunk, usage)
+
+    def _with_usage(self, chunk: Mapping[str, object], usage: Usage | None) -> Mapping[str, object]:
+        if usage is not None and self._running is not None:
+            return {**chunk, "usage": self._running.of(usage)}
+        return {**chunk, "usage": None} if self._include_usage else chunk
+
+    def _usage_now(self) -> Usage | None:
+        return None if self._running is None else _usage_of(self._choices, self._options)
+
+    async def _write(self, *parts: bytes) -> None:
         with self._choices.sending():
-            async with asyncio.timeout(WRITE_LIMIT_S):
-                await self._response.write(data)
+            await _write_all(self._response, parts)
 
 
 def _event(body: Mapping[str, object]) -> bytes:

@@ -50,6 +50,7 @@ OPERATIONS = (
     Operation("get", "/v1/models/{model}", "retrieveModel", "The same, by name.", ModelCard),
     Operation("post", "/tokenize", "tokenize", "Token ids of a text.", TokenizeAnswer, TokenizeRequest),
     Operation("post", "/detokenize", "detokenize", "Text of token ids.", DetokenizeAnswer, DetokenizeRequest),
+    Operation("get", "/tokenizer_info", "tokenizerInfo", "The tokenizer's configuration.", _Map),
     Operation("get", "/health", "health", "The process lives.", HealthAnswer),
     Operation("get", "/ready", "ready", "The engine answers; 503 until it does.", HealthAnswer),
     Operation("get", "/v1/status", "status", "Numbers of daemon and engine.", _Map),

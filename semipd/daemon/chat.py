@@ -51,7 +51,15 @@ async def conversation_prompt(
         continue_final_message=bool(options.continue_final_message),
         add_special_tokens=bool(options.add_special_tokens),
         template_kwargs=options.chat_template_kwargs,
+        wishes=_wishes(options),
     )
+
+
+def _wishes(options: TemplateOptions) -> dict[str, object]:
+    """What OpenAI's fields say of the answer, for a template that reads it."""
+    effort, verbosity = options.reasoning_effort, options.verbosity
+    thinks = None if effort is None else effort != "none"
+    return {"reasoning_effort": effort, "enable_thinking": thinks, "verbosity": verbosity}
 
 
 class _ChatShape:
@@ -80,8 +88,6 @@ class _ChatShape:
         return shown
 
     def chunks(self, choice: Choice, piece: Piece) -> Iterator[ChatChunk]:
-        if not choice.started:
-            yield self._opening(choice)
         with_tokens = self._body.return_token_ids or self._body.logprobs
         if not piece.text and piece.finish_reason is None and not (with_tokens and piece.token_ids):
             return
@@ -108,7 +114,7 @@ class _ChatShape:
             "choices": choices,
         }
 
-    def _opening(self, choice: Choice) -> ChatChunk:
+    def opening(self, choice: Choice) -> Iterator[ChatChunk]:
         """The role; the first choice's also carries what is said of the prompt."""
         chunk = self._chunk(
             [
@@ -126,7 +132,7 @@ class _ChatShape:
         if choice.first is None and self._body.prompt_logprobs is not None:
             entries = choice.prompt_logprobs
             chunk["prompt_logprobs"] = prompt_logprobs(entries, self._body.prompt_logprobs, self._texts)
-        return chunk
+        yield chunk
 
     def _choice(self, choice: Choice, piece: Piece) -> ChatChoice:
         assert piece.openai_reason is not None, f"choice {choice.index} has not ended"

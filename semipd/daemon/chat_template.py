@@ -1,6 +1,7 @@
 """A checkpoint's chat template: Jinja from the hub, sandboxed, with the names that `transformers` offers."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
@@ -35,6 +36,10 @@ class ChatTemplate:
     def names_role(self, role: str) -> bool:
         """Whether the template treats the role by name; many drop messages of roles they do not know."""
         return role in self._source
+
+    def names(self, variable: str) -> bool:
+        """Whether the template may read the variable."""
+        return re.search(rf"\b{variable}\b", self._source) is not None
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **extra: Any

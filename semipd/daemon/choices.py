@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from semipd.core.errors import SemipdError
 from semipd.core.plan import TokenLogprobs
 from semipd.daemon.admission import Place
+from semipd.daemon.alternatives import num_alternatives
 from semipd.daemon.callers import Caller
 from semipd.daemon.generation import Generation, GenerationService, Piece, Prepared, Usage
 from semipd.daemon.history import RequestRecord
@@ -70,8 +72,15 @@ class Choices:
         num_tokens = sum(len(prepared.prompt.token_ids) for prepared in prompts)
         place.fill(len(prompts) * num_per_prompt, num_tokens * num_per_prompt)
         self.all = _lay_out(prompts, num_per_prompt)
+        wanted = [(len(one.prompt.token_ids), one.params.prompt_logprobs) for one in prompts]
+        self._num_alternatives = num_alternatives(wanted, num_per_prompt)
 
     def __enter__(self) -> Self:
+        try:
+            self._service.alternatives.take(self._num_alternatives)
+        except SemipdError:
+            self._place.give_up()
+            raise
         try:
             self._admit([choice for choice in self.all if choice.first is None])
         except BaseException:
@@ -147,6 +156,7 @@ class Choices:
 
     def _close(self) -> None:
         self._place.give_up()
+        self._service.alternatives.give(self._num_alternatives)
         for choice in self._running:
             if choice.generation is not None:
                 choice.generation.close()

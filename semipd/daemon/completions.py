@@ -52,6 +52,9 @@ class _CompletionShape:
         choices = [self._choice(choice, piece, is_first=True) for choice, piece in updates]
         return {**self._frame(choices), "usage": usage}
 
+    def opening(self, choice: Choice) -> Iterator[Completion]:
+        yield from ()
+
     def chunks(self, choice: Choice, piece: Piece) -> Iterator[Completion]:
         is_first = not choice.started
         if piece.text or piece.finish_reason is not None or self._has_news(piece, is_first=is_first):
@@ -105,20 +108,21 @@ class _CompletionShape:
             writer = self._writers[choice.index] = self._writer(prompt)
         if echoed is None:
             return writer.tokens(piece.logprobs)
-        shown = writer.prompt(prompt.token_ids, choice.prompt_logprobs, echoed)
+        is_given = prompt.text is not None
+        shown = writer.prompt(prompt.token_ids, choice.prompt_logprobs, echoed, is_given=is_given)
         return join_completion_logprobs(shown, writer.tokens(piece.logprobs))
 
     def _writer(self, prompt: Prompt) -> CompletionWriter:
         body = self._body
         skip_special = body.skip_special_tokens is not False
         decoder = self._texts.tokenizer.stream_decoder(skip_special_tokens=skip_special)
-        if not body.echo:
-            decoder.prime(prompt.token_ids)
+        decoder.prime(prompt.token_ids)
         as_ids = bool(body.return_tokens_as_token_ids)
         return CompletionWriter(self._texts, decoder, body.logprobs or 0, as_ids=as_ids)
 
     def _text_of(self, prompt: Prompt) -> str:
+        """As the client sent it: of token ids all are shown, special ones too, whatever is done with those
+        that are generated."""
         if prompt.text is not None:
             return prompt.text
-        skip_special = self._body.skip_special_tokens is not False
-        return self._texts.tokenizer.decode(prompt.token_ids, skip_special_tokens=skip_special)
+        return self._texts.tokenizer.decode(prompt.token_ids, skip_special_tokens=False)

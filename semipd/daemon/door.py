@@ -23,6 +23,7 @@ CLIENT_ROUTES = frozenset(
         "/v1/models/{name}",
         "/tokenize",
         "/detokenize",
+        "/tokenizer_info",
         "/v1/requests",
         "/v1/requests/{id}",
     }

@@ -11,6 +11,7 @@ from semipd.core.errors import SemipdError
 from semipd.core.events import FinishReason
 from semipd.core.plan import TokenLogprobs
 from semipd.core.sampling import MAX_SEED, SamplingParams
+from semipd.daemon.alternatives import HeldAlternatives
 from semipd.daemon.callers import OPERATOR, Caller
 from semipd.daemon.history import RequestRecord
 from semipd.daemon.params import Limits, sampling_params
@@ -20,6 +21,7 @@ from semipd.daemon.requests import LiveRequest, RequestTable
 from semipd.daemon.schema import SamplingOptions
 from semipd.daemon.served_model import ServedModel
 from semipd.daemon.text import TextStream
+from semipd.daemon.truncation import truncated
 
 log = logging.getLogger(__name__)
 
@@ -61,16 +63,18 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A valid request that the engine has not seen."""
+    """A valid request that the engine has not seen. `num_choices`: see request_rules.Terms."""
 
     prompt: Prompt
     params: SamplingParams
     options: SamplingOptions
+    num_choices: int = 1
 
     def sibling(self, idx: int) -> "Prepared":
         """Another choice for the same prompt: the next seed. The prompt's log-probabilities are known."""
         seed = (self.params.seed + idx) % (MAX_SEED + 1)
-        return replace(self, params=replace(self.params, seed=seed, prompt_logprobs=None))
+        params = replace(self.params, seed=seed, prompt_logprobs=None)
+        return replace(self, params=params, num_choices=0)
 
 
 class Generation:
@@ -180,6 +184,7 @@ class GenerationService:
         self.rules = rules
         self.model = model
         self.prompts = Prompts(model)
+        self.alternatives = HeldAlternatives()
         self._limits: Limits | None = None
 
     def engine_is_ready(self, limits: Limits) -> None:
@@ -201,8 +206,9 @@ class GenerationService:
 
         Raises SemipdError: `engine_not_ready`, `empty_prompt`, `invalid_value`, `context_length_exceeded`.
         """
+        prompt = truncated(prompt, options, default_max_tokens, self.limits)
         params = sampling_params(options, prompt.token_ids, default_max_tokens, self.model, self.limits)
-        return Prepared(prompt, params, options)
+        return Prepared(prompt, params, options, options.num_choices)
 
     def admit(
         self,
@@ -221,7 +227,7 @@ class GenerationService:
             if left_s <= 0:
                 raise deadline_exceeded(timeout_ms, 0)
         namespace = self.rules.namespace(caller, options.cache_salt)
-        terms = self.rules.terms(caller, options.priority, params)
+        terms = self.rules.terms(caller, options.priority, params, prepared.num_choices)
         text = self._text_stream(prepared)
         live = self.table.admit(request_id, prompt.token_ids, params, namespace, arrival_ns, news, terms)
         generation = Generation(live, text, self.table, options)

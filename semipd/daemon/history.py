@@ -37,6 +37,7 @@ class RequestRecord:
 
     "Sent" is when a token leaves the daemon: its text has been written to the client's connection or, for an
     answer that is sent as a whole, has been added to it. `is_placed`: an engine has it in its KV pool.
+    `num_choices`: see request_rules.Terms.
     """
 
     request_id: str
@@ -47,6 +48,7 @@ class RequestRecord:
     owner: str = ""
     priority: Priority = "interactive"
     delay_ns: int = 0
+    num_choices: int = 1
     state: RequestState = "waiting"
     is_placed: bool = False
     cached_tokens: int = 0
@@ -83,6 +85,11 @@ class RequestRecord:
     def prefill_ms(self) -> float | None:
         """From the first admission to the engine's first token."""
         return _between_ms(self.admitted_ns, self.first_token_ns)
+
+    @property
+    def inference_ms(self) -> float | None:
+        """From the first admission to the engine's last token."""
+        return _between_ms(self.admitted_ns, self.last_token_ns)
 
     @property
     def ttft_ms(self) -> float | None:
@@ -147,6 +154,7 @@ class RequestHistory:
             terms.owner,
             terms.priority,
             terms.delay_ns,
+            terms.num_choices,
         )
         self._live[request.seq] = record
         arrival = {"prompt_tokens": num_prompt, "max_tokens": most}

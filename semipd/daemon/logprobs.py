@@ -1,6 +1,8 @@
 """Log-probabilities in the shapes of the two OpenAI endpoints, and vLLM's for prompts."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import cast
 
 from semipd.core.plan import TokenLogprobs
 from semipd.daemon.answer_types import (
@@ -11,8 +13,14 @@ from semipd.daemon.answer_types import (
     TokenLogprob,
     TopLogprob,
 )
+from semipd.daemon.json_text import Later
+from semipd.daemon.schema import WHOLE_VOCABULARY
 from semipd.daemon.served_model import TextCodec
 from semipd.daemon.text import StreamDecoder
+
+INLINE_LOGPROBS = 2000
+"""More log-probabilities of one answer are formatted in a thread, and written a part at a time: this many
+take about two milliseconds."""
 
 LOWEST = -9999.0
 """OpenAI's number for "very unlikely"; JSON has no infinity."""
@@ -27,6 +35,7 @@ class TokenTexts:
     def __init__(self, tokenizer: TextCodec) -> None:
         self.tokenizer = tokenizer
         self._bytes: dict[int, bytes] = {}
+        self._special: dict[int, bool] = {}
 
     def bytes_of(self, token_id: int) -> bytes:
         known = self._bytes.get(token_id)
@@ -43,6 +52,14 @@ class TokenTexts:
             return data.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{value:02x}" for value in data)
+
+    def is_special(self, token_id: int) -> bool:
+        """It is spelled, but a text that shows no special tokens lacks it."""
+        known = self._special.get(token_id)
+        if known is None:
+            known = not self.tokenizer.decode([token_id]) and bool(self.bytes_of(token_id))
+            self._special[token_id] = known
+        return known
 
     def lossy_text(self, token_id: int, *, as_ids: bool = False) -> str:
         """Chat has the bytes beside the text."""
@@ -65,10 +82,11 @@ class CompletionWriter:
         self._offset = 0
 
     def prompt(
-        self, token_ids: Sequence[int], entries: Sequence[TokenLogprobs], text: str
+        self, token_ids: Sequence[int], entries: Sequence[TokenLogprobs], text: str, *, is_given: bool
     ) -> CompletionLogprobs:
-        """The echoed prompt: its first token has no prediction. `text` is what is echoed."""
-        offsets = self._offsets(token_ids)
+        """The echoed prompt: its first token has no prediction. `text` is what is echoed; `is_given`: as the
+        client wrote it, without the special tokens that were added to it."""
+        offsets = self._prompt_offsets(token_ids, text if is_given else None)
         self._offset = len(text)
         return {
             "tokens": [self._text(token_id) for token_id in token_ids],
@@ -95,6 +113,26 @@ class CompletionWriter:
             found.setdefault(self._text(token_id), _finite(logprob))
         found.setdefault(self._text(entry.token_id), _finite(entry.logprob))
         return found
+
+    def _prompt_offsets(self, token_ids: Sequence[int], given: str | None) -> list[int]:
+        """A special token that does not stand in a given text has no width."""
+        decoder = self._texts.tokenizer.stream_decoder(skip_special_tokens=False)
+        offsets, offset = list[int](), 0
+        for token_id in token_ids:
+            place = offset
+            if given is not None and self._texts.is_special(token_id):
+                place, offset = self._special_in(given, token_id, offset)
+            else:
+                offset += len(decoder.step(token_id))
+            offsets.append(place)
+        return offsets
+
+    def _special_in(self, given: str, token_id: int, offset: int) -> tuple[int, int]:
+        """Where a special token begins and ends in a given text. Of the text before it, decoding may have
+        made a space more."""
+        spelled = self._texts.text(token_id)
+        found = given.rfind(spelled, max(offset - 1, 0), offset + len(spelled))
+        return (offset, offset) if found < 0 else (found, found + len(spelled))
 
     def _offsets(self, token_ids: Sequence[int]) -> list[int]:
         offsets: list[int] = []
@@ -130,18 +168,23 @@ def prompt_logprobs(
 ) -> PromptLogprobs:
     """vLLM's field: per prompt token a map from token id to its log-probability, null for the first."""
 
-    def shown(token_id: int, logprob: float, rank: int | None) -> PromptLogprob:
+    def shown(token_id: int, logprob: float, rank: int) -> PromptLogprob:
         decoded = texts.lossy_text(token_id)
         return {"logprob": _finite(logprob), "rank": rank, "decoded_token": decoded}
 
     def by_id(entry: TokenLogprobs) -> dict[str, PromptLogprob]:
-        ranks = {token_id: rank for rank, (token_id, _) in enumerate(entry.top, 1)}
-        found = {str(entry.token_id): shown(entry.token_id, entry.logprob, ranks.get(entry.token_id))}
-        for rank, (token_id, logprob) in enumerate(entry.top[:num_alternatives], 1):
-            found.setdefault(str(token_id), shown(token_id, logprob, rank))
+        """The prompt's own token first; among the alternatives its rank is its place."""
+        found = {str(entry.token_id): shown(entry.token_id, entry.logprob, entry.rank)}
+        top = entry.top if num_alternatives == WHOLE_VOCABULARY else entry.top[:num_alternatives]
+        for rank, (token_id, logprob) in enumerate(top, 1):
+            found[str(token_id)] = shown(token_id, logprob, rank)
         return found
 
-    return [None, *(by_id(entry) for entry in entries)]
+    def row(entry: TokenLogprobs) -> dict[str, PromptLogprob]:
+        is_large = len(entry.top) > INLINE_LOGPROBS
+        return cast(dict[str, PromptLogprob], Later(partial(by_id, entry))) if is_large else by_id(entry)
+
+    return [None, *map(row, entries)]
 
 
 def _finite(logprob: float) -> float:

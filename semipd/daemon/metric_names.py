@@ -22,6 +22,9 @@ _REQUEST_S = (
     960.0, 1920.0, 7680.0,
 )
 # fmt: on
+_CHOICES = (1, 2, 5, 10, 20)
+TOKENS = tuple(float(digit * 10**power) for power in range(7) for digit in (1, 2, 5))
+"""vLLM's; those above the model's context are left out when it is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,15 @@ def _gauges() -> Iterator[Definition]:
     yield gauge("semipd:startup_phase_seconds", "What the start of the engine spent its time on.", "phase")
     facts = ("version", "engine_version", "device", "scheduler")
     yield gauge("semipd:build_info", "Always 1; the labels are the fact.", *facts)
+    cache = (
+        "block_size",
+        "cache_dtype",
+        "enable_prefix_caching",
+        "gpu_memory_utilization",
+        "kv_cache_memory_bytes",
+        "num_gpu_blocks",
+    )
+    yield gauge("vllm:cache_config_info", "Always 1; the labels describe the KV pool.", *cache)
 
 
 def _counters() -> Iterator[Definition]:
@@ -102,6 +114,14 @@ def _histograms() -> Iterator[Definition]:
     yield histogram("vllm:request_prefill_time_seconds", prefilled, _REQUEST_S)
     decoded = "From the engine's first token to its last."
     yield histogram("vllm:request_decode_time_seconds", decoded, _REQUEST_S)
+    inferred = "From the first admission to the engine's last token."
+    yield histogram("vllm:request_inference_time_seconds", inferred, _REQUEST_S)
+    yield histogram("vllm:request_prompt_tokens", "Prompt tokens of a request that ended.", TOKENS)
+    yield histogram("vllm:request_generation_tokens", "Tokens generated for it.", TOKENS)
+    yield histogram("vllm:request_params_max_tokens", "Tokens that it might generate at most.", TOKENS)
+    yield histogram("vllm:request_params_n", "Choices that were asked for, of each prompt.", _CHOICES)
+    sizes = "Tokens that a step of a lane computed, prefill and decode together."
+    yield histogram("vllm:iteration_tokens_total", sizes, ())
     switched = "From wanting another split to the first step launched under it."
     yield histogram("semipd:split_switch_seconds", switched, ())
 

@@ -11,7 +11,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from semipd.daemon.history import RequestHistory, RequestRecord
-from semipd.daemon.metric_names import DEFINITIONS, VLLM_LABELS, Definition
+from semipd.daemon.metric_names import DEFINITIONS, TOKENS, VLLM_LABELS, Definition
 
 _FINISHED_REASONS = {"stop": "stop", "length": "length", "cancelled": "abort", "error": "error"}
 """Ours to vLLM's."""
@@ -34,6 +34,12 @@ class Histogram:
         histogram._counts = list(counts)
         histogram._sum = total
         return histogram
+
+    def up_to(self, most: float) -> "Histogram":
+        """The same observations, without the bounds above `most`."""
+        bounds = [bound for bound in self._bounds if bound <= most]
+        counts, above = self._counts[: len(bounds)], sum(self._counts[len(bounds) :])
+        return Histogram.counted(bounds, [*counts, above], self._sum)
 
     def observe(self, value: float | None, count: int = 1) -> None:
         if value is not None:
@@ -79,7 +85,8 @@ class Metrics:
         history.on_first_sent.append(self._on_first_sent)
         history.on_finished.append(self._on_finished)
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self, max_model_len: int | None = None) -> Iterator[Sample]:
+        """`max_model_len`: None while no engine has said it."""
         history = self._history
         yield Sample("vllm:prompt_tokens", history.prompt_tokens)
         yield Sample("vllm:generation_tokens", history.output_tokens)
@@ -91,7 +98,8 @@ class Metrics:
         for code, count in history.refused.items():
             yield Sample("semipd:requests_refused", count, (code,))
         for name, histogram in self._histograms.items():
-            yield Sample(name, histogram)
+            is_cut = max_model_len is not None and DEFINITIONS[name].buckets is TOKENS
+            yield Sample(name, histogram.up_to(max_model_len or 0) if is_cut else histogram)
 
     def _on_gap(self, gap_ns: int, count: int) -> None:
         self._itl.observe(gap_ns / 1e9, count)
@@ -108,6 +116,11 @@ class Metrics:
         if record.first_token_ns:
             decode_ms = (record.last_token_ns - record.first_token_ns) / 1e6
             self._observe_ms("vllm:request_decode_time_seconds", decode_ms)
+        self._observe_ms("vllm:request_inference_time_seconds", record.inference_ms)
+        self._histograms["vllm:request_prompt_tokens"].observe(record.prompt_tokens)
+        self._histograms["vllm:request_generation_tokens"].observe(record.output_tokens)
+        self._histograms["vllm:request_params_max_tokens"].observe(record.max_tokens)
+        self._histograms["vllm:request_params_n"].observe(record.num_choices or None)
 
     def _observe_ms(self, name: str, value_ms: float | None) -> None:
         self._histograms[name].observe(None if value_ms is None else value_ms / 1e3)

@@ -1,5 +1,6 @@
 """A model's name to a local folder, and what the daemon reads there: tokenizer, template, defaults."""
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +19,19 @@ DEMO_FOLDER = Path(__file__).parent.parent / "models" / "demo"
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _SAMPLED_ONLY = ("temperature", "top_p", "top_k", "min_p")
+_PRIVATE = frozenset(
+    {
+        "auth_token",
+        "cache_dir",
+        "merges_file",
+        "name_or_path",
+        "special_tokens_map_file",
+        "token",
+        "tokenizer_file",
+        "use_auth_token",
+        "vocab_file",
+    }
+)
 _OTHER_VOCABULARIES = ("tokenizer.model", "spiece.model", "tekken.json", "vocab.json", "vocab.txt")
 
 
@@ -32,6 +46,7 @@ class ModelFiles:
         max_position_embeddings: the checkpoint's context in tokens, 0 if it does not say. The engine's
             DeviceInfo.max_model_len is what holds.
         chat_template: None when the checkpoint has none.
+        tokenizer_info: tokenizer_config.json for clients, with chat template and special tokens.
     """
 
     name: str
@@ -41,6 +56,7 @@ class ModelFiles:
     sampling_defaults: Mapping[str, int | float]
     max_position_embeddings: int
     chat_template: ChatTemplate | None
+    tokenizer_info: Mapping[str, Any]
 
     @classmethod
     def open(cls, name: str) -> "ModelFiles":
@@ -79,6 +95,7 @@ class ModelFiles:
             sampling_defaults=_sampling_defaults(folder, generation),
             max_position_embeddings=_max_position_embeddings(folder, config),
             chat_template=None if source is None else ChatTemplate(source, special_tokens),
+            tokenizer_info=_tokenizer_info(tokenizer_config, special_tokens, source),
         )
 
 
@@ -166,6 +183,19 @@ def _token_text(path: Path, name: str, token: object) -> str:
     if not isinstance(text, str):
         raise _bad_value(path, name, token, 'a text, or an object with "content"')
     return text
+
+
+def _tokenizer_info(
+    config: Mapping[str, Any], special_tokens: Mapping[str, str], chat_template: str | None
+) -> dict[str, Any]:
+    """In the names of tokenizer_config.json, without the places and tokens of whoever saved the file."""
+    shown = {name: value for name, value in config.items() if name not in _PRIVATE}
+    kind = shown.get("tokenizer_class")
+    shown["tokenizer_class"] = kind if isinstance(kind, str) else "PreTrainedTokenizerFast"
+    shown |= {"chat_template": chat_template, **special_tokens}
+    # the file may hold NaN, which Python reads and JSON does not know
+    plain: dict[str, Any] = json.loads(json.dumps(shown), parse_constant=lambda _name: None)
+    return plain
 
 
 def _eos_ids(

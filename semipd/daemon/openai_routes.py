@@ -20,6 +20,7 @@ def add_routes(app: web.Application, services: Services) -> None:
     app.router.add_get("/v1/models/{name:.+}", models.one)
     app.router.add_post("/tokenize", tokenize.tokenize)
     app.router.add_post("/detokenize", tokenize.detokenize)
+    app.router.add_get("/tokenizer_info", tokenize.info)
 
 
 class _Models:

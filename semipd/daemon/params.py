@@ -8,7 +8,7 @@ from typing import Any, Self
 from semipd.core.errors import SemipdError
 from semipd.core.plan import BLOCK_SIZE, blocks_for
 from semipd.core.sampling import SMALLEST, SamplingParams, check_ids
-from semipd.daemon.schema import SamplingOptions
+from semipd.daemon.schema import WHOLE_VOCABULARY, SamplingOptions
 from semipd.daemon.served_model import ServedModel
 
 _PLAIN_FIELDS = (
@@ -63,6 +63,7 @@ def sampling_params(
         stop_ids |= dict.fromkeys(model.eos_token_ids)
     # the engine computes a prompt only to predict: the token is dropped later
     asked = 1 if options.prompt_only else options.token_limit
+    every_token = options.num_prompt_logprobs == WHOLE_VOCABULARY
     params = SamplingParams(
         max_tokens=_max_tokens(asked, default_max_tokens, len(prompt), limits),
         seed=secrets.randbits(64) if options.seed is None else options.seed % 2**64,
@@ -70,7 +71,7 @@ def sampling_params(
         allowed_token_ids=tuple(dict.fromkeys(options.allowed_token_ids or ())),
         stop_token_ids=tuple(stop_ids),
         logprobs=options.num_logprobs,
-        prompt_logprobs=options.num_prompt_logprobs,
+        prompt_logprobs=limits.vocab_size if every_token else options.num_prompt_logprobs,
         **fields,
     )
     params.validate(limits.vocab_size)

@@ -50,13 +50,17 @@ class Prompts:
         continue_final_message: bool = False,
         add_special_tokens: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
+        wishes: Mapping[str, object] | None = None,
     ) -> Prompt:
-        """The conversation as the checkpoint's chat template writes it, special tokens included.
+        """The conversation as the checkpoint's chat template writes it, special tokens included. `wishes`:
+        variables for a template that names them; None stands for none.
 
         Raises SemipdError: `no_chat_template`, `invalid_messages`, `invalid_chat_template`.
         """
         template = self._template()
-        extra = _checked(template_kwargs or {})
+        named = {name: wish for name, wish in (wishes or {}).items() if wish is not None}
+        extra = {name: wish for name, wish in named.items() if template.names(name)}
+        extra |= _checked(template_kwargs or {})
         generate = add_generation_prompt and not continue_final_message
 
         def render() -> Prompt:

@@ -14,12 +14,14 @@ Priority = Literal["interactive", "batch"]
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What a request is admitted under, beside what it asks of the engine. `delay_ns`: see core.request.
-    `max_unread`: tokens its consumer may leave unread; 0: any number."""
+    `max_unread`: tokens its consumer may leave unread; 0: any number. `num_choices`: what was asked of the
+    prompt, counted with its first choice; 0: a later one."""
 
     owner: str = ""
     priority: Priority = "interactive"
     delay_ns: int = 0
     max_unread: int = 0
+    num_choices: int = 1
 
 
 DEFAULT_TERMS = Terms()
@@ -49,12 +51,14 @@ class RequestRules:
         """The root of the prefix cache. Unambiguous: neither models nor callers have a NUL in their names."""
         return "\0".join((self.model_name, caller.name, salt or ""))
 
-    def terms(self, caller: Caller, priority: Priority | None, params: SamplingParams) -> Terms:
+    def terms(
+        self, caller: Caller, priority: Priority | None, params: SamplingParams, num_choices: int = 1
+    ) -> Terms:
         """A token with alternatives counts as so many."""
         delay_ns = int(self.batch_delay_s * 1e9) if priority == "batch" else 0
         weight = 1 + (0 if params.logprobs is None else 1 + params.logprobs)
         unread = max(self.max_unread_tokens // weight, 1)
-        return Terms(caller.name, priority or "interactive", delay_ns, unread)
+        return Terms(caller.name, priority or "interactive", delay_ns, unread, num_choices)
 
     def deadline_ms(self, asked_ms: int | None) -> int | None:
         """From arrival; None: no deadline."""

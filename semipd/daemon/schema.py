@@ -1,7 +1,7 @@
 """What requests of HTTP and socket share: how to generate, and refusals in plain words."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -115,6 +115,20 @@ StopStrings = Annotated[
 ]
 
 
+WHOLE_VOCABULARY = -1
+"""As a number of alternatives."""
+
+FILL_CONTEXT = -1
+"""As a number of prompt tokens to keep."""
+
+
+class Truncation(NamedTuple):
+    """`num_tokens`: of a prompt to keep at most. `side`: where the others are taken away."""
+
+    num_tokens: int
+    side: Literal["left", "right"]
+
+
 class SamplingOptions(BaseModel):
     """How to generate. None means: the model's default, else the neutral value of core.sampling."""
 
@@ -169,7 +183,16 @@ class SamplingOptions(BaseModel):
 
     @property
     def num_prompt_logprobs(self) -> int | None:
-        """Likewise for the prompt's tokens."""
+        """Likewise for the prompt's tokens; -1: the whole vocabulary."""
+        return None
+
+    @property
+    def num_choices(self) -> int:
+        """Per prompt."""
+        return 1
+
+    @property
+    def truncation(self) -> Truncation | None:
         return None
 
 

@@ -1,14 +1,30 @@
 """Bodies of the OpenAI endpoints and of those beside them. Fields we do not know land in `model_extra`."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from semipd.core.errors import SemipdError
-from semipd.core.sampling import RANGES
-from semipd.daemon.fields import CHAT_FIELDS, COMPLETION_FIELDS, STREAM_FIELDS, Allowed, refuse_unsupported
-from semipd.daemon.schema import WHOLE, SamplingOptions, TokenCount, TokenIds, within
+from semipd.core.sampling import MAX_COUNT, MAX_LOGPROBS, RANGES
+from semipd.daemon.fields import (
+    CHAT_FIELDS,
+    COMPLETION_FIELDS,
+    STREAM_FIELDS,
+    TOKENIZE_FIELDS,
+    Allowed,
+    refuse_unsupported,
+)
+from semipd.daemon.schema import (
+    WHOLE,
+    WHOLE_VOCABULARY,
+    SamplingOptions,
+    TokenCount,
+    TokenIds,
+    Truncation,
+    within,
+)
+from semipd.daemon.schema_harmless import HarmlessOptions
 from semipd.daemon.schema_messages import Messages
 
 MAX_N = 128
@@ -39,11 +55,13 @@ Prompt = Annotated[
     ),
 ]
 NumLogprobs = Annotated[int, within(RANGES["logprobs"]), WHOLE]
+NumPromptLogprobs = Annotated[int, Field(ge=-1, le=MAX_LOGPROBS), WHOLE]
+"""-1: the whole vocabulary."""
 
 NumChoices = Annotated[int, Field(ge=1, le=MAX_N), WHOLE]
 
 
-class HttpBody(BaseModel):
+class HttpBody(HarmlessOptions):
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
 
     known_fields: ClassVar[Mapping[str, Allowed]] = {}
@@ -63,7 +81,14 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     include_usage: bool | None = None
+    """One more event at the end. False: there is no usage at all."""
+
     continuous_usage_stats: bool | None = None
+
+    @property
+    def wants_usage_always(self) -> bool:
+        """In every event."""
+        return bool(self.continuous_usage_stats) and self.include_usage is not False
 
 
 class AnswerOptions(HttpBody, SamplingOptions):
@@ -73,10 +98,14 @@ class AnswerOptions(HttpBody, SamplingOptions):
     max_completion_tokens: TokenCount | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    prompt_logprobs: NumLogprobs | None = None
+    prompt_logprobs: NumPromptLogprobs | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=MAX_COUNT), WHOLE] | None = None
+    """Tokens of the prompt to keep at most; -1: as many as leave room for max_tokens."""
+
+    truncation_side: Literal["left", "right"] | None = None
+    """Where the others are taken away; default: left."""
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
-    user: str | None = None
 
     @property
     def num_choices(self) -> int:
@@ -91,9 +120,22 @@ class AnswerOptions(HttpBody, SamplingOptions):
     def num_prompt_logprobs(self) -> int | None:
         return self.prompt_logprobs
 
+    @property
+    def truncation(self) -> Truncation | None:
+        if self.truncate_prompt_tokens is None:
+            return None
+        return Truncation(self.truncate_prompt_tokens, self.truncation_side or "left")
+
     def check(self) -> None:
         if self.stream_options is not None and not self.stream:
             raise SemipdError("invalid_value", "stream_options needs stream=true.", param="stream_options")
+        if self.include_timing and self.stream_options and self.stream_options.include_usage is False:
+            raise SemipdError(
+                "invalid_value",
+                "include_timing of a stream is part of its usage, which include_usage=false leaves out.",
+                "Leave one of them out.",
+                param="include_timing",
+            )
         if None not in (self.max_tokens, self.max_completion_tokens):
             raise SemipdError(
                 "invalid_value",
@@ -138,7 +180,10 @@ class CompletionRequest(AnswerOptions):
 
     @property
     def num_prompt_logprobs(self) -> int | None:
+        """-1 is more than any other number."""
         wanted = (self.prompt_logprobs, self.logprobs if self.echo else None)
+        if self.prompt_logprobs == WHOLE_VOCABULARY:
+            return WHOLE_VOCABULARY
         return max((count for count in wanted if count is not None), default=None)
 
     def check(self) -> None:
@@ -204,7 +249,7 @@ class ChatCompletionRequest(TemplateOptions, AnswerOptions):
 class TokenizeRequest(TemplateOptions):
     """POST /tokenize, of a text or of a conversation."""
 
-    known_fields = CHAT_FIELDS
+    known_fields = TOKENIZE_FIELDS
 
     prompt: str | None = None
     messages: Messages | None = None

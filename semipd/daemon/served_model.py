@@ -25,6 +25,8 @@ class MessageTemplate(Protocol):
 
     def names_role(self, role: str) -> bool: ...
 
+    def names(self, variable: str) -> bool: ...
+
 
 class ServedModel(Protocol):
     @property
@@ -35,6 +37,9 @@ class ServedModel(Protocol):
 
     @property
     def eos_token_ids(self) -> Sequence[int]: ...
+
+    @property
+    def tokenizer_info(self) -> Mapping[str, Any]: ...
 
     @property
     def sampling_defaults(self) -> Mapping[str, float | int]: ...

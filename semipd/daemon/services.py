@@ -116,7 +116,9 @@ class Services:
     async def exposition(self, accept: str) -> tuple[bytes, str]:
         """The metrics as text, and its content type. Also without an engine."""
         engine = await self.vitals.engine(METRICS_AGE_S)
-        samples = [*self.metrics.samples(), *state_samples(self, engine)]
+        ready = self.supervisor.ready
+        counted = self.metrics.samples(ready.max_model_len if ready else None)
+        samples = [*counted, *state_samples(self, engine)]
         return await asyncio.to_thread(exposition, families(samples, self.model_name), accept)
 
     def _slo_changed(self, event: Event) -> None:

@@ -3,10 +3,12 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from semipd import __version__
+from semipd.config_sections import KvConfig
+from semipd.core.plan import BLOCK_SIZE
 from semipd.core.split import PartitionMode
 from semipd.daemon.metrics import Histogram, Sample
 from semipd.daemon.wall_times import with_wall_times
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from semipd.daemon.services import Services
 
 LOOP_LAG_LIMIT_S = 0.5
-_ENGINE_FIELDS = ("split", "lanes", "prefix", "preemptions", "scheduler")
+_ENGINE_FIELDS = ("split", "prefix", "preemptions", "scheduler")
 
 
 def state_frame(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -30,6 +32,7 @@ def state_frame(services: "Services", engine: Mapping[str, Any] | None) -> dict[
         "versions": {"daemon": __version__, "engine": ready.version if ready else None},
         "device": _device(services, engine),
         **{name: engine.get(name) if engine else None for name in _ENGINE_FIELDS},
+        "lanes": _lanes(engine),
         "kv": _kv(services, engine),
         "last_split_change": services.last_split_change(),
         "partition": _partition(engine),
@@ -73,6 +76,16 @@ def _device(services: "Services", engine: Mapping[str, Any] | None) -> dict[str,
         return None
     facts = {name: ready.info.get(name) for name in ("kind", "name", "unit", "num_units", "dtype", "memory")}
     return facts | {"stats": engine.get("device") if engine else None}
+
+
+def _lanes(engine: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Without the sizes of their steps, which are for the metrics."""
+    if engine is None:
+        return None
+    return {
+        name: {fact: value for fact, value in lane.items() if fact != "step_sizes"}
+        for name, lane in engine["lanes"].items()
+    }
 
 
 def _kv(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -133,6 +146,8 @@ def state_samples(services: "Services", engine: Mapping[str, Any] | None) -> Ite
     ready = services.supervisor.ready
     facts = (ready.version, str(ready.info["name"]), ready.scheduler) if ready else ("", "", "")
     yield Sample("semipd:build_info", 1, (__version__, *facts))
+    if ready is not None:
+        yield Sample("vllm:cache_config_info", 1, _cache_facts(services.config.kv, ready.info))
     if engine is not None:
         yield Sample("semipd:progress_age_seconds", engine["progress_age_ms"] / 1e3)
         yield from _engine_samples(engine)
@@ -147,13 +162,28 @@ def _engine_samples(engine: Mapping[str, Any]) -> Iterator[Sample]:
     yield Sample("vllm:kv_cache_usage_perc", kv["used_blocks"] / kv["total_blocks"])
     for state in ("used", "free", "cached"):
         yield Sample("semipd:kv_blocks", kv[f"{state}_blocks"], (state,))
-    for name, lane in engine["lanes"].items():
+    lanes = engine["lanes"]
+    for name, lane in lanes.items():
         yield Sample("semipd:split_units", split[name], (name,))
         yield Sample("semipd:lane_busy_seconds", lane["busy_ms"] / 1e3, (name,))
         yield Sample("semipd:lane_steps", lane["steps"], (name,))
         yield Sample("semipd:slow_steps", lane["slow_steps"], (name,))
         for phase in ("prefill", "decode"):
             yield Sample("semipd:lane_tokens", lane[f"{phase}_tokens"], (name, phase))
+    yield Sample("vllm:iteration_tokens_total", _step_sizes([lane["step_sizes"] for lane in lanes.values()]))
+
+
+def _step_sizes(lanes: Sequence[Mapping[str, Any]]) -> Histogram:
+    """Of all lanes together."""
+    counts = [sum(bucket) for bucket in zip(*(lane["counts"] for lane in lanes), strict=True)]
+    return Histogram.counted(lanes[0]["bounds"], counts, sum(lane["sum_tokens"] for lane in lanes))
+
+
+def _cache_facts(kv: KvConfig, info: Mapping[str, Any]) -> tuple[str, ...]:
+    """In the order of the labels. Block 0 holds nothing, so it is no block of the pool."""
+    fraction = "None" if kv.bytes else f"{kv.fraction:g}" if kv.fraction else "auto"
+    kv_bytes = info["memory"].get("kv_pool")
+    return (str(BLOCK_SIZE), info["dtype"], "True", fraction, str(kv_bytes), str(info["num_blocks"] - 1))
 
 
 def _partition_samples(partition: Mapping[str, Any]) -> Iterator[Sample]:

@@ -1,6 +1,7 @@
-"""POST /tokenize and /detokenize, with vLLM's fields."""
+"""POST /tokenize and /detokenize, with vLLM's fields, and GET /tokenizer_info."""
 
-from functools import partial
+import json
+from functools import cached_property, partial
 
 from aiohttp import web
 
@@ -41,6 +42,13 @@ class Tokenize:
         text = await beside_loop(decode, when=len(body.tokens) > INLINE_ENCODE_CHARS)
         shown: DetokenizeAnswer = {"prompt": text}
         return web.json_response(shown)
+
+    async def info(self, _request: web.Request) -> web.Response:
+        return web.Response(body=self._info, content_type="application/json", charset="utf-8")
+
+    @cached_property
+    def _info(self) -> bytes:
+        return json.dumps(dict(self._services.generation.model.tokenizer_info)).encode()
 
     async def _prompt(self, body: TokenizeRequest) -> Prompt:
         prompts = self._services.generation.prompts

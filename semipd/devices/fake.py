@@ -143,6 +143,7 @@ class FakeLane:
             self._join(join)
         for seq, blocks in plan.new_blocks:
             self.residents[seq].blocks.extend(blocks)
+        vocab_size = self.device.info.vocab_size
         tokens: list[int] = []
         wanted: list[int | None] = []
         failed: dict[SeqId, str] = {}
@@ -161,14 +162,17 @@ class FakeLane:
             elif segment.prompt_logprobs is not None:
                 last = min(segment.start + segment.length + 1, len(resident.tokens) - segment.sample)
                 prompt = resident.tokens[segment.start + 1 : last]
-                prompt_logprobs[segment.seq] = [_logprobs(t, segment.prompt_logprobs) for t in prompt]
+                count = segment.prompt_logprobs
+                prompt_logprobs[segment.seq] = [_logprobs(t, count, vocab_size) for t in prompt]
             if segment.sample:
                 tokens.append(token)
                 wanted.append(resident.params.logprobs)
         logprobs = None
         if any(count is not None for count in wanted):
             pairs = zip(tokens, wanted, strict=True)
-            logprobs = [None if n is None or token < 0 else _logprobs(token, n) for token, n in pairs]
+            logprobs = [
+                None if n is None or token < 0 else _logprobs(token, n, vocab_size) for token, n in pairs
+            ]
         return StepResult(
             plan.step_id, tokens, busy_ns, logprobs, prompt_logprobs or None, failed=failed or None
         )
@@ -194,9 +198,10 @@ class FakeLane:
         return token
 
 
-def _logprobs(token: int, num_alternatives: int) -> TokenLogprobs:
+def _logprobs(token: int, num_alternatives: int, vocab_size: int) -> TokenLogprobs:
     """Made up, but a function of the token: the token first, then its neighbours."""
-    return TokenLogprobs(token, -0.5, tuple((token + i, -0.5 - i) for i in range(num_alternatives)))
+    top = tuple(((token + i) % vocab_size, -0.5 - i) for i in range(num_alternatives))
+    return TokenLogprobs(token, -0.5, top, rank=1)
 
 
 class FakeDevice:

@@ -47,6 +47,10 @@ from semipd.sched.outbox import Outbox
 from semipd.sched.scheduler import Chunk, Growth, Limits, Scheduler
 from semipd.sched.sequence import Sequence
 
+MESSAGE_ALTERNATIVES = 2**13
+"""Of prompt tokens in one message to the daemon, whose loop takes a message at a time. One token may have
+more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -392,6 +396,7 @@ def _send_prompt_logprobs(sequence: Sequence, segment: Segment, result: StepResu
     """Entries not sent before: a preempted request computes its prompt twice."""
     entries = (result.prompt_logprobs or {}).get(sequence.seq, [])
     fresh = entries[max(sequence.num_prompt_logprobs - segment.start, 0) :]
-    if fresh:
-        sequence.num_prompt_logprobs += len(fresh)
-        out.send(PromptLogprobs(sequence.seq, fresh))
+    sequence.num_prompt_logprobs += len(fresh)
+    count = max(MESSAGE_ALTERNATIVES // max(segment.prompt_logprobs or 0, 1), 1)
+    for start in range(0, len(fresh), count):
+        out.send(PromptLogprobs(sequence.seq, fresh[start : start + count]))

@@ -9,6 +9,7 @@ from semipd.core.plan import Join, StepPlan, StepResult
 from semipd.core.request import SeqId
 from semipd.core.split import Split
 from semipd.devices.contract import Lane, WorkerLane, WorkerNews, WorkerRestarted
+from semipd.engine.step_sizes import StepSizes
 from semipd.partition.interface import StepRecord
 from semipd.sched.scheduler import Chunk, Growth
 from semipd.sched.sequence import Sequence
@@ -62,6 +63,7 @@ class LaneState:
     num_slow_steps: int = 0
     num_decode_tokens: int = 0
     num_prefill_tokens: int = 0
+    step_sizes: StepSizes = field(default_factory=StepSizes)
     busy_ns: int = 0
     last_settled_ns: int = 0
     _leaves: list[SeqId] = field(default_factory=list)
@@ -159,6 +161,7 @@ class LaneState:
         self.num_steps += 1
         self.num_decode_tokens += len(flight.decodes)
         self.num_prefill_tokens += flight.new_tokens
+        self.step_sizes.add(len(flight.decodes) + flight.new_tokens)
         self.busy_ns += result.busy_ns
         self.last_settled_ns = now_ns
         return flight

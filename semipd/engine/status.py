@@ -59,6 +59,7 @@ def _lane(state: LaneState, now_ns: int) -> dict[str, Any]:
         "residents": len(state.residents),
         "prefill_tokens": state.num_prefill_tokens,
         "decode_tokens": state.num_decode_tokens,
+        "step_sizes": state.step_sizes.to_wire(),
         "busy_ms": state.busy_ns / 1e6,
         "last_step_age_ms": age,
         "step_age_ms": _step_age_ms(state, now_ns),

@@ -21,15 +21,17 @@ def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor, num_top: Sequence
 
 def _block(logits: torch.Tensor, tokens: torch.Tensor, num_top: Sequence[int]) -> list[TokenLogprobs]:
     logprobs = logits.log_softmax(dim=-1)
-    own: list[float] = logprobs.gather(1, tokens[:, None]).squeeze(1).tolist()
+    chosen = logprobs.gather(1, tokens[:, None])
+    own: list[float] = chosen.squeeze(1).tolist()
+    ranks: list[int] = (logprobs >= chosen).sum(dim=-1).tolist()
     # Lower ids first among equals, as in sampling.
     ids = logprobs.topk(min(max(num_top), logits.shape[1]), dim=-1).indices.sort(dim=-1).values
     values, order = logprobs.gather(1, ids).sort(dim=-1, descending=True, stable=True)
     top_ids: list[list[int]] = ids.gather(1, order).tolist()
     top_values: list[list[float]] = values.tolist()
     return [
-        TokenLogprobs(token, logprob, tuple(zip(row_ids[:n], row_values[:n], strict=True)))
-        for token, logprob, row_ids, row_values, n in zip(
-            tokens.tolist(), own, top_ids, top_values, num_top, strict=True
+        TokenLogprobs(token, logprob, tuple(zip(row_ids[:n], row_values[:n], strict=True)), rank)
+        for token, logprob, row_ids, row_values, n, rank in zip(
+            tokens.tolist(), own, top_ids, top_values, num_top, ranks, strict=True
         )
     ]

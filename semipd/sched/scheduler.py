@@ -17,6 +17,10 @@ from semipd.sched.waiting import WaitingQueue
 WATERMARK_FRAC = 0.01
 """Share of the pool kept free when admitting beside running work, so that growth does not thrash."""
 
+MAX_STEP_ALTERNATIVES = 2**18
+"""Of the prompt tokens of one step, each counted as the one that wants most: what a lane returns of it is
+bounded so. A single token may want more."""
+
 Chunk = tuple[Sequence, Segment]
 Growth = tuple[Sequence, int]
 """A sequence and the block it was given."""
@@ -223,11 +227,11 @@ class Scheduler:
     @staticmethod
     def _take_chunk(sequence: Sequence, budget_tokens: int, chunks: list[Chunk]) -> int:
         start = sequence.num_scheduled
-        length = min(len(sequence.tokens) - start, budget_tokens)
+        wanted = None if sequence.may_reuse else sequence.request.params.prompt_logprobs
+        length = min(len(sequence.tokens) - start, _room_tokens(budget_tokens, wanted, chunks))
         if length <= 0:
             return 0
         sample = start + length == len(sequence.tokens)
-        wanted = None if sequence.may_reuse else sequence.request.params.prompt_logprobs
         chunks.append((sequence, Segment(sequence.seq, start, length, sample, wanted)))
         sequence.num_scheduled += length
         sequence.num_inflight += 1
@@ -304,3 +308,14 @@ class Scheduler:
         for sequence in holders:
             sequence.check_integrity()
         self.memory.check_integrity([s.placement for s in holders if s.placement is not None])
+
+
+def _room_tokens(budget_tokens: int, wanted: int | None, chunks: list[Chunk]) -> int:
+    """Tokens that a chunk may have; fewer than the budget when it and the step's others want many
+    alternatives."""
+    if wanted is None:
+        return budget_tokens
+    others = [segment for _, segment in chunks if segment.prompt_logprobs is not None]
+    most = max(wanted, 1, *(segment.prompt_logprobs or 0 for segment in others))
+    room = MAX_STEP_ALTERNATIVES // most - sum(segment.length for segment in others)
+    return min(budget_tokens, room if others else max(room, 1))

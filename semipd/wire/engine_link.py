@@ -92,8 +92,8 @@ def inbound_from_wire(data: dict[str, Any]) -> Inbound:
 def logprobs_from_wire(entry: list[Any] | None) -> TokenLogprobs | None:
     if entry is None:
         return None
-    token_id, logprob, top = entry
-    return TokenLogprobs(token_id, logprob, tuple((t, p) for t, p in top))
+    token_id, logprob, top, rank = entry
+    return TokenLogprobs(token_id, logprob, tuple(map(tuple, top)), rank)
 
 
 def outbound_to_wire(message: Outbound) -> dict[str, Any]:

@@ -111,3 +111,11 @@ async def test_prompt_logprobs_are_those_of_transformers(daemon: Running, folder
         best = [token for token, shown in entry.items() if shown["rank"] == 1]
         assert len(best) == 1
         assert float(logprobs[position].max() - logprobs[position, int(best[0])]) < TOLERANCE
+        own = token_ids[position + 1]
+        above, not_below = logprobs[position, own] + TOLERANCE, logprobs[position, own] - TOLERANCE
+        rank = entry[str(own)]["rank"]
+        assert (logprobs[position] > above).sum() < rank <= (logprobs[position] >= not_below).sum()
+    answer = await daemon.complete(prompt=token_ids[:6], max_tokens=1, prompt_logprobs=-1)
+    for position, entry in enumerate(answer["choices"][0]["prompt_logprobs"][1:]):
+        shown = torch.tensor([entry[str(token)]["logprob"] for token in range(len(entry))])
+        assert torch.allclose(shown.double(), logprobs[position].double(), atol=TOLERANCE)

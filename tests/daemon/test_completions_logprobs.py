@@ -180,9 +180,9 @@ async def test_long_logprobs_are_written_beside_the_loop(
     threads: list[int] = []
     prompt_method = CompletionWriter.prompt
 
-    def noting(*args: Any) -> Any:
+    def noting(*args: Any, **options: Any) -> Any:
         threads.append(threading.get_ident())
-        return prompt_method(*args)
+        return prompt_method(*args, **options)
 
     monkeypatch.setattr(CompletionWriter, "prompt", noting)
     ask = daemon.stream if stream else daemon.complete
@@ -192,8 +192,8 @@ async def test_long_logprobs_are_written_beside_the_loop(
     assert threads[0] == threading.get_ident() != threads[1]
 
 
-def entry(token: int, logprob: float, *top: tuple[int, float]) -> TokenLogprobs:
-    return TokenLogprobs(token, logprob, top)
+def entry(token: int, logprob: float, *top: tuple[int, float], rank: int = 1) -> TokenLogprobs:
+    return TokenLogprobs(token, logprob, top, rank)
 
 
 def test_numbers_that_json_cannot_hold() -> None:
@@ -226,9 +226,9 @@ def test_the_sampled_token_is_among_the_alternatives() -> None:
     writer = CompletionWriter(texts, texts.tokenizer.stream_decoder(), 2, as_ids=True)
     shown = writer.tokens([entry(7, -9.0, (1, -0.1), (2, -0.2), (3, -0.3))])
     assert shown["top_logprobs"] == [{"token_id:1": -0.1, "token_id:2": -0.2, "token_id:7": -9.0}]
-    [by_id] = prompt_logprobs([entry(7, -9.0, (1, -0.1), (2, -0.2))], 1, texts)[1:]
+    [by_id] = prompt_logprobs([entry(7, -9.0, (1, -0.1), (2, -0.2), rank=41)], 1, texts)[1:]
     assert by_id is not None
-    assert {token: shown["rank"] for token, shown in by_id.items()} == {"7": None, "1": 1}
+    assert {token: shown["rank"] for token, shown in by_id.items()} == {"7": 41, "1": 1}
 
 
 def test_chat_shows_bytes_of_half_characters() -> None:

@@ -149,7 +149,7 @@ BAD_BODIES: list[tuple[Any, int, str, str | None]] = [
     ({"prompt": "a", "n": 3, "best_of": 2}, 400, "unsupported_value", "best_of"),
     ({"prompt": "a", "logprobs": 21}, 400, "invalid_value", "logprobs"),
     ({"prompt": "a", "logprobs": True}, 400, "invalid_value", "logprobs"),
-    ({"prompt": "a", "prompt_logprobs": -1}, 400, "invalid_value", "prompt_logprobs"),
+    ({"prompt": "a", "prompt_logprobs": -2}, 400, "invalid_value", "prompt_logprobs"),
     (
         {"prompt": "a", "max_tokens": 4, "max_completion_tokens": 5},
         400,

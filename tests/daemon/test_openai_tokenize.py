@@ -1,5 +1,6 @@
 """POST /tokenize and /detokenize, with vLLM's fields."""
 
+import json
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -7,8 +8,10 @@ from typing import Any
 
 import pytest
 from support.daemon import Running, running
-from support.fake_model import CONTEXT_TOKENS, fake_model, fake_settings
+from support.fake_model import CONTEXT_TOKENS, TEMPLATE, fake_model, fake_settings
+from support.keys import ANN, key_settings
 
+from semipd.daemon.model_files import ModelFiles
 from semipd.daemon.prompts import INLINE_ENCODE_CHARS
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -98,3 +101,41 @@ async def test_long_ones_leave_the_loop(daemon: Running, monkeypatch: pytest.Mon
     here = threading.get_ident()
     for name, idents in threads.items():
         assert (idents[0] == here, here in idents[1:]) == (True, False), name
+
+
+async def test_what_the_tokenizer_is(daemon: Running) -> None:
+    status, info, headers = await daemon.ask("GET", "/tokenizer_info")
+    assert (status, headers["Content-Type"]) == (200, "application/json; charset=utf-8")
+    assert info == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "clean_up_tokenization_spaces": False,
+        "chat_template": TEMPLATE,
+    }
+
+
+async def test_what_is_said_of_a_checkpoints_tokenizer(tmp_path: Path) -> None:
+    """The template from its own file, nothing of whoever saved it, and JSON whatever the file holds."""
+    model = fake_model(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    config = {"model_max_length": float("nan"), "name_or_path": "/home/me", "token": "secret"}
+    config |= {"tokenizer_class": None, "bos_token": {"content": "<s>", "lstrip": False}, "extra": [1]}
+    path.write_text(json.dumps(config))
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    info = ModelFiles.open(str(model.folder)).tokenizer_info
+    assert info == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": None,
+        "bos_token": "<s>",
+        "extra": [1],
+        "chat_template": "{{ messages }}",
+    }
+
+
+async def test_a_key_that_sees_the_models_sees_the_tokenizer(tmp_path: Path) -> None:
+    async with running(tmp_path, settings=key_settings(tmp_path), start=False) as daemon:
+        for key in (None, "wrong", ANN):
+            models, _, _ = await daemon.ask("GET", "/v1/models", key)
+            info, _, _ = await daemon.ask("GET", "/tokenizer_info", key)
+            assert info == models == (200 if key == ANN else 401)

@@ -46,7 +46,7 @@ class Told:
 
     def tokens(self, live: LiveRequest, *tokens: int, logprobs: bool = False) -> None:
         for token in tokens:
-            entries = [TokenLogprobs(token, -1.0, ())] if logprobs else None
+            entries = [TokenLogprobs(token, -1.0, (), 1)] if logprobs else None
             self.table.on_message(StepTokens((live.request.seq,), [token], entries))
 
     def dies(self) -> bool:
@@ -92,7 +92,7 @@ def test_an_end_that_got_lost_is_known_from_the_last_token() -> None:
 
 def test_log_probabilities_of_the_prompt_are_sent_once() -> None:
     told = Told()
-    entries = [TokenLogprobs(token, -1.0, ()) for token in (2, 3)]
+    entries = [TokenLogprobs(token, -1.0, (), 1) for token in (2, 3)]
     part, complete, decoding = [told.admit(prompt_logprobs=1) for _ in range(3)]
     told.table.on_message(PromptLogprobs(part.request.seq, entries[:1]))
     for live in (complete, decoding):

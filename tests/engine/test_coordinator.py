@@ -9,6 +9,8 @@ from semipd.core.messages import Cancel, Submit
 from semipd.core.request import SeqId
 from semipd.core.settings import EngineSettings
 from semipd.devices.fake import FakeDevice, default_latency
+from semipd.engine import coordinator
+from semipd.sched import scheduler
 
 POLICIES = ("semipd", "chunked", "prefill-first")
 
@@ -123,6 +125,54 @@ def test_prompt_logprobs_cover_the_prompt_once_despite_hits_and_preemption():
     entries = [entry for m in run.messages if type(m).__name__ == "PromptLogprobs" for entry in m.entries]
     assert [entry.token_id for entry in entries] == wanted.prompt[1:]
     assert run.tokens[wanted.seq] == run.expected(wanted)
+
+
+def test_the_whole_vocabulary_comes_in_bounded_steps_and_messages(monkeypatch):
+    """A step is bounded by the one that wants most of it, so that a lane's buffers are."""
+    monkeypatch.setattr(scheduler, "MAX_STEP_ALTERNATIVES", 1000)
+    monkeypatch.setattr(coordinator, "MESSAGE_ALTERNATIVES", 250)
+    steps = []
+
+    def latency(lane, plan):
+        steps.append([segment for segment in plan.segments if segment.prompt_logprobs is not None])
+        return default_latency(lane, plan)
+
+    for policy in POLICIES:
+        run = Run(FakeDevice(vocab_size=100, latency=latency), settings(policy))
+        wanted = {1: 100, 2: 3, 3: 100, 4: None, 5: 0}
+        requests = [
+            request(seq, [seq, *range(40)], max_tokens=3, prompt_logprobs=count)
+            for seq, count in wanted.items()
+        ]
+        run.tick([Submit(r) for r in requests])
+        run.drain()
+        messages = [m for m in run.messages if type(m).__name__ == "PromptLogprobs"]
+        assert max(len(m.entries) for m in messages if wanted[m.seq] == 100) == 2
+        for r in requests:
+            entries = [entry for m in messages if m.seq == r.seq for entry in m.entries]
+            assert [entry.token_id for entry in entries] == (
+                r.prompt[1:] if wanted[r.seq] is not None else []
+            )
+            assert run.tokens[r.seq] == run.expected(r)
+    for segments in filter(None, steps):
+        rows = sum(segment.length for segment in segments)
+        assert rows == 1 or rows * max(1, *(s.prompt_logprobs for s in segments), 0) <= 1000
+
+
+def test_a_vocabulary_beyond_the_bound_of_a_step_takes_a_step_for_each_token(monkeypatch):
+    monkeypatch.setattr(scheduler, "MAX_STEP_ALTERNATIVES", 50)
+    run = Run(FakeDevice(vocab_size=100), settings())
+    wanted = [request(seq, list(range(9)), max_tokens=2, prompt_logprobs=100) for seq in (1, 2)]
+    run.tick([Submit(r) for r in wanted])
+    run.drain()
+    for r in wanted:
+        entries = [
+            e
+            for m in run.messages
+            if type(m).__name__ == "PromptLogprobs" and m.seq == r.seq
+            for e in m.entries
+        ]
+        assert [len(entry.top) for entry in entries] == [100] * 8
 
 
 def test_both_lanes_work_at_once_and_lend_when_alone():

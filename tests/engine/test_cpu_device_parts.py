@@ -250,7 +250,7 @@ def test_plans_and_rebuilds_survive_the_wire() -> None:
 
 
 def test_results_survive_the_wire() -> None:
-    entry = TokenLogprobs(3, -0.5, ((3, -0.5), (9, -2.0)))
+    entry = TokenLogprobs(3, -0.5, ((3, -0.5), (9, -2.0)), rank=1)
     for result in (
         StepResult(1, [4, 5], 123),
         StepResult(2, [4, 5], 123, [None, entry], {SeqId(2**40): [entry, entry], SeqId(1): []}),

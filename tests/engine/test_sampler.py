@@ -329,6 +329,17 @@ def test_parameters_at_their_off_values_change_nothing() -> None:
         )
 
 
+def test_the_rank_counts_the_tokens_that_are_at_least_as_likely() -> None:
+    rng = random.Random(5)
+    logits = torch.tensor([[float(rng.randrange(6)) for _ in range(30)] for _ in range(90)])
+    tokens = torch.tensor([rng.randrange(30) for _ in range(90)])
+    for wanted in (0, 3, 30):
+        for row, entry in enumerate(token_logprobs(logits, tokens, [wanted] * 90)):
+            own = float(logits[row, tokens[row]])
+            assert entry.rank == sum(value >= own for value in logits[row].tolist())
+            assert len(entry.top) == wanted
+
+
 def test_logprobs_are_those_of_log_softmax() -> None:
     logits = random_logits(random.Random(3), 150, 40)
     tokens = torch.arange(150) % 40

@@ -50,6 +50,9 @@ class RoleTemplate:
     def names_role(self, role: str) -> bool:
         return False
 
+    def names(self, variable: str) -> bool:
+        return False
+
 
 @dataclass
 class ByteModel:
@@ -57,3 +60,4 @@ class ByteModel:
     chat_template: RoleTemplate | None = field(default_factory=RoleTemplate)
     eos_token_ids: tuple[int, ...] = (EOS,)
     sampling_defaults: dict[str, float | int] = field(default_factory=dict)
+    tokenizer_info: dict[str, Any] = field(default_factory=lambda: {"tokenizer_class": "ByteTokenizer"})

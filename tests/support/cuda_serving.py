@@ -72,9 +72,11 @@ def check_outputs(rig: Rig, requests: list[Request]) -> None:
                 assert have is not None
                 assert have.token_id == want.token_id
                 assert have.logprob == pytest.approx(want.logprob, abs=1e-3)
+                assert abs(have.rank - want.rank) <= 1  # neighbours may be closer than that
                 assert [pair[0] for pair in have.top] == [pair[0] for pair in want.top[:wanted]]
         if request.params.prompt_logprobs is not None:
             found, expected = rig.prompt_logprobs.get(request.seq, []), oracle.prompt_logprobs(request)
             assert [entry.token_id for entry in found] == [entry.token_id for entry in expected]
             for have, want in zip(found, expected, strict=True):
                 assert have.logprob == pytest.approx(want.logprob, abs=1e-3)
+                assert abs(have.rank - want.rank) <= 1

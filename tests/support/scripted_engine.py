@@ -19,6 +19,7 @@ from semipd.core.messages import Cancel, Finished, GetStatus, Outbound, Status, 
 from semipd.core.request import Request
 from semipd.core.split import Split
 from semipd.engine.launcher import EngineChild
+from semipd.engine.step_sizes import StepSizes
 from semipd.partition.control import Control, ControlSettings
 from semipd.partition.models import Models
 from semipd.partition.table import SplitTable
@@ -46,6 +47,7 @@ INFO = {
 _LANE = {
     "steps": 0,
     "slow_steps": 0,
+    "step_sizes": StepSizes().to_wire(),
     "steps_in_flight": 0,
     "prefill_tokens": 0,
     "decode_tokens": 0,

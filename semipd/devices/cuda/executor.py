@@ -142,6 +142,7 @@ class LaneExecutor:
             step.take(staging, num_rows, torch.float32),
             step.take(staging, num_rows * num_top, torch.float32),
             step.take(staging, num_rows * num_top),
+            step.take(staging, num_rows),
         )
 
     # ---- launch and settle ---------------------------------------------------------------------

@@ -259,4 +259,5 @@ class LaneWork:
 def _pinned(buffers: LogprobBuffers | None) -> set[Hashable]:
     if buffers is None:
         return set()
-    return {("pinned", id(buffer)) for buffer in (buffers.own, buffers.values, buffers.ids)}
+    memory = (buffers.own, buffers.values, buffers.ids, buffers.ranks)
+    return {("pinned", id(buffer)) for buffer in memory}

@@ -12,23 +12,27 @@ from semipd.core.plan import TokenLogprobs
 
 @dataclass(frozen=True, slots=True)
 class LogprobBuffers:
-    """Pinned host memory for rows with `num_top` alternatives each: `own`, `values` float32, `ids` int32."""
+    """Pinned host memory for rows with `num_top` alternatives each: `own`, `values` float32, `ids`, `ranks`
+    int32."""
 
     num_rows: int
     num_top: int
     own: Tensor
     values: Tensor
     ids: Tensor
+    ranks: Tensor
 
     def launch(self, logits: Tensor, tokens: Tensor, first_row: int = 0) -> None:
         """Of raw `logits` [r, vocab] float32 and `tokens` int32 [r], into rows from `first_row` on."""
         logprobs = logits.log_softmax(dim=-1)
-        own = logprobs.gather(1, tokens.long().clamp_min(0)[:, None]).squeeze(1)
+        own = logprobs.gather(1, tokens.long().clamp_min(0)[:, None])
+        ranks = (logprobs >= own).sum(dim=-1, dtype=torch.int32)
         # Lower ids first among equals, as in sampling.
         ids = logprobs.topk(self.num_top, dim=-1).indices.sort(dim=-1).values
         values, order = logprobs.gather(1, ids).sort(dim=-1, descending=True, stable=True)
         end = first_row + logits.shape[0]
-        self.own[first_row:end].copy_(own, non_blocking=True)
+        self.own[first_row:end].copy_(own.squeeze(1), non_blocking=True)
+        self.ranks[first_row:end].copy_(ranks, non_blocking=True)
         cells = slice(first_row * self.num_top, end * self.num_top)
         self.values[cells].copy_(values.flatten(), non_blocking=True)
         self.ids[cells].copy_(ids.gather(1, order).flatten().to(torch.int32), non_blocking=True)
@@ -38,10 +42,11 @@ class LogprobBuffers:
         own: list[float] = self.own[: self.num_rows].tolist()
         ids: list[int] = self.ids[: self.num_rows * self.num_top].tolist()
         values: list[float] = self.values[: self.num_rows * self.num_top].tolist()
+        ranks: list[int] = self.ranks[: self.num_rows].tolist()
         found: list[TokenLogprobs | None] = []
         for row, (token, wanted) in enumerate(zip(tokens, num_top, strict=True)):
             start = row * self.num_top
             end = start + min(wanted or 0, self.num_top)
             top = tuple(zip(ids[start:end], values[start:end], strict=True))
-            found.append(None if wanted is None else TokenLogprobs(token, own[row], top))
+            found.append(None if wanted is None else TokenLogprobs(token, own[row], top, ranks[row]))
         return found

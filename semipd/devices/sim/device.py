@@ -205,7 +205,7 @@ def _info(
         dtype="bfloat16",
         memory={
             "weights": model.resident_bytes,
-            "kv": num_blocks * BLOCK_SIZE * model.kv_bytes_per_token,
+            "kv_pool": num_blocks * BLOCK_SIZE * model.kv_bytes_per_token,
             "activations": int(gpu.memory_bytes * profile.kernels.activation_bytes_frac),
         },
     )

@@ -31,7 +31,7 @@ def made_up_logprobs(token: int, num_alternatives: int, vocab_size: int) -> Toke
     others: Sequence[tuple[int, float]] = [
         ((token + idx) % vocab_size, -0.7 - idx) for idx in range(num_alternatives)
     ]
-    return TokenLogprobs(token, -0.7, tuple(others))
+    return TokenLogprobs(token, -0.7, tuple(others), rank=1)
 
 
 def _mix(value: int) -> int:

@@ -1,0 +1,117 @@
+"""prompt_logprobs: true ranks, and the whole vocabulary within a bound."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.daemon import Running, running, until
+from support.fake_model import fake_model, fake_settings
+
+from semipd.core.settings import EngineSettings
+from semipd.daemon import alternatives
+from semipd.daemon.alternatives import MAX_PROMPT_ALTERNATIVES
+
+CHAT = "/v1/chat/completions"
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture
+async def daemon(tmp_path: Path) -> AsyncIterator[Running]:
+    model = fake_model(tmp_path)
+    async with running(tmp_path, model, fake=fake_settings(model)) as daemon:
+        yield daemon
+
+
+def checked_rows(rows: list[Any], prompt: list[int], vocab_size: int) -> None:
+    assert rows[0] is None
+    assert len(rows) == len(prompt)
+    for row, token in zip(rows[1:], prompt[1:], strict=True):
+        assert {int(token_id) for token_id in row} == set(range(vocab_size))
+        assert next(iter(row)) == str(token)
+        ranks = sorted(shown["rank"] for shown in row.values())
+        assert ranks == list(range(1, vocab_size + 1))
+
+
+async def test_the_whole_vocabulary(daemon: Running) -> None:
+    """400 tokens: short prompts are written in one piece, long ones row by row."""
+    vocab_size = daemon.services.generation.limits.vocab_size
+    for prompt in ([5, 6, 7], list(range(4, 44))):
+        asked = {"prompt": prompt, "max_tokens": 1, "prompt_logprobs": -1}
+        answer = await daemon.complete(**asked)
+        rows = answer["choices"][0]["prompt_logprobs"]
+        checked_rows(rows, prompt, vocab_size)
+        events = await daemon.stream(**asked)
+        assert [
+            e["choices"][0]["prompt_logprobs"] for e in events if "prompt_logprobs" in e["choices"][0]
+        ] == [rows]
+    answer = await daemon.chat(messages=MESSAGES, max_tokens=1, prompt_logprobs=-1, return_token_ids=True)
+    checked_rows(answer["prompt_logprobs"], answer["prompt_token_ids"], vocab_size)
+    both = await daemon.complete(
+        prompt=[5, 6, 7], max_tokens=1, prompt_logprobs=-1, logprobs=2, echo=True, n=2
+    )
+    assert [len(choice["prompt_logprobs"][1]) for choice in both["choices"]] == [vocab_size] * 2
+    assert len(both["choices"][0]["logprobs"]["top_logprobs"][1]) == 2
+
+
+async def test_the_bound_names_the_numbers(tmp_path: Path) -> None:
+    settings = EngineSettings(device="fake", max_model_len=2048)
+    async with running(tmp_path, fake=settings) as daemon:
+        vocab_size = daemon.services.generation.limits.vocab_size
+        fitting = MAX_PROMPT_ALTERNATIVES // vocab_size + 1
+        for body in (
+            {"prompt": [5] * (fitting + 1)},
+            {"prompt": [[5] * (fitting // 2)] * 3},
+            {"prompt": [5] * (fitting // 2 + 2), "n": 2},
+        ):
+            status, answer, _ = await daemon.post(body | {"max_tokens": 1, "prompt_logprobs": -1})
+            assert (status, answer["error"]["param"]) == (400, "prompt_logprobs"), answer
+            assert str(MAX_PROMPT_ALTERNATIVES) in answer["error"]["message"]
+            assert str(vocab_size) in answer["error"]["message"]
+        assert daemon.services.table.totals["admitted"] == 0
+        daemon.services.admission.check_integrity()
+        # those that want few alternatives are not concerned
+        answer = await daemon.complete(prompt=[5] * 1500, max_tokens=1, prompt_logprobs=20, n=2)
+        assert len(answer["choices"][1]["prompt_logprobs"]) == 1500
+
+
+async def test_others_are_served_beside_the_largest_answer(tmp_path: Path) -> None:
+    """A tenth of what is allowed, in more than one message and one step of the engine."""
+    settings = EngineSettings(device="fake", max_model_len=2048)
+    async with running(tmp_path, fake=settings) as daemon:
+        vocab_size = daemon.services.generation.limits.vocab_size
+        prompt = [idx % 900 for idx in range(MAX_PROMPT_ALTERNATIVES // vocab_size // 10)]
+        asking = asyncio.create_task(daemon.complete(prompt=prompt, max_tokens=1, prompt_logprobs=-1))
+        others = 0
+        while not asking.done():
+            await daemon.complete(prompt=[7, 8], max_tokens=1, prompt_logprobs=1)
+            others += 1
+        rows = (await asking)["choices"][0]["prompt_logprobs"]
+        assert others > 3
+        assert [len(row) for row in rows[1:]] == [vocab_size] * (len(prompt) - 1)
+        await daemon.engine_says(lambda seen: seen["kv"]["used_blocks"] == 0)
+
+
+async def test_all_such_answers_together_are_bounded(
+    daemon: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bound counts from admission to the last byte, however the answer ends."""
+    held = daemon.services.generation.alternatives
+    monkeypatch.setattr(alternatives, "MAX_HELD_ALTERNATIVES", 5000)
+    body = {"prompt": list(range(4, 14)), "prompt_logprobs": -1, "ignore_eos": True}
+    going = asyncio.create_task(daemon.post(body | {"max_tokens": 1000}, **{"X-Request-ID": "first"}))
+    await until(lambda: held.total == 9 * 400)
+    status, answer, response = await daemon.post(body | {"max_tokens": 1})
+    assert (status, answer["error"]["code"], response.headers["Retry-After"]) == (503, "overloaded", "5")
+    assert "5000" in answer["error"]["message"]
+    await daemon.complete(prompt=[5, 6], max_tokens=1, prompt_logprobs=20)
+    daemon.services.cancel_named("first")
+    await going
+    assert held.total == 0
+    for stream in (False, True):
+        await (daemon.stream if stream else daemon.complete)(**body, max_tokens=1)
+        assert held.total == 0
+    assert (await daemon.post(body | {"max_tokens": 5000}))[0] == 400
+    assert held.total == 0
+    daemon.services.admission.check_integrity()
