@@ -217,7 +217,12 @@ def test_every_shape_is_json_whatever_the_numbers() -> None:
     assert [shown["logprob"] for shown in chat] == [0.0, -0.25, LOWEST, LOWEST]
     assert [shown["logprob"] for shown in chat[0]["top_logprobs"]] == [0.0, -0.5, LOWEST, LOWEST]
     assert [by_id and by_id["3"]["logprob"] for by_id in prompt] == [LOWEST] * 4
-    for answer in (chat, prompt, writer.tokens(entries), writer.prompt([5, *range(4)], entries, "")):
+    for answer in (
+        chat,
+        prompt,
+        writer.tokens(entries),
+        writer.prompt([5, *range(4)], entries, "", is_given=False),
+    ):
         json.dumps(answer, allow_nan=False)
 
 
