@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from semipd.core.errors import SemipdError
 from semipd.core.plan import TokenLogprobs
 from semipd.daemon.admission import Place
 from semipd.daemon.alternatives import num_alternatives
@@ -76,11 +75,7 @@ class Choices:
         self._num_alternatives = num_alternatives(wanted, num_per_prompt)
 
     def __enter__(self) -> Self:
-        try:
-            self._service.alternatives.take(self._num_alternatives)
-        except SemipdError:
-            self._place.give_up()
-            raise
+        self._service.alternatives.take(self._num_alternatives)
         try:
             self._admit([choice for choice in self.all if choice.first is None])
         except BaseException:

@@ -82,7 +82,7 @@ class CompletionWriter:
         self._offset = 0
 
     def prompt(
-        self, token_ids: Sequence[int], entries: Sequence[TokenLogprobs], text: str, *, is_given: bool
+        self, token_ids: Sequence[int], entries: Sequence[TokenLogprobs], text: str, *, is_given: bool = False
     ) -> CompletionLogprobs:
         """The echoed prompt: its first token has no prediction. `text` is what is echoed; `is_given`: as the
         client wrote it, without the special tokens that were added to it."""
