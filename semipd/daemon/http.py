@@ -14,8 +14,9 @@ from semipd.daemon.api import add_document
 from semipd.daemon.callers import Caller
 from semipd.daemon.door import OPEN_ROUTES
 from semipd.daemon.drain_routes import add_drain_routes
-from semipd.daemon.http_connections import Connection, connection_factory
+from semipd.daemon.http_connections import Connection, Connections
 from semipd.daemon.http_errors import CALLER, Handler, add_request_id, answer_errors, error_response
+from semipd.daemon.lingering import Lingering
 from semipd.daemon.openai_routes import add_routes as add_openai
 from semipd.daemon.operations import GENERATING_PATHS, refusal_recorder
 from semipd.daemon.operations import add_routes as add_operations
@@ -25,6 +26,9 @@ from semipd.wire.own_time import OwnTime
 
 SHUTDOWN_LIMIT_S = 3.0
 """For handlers to send their last words; then they are cancelled."""
+
+LAST_ANSWERS_LIMIT_S = 1.0
+"""For clients to take the last answers when the daemon ends."""
 
 MAX_ARRIVING_BYTES = 256 * 2**20
 """Of all bodies that are being read; without it each connection could hold server.max_body_bytes."""
@@ -42,18 +46,21 @@ async def serve_http(
     app = make_app(services)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_LIMIT_S)
     await runner.setup()
+    assert runner.server is not None
+    lingering = Lingering(services.config.server.max_body_bytes)
+    connections = Connections(runner.server, services.config.limits, lingering)
     servers: list[asyncio.Server] = []
+    loop = asyncio.get_running_loop()
     try:
-        assert runner.server is not None
-        factory = connection_factory(runner.server, services.config.limits)
-        loop = asyncio.get_running_loop()
         for listener in listeners:
-            servers.append(await loop.create_server(factory, sock=listener, backlog=backlog))
+            servers.append(await loop.create_server(connections.newcomer, sock=listener, backlog=backlog))
         yield
     finally:
         for server in servers:
             server.close()
         await runner.cleanup()
+        connections.refuse_overflows()
+        await lingering.close_all(LAST_ANSWERS_LIMIT_S)
 
 
 def make_app(services: Services) -> web.Application:

@@ -19,6 +19,7 @@ from semipd.daemon.callers import OPERATOR, Caller
 from semipd.daemon.drain_routes import DrainRequest, ShutdownRequest, answer_drain
 from semipd.daemon.generation import Generation
 from semipd.daemon.history import timing_to_wire
+from semipd.daemon.lingering import MAX_LINGERING, linger
 from semipd.daemon.partition import (
     SOCKET_OPERATIONS,
     PartitionClear,
@@ -87,10 +88,16 @@ async def serve_unix_socket(
 ) -> AsyncIterator[None]:
     """Serve on `listener`. At the end each connection may say its last words, within a limit."""
     connections: dict[_Connection, asyncio.Task[Any]] = {}
+    num_turned_away = 0
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(connections) >= services.config.limits.max_connections:
-            await _turn_away(writer, services.config.limits.max_connections)
+            nonlocal num_turned_away
+            num_turned_away += 1
+            try:
+                await _turn_away(reader, writer, services.config.limits.max_connections, num_turned_away)
+            finally:
+                num_turned_away -= 1
             return
         connection = _Connection(services, reader, writer)
         task = asyncio.current_task()
@@ -137,6 +144,7 @@ class _Connection:
                 await self._dispatch(message)
         except ProtocolError as error:
             await self._say_quietly(error_frame(None, error))
+            await linger(self._reader, self._writer)
         except (ConnectionError, TimeoutError):
             pass
         except Exception:
@@ -353,7 +361,9 @@ class _Connection:
             self._writer.transport.abort()
 
 
-async def _turn_away(writer: asyncio.StreamWriter, limit: int) -> None:
+async def _turn_away(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: int, num_turned_away: int
+) -> None:
     error = SemipdError(
         "too_many_connections",
         f"limits.max_connections={limit} are open.",
@@ -361,6 +371,8 @@ async def _turn_away(writer: asyncio.StreamWriter, limit: int) -> None:
         retry_after_s=1,
     )
     writer.write(encode_frame(error_frame(None, error)))
+    if num_turned_away <= MAX_LINGERING:
+        await linger(reader, writer)
     writer.close()
     with suppress(OSError):
         async with asyncio.timeout(LAST_WORDS_LIMIT_S):
