@@ -89,11 +89,9 @@ class Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """What aiohttp refuses before any middleware is asked: an Expect header."""
-        if isinstance(resp, web.HTTPException) and resp.status >= 400:
-            resp = error_response(SemipdError("expectation_failed", resp.text or resp.reason))
+        """What is left of a body is no request."""
         if not resp.prepared and (self._answers_once or not request.content.is_eof()):
-            resp.force_close()  # what is left of the body is discarded
+            resp.force_close()
         return await super().finish_response(request, resp, start_time)
 
     def handle_error(

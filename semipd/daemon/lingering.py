@@ -104,7 +104,9 @@ class _Discard(asyncio.Protocol):
 class LingeringTransport:
     """Stands before a transport, for a protocol that closes it when its last answer has been written."""
 
-    def __init__(self, transport: asyncio.Transport, lingering: Lingering, protocol: asyncio.Protocol) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, lingering: Lingering, protocol: asyncio.Protocol
+    ) -> None:
         self._transport = transport
         self._lingering = lingering
         self._protocol = protocol

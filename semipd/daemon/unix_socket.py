@@ -292,7 +292,8 @@ class _Connection:
     async def _generate(self, request: GenerateRequest, arrival_ns: int) -> None:
         request_id = request.request_id or uuid.uuid4().hex
         try:
-            await self._generate_as(request_id, request, arrival_ns)
+            with self._services.serving():
+                await self._generate_as(request_id, request, arrival_ns)
         except SemipdError as error:
             self._services.history.answered_with_error(error.code, request_id, arrival_ns)
             raise

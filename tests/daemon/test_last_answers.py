@@ -125,7 +125,9 @@ EARLY = {
     "too large": (with_body(MUCH, f"{HEAD}Authorization: Bearer {ANN}\r\n"), 413, "body_too_large"),
     "too large in chunks": (
         f"{HEAD}Authorization: Bearer {ANN}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
-        + b"1e8480\r\n" + MUCH + b"\r\n0\r\n\r\n",
+        + b"1e8480\r\n"
+        + MUCH
+        + b"\r\n0\r\n\r\n",
         413,
         "body_too_large",
     ),
