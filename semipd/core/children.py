@@ -1,8 +1,7 @@
-"""How child processes of ours are born: with our own modules, and without a signal that could end them early."""
+"""How child processes of ours are born: with our own modules, and shielded from signals until they listen."""
 
 import os
 import signal
-import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +39,8 @@ def module_environment() -> dict[str, str]:
 def _search_path() -> list[str]:
     """PYTHONPATH without empty and relative entries: they mean what the working directory holds. Python adds
     a folder of installed packages by itself, behind its own library."""
-    entries = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(entry)]
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    entries = [entry for entry in given if Path(entry).is_absolute()]
     is_installed = _ROOT.name in ("site-packages", "dist-packages")
     return entries if is_installed else [*entries, str(_ROOT)]
 
@@ -74,11 +74,11 @@ def release_signals() -> None:
 
 
 def follow_parents_log() -> None:
-    """Write to the file that is our parent's standard error stream now. For a signal handler: it logs nothing.
-    A parent that writes elsewhere, as to a terminal, is not followed: ours is the same already."""
-    theirs = f"/proc/{os.getppid()}/fd/2"
+    """Write to the file that is our parent's standard error stream now. For a signal handler, so it logs
+    nothing. A parent that writes elsewhere, as to a terminal, is not followed: ours is the same already."""
+    theirs = Path(f"/proc/{os.getppid()}/fd/2")
     try:
-        if stat.S_ISREG(os.stat(theirs).st_mode):
+        if theirs.is_file():
             descriptor = os.open(theirs, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             os.dup2(descriptor, 2)
             os.close(descriptor)

@@ -51,8 +51,9 @@ def run(
     on_ready: Callable[[str], None] = lambda _announcement: None,
 ) -> int:
     """Run the daemon until it is stopped. Call from the main thread. `log_file`: where standard error goes,
-    if somebody has opened a file for it. `on_ready` gets what a person needs to try it. Returns the exit code: 0 when asked to stop, 1 when the engine was given up, 130 when asked twice.
-    Raises SemipdError when the start fails."""
+    if somebody has opened a file for it. `on_ready` gets what a person needs to try it. Returns the exit
+    code: 0 when asked to stop, 1 when the engine was given up, 130 when asked twice. Raises SemipdError when
+    the start fails."""
     configure_logging(config.server.log_format, config.server.log_level)
     if note := raise_file_limit():
         log.warning("%s", note)

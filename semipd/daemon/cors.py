@@ -1,7 +1,7 @@
 """Web pages of other origins: which may use this server (CORS), and which of its routes.
 
-Open to them are requests for tokens and everything that is only looked at; what changes the daemon's state never
-is. Browsers are told so: other clients never ask.
+Open to them are requests for tokens and everything that is only looked at; what changes the daemon's state
+never is. Browsers are told so: other clients never ask.
 """
 
 import re

@@ -13,11 +13,9 @@ from semipd.core.errors import SemipdError
 from semipd.daemon.addresses import DEFAULT_BACKLOG
 from semipd.daemon.api import add_document
 from semipd.daemon.callers import Caller
-from semipd.daemon.cors import Cors
 from semipd.daemon.door import OPEN_ROUTES, PROBE_ROUTES
 from semipd.daemon.drain_routes import add_drain_routes
 from semipd.daemon.expectations import ask_for_body, check_expectation, hold_expectations
-from semipd.daemon.hosts import Hosts
 from semipd.daemon.http_connections import Connection, Connections
 from semipd.daemon.http_errors import CALLER, Handler, add_request_id, answer_errors, error_response
 from semipd.daemon.lingering import Lingering
@@ -69,9 +67,7 @@ async def serve_http(
 
 def make_app(services: Services) -> web.Application:
     max_body_bytes = services.config.server.max_body_bytes
-    hosts = Hosts(services.config.server)
-    cors = Cors(services.config.server.cors_origins, hosts)
-    guard = _Guard(services, hosts)
+    cors, guard = services.cors, _Guard(services)
     middlewares = [answer_errors, refusal_recorder(services), guard.middleware(), cors.middleware()]
     app = web.Application(middlewares=middlewares, client_max_size=max_body_bytes)
     app.on_response_prepare.append(add_request_id)
@@ -95,10 +91,9 @@ def make_app(services: Services) -> web.Application:
 class _Guard:
     """In order: who is it, may they, do they come from where they should, is there room, and the body."""
 
-    def __init__(self, services: Services, hosts: Hosts) -> None:
+    def __init__(self, services: Services) -> None:
         config = services.config
         self._services = services
-        self._hosts = hosts
         self._max_body_bytes = config.server.max_body_bytes
         self._body_limit_s = config.limits.body_limit_s
         self._arriving_bytes = 0
@@ -119,7 +114,7 @@ class _Guard:
         request[CALLER] = caller = self._caller(request, route)
         self._services.door.check(caller, route, request.method)
         if route not in PROBE_ROUTES:
-            self._hosts.check(request)
+            self._services.hosts.check(request)
         check_expectation(request)
         if request.method in _SAFE_METHODS or route in PROBE_ROUTES:
             return

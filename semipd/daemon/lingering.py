@@ -1,7 +1,8 @@
 """Closing a connection so that its last answer arrives.
 
 A socket that is closed while the client still sends answers with a reset, and the client's system then drops
-what was sent to it. So we end our half first, and read and discard within bounds until the client ends its own.
+what was sent to it. So we end our half first, and read and discard, within bounds, until the client ends its
+own.
 """
 
 import asyncio

@@ -18,8 +18,8 @@ _RETRY_AFTER = {
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One route. `answer`: its type; None: it has no body. `chunk`: type of a stream's events, for a route that can stream. `media`: of its answer.
-    `needs_body`: without one the request is refused."""
+    """One route. `answer`: its type; None: it has no body. `chunk`: type of a stream's events, for a route
+    that can stream. `media`: of its answer. `needs_body`: without one the request is refused."""
 
     method: Literal["get", "post", "put", "patch", "delete"]
     path: str

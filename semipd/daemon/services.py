@@ -19,9 +19,11 @@ from semipd.daemon.admission import Admission, Place
 from semipd.daemon.answer_types import Timing
 from semipd.daemon.answer_types import Usage as UsageAnswer
 from semipd.daemon.callers import OPERATOR, Caller
+from semipd.daemon.cors import Cors
 from semipd.daemon.door import Door
 from semipd.daemon.drain import Drain
 from semipd.daemon.generation import GenerationService, Usage
+from semipd.daemon.hosts import Hosts
 from semipd.daemon.http_errors import is_clients_fault
 from semipd.daemon.limits import RateLimiter
 from semipd.daemon.metrics import Metrics, exposition, families
@@ -69,13 +71,15 @@ class Services:
         shut_down: Callable[[str], None],
         config: Config = DEFAULT_CONFIG,
     ) -> None:
-        """Raises SemipdError when a key file cannot be used."""
+        """Raises SemipdError when a key file cannot be used, or a host or origin is none."""
         self.model_name = model_name
         self.supervisor = supervisor
         self.table = table
         self.generation = generation
         self.config = config
         self.door = Door(config.auth, config.socket.group)
+        self.hosts = Hosts(config.server)
+        self.cors = Cors(config.server.cors_origins, self.hosts)
         self.limiter = RateLimiter(config.limits.requests_per_s, config.limits.burst)
         self.history = table.history
         self.admission = Admission(config.admission, self.history)
