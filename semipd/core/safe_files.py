@@ -11,6 +11,11 @@ from pathlib import Path
 _DEVICE_FOLDERS = frozenset({"/dev", "/dev/fd", "/dev/pts", "/proc/self/fd"})
 """Only the system puts names there, so their links are followed: /dev/stdout is one."""
 
+_WHAT_IT_IS = {
+    errno.ELOOP: "it is a symbolic link; name the file itself",
+    errno.ENXIO: "it is no regular file",  # a pipe that nobody reads, a socket
+}
+
 _MAX_LINKS = 40
 """As many as the kernel follows."""
 
@@ -21,8 +26,8 @@ def open_safely(path: Path, flags: int, mode: int = 0o600) -> int:
     try:
         descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
     except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise _refusal("it is a symbolic link; name the file itself") from error
+        if reason := _WHAT_IT_IS.get(error.errno or 0):
+            raise _refusal(reason) from error
         raise
     try:
         _check(os.fstat(descriptor))

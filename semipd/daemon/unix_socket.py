@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 import time
 import uuid
@@ -56,6 +57,9 @@ from semipd.wire.frames import FrameReader, encode_frame
 
 log = logging.getLogger(__name__)
 
+RESERVED_CONNECTIONS = 16
+"""Of limits.max_connections, and at most an eighth of them: not for guests."""
+
 MAX_IN_FLIGHT = 4096
 """Requests of one connection."""
 
@@ -91,7 +95,7 @@ async def serve_unix_socket(
     num_turned_away = 0
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(connections) >= services.config.limits.max_connections:
+        if len(connections) >= _room(services, writer):
             nonlocal num_turned_away
             num_turned_away += 1
             try:
@@ -117,6 +121,14 @@ async def serve_unix_socket(
         if connections:
             await asyncio.wait(connections.values(), timeout=LAST_WORDS_LIMIT_S)
         await server.wait_closed()
+
+
+def _room(services: Services, writer: asyncio.StreamWriter) -> int:
+    """Connections that may be open for one more of this peer: guests leave some to our own user."""
+    maximum: int = services.config.limits.max_connections
+    uid = peer_of(writer.get_extra_info("socket")).uid
+    is_ours = uid in (os.getuid(), 0)
+    return maximum if is_ours else maximum - min(RESERVED_CONNECTIONS, maximum // 8)
 
 
 class _Connection:
