@@ -86,16 +86,17 @@ def _shortest(address: str) -> str:
 
 
 def _configured(config: ServerConfig) -> Iterable[str]:
-    yield _known(config.host, "server.host")
-    for given in config.allowed_hosts.split(","):
-        if text := given.strip():
-            yield _known(text, "server.allowed_hosts")
+    """Whether server.host is an address is found out when it is bound."""
+    yield _name_of(config.host) or ""
+    for given in filter(None, map(str.strip, config.allowed_hosts.split(","))):
+        name = _ANY if given == _ANY else _name_of(given)
+        if name is None:
+            message = f"{given!r:.200} in server.allowed_hosts is no name of a server."
+            hint = "Write names without http:// and path, such as models.example."
+            raise SemipdError("invalid_config", message, hint, param="server.allowed_hosts")
+        yield name
 
 
-def _known(text: str, setting: str) -> str:
-    name = _ANY if text == _ANY else host_name(text) or host_name(f"[{text}]")
-    if name is None:
-        message = f"{text!r:.200} in {setting} is no name of a server."
-        hint = "Write names without http:// and path, such as models.example."
-        raise SemipdError("invalid_config", message, hint, param=setting)
-    return name
+def _name_of(text: str) -> str | None:
+    """An IPv6 address may come without its brackets."""
+    return host_name(text) or host_name(f"[{text}]")
