@@ -45,7 +45,8 @@ class Lingering:
             return False
         transport.set_protocol(_Discard(transport, self._max_bytes, self.forget))
         self._open.add(transport)
-        transport.write_eof()
+        with suppress(OSError):  # the client has gone: the transport learns it as it reads
+            transport.write_eof()
         if not transport.is_reading():
             transport.resume_reading()
         return True
