@@ -37,6 +37,12 @@ def open_safely(path: Path, flags: int, mode: int = 0o600) -> int:
     return descriptor
 
 
+def make_folder(path: Path) -> None:
+    """With what is missing above it; new folders are ours alone."""
+    refuse_planted_links(path)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 def open_log(path: Path) -> int:
     """A descriptor to append to: of a file that is made when it is missing, or of a device of the system,
     such as /dev/stdout."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from semipd.core.children import module_command, module_environment, signals_held
 from semipd.core.errors import SemipdError
-from semipd.core.safe_files import open_log, open_safely
+from semipd.core.safe_files import make_folder, open_log, open_safely
 
 LAST_LINES = 5
 LAST_BYTES = 2**16
@@ -55,7 +55,7 @@ def locked_pid(path: Path) -> int | None:
 
 def _open_locked(path: Path) -> int:
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(path.parent)
         while True:
             descriptor = open_safely(path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
@@ -140,7 +140,7 @@ def start_detached(arguments: Sequence[str], log_file: Path) -> tuple[int, str]:
 
 def _spawn(arguments: Sequence[str], writer: int, log_file: Path) -> "subprocess.Popen[bytes]":
     try:
-        log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(log_file.parent)
         descriptor = open_log(log_file)
     except OSError as error:
         message = f"The log file {log_file} cannot be written: {error.strerror}."

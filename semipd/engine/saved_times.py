@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from semipd import __version__
-from semipd.core.safe_files import open_safely, refuse_planted_links
+from semipd.core.safe_files import make_folder, open_safely
 from semipd.core.settings import EngineSettings
 from semipd.devices.contract import DeviceInfo
 from semipd.partition.models import Models
@@ -73,8 +73,7 @@ def _read(path: Path) -> bytes:
 
 def _write(path: Path, text: str) -> None:
     """In one go, under a name of its own until then: nobody can have put a link there. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    refuse_planted_links(path.parent)
+    make_folder(path.parent)
     descriptor, name = tempfile.mkstemp(".partial", f"{path.stem}.", path.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from semipd.core import safe_files
-from semipd.core.safe_files import open_log, open_safely, refuse_planted_links
+from semipd.core.safe_files import make_folder, open_log, open_safely, refuse_planted_links
 
 STRANGER = 54321
 
@@ -75,6 +75,20 @@ def test_a_file_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(safe_files.os, "geteuid", lambda: STRANGER)
     with pytest.raises(OSError, match="belongs to user"):
         open_log(tmp_path / "log")
+
+
+def test_folders_are_made_only_where_no_link_of_others_leads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    if not os.getuid():
+        os.lchown(tmp_path / "link", STRANGER + 1, -1)
+    monkeypatch.setattr(safe_files.os, "geteuid", lambda: STRANGER)
+    with pytest.raises(OSError, match="symbolic link of user"):
+        make_folder(tmp_path / "link" / "c")
+    assert not (tmp_path / "a" / "c").exists()
 
 
 def test_links_in_circles(tmp_path: Path) -> None:
