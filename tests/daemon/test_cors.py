@@ -65,8 +65,9 @@ async def test_what_changes_the_daemon_is_closed(tmp_path: Path, origins: str) -
         for method, path in CLOSED:
             status, headers = await preflight(daemon, PAGE, path, method)
             assert (status, cors_headers(headers)) == (403, []), (method, path)
-            _, _, answer = await daemon.ask(method, path, Origin=PAGE)
-            assert not cors_headers({name.lower(): value for name, value in answer.items()}), (method, path)
+        for path in ("/v1/drain", "/v1/requests/x"):
+            _, _, answer = await daemon.ask("DELETE", path, Origin=PAGE)
+            assert not cors_headers({name.lower(): value for name, value in answer.items()}), path
 
 
 async def test_who_is_not_allowed(tmp_path: Path) -> None:
@@ -143,12 +144,18 @@ def test_origins_are_compared_as_browsers_write_them() -> None:
         f"{PAGE};*",
     ],
 )
-async def test_what_is_no_origin_stops_the_start(tmp_path: Path, given: str) -> None:
+def test_what_is_no_origin(given: str) -> None:
     with pytest.raises(SemipdError) as refused:
-        async with running(tmp_path, settings={"server.cors_origins": given}):
-            pass
+        parse_origins(f"{PAGE}, {given}")
     assert refused.value.code == "invalid_config"
     assert "https://chat.example" in refused.value.hint
+
+
+async def test_what_is_no_origin_stops_the_start(tmp_path: Path) -> None:
+    with pytest.raises(SemipdError) as refused:
+        async with running(tmp_path, settings={"server.cors_origins": "chat.example"}):
+            pass
+    assert refused.value.param == "server.cors_origins"
 
 
 def test_off_by_default() -> None:
