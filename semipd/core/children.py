@@ -37,12 +37,13 @@ def module_environment() -> dict[str, str]:
 
 
 def _search_path() -> list[str]:
-    """PYTHONPATH without empty and relative entries: they mean what the working directory holds. Python adds
-    a folder of installed packages by itself, behind its own library."""
+    """PYTHONPATH without empty and relative entries: they mean what the working directory holds. To it comes
+    where we were found ourselves; but what is installed, Python finds by itself, behind its own library."""
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     entries = [entry for entry in given if Path(entry).is_absolute()]
     is_installed = _ROOT.name in ("site-packages", "dist-packages")
-    return entries if is_installed else [*entries, str(_ROOT)]
+    is_searched = any(Path(entry or ".").absolute() == _ROOT for entry in sys.path)
+    return [*entries, str(_ROOT)] if is_searched and not is_installed else entries
 
 
 def ignore_signals() -> None:

@@ -27,8 +27,6 @@ INFERENCE_ROUTES = frozenset(
         "/tokenize",
         "/detokenize",
         "/tokenizer_info",
-        "/v1/requests",
-        "/v1/requests/{id}",
     }
 )
 

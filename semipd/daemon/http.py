@@ -155,7 +155,6 @@ class _Guard:
         self._arriving_bytes += expected_bytes
         try:
             async with OwnTime(self._body_limit_s):
-            async with asyncio.timeout(self._body_limit_s):
                 await ask_for_body(request)
                 await request.read()
         except TimeoutError as error:

@@ -13,8 +13,8 @@ from aiohttp.http_exceptions import LineTooLong
 from semipd.config_sections import LimitsConfig
 from semipd.core.errors import SemipdError
 from semipd.daemon.http_errors import REASONS, error_body, error_headers, error_response, status_of
-from semipd.daemon.own_timer import OwnTimer
 from semipd.daemon.lingering import MAX_LINGERING, Lingering, LingeringTransport
+from semipd.daemon.own_timer import OwnTimer
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from semipd.core.children import module_command, module_environment, signals_held
 from semipd.core.patience import StartPatience
 from semipd.core.process_usage import Usage, tree_usage
-from semipd.core.children import module_command, module_environment, signals_held
 from semipd.devices.contract import LaneFailed, LaneName
 from semipd.devices.cpu.messages import LANE_FRAME_BYTES, STEP_FAILED, Message
 from semipd.wire.channel import Channel
