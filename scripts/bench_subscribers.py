@@ -71,7 +71,7 @@ async def meanwhile(work: list[Coroutine[Any, Any, None]]) -> AsyncIterator[None
 def daemon(device: str, model: str, folder: Path) -> Iterator[tuple[Path, int]]:
     """Its socket and its pid, when it serves."""
     path, log = folder / "daemon.sock", folder / "log"
-    command = [sys.executable, "-m", "semipd.cli", "start", "--device", device, "--model", model]
+    command = [sys.executable, "-P", "-m", "semipd.cli", "start", "--device", device, "--model", model]
     command += ["--socket", str(path), "--port", "0", "--set", "drain.limit_s=0"]
     with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         try:

@@ -33,7 +33,7 @@ from benchlib.procfs import ProcessCpu, cpu_used, process_tree
 
 from semipd.client import AsyncClient
 
-TOP = [sys.executable, "-m", "semipd_top.cli"]
+TOP = [sys.executable, "-P", "-m", "semipd_top.cli"]
 SIZES = ((200, 50), (80, 24))
 INTERVALS_S = (0.25, 0.5, 1.0)
 VIEWS = (("2", "requests"), ("3", "events"), ("1", "overview"))
@@ -127,7 +127,17 @@ def dashboard(
 def daemon(folder: Path) -> Iterator[tuple[int, Path]]:
     """Its pid and its socket."""
     socket_path = folder / "s.sock"
-    command = [sys.executable, "-m", "semipd.cli", "start", "--device", "sim:h200", "--model", "llama-3-8b"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "semipd.cli",
+        "start",
+        "--device",
+        "sim:h200",
+        "--model",
+        "llama-3-8b",
+    ]
     command += ["--port", "0", "--socket", str(socket_path)]
     env = os.environ | {"XDG_STATE_HOME": str(folder)}
     with (folder / "log").open("w") as log:

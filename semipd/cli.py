@@ -171,7 +171,8 @@ def _start(arguments: argparse.Namespace) -> int:
 
     report = Report(arguments.report_fd)
     try:
-        return run(config, pid_file=_pid_file(arguments, config), on_ready=report.ready)
+        pid_file, log_file = _pid_file(arguments, config), _log_file(arguments, config)
+        return run(config, pid_file=pid_file, log_file=log_file, on_ready=report.ready)
     except SemipdError as error:
         report.failed(error)
         log.error("the start failed [%s]: %s", error.code, error)
@@ -188,7 +189,7 @@ def _refuse_background_flags(arguments: argparse.Namespace) -> None:
 def _detach(arguments: argparse.Namespace, config: Config) -> int:
     from semipd.daemon.detach import start_detached
 
-    log_file = arguments.log_file or config.socket_path.with_suffix(".log")
+    log_file = _log_file(arguments, config)
     pid, announcement = start_detached(arguments.argv, log_file)
     print(announcement, end="")
     print(f"pid {pid} ({_pid_file(arguments, config)}), log {log_file}; stop it with: semipd-daemon stop")
@@ -197,6 +198,11 @@ def _detach(arguments: argparse.Namespace, config: Config) -> int:
 
 def _pid_file(arguments: argparse.Namespace, config: Config) -> Path:
     path: Path = arguments.pid_file or config.socket_path.with_suffix(".pid")
+    return path
+
+
+def _log_file(arguments: argparse.Namespace, config: Config) -> Path:
+    path: Path = arguments.log_file or config.socket_path.with_suffix(".log")
     return path
 
 

@@ -29,6 +29,11 @@ class ServerConfig:
     allowed_hosts: str = option(
         "", "Further names of this server in Host headers, separated by commas; *: any name."
     )
+    cors_origins: str = option(
+        "",
+        "Origins of web pages that may use this server, separated by commas, such as https://chat.example; "
+        "*: any; empty: none.",
+    )
     log_level: str = option(
         "info", "Least severe log lines written to stderr.", choices=("debug", "info", "warning", "error")
     )

@@ -42,7 +42,17 @@ class Target:
         self.log_path = folder / "daemon.log"
         self.url = ""
         self._mark = uuid.uuid4().hex
-        command = [sys.executable, "-m", "semipd.cli", "start", "--device", device, "--model", str(model)]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "semipd.cli",
+            "start",
+            "--device",
+            device,
+            "--model",
+            str(model),
+        ]
         command += ["--port", "0", "--socket", str(self.socket_path)]
         for key, value in options.items():
             command += ["--set", f"{key}={value}"]

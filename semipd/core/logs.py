@@ -1,10 +1,12 @@
 """Log lines of daemon and engine: text for people, or one JSON object a line.
 
-What a line is about stands in fields (`extra={"request_id": ...}`), not in the sentence.
+What a line is about stands in fields (`extra={"request_id": ...}`), not in the sentence. Whatever clients
+send may be part of a line: it cannot end the line, forge another, or reach a terminal as a control sequence.
 """
 
 import json
 import logging
+import re
 import sys
 import time
 from typing import Any, Literal, TextIO, get_args
@@ -14,6 +16,10 @@ LOG_FORMATS: tuple[str, ...] = get_args(LogFormat)
 
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """What every record has; anything else came with `extra`."""
+
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Control characters, ends of lines, and what changes the direction of text."""
 
 
 def configure_logging(log_format: LogFormat, level: str = "info") -> None:
@@ -50,7 +56,12 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
         facts = "".join(f" {name}={value}" for name, value in _fields(record).items())
-        return super().formatMessage(record) + facts
+        return _in_one_line(super().formatMessage(record) + facts)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """Indented: no line of it looks like the beginning of another."""
+        lines = super().formatException(ei).split("\n")
+        return "\n".join("  " + _in_one_line(line) for line in lines)
 
 
 class JsonFormatter(logging.Formatter):
@@ -67,7 +78,11 @@ class JsonFormatter(logging.Formatter):
         line |= {name: value for name, value in _fields(record).items() if name not in line}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        return _in_one_line(json.dumps(line, default=str, ensure_ascii=False))
+
+
+def _in_one_line(text: str) -> str:
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -196,5 +196,15 @@ class DetokenizeAnswer(TypedDict):
     prompt: str
 
 
+class VersionAnswer(TypedDict):
+    version: str
+
+
+class LoadAnswer(TypedDict):
+    """`server_load`: requests for tokens being served."""
+
+    server_load: int
+
+
 class HealthAnswer(TypedDict):
     status: str

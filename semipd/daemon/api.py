@@ -11,9 +11,11 @@ from semipd.daemon.answer_types import (
     Completion,
     DetokenizeAnswer,
     HealthAnswer,
+    LoadAnswer,
     ModelCard,
     ModelList,
     TokenizeAnswer,
+    VersionAnswer,
 )
 from semipd.daemon.drain_routes import DrainWish
 from semipd.daemon.openapi import Operation, document
@@ -53,6 +55,10 @@ OPERATIONS = (
     Operation("get", "/tokenizer_info", "tokenizerInfo", "The tokenizer's configuration.", _Map),
     Operation("get", "/health", "health", "The process lives.", HealthAnswer),
     Operation("get", "/ready", "ready", "The engine answers; 503 until it does.", HealthAnswer),
+    Operation("get", "/ping", "ping", "The process lives.", None),
+    Operation("post", "/ping", "postPing", "The same.", None),
+    Operation("get", "/version", "version", "The daemon's version.", VersionAnswer),
+    Operation("get", "/load", "load", "How many requests are being served.", LoadAnswer),
     Operation("get", "/v1/status", "status", "Numbers of daemon and engine.", _Map),
     Operation("get", "/v1/requests", "listRequests", "Live and recent requests.", _Map),
     Operation("get", "/v1/requests/{id}", "retrieveRequest", "One request and its events.", _Map),

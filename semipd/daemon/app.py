@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from semipd.config import Config
+from semipd.core.children import ignore_signals, release_signals, signals_held
 from semipd.core.errors import SemipdError
 from semipd.core.logs import configure_logging
 from semipd.daemon.addresses import claim_http, claim_socket
@@ -21,6 +22,7 @@ from semipd.daemon.detach import claim_pid_file
 from semipd.daemon.engine_run import EngineReady
 from semipd.daemon.generation import GenerationService
 from semipd.daemon.http import serve_http
+from semipd.daemon.log_file import LogFile
 from semipd.daemon.model_files import DEMO_NAME, ModelFiles
 from semipd.daemon.params import Limits
 from semipd.daemon.process_limits import raise_file_limit
@@ -29,6 +31,7 @@ from semipd.daemon.requests import RequestTable
 from semipd.daemon.sd_notify import EXTENSION, Notifier
 from semipd.daemon.services import Services
 from semipd.daemon.supervisor import Supervisor
+from semipd.daemon.terminal import Terminal
 from semipd.daemon.unix_socket import serve_unix_socket
 from semipd.engine.launcher import EngineChild, spawn_engine
 
@@ -44,22 +47,26 @@ def run(
     spawn: Callable[[], EngineChild] = spawn_engine,
     *,
     pid_file: Path | None = None,
+    log_file: Path | None = None,
     on_ready: Callable[[str], None] = lambda _announcement: None,
 ) -> int:
-    """Run the daemon until it is stopped. Call from the main thread. `on_ready` gets what a person needs to
-    try it. Returns the exit code: 0 when asked to stop, 1 when the engine was given up, 130 when asked twice.
-    Raises SemipdError when the start fails."""
+    """Run the daemon until it is stopped. Call from the main thread. `log_file`: where standard error goes,
+    if somebody has opened a file for it. `on_ready` gets what a person needs to try it. Returns the exit
+    code: 0 when asked to stop, 1 when the engine was given up, 130 when asked twice. Raises SemipdError when
+    the start fails."""
     configure_logging(config.server.log_format, config.server.log_level)
     if note := raise_file_limit():
         log.warning("%s", note)
     with ExitStack() as stack:
+        stack.enter_context(signals_held())
+        ignore_signals()
         if pid_file is not None and (stale := stack.enter_context(claim_pid_file(pid_file))) is not None:
             log.warning("the daemon before, pid %d, left its pid file %s behind", stale, pid_file)
         is_simulated = config.engine.device.startswith("sim:")
         files = ModelFiles.open(DEMO_NAME if is_simulated else config.model.name)
         runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
         notifier = stack.enter_context(closing(Notifier.from_environment(os.environ)))
-        daemon = Daemon(config, files, spawn, on_ready, notifier)
+        daemon = Daemon(config, files, spawn, on_ready, notifier, LogFile(log_file) if log_file else None)
         # What is being closed may swallow the cancellation, so the daemon itself says that it was forced.
         with suppress(asyncio.CancelledError):
             code = runner.run(daemon.live())
@@ -76,8 +83,11 @@ class Daemon:
         spawn: Callable[[], EngineChild],
         on_ready: Callable[[str], None],
         notifier: Notifier,
+        log_file: LogFile | None = None,
     ) -> None:
         self.was_forced = False
+        self._log_file = log_file
+        self._terminal = Terminal()
         self._notifier = notifier
         self._services: Services | None = None
         self._reloading: set[asyncio.Task[None]] = set()
@@ -171,6 +181,8 @@ class Daemon:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal, number)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        loop.add_signal_handler(signal.SIGUSR1, self._reopen_log)
+        release_signals()
 
     def _on_signal(self, number: signal.Signals) -> None:
         """The first lets requests finish; the second does not wait for anybody any more."""
@@ -189,11 +201,29 @@ class Daemon:
         self._main.cancel()
 
     def _on_hangup(self) -> None:
-        """Read the key files again."""
+        """Read the key files and open the log file again; or, if it was the terminal's, stop."""
+        if self._terminal.was_closed():
+            self._on_closed_terminal()
+            return
+        if self._log_file is not None:
+            self._reopen_log()
         if self._services is not None:
             task = asyncio.create_task(self._services.door.reload(), name="reload-keys")
             self._reloading.add(task)
             task.add_done_callback(self._reloading.discard)
+
+    def _on_closed_terminal(self) -> None:
+        """It is often told twice, by the system and by the shell."""
+        drain = self._services.drain if self._services is not None else None
+        if drain is None or not drain.stops:
+            log.warning("the terminal was closed")
+            self._on_signal(signal.SIGHUP)
+
+    def _reopen_log(self) -> None:
+        if self._log_file is None:
+            log.info("there is no log file to open again: the log goes to standard error")
+        elif self._log_file.reopen():
+            self._supervisor.reopen_log()
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
         """The coroutine's result; None, and the coroutine cancelled, when somebody asks to stop first."""

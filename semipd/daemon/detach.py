@@ -4,15 +4,17 @@ import fcntl
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from semipd.core.children import module_command, module_environment, signals_held
 from semipd.core.errors import SemipdError
+from semipd.core.safe_files import make_folder, open_log, open_safely
 
 LAST_LINES = 5
+LAST_BYTES = 2**16
 """Of the log, shown when a start fails without a word."""
 
 
@@ -39,7 +41,7 @@ def claim_pid_file(path: Path) -> Iterator[int | None]:
 def locked_pid(path: Path) -> int | None:
     """The pid of the running daemon that holds this file; None: nobody does, whatever number stands in it."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     try:
@@ -53,9 +55,9 @@ def locked_pid(path: Path) -> int | None:
 
 def _open_locked(path: Path) -> int:
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(path.parent)
         while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            descriptor = open_safely(path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -138,24 +140,30 @@ def start_detached(arguments: Sequence[str], log_file: Path) -> tuple[int, str]:
 
 def _spawn(arguments: Sequence[str], writer: int, log_file: Path) -> "subprocess.Popen[bytes]":
     try:
-        log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        make_folder(log_file.parent)
+        descriptor = open_log(log_file)
     except OSError as error:
         message = f"The log file {log_file} cannot be written: {error.strerror}."
         raise SemipdError("log_file_unusable", message, "Choose another --log-file.") from error
     try:
-        return subprocess.Popen(
-            [sys.executable, "-m", "semipd.cli", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,  # for people, who get it through the pipe
-            stderr=descriptor,
-            pass_fds=[writer],
-            start_new_session=True,
-        )
+        with signals_held():
+            return subprocess.Popen(
+                [*module_command("semipd.cli"), *arguments],
+                env=module_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # for people, who get it through the pipe
+                stderr=descriptor,
+                pass_fds=[writer],
+                start_new_session=True,
+            )
     finally:
         os.close(descriptor)
 
 
 def _last_lines(path: Path) -> str:
-    lines = path.read_text(errors="replace").splitlines()
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - LAST_BYTES, 0))
+        lines = file.read().decode(errors="replace").splitlines()
     return "\n".join(lines[-LAST_LINES:])

@@ -12,10 +12,13 @@ from semipd.daemon.peers import group_id
 
 log = logging.getLogger(__name__)
 
-OPEN_ROUTES = frozenset({"/health", "/ready", "/openapi.json"})
+PROBE_ROUTES = frozenset({"/health", "/ready", "/ping"})
+"""For load balancers, which ask under any name and tell nothing."""
+
+OPEN_ROUTES = PROBE_ROUTES | {"/openapi.json", "/version", "/load"}
 """Probes, and what is public anyway."""
 
-CLIENT_ROUTES = frozenset(
+INFERENCE_ROUTES = frozenset(
     {
         "/v1/completions",
         "/v1/chat/completions",
@@ -24,10 +27,10 @@ CLIENT_ROUTES = frozenset(
         "/tokenize",
         "/detokenize",
         "/tokenizer_info",
-        "/v1/requests",
-        "/v1/requests/{id}",
     }
 )
+
+CLIENT_ROUTES = INFERENCE_ROUTES | {"/v1/requests", "/v1/requests/{id}"}
 """What a key may use. All else shows or changes what concerns everybody: operators only."""
 
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
@@ -89,7 +92,7 @@ class Door:
 
     @staticmethod
     def _is_generation(route: str) -> bool:
-        return route in CLIENT_ROUTES and not route.startswith("/v1/requests")
+        return route in INFERENCE_ROUTES
 
     async def reload(self) -> None:
         """Read the files again; if that fails, the keys in force stay, and the log says why."""

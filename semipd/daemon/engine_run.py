@@ -159,6 +159,10 @@ class EngineRun:
             self._accused = self._accused or why
             os.killpg(self._child.process.pid, signal.SIGKILL)
 
+    def reopen_log(self) -> None:
+        """It takes over our standard error stream as it is now."""
+        self._child.process.send_signal(signal.SIGUSR1)
+
     async def stop(self) -> None:
         """SIGTERM, a bounded wait, SIGKILL. Idempotent; also after a failed start."""
         process = self._child.process

@@ -8,14 +8,17 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from semipd import __version__
 from semipd.core.errors import SemipdError
 from semipd.daemon.addresses import DEFAULT_BACKLOG
 from semipd.daemon.api import add_document
 from semipd.daemon.callers import Caller
-from semipd.daemon.door import OPEN_ROUTES
+from semipd.daemon.door import OPEN_ROUTES, PROBE_ROUTES
 from semipd.daemon.drain_routes import add_drain_routes
-from semipd.daemon.http_connections import Connection, connection_factory
+from semipd.daemon.expectations import ask_for_body, check_expectation, hold_expectations
+from semipd.daemon.http_connections import Connection, Connections
 from semipd.daemon.http_errors import CALLER, Handler, add_request_id, answer_errors, error_response
+from semipd.daemon.lingering import Lingering
 from semipd.daemon.openai_routes import add_routes as add_openai
 from semipd.daemon.operations import GENERATING_PATHS, refusal_recorder
 from semipd.daemon.operations import add_routes as add_operations
@@ -26,11 +29,13 @@ from semipd.wire.own_time import OwnTime
 SHUTDOWN_LIMIT_S = 3.0
 """For handlers to send their last words; then they are cancelled."""
 
+LAST_ANSWERS_LIMIT_S = 1.0
+"""For clients to take the last answers when the daemon ends."""
+
 MAX_ARRIVING_BYTES = 256 * 2**20
 """Of all bodies that are being read; without it each connection could hold server.max_body_bytes."""
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 @asynccontextmanager
@@ -42,29 +47,39 @@ async def serve_http(
     app = make_app(services)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_LIMIT_S)
     await runner.setup()
+    assert runner.server is not None
+    hold_expectations(runner.server)
+    lingering = Lingering(services.config.server.max_body_bytes)
+    connections = Connections(runner.server, services.config.limits, lingering)
     servers: list[asyncio.Server] = []
+    loop = asyncio.get_running_loop()
     try:
-        assert runner.server is not None
-        factory = connection_factory(runner.server, services.config.limits)
-        loop = asyncio.get_running_loop()
         for listener in listeners:
-            servers.append(await loop.create_server(factory, sock=listener, backlog=backlog))
+            servers.append(await loop.create_server(connections.newcomer, sock=listener, backlog=backlog))
         yield
     finally:
         for server in servers:
             server.close()
         await runner.cleanup()
+        connections.refuse_overflows()
+        await lingering.close_all(LAST_ANSWERS_LIMIT_S)
 
 
 def make_app(services: Services) -> web.Application:
     max_body_bytes = services.config.server.max_body_bytes
-    middlewares = [answer_errors, refusal_recorder(services), _Guard(services).middleware()]
+    cors, guard = services.cors, _Guard(services)
+    middlewares = [answer_errors, refusal_recorder(services), guard.middleware(), cors.middleware()]
     app = web.Application(middlewares=middlewares, client_max_size=max_body_bytes)
     app.on_response_prepare.append(add_request_id)
+    cors.install(app)
     operations = _Operations(services)
     app.router.add_get("/v1/status", operations.status)
     app.router.add_get("/health", operations.health)
     app.router.add_get("/ready", operations.ready)
+    app.router.add_get("/ping", operations.ping)
+    app.router.add_post("/ping", operations.ping)
+    app.router.add_get("/version", operations.version)
+    app.router.add_get("/load", operations.load)
     add_openai(app, services)
     add_operations(app, services)
     add_partition_routes(app, services)
@@ -82,8 +97,6 @@ class _Guard:
         self._max_body_bytes = config.server.max_body_bytes
         self._body_limit_s = config.limits.body_limit_s
         self._arriving_bytes = 0
-        further = {name.strip().lower() for name in config.server.allowed_hosts.split(",") if name.strip()}
-        self._names = _LOCAL_NAMES | {config.server.host.lower()} | further
 
     def middleware(self) -> Middleware:
         @web.middleware
@@ -100,9 +113,11 @@ class _Guard:
     async def _check(self, request: web.Request, route: str) -> None:
         request[CALLER] = caller = self._caller(request, route)
         self._services.door.check(caller, route, request.method)
-        if request.method in _SAFE_METHODS:
+        if route not in PROBE_ROUTES:
+            self._services.hosts.check(request)
+        check_expectation(request)
+        if request.method in _SAFE_METHODS or route in PROBE_ROUTES:
             return
-        self._check_host(request)
         _check_content_type(request)
         if request.path in GENERATING_PATHS:
             self._services.check_open()
@@ -122,19 +137,6 @@ class _Guard:
             self._services.limiter.take(caller.name or address)
         return caller
 
-    def _check_host(self, request: web.Request) -> None:
-        """A page in the operator's browser can reach us under a name of its own (DNS rebinding), but not
-        under the bare address."""
-        host = request.headers.get("Host", "")
-        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-        if "*" in self._names or name.lower() in self._names or name.strip("[]") == _own_address(request):
-            return
-        raise SemipdError(
-            "host_not_allowed",
-            f"The Host header {host!r:.200} is not allowed.",
-            f"Use one of: {', '.join(sorted(self._names))}; or add the name to server.allowed_hosts.",
-        )
-
     async def _read_body(self, request: web.Request) -> None:
         """The body is then kept by the request: `request.read()` gives it again."""
         too_large = SemipdError(
@@ -153,6 +155,7 @@ class _Guard:
         self._arriving_bytes += expected_bytes
         try:
             async with OwnTime(self._body_limit_s):
+                await ask_for_body(request)
                 await request.read()
         except TimeoutError as error:
             message = f"The body did not arrive within limits.body_limit_s={self._body_limit_s:g} s."
@@ -163,13 +166,6 @@ class _Guard:
             raise SemipdError("malformed_http", f"The body cannot be read: {error!s:.200}.") from error
         finally:
             self._arriving_bytes -= expected_bytes
-
-
-def _own_address(request: web.Request) -> str | None:
-    """The address at our end of the connection."""
-    transport = request.transport
-    name = transport.get_extra_info("sockname") if transport is not None else None
-    return str(name[0]) if isinstance(name, tuple) else None
 
 
 def _check_content_type(request: web.Request) -> None:
@@ -187,13 +183,23 @@ def _check_content_type(request: web.Request) -> None:
 
 
 class _Operations:
-    """The routes that only look."""
+    """The routes that say how the daemon is."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
 
     async def health(self, _request: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
+
+    async def ping(self, _request: web.Request) -> web.Response:
+        """/health for those who want nothing said."""
+        return web.Response()
+
+    async def version(self, _request: web.Request) -> web.Response:
+        return web.json_response({"version": __version__})
+
+    async def load(self, _request: web.Request) -> web.Response:
+        return web.json_response({"server_load": self._services.num_serving})
 
     async def ready(self, _request: web.Request) -> web.Response:
         try:

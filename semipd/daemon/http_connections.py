@@ -3,9 +3,9 @@
 import asyncio
 import json
 import logging
+import re
 import socket
-from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
@@ -13,6 +13,7 @@ from aiohttp.http_exceptions import LineTooLong
 from semipd.config_sections import LimitsConfig
 from semipd.core.errors import SemipdError
 from semipd.daemon.http_errors import REASONS, error_body, error_headers, error_response, status_of
+from semipd.daemon.lingering import MAX_LINGERING, Lingering, LingeringTransport
 from semipd.daemon.own_timer import OwnTimer
 
 log = logging.getLogger(__name__)
@@ -20,22 +21,42 @@ log = logging.getLogger(__name__)
 KEEPALIVE_S = 75.0
 """An idle connection is closed after so long; so is one whose next head does not come to its end."""
 
+OVERFLOW_HEAD_S = 1.0
+"""For the head of a request on a connection too many; then it is refused in any case."""
+
+RESERVED_CONNECTIONS = 16
+"""Beyond limits.max_connections, for requests that ask how the daemon is."""
+
+_OPERATORS_REQUEST = re.compile(rb"(?:GET|HEAD) (?:/health|/ready|/ping|/metrics|/v1/status)[ ?]")
+
 UNSENT_BYTES = 2**16
 """Kept by the kernel for a client that reads slowly, which would otherwise be several MiB."""
 
 
 class Connection(web.RequestHandler):
-    """aiohttp's, which answers what is no HTTP in its own words, and lets a first head take a minute."""
+    """aiohttp's, which answers what is no HTTP in its own words, lets a first head take a minute, and closes
+    a socket that a client is still sending to. `answers_once`: it is closed after its first answer."""
 
-    __slots__ = ("_head_limit", "_head_limit_s")
+    __slots__ = ("_answers_once", "_head_limit", "_head_limit_s", "_lingering")
 
-    def __init__(self, manager: web.Server, *, head_limit_s: float, **options: Any) -> None:
+    def __init__(
+        self,
+        manager: web.Server,
+        *,
+        lingering: Lingering,
+        head_limit_s: float,
+        answers_once: bool = False,
+        **options: Any,
+    ) -> None:
         super().__init__(manager, **options)
+        self._lingering = lingering
+        self._answers_once = answers_once
         self._head_limit_s = head_limit_s
         self._head_limit: OwnTimer | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
+        ours = LingeringTransport(cast(asyncio.Transport, transport), self._lingering, self)
+        super().connection_made(cast(asyncio.Transport, ours))
         peer: socket.socket = transport.get_extra_info("socket")
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         self._head_limit = OwnTimer(self._loop, self._head_limit_s, self._no_head)
@@ -52,18 +73,25 @@ class Connection(web.RequestHandler):
 
     def _no_head(self) -> None:
         self._head_limit = None
-        if isinstance(self.transport, asyncio.Transport):
+        if self.transport is not None:
             limit = f"limits.head_limit_s={self._head_limit_s:g}"
             error = SemipdError("request_timeout", f"No request came within {limit} s.")
             self.transport.write(_plain_answer(error))
+            self.transport.close()
         self.force_close()
+
+    def force_close(self) -> None:
+        """A connection that waits for a request is owed nothing."""
+        if self._waiter is not None and isinstance(self.transport, LingeringTransport):
+            self.transport.close_at_once()
+        super().force_close()
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """What aiohttp refuses before any middleware is asked: an Expect header."""
-        if isinstance(resp, web.HTTPException) and resp.status >= 400:
-            resp = error_response(SemipdError("expectation_failed", resp.text or resp.reason))
+        """What is left of a body is no request."""
+        if not resp.prepared and (self._answers_once or not request.content.is_eof()):
+            resp.force_close()
         return await super().finish_response(request, resp, start_time)
 
     def handle_error(
@@ -89,44 +117,116 @@ class Connection(web.RequestHandler):
         return answer
 
 
-class _Full(asyncio.Protocol):
-    """Too many connections: the answer is the same for everybody, and nothing is read."""
+class _Newcomer(asyncio.Protocol):
+    """A connection that is being accepted. One too many is refused when its request's head has come, so that
+    no client meets an answer before it has asked; an operator who asks how the daemon is gets one of the
+    reserved connections."""
 
-    def __init__(self, answer: bytes) -> None:
-        self._answer = answer
+    def __init__(self, connections: "Connections") -> None:
+        self._connections = connections
+        self._head = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.write(self._answer)
-        transport.close()
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are none to isinstance
+        if self._connections.have_room:
+            self._connections.hand_over(self._transport)
+            return
+        self._timer = asyncio.get_running_loop().call_later(OVERFLOW_HEAD_S, self.refuse)
+        self._connections.overflows.add(self)
+        if len(self._connections.overflows) > MAX_LINGERING:
+            self.refuse()
+
+    def data_received(self, data: bytes) -> None:
+        self._head += data
+        if self._connections.may_have_reserved(self._head):
+            self._timer.cancel()
+            self._connections.overflows.discard(self)
+            self._connections.hand_over(self._transport, self._head)
+        elif b"\r\n\r\n" in self._head or len(self._head) > self._connections.max_header_bytes:
+            self.refuse()
+
+    def eof_received(self) -> None:
+        self.refuse()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._timer.cancel()
+        self._connections.overflows.discard(self)
+
+    def refuse(self) -> None:
+        self._timer.cancel()
+        self._connections.overflows.discard(self)
+        self._connections.refuse(self._transport)
 
 
-def connection_factory(server: web.Server, limits: LimitsConfig) -> Callable[[], asyncio.Protocol]:
-    """What `loop.create_server` calls for each connection."""
-    loop = asyncio.get_running_loop()
-    full = SemipdError(
-        "too_many_connections",
-        f"limits.max_connections={limits.max_connections} are open.",
-        "Use fewer connections, or try again later.",
-        retry_after_s=1,
-    )
-    answer = _plain_answer(full)
+class Connections:
+    """Makes what handles each connection of a server: as many as the limits allow, and refusals."""
 
-    def connection() -> asyncio.Protocol:
-        if len(server.connections) >= limits.max_connections:
-            return _Full(answer)
+    def __init__(self, server: web.Server, limits: LimitsConfig, lingering: Lingering) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._server = server
+        self._limits = limits
+        self._lingering = lingering
+        self._refusal = _plain_answer(_too_many(limits.max_connections))
+        self.overflows: set[_Newcomer] = set()
+        """Those that are still being listened to."""
+
+    @property
+    def max_header_bytes(self) -> int:
+        return self._limits.max_header_bytes
+
+    def newcomer(self) -> asyncio.Protocol:
+        """What `loop.create_server` calls for each connection; it is counted when it is made."""
+        return _Newcomer(self)
+
+    @property
+    def have_room(self) -> bool:
+        return len(self._server.connections) < self._limits.max_connections
+
+    def may_have_reserved(self, head: bytes) -> bool:
+        """Whether so much of a head asks for what is shown on reserved connections, and one is free."""
+        is_free = len(self._server.connections) < self._limits.max_connections + RESERVED_CONNECTIONS
+        return is_free and _OPERATORS_REQUEST.match(head) is not None
+
+    def hand_over(self, transport: asyncio.Transport, received: bytes = b"") -> None:
+        """`received` on a reserved connection, which is closed after its answer."""
+        connection = self._connection(answers_once=bool(received))
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
+        if received:
+            connection.data_received(received)
+
+    def refuse_overflows(self) -> None:
+        """At the end of the server."""
+        for overflow in [*self.overflows]:
+            overflow.refuse()
+
+    def refuse(self, transport: asyncio.Transport) -> None:
+        transport.write(self._refusal)
+        self._lingering.close(transport)
+
+    def _connection(self, *, answers_once: bool) -> Connection:
         return Connection(
-            server,
-            loop=loop,
-            head_limit_s=limits.head_limit_s,
+            self._server,
+            loop=self._loop,
+            lingering=self._lingering,
+            head_limit_s=self._limits.head_limit_s,
+            answers_once=answers_once,
             keepalive_timeout=KEEPALIVE_S,
+            lingering_time=0,
             access_log=None,
-            max_line_size=limits.max_header_bytes,
-            max_field_size=limits.max_header_bytes,
+            max_line_size=self._limits.max_header_bytes,
+            max_field_size=self._limits.max_header_bytes,
             auto_decompress=False,  # a small body could become a large one
         )
 
-    return connection
+
+def _too_many(max_connections: int) -> SemipdError:
+    return SemipdError(
+        "too_many_connections",
+        f"limits.max_connections={max_connections} are open.",
+        "Use fewer connections, or try again later.",
+        retry_after_s=1,
+    )
 
 
 def _plain_answer(error: SemipdError) -> bytes:

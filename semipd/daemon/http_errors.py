@@ -27,6 +27,7 @@ _STATUS: dict[str, int] = {
     "invalid_api_key": 401,
     "operator_required": 403,
     "host_not_allowed": 403,
+    "origin_not_allowed": 403,
     "model_not_found": 404,
     "not_found": 404,
     "method_not_allowed": 405,

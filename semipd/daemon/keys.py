@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from semipd.core.errors import SemipdError
+from semipd.core.safe_files import refuse_planted_links
 
 MIN_KEY_CHARS = 16
 MAX_FILE_BYTES = 2**20
@@ -49,6 +50,7 @@ def _digest(key: str) -> bytes:
 
 def _read(path: Path, setting: str) -> str:
     try:
+        refuse_planted_links(path)
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
             _check_mode(os.fstat(descriptor), path, setting)

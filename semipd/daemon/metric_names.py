@@ -89,7 +89,7 @@ def _counters() -> Iterator[Definition]:
     yield counter("semipd:slow_steps", slow, "lane")
     yield counter("semipd:lane_tokens", "Tokens a lane has computed, by phase.", "lane", "phase")
     yield counter("semipd:requests_refused", "Requests refused before or by the engine, by code.", "code")
-    yield counter("semipd:ignored_fields", "Requests that carried a field that is unknown here.", "field")
+    yield counter("semipd:ignored_fields", "Fields of requests that are unknown here and were ignored.")
     yield counter("semipd:engine_deaths", "Engines that died or had to be killed.")
     yield counter("semipd:worker_deaths", "Lane workers that the engine had to replace.", "lane")
     yield counter("semipd:requests_resumed", "Requests taken up again by the engine after a dead one.")

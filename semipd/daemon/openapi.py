@@ -18,8 +18,8 @@ _RETRY_AFTER = {
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One route. `chunk`: type of a stream's events, for a route that can stream. `media`: of its answer.
-    `needs_body`: without one the request is refused."""
+    """One route. `answer`: its type; None: it has no body. `chunk`: type of a stream's events, for a route
+    that can stream. `media`: of its answer. `needs_body`: without one the request is refused."""
 
     method: Literal["get", "post", "put", "patch", "delete"]
     path: str
@@ -33,7 +33,9 @@ class Operation:
 
     @property
     def types(self) -> list[tuple[Any, JsonSchemaMode]]:
-        answers: list[tuple[Any, JsonSchemaMode]] = [(self.answer, "serialization")]
+        answers: list[tuple[Any, JsonSchemaMode]] = []
+        if self.answer is not None:
+            answers.append((self.answer, "serialization"))
         if self.chunk is not None:
             answers.append((self.chunk, "serialization"))
         return answers if self.body is None else [(self.body, "validation"), *answers]
@@ -68,7 +70,9 @@ def document(operations: Iterable[Operation], version: str) -> dict[str, Any]:
 
 
 def _describe(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
-    content: dict[str, Any] = {operation.media: {"schema": schemas[id(operation.answer), "serialization"]}}
+    content: dict[str, Any] = {}
+    if operation.answer is not None:
+        content[operation.media] = {"schema": schemas[id(operation.answer), "serialization"]}
     if operation.chunk is not None:
         chunk = schemas[id(operation.chunk), "serialization"]
         content["text/event-stream"] = {"schema": _event(chunk)}
@@ -77,7 +81,7 @@ def _describe(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
         "operationId": operation.name,
         "summary": operation.summary,
         "responses": {
-            "200": {"description": "The answer.", "content": content},
+            "200": {"description": "The answer."} | ({"content": content} if content else {}),
             "default": {
                 "description": "A refusal or a failure, with its code.",
                 "headers": {"Retry-After": _RETRY_AFTER},

@@ -35,15 +35,18 @@ def add_routes(app: web.Application, services: Services) -> None:
 
 
 def refusal_recorder(services: Services) -> Middleware:
-    """Middleware: requests for tokens that never reach the engine are counted by code."""
+    """Middleware: requests for tokens are counted while they are served, and by code if they never reach the
+    engine."""
 
     @web.middleware
     async def record_refusals(request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
+        if request.method != "POST" or request.path not in GENERATING_PATHS:
             return await handler(request)
+        try:
+            with services.serving():
+                return await handler(request)
         except SemipdError as error:
-            if request.method == "POST" and request.path in GENERATING_PATHS:
-                services.history.answered_with_error(error.code, request[REQUEST_ID], request[ARRIVAL_NS])
+            services.history.answered_with_error(error.code, request[REQUEST_ID], request[ARRIVAL_NS])
             raise
 
     return record_refusals

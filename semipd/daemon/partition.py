@@ -7,7 +7,7 @@ import pwd
 from typing import Annotated, Any, Literal, TypeVar
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from semipd.core.messages import GetPartition, SetPartition, SetSlo
 from semipd.core.slo import SLO_BOUNDS
@@ -21,7 +21,14 @@ MAX_WORDS = 200
 """Characters of an actor or a reason: they are kept in the history and shown on screens."""
 
 B = TypeVar("B", bound=BaseModel)
-Words = Annotated[str, Field(max_length=MAX_WORDS)]
+
+
+def _visible(text: str) -> str:
+    """No control sequence reaches the terminals and logs where it is shown."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+Words = Annotated[str, Field(max_length=MAX_WORDS), AfterValidator(_visible)]
 Units = Annotated[int, Field(ge=0, le=2**31)]
 
 

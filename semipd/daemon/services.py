@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from typing import Any, Literal
 
@@ -17,9 +19,11 @@ from semipd.daemon.admission import Admission, Place
 from semipd.daemon.answer_types import Timing
 from semipd.daemon.answer_types import Usage as UsageAnswer
 from semipd.daemon.callers import OPERATOR, Caller
+from semipd.daemon.cors import Cors
 from semipd.daemon.door import Door
 from semipd.daemon.drain import Drain
 from semipd.daemon.generation import GenerationService, Usage
+from semipd.daemon.hosts import Hosts
 from semipd.daemon.http_errors import is_clients_fault
 from semipd.daemon.limits import RateLimiter
 from semipd.daemon.metrics import Metrics, exposition, families
@@ -44,8 +48,13 @@ METRICS_AGE_S = 1.0
 
 CancelResult = Literal["cancelled", "already_finished", "not_found"]
 
-MAX_IGNORED_NAMES = 256
-"""Names of unknown fields remembered; clients choose them, so their number is bounded."""
+MAX_IGNORED_NAMES = 64
+"""Names of unknown fields told apart; clients choose them, so their number is bounded."""
+
+OTHER_FIELDS = "(other)"
+"""Stands for the names beyond, and for those that no program would choose."""
+
+_FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 
 DEFAULT_CONFIG = Config()
 
@@ -62,13 +71,15 @@ class Services:
         shut_down: Callable[[str], None],
         config: Config = DEFAULT_CONFIG,
     ) -> None:
-        """Raises SemipdError when a key file cannot be used."""
+        """Raises SemipdError when a key file cannot be used, or a host or origin is none."""
         self.model_name = model_name
         self.supervisor = supervisor
         self.table = table
         self.generation = generation
         self.config = config
         self.door = Door(config.auth, config.socket.group)
+        self.hosts = Hosts(config.server)
+        self.cors = Cors(config.server.cors_origins, self.hosts)
         self.limiter = RateLimiter(config.limits.requests_per_s, config.limits.burst)
         self.history = table.history
         self.admission = Admission(config.admission, self.history)
@@ -81,6 +92,8 @@ class Services:
         self.history.on_slo_changed.append(self._slo_changed)
         self.started_at_s = int(time.time())
         self._started_s = time.monotonic()
+        self.num_serving = 0
+        """Requests for tokens, over HTTP and the socket, that have come and are not answered yet."""
         self.ignored_fields: Counter[str] = Counter()
 
     async def status(self) -> dict[str, Any]:
@@ -137,6 +150,14 @@ class Services:
             return "cancelled"
         return "already_finished" if self.history.named(request_id, caller) else "not_found"
 
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        self.num_serving += 1
+        try:
+            yield
+        finally:
+            self.num_serving -= 1
+
     def check_open(self) -> None:
         """Whether a request for tokens can be let in at all; nothing needs to be known of it. Raises
         SemipdError: `draining`, `overloaded`."""
@@ -192,12 +213,15 @@ class Services:
     def ignore_fields(self, names: Iterable[str]) -> None:
         """Count fields that mean nothing to us; each is logged once."""
         for name in names:
-            name = name[:64]
-            if name not in self.ignored_fields:
-                if len(self.ignored_fields) >= MAX_IGNORED_NAMES:
-                    continue
-                log.info("requests carry the unknown field %r; it is ignored", name)
-            self.ignored_fields[name] += 1
+            shown = name if self._is_told_apart(name) else OTHER_FIELDS
+            if shown not in self.ignored_fields:
+                log.info("requests carry the unknown field %r; it is ignored", name[:64])
+            self.ignored_fields[shown] += 1
+
+    def _is_told_apart(self, name: str) -> bool:
+        if not _FIELD_NAME.fullmatch(name):
+            return False
+        return name in self.ignored_fields or len(self.ignored_fields) < MAX_IGNORED_NAMES
 
 
 def usage_to_wire(usage: Usage, timing: Timing | None = None) -> UsageAnswer:

@@ -136,8 +136,7 @@ def state_samples(services: "Services", engine: Mapping[str, Any] | None) -> Ite
     for lane in ("prefill", "decode"):
         yield Sample("semipd:worker_deaths", services.history.worker_deaths[lane], (lane,))
     yield Sample("semipd:requests_resumed", services.history.resumptions)
-    for name, count in services.ignored_fields.items():
-        yield Sample("semipd:ignored_fields", count, (name,))
+    yield Sample("semipd:ignored_fields", services.ignored_fields.total())
     phases_s: Counter[str] = Counter()
     for phase in services.supervisor.timeline:
         phases_s[phase.name] += phase.seconds  # type: ignore[assignment]

@@ -125,6 +125,11 @@ class Supervisor:
         if self._run is not None:
             self._run.kill()
 
+    def reopen_log(self) -> None:
+        """Tell the engine that our standard error stream goes to another file now."""
+        if self._run is not None:
+            self._run.reopen_log()
+
     # ---- for requests --------------------------------------------------------------------------
 
     @property

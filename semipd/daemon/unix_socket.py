@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 import time
 import uuid
@@ -19,6 +20,7 @@ from semipd.daemon.callers import OPERATOR, Caller
 from semipd.daemon.drain_routes import DrainRequest, ShutdownRequest, answer_drain
 from semipd.daemon.generation import Generation
 from semipd.daemon.history import timing_to_wire
+from semipd.daemon.lingering import MAX_LINGERING, linger
 from semipd.daemon.partition import (
     SOCKET_OPERATIONS,
     PartitionClear,
@@ -55,6 +57,9 @@ from semipd.wire.frames import FrameReader, encode_frame
 
 log = logging.getLogger(__name__)
 
+RESERVED_CONNECTIONS = 16
+"""Of limits.max_connections, and at most an eighth of them: not for guests."""
+
 MAX_IN_FLIGHT = 4096
 """Requests of one connection."""
 
@@ -87,10 +92,16 @@ async def serve_unix_socket(
 ) -> AsyncIterator[None]:
     """Serve on `listener`. At the end each connection may say its last words, within a limit."""
     connections: dict[_Connection, asyncio.Task[Any]] = {}
+    num_turned_away = 0
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(connections) >= services.config.limits.max_connections:
-            await _turn_away(writer, services.config.limits.max_connections)
+        if len(connections) >= _room(services, writer):
+            nonlocal num_turned_away
+            num_turned_away += 1
+            try:
+                await _turn_away(reader, writer, services.config.limits.max_connections, num_turned_away)
+            finally:
+                num_turned_away -= 1
             return
         connection = _Connection(services, reader, writer)
         task = asyncio.current_task()
@@ -110,6 +121,14 @@ async def serve_unix_socket(
         if connections:
             await asyncio.wait(connections.values(), timeout=LAST_WORDS_LIMIT_S)
         await server.wait_closed()
+
+
+def _room(services: Services, writer: asyncio.StreamWriter) -> int:
+    """Connections that may be open for one more of this peer: guests leave some to our own user."""
+    maximum: int = services.config.limits.max_connections
+    uid = peer_of(writer.get_extra_info("socket")).uid
+    is_ours = uid in (os.getuid(), 0)
+    return maximum if is_ours else maximum - min(RESERVED_CONNECTIONS, maximum // 8)
 
 
 class _Connection:
@@ -137,6 +156,7 @@ class _Connection:
                 await self._dispatch(message)
         except ProtocolError as error:
             await self._say_quietly(error_frame(None, error))
+            await linger(self._reader, self._writer)
         except (ConnectionError, TimeoutError):
             pass
         except Exception:
@@ -284,7 +304,8 @@ class _Connection:
     async def _generate(self, request: GenerateRequest, arrival_ns: int) -> None:
         request_id = request.request_id or uuid.uuid4().hex
         try:
-            await self._generate_as(request_id, request, arrival_ns)
+            with self._services.serving():
+                await self._generate_as(request_id, request, arrival_ns)
         except SemipdError as error:
             self._services.history.answered_with_error(error.code, request_id, arrival_ns)
             raise
@@ -353,7 +374,9 @@ class _Connection:
             self._writer.transport.abort()
 
 
-async def _turn_away(writer: asyncio.StreamWriter, limit: int) -> None:
+async def _turn_away(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: int, num_turned_away: int
+) -> None:
     error = SemipdError(
         "too_many_connections",
         f"limits.max_connections={limit} are open.",
@@ -361,6 +384,8 @@ async def _turn_away(writer: asyncio.StreamWriter, limit: int) -> None:
         retry_after_s=1,
     )
     writer.write(encode_frame(error_frame(None, error)))
+    if num_turned_away <= MAX_LINGERING:
+        await linger(reader, writer)
     writer.close()
     with suppress(OSError):
         async with asyncio.timeout(LAST_WORDS_LIMIT_S):

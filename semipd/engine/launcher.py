@@ -3,9 +3,10 @@
 import os
 import socket
 import subprocess
-import sys
 import threading
 from dataclasses import dataclass
+
+from semipd.core.children import module_command, module_environment, signals_held
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +23,11 @@ def spawn_engine() -> EngineChild:
     """Start the engine by exec. Call from the main thread: the child's death signal follows the thread."""
     assert threading.current_thread() is threading.main_thread(), "engines must be spawned by the main thread"
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with theirs:
+    with theirs, signals_held():
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "semipd.engine", str(os.getpid()), str(theirs.fileno())],
+                [*module_command("semipd.engine"), str(os.getpid()), str(theirs.fileno())],
+                env=module_environment(),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 process_group=0,

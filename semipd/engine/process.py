@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 
 from semipd import __version__
+from semipd.core.children import follow_parents_log, ignore_signals, release_signals
 from semipd.core.errors import ProtocolError, SemipdError
 from semipd.core.logs import configure_logging
 from semipd.core.settings import EngineSettings
@@ -154,13 +155,18 @@ def _fail(link: Channel, code: str, message: str, hint: str) -> int:
 
 
 class _StopFlag:
-    """SIGTERM asks for an orderly end; a pipe wakes the loop. SIGINT belongs to the daemon."""
+    """SIGTERM asks for an orderly end; a pipe wakes the loop. SIGINT and SIGHUP belong to the daemon, which
+    sends SIGUSR1 when its standard error stream goes to another file."""
 
     def __init__(self) -> None:
         self.asked = False
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGTERM, self._ask)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR1, lambda _signum, _frame: follow_parents_log())
+        ignore_signals()
+        release_signals()
 
     def _ask(self, signum: int, frame: object) -> None:
         self.asked = True

@@ -5,18 +5,21 @@ import json
 import logging
 import os
 import platform
+import tempfile
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from semipd import __version__
+from semipd.core.safe_files import make_folder, open_safely
 from semipd.core.settings import EngineSettings
 from semipd.devices.contract import DeviceInfo
 from semipd.partition.models import Models
 
 SAVE_EVERY_S = 60.0
 FORMAT = 1
+MAX_FILE_BYTES = 2**24
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 log = logging.getLogger(__name__)
@@ -40,13 +43,13 @@ class SavedTimes:
         if self.path is None:
             return ""
         try:
-            data = json.loads(self.path.read_text(encoding="utf-8"))
+            data = json.loads(_read(self.path))
             if data["format"] != FORMAT or data["key"] != self._key:
                 return f"{self.path} belongs to another release or machine; step times are learned anew"
             models.load_plain(data["phases"])
         except FileNotFoundError:
             return ""
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             return f"{self.path} is unusable ({error!r:.200}); step times are learned anew"
         self._num_saved = models.num_steps
         return f"step times of {models.num_steps} earlier steps loaded from {self.path}"
@@ -56,16 +59,30 @@ class SavedTimes:
         if self.path is None or models.num_steps == self._num_saved:
             return
         data = {"format": FORMAT, "key": self._key, "phases": models.to_plain()}
-        partial = self.path.with_suffix(f".{os.getpid()}.partial")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            partial.write_text(json.dumps(data), encoding="utf-8")
-            partial.replace(self.path)
+            _write(self.path, json.dumps(data))
         except OSError as error:
             log.warning("step times cannot be saved to %s: %s", self.path, error.strerror)
-            with suppress(OSError):
-                partial.unlink()
         self._num_saved = models.num_steps
+
+
+def _read(path: Path) -> bytes:
+    with os.fdopen(open_safely(path, os.O_RDONLY), "rb") as file:
+        return file.read(MAX_FILE_BYTES)
+
+
+def _write(path: Path, text: str) -> None:
+    """In one go, under a name of its own until then: nobody can have put a link there. Raises OSError."""
+    make_folder(path.parent)
+    descriptor, name = tempfile.mkstemp(".partial", f"{path.stem}.", path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(name).replace(path)
+    except OSError:
+        with suppress(OSError):
+            Path(name).unlink()
+        raise
 
 
 def state_dir(settings: EngineSettings) -> Path:

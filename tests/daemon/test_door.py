@@ -145,6 +145,24 @@ async def test_guests_of_the_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         await own.close()
 
 
+async def test_guests_leave_connections_to_the_daemons_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = Peer(7, os.getuid() + 5, frozenset({4321}))
+    async with running(tmp_path, settings={"limits.max_connections": 8}) as daemon:
+        daemon.services.door.guests_gid = 4321
+        with monkeypatch.context() as patched:
+            patched.setattr(unix_socket, "peer_of", lambda _: guest)
+            clients = [await AsyncClient.connect(daemon.socket_path) for _ in range(7)]
+            with pytest.raises(SemipdError) as refused:
+                await AsyncClient.connect(daemon.socket_path)
+        assert refused.value.code == "too_many_connections"
+        async with await AsyncClient.connect(daemon.socket_path) as own:
+            assert (await own.status())["state"] == "ready"
+        for client in clients:
+            await client.close()
+
+
 def test_the_kernel_knows_the_peer() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:

@@ -1,12 +1,14 @@
 """Key files: what is read, what is refused, and that nothing of a key is kept or shown."""
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
 from support.keys import ANN, BOB, OPS, key_settings, write_keys
 
 from semipd.config_sections import AuthConfig
+from semipd.core import safe_files
 from semipd.core.errors import SemipdError
 from semipd.daemon import keys
 from semipd.daemon.callers import Caller
@@ -63,6 +65,21 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         with pytest.raises(SemipdError) as refused:
             Keyring.load(path, "auth.keys_file")
         assert refused.value.code == "keys_unreadable"
+
+
+def test_a_link_that_others_made_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of our own is, such as those that Kubernetes makes for secrets."""
+    load(tmp_path / "real", f"ann:{ANN}\n")
+    (tmp_path / "keys").symlink_to("real")
+    assert len(Keyring.load(tmp_path / "keys", "auth.keys_file")) == 1
+    if os.getuid():
+        monkeypatch.setattr(safe_files.os, "geteuid", lambda: os.getuid() + 1)
+    else:
+        os.lchown(tmp_path / "keys", 54321, -1)
+    with pytest.raises(SemipdError) as refused:
+        Keyring.load(tmp_path / "keys", "auth.keys_file")
+    assert refused.value.code == "keys_unreadable"
+    assert "symbolic link of user" in refused.value.message
 
 
 def test_keys_are_not_kept(tmp_path: Path) -> None:

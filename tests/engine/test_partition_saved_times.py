@@ -1,6 +1,7 @@
 """Step times across restarts: loaded warm, never trusted when they belong elsewhere or are spoilt."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,6 +104,31 @@ def test_a_file_that_cannot_be_used_is_ignored_with_its_reason(tmp_path: Path, h
     assert models.num_steps == 0
     saving.save(taught())
     assert SavedTimes(settings(tmp_path), INFO).load(Models(16)).startswith("step times of"), "replaced"
+
+
+@pytest.mark.parametrize("what", ["link", "pipe", "deep"])
+def test_something_planted_in_its_place(tmp_path: Path, what: str) -> None:
+    """It is neither read nor written through, and the next file takes its place."""
+    victim, folder = tmp_path / "victim", tmp_path / "state"
+    path = saved(folder).path
+    assert path is not None
+    assert path.stat().st_mode & 0o077 == 0
+    victim.write_bytes(path.read_bytes())
+    path.unlink()
+    match what:
+        case "link":
+            path.symlink_to(victim)
+        case "pipe":
+            os.mkfifo(path)
+        case "deep":
+            path.write_text("[" * 100_000)
+    before, models = victim.read_bytes(), Models(16)
+    assert "learned anew" in SavedTimes(settings(folder), INFO).load(models)
+    assert models.num_steps == 0
+    saved(folder)
+    assert "loaded" in SavedTimes(settings(folder), INFO).load(models)
+    assert [entry.name for entry in folder.iterdir()] == [path.name]
+    assert victim.read_bytes() == before
 
 
 def test_saving_leaves_one_file_and_only_when_something_was_learned(tmp_path: Path) -> None:

@@ -212,6 +212,15 @@ def test_the_header_says_what_it_is(tmp_path: Path) -> None:
     assert (header["title"], header["interval_s"]) == ("a test", 0.5)
 
 
+def test_a_recording_is_its_makers_alone(demo_items: list[Item], tmp_path: Path) -> None:
+    record(tmp_path / "new", demo_items[:1])
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "planted").symlink_to(tmp_path / "victim")
+    with pytest.raises(SemipdError):
+        record(tmp_path / "planted", demo_items[:1])
+    assert not (tmp_path / "victim").exists()
+
+
 def test_existing_files_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "r").write_text("precious")
     with pytest.raises(SemipdError) as refused:

@@ -54,6 +54,27 @@ def test_text_lines_end_with_their_facts() -> None:
     assert TextFormatter().format(record("plain")).endswith("semipd.x: plain")
 
 
+EVIL = "a\nERROR forged\r\x1b[31mred\x9b2J\u2028end\u202ereversed"
+
+
+def test_no_line_can_be_forged_nor_a_terminal_be_driven() -> None:
+    """By what clients send: in the sentence, in a field, or in an exception."""
+    try:
+        raise ValueError(EVIL)
+    except ValueError:
+        made = record("said %s", EVIL, prompt=EVIL, exc_info=sys.exc_info())
+    for formatter in (TextFormatter(), JsonFormatter()):
+        shown = formatter.format(made)
+        assert all(char.isprintable() or char == "\n" for char in shown)
+        assert not any(line.startswith("ERROR") for line in shown.splitlines())
+    parsed = json.loads(shown)
+    assert "\n" not in shown
+    assert (parsed["message"], parsed["prompt"]) == (f"said {EVIL}", EVIL)
+    first, *rest = TextFormatter().format(made).split("\n")
+    assert "semipd.x: said a\\u000aERROR forged" in first
+    assert all(line.startswith("  ") for line in rest)
+
+
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_configured_for_the_process(
     log_format: LogFormat, root: logging.Logger, capsys: pytest.CaptureFixture[str]

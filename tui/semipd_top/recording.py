@@ -6,6 +6,7 @@ says that it was closed. Each item is flushed, so a file that was cut is readabl
 
 import gzip
 import json
+import os
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from typing import IO, Any, Self
 
 from semipd import __version__
 from semipd.core.errors import SemipdError
+from semipd.core.safe_files import refuse_planted_links
 from semipd.wire.client_protocol import StateFrame
 from semipd_top.changes import changed, changed_rows, changes, row_changes
 from semipd_top.source import Gone, Item, Row, Seen
@@ -157,7 +159,8 @@ class _GzipOfFile(gzip.GzipFile):
 
 def _create(path: Path) -> IO[bytes]:
     try:
-        file = path.open("xb")
+        refuse_planted_links(path.parent)
+        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
     except FileExistsError as error:
         message = f"{path} exists, and is not overwritten."
         raise SemipdError("file_exists", message, "Choose another name, or remove it first.") from error

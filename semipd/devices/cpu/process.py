@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from semipd.core.children import module_command, module_environment, signals_held
 from semipd.core.patience import StartPatience
 from semipd.core.process_usage import Usage, tree_usage
 from semipd.devices.contract import LaneFailed, LaneName
@@ -181,14 +182,15 @@ class Worker:
 
 
 def _spawn(link_fd: int, num_cores: int, shared_fds: Sequence[int]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "semipd.devices.cpu.worker", str(os.getpid()), str(link_fd)],
-        pass_fds=[link_fd, *shared_fds],
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=os.environ | _ENVIRONMENT | {"OMP_NUM_THREADS": str(num_cores)},
-        process_group=0,
-    )
+    with signals_held():
+        return subprocess.Popen(
+            [*module_command("semipd.devices.cpu.worker"), str(os.getpid()), str(link_fd)],
+            pass_fds=[link_fd, *shared_fds],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=module_environment() | _ENVIRONMENT | {"OMP_NUM_THREADS": str(num_cores)},
+            process_group=0,
+        )
 
 
 def wait_for_all(workers: Sequence[Worker], op: str, what: str, limit_s: float) -> list[Message]:

@@ -1,0 +1,27 @@
+"""A working directory that holds modules of our names and of the standard library's."""
+
+from pathlib import Path
+
+NAMES = (
+    "json",
+    "asyncio",
+    "torch",
+    "socket",
+    "select",
+    "subprocess",
+    "numpy",
+    "encodings",
+    "uvloop",
+    "msgpack",
+)
+
+
+def hostile_folder(folder: Path) -> Path:
+    """Whatever is imported from it says so in `ran`."""
+    betray = f"open({str(folder / 'ran')!r}, 'a').write(__name__ + chr(10))\n"
+    for package in ("semipd", "semipd/engine", "semipd/core", "semipd/devices", "semipd/devices/cpu"):
+        (folder / package).mkdir(parents=True, exist_ok=True)
+        (folder / package / "__init__.py").write_text(betray)
+    for module in ("semipd/engine/__main__", "semipd/cli", "semipd/devices/cpu/worker", *NAMES):
+        (folder / f"{module}.py").write_text(betray)
+    return folder
