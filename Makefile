@@ -1,4 +1,4 @@
-# semipd: make start | test | check | soak | test-triton
+# semipd: make start | test | check | lint | soak | test-triton
 # PYTHON=...        the interpreter for the virtual environment (3.11 or newer)
 # TORCH_INDEX=URL   an extra package index for torch, such as PyTorch's index of CPU builds
 # TRITON=3.6.0      the Triton that test-triton runs on; a newer one has its own environment beside it
@@ -17,7 +17,7 @@ CAN_USE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
 	$$python -c '$(CAN_USE)' 2>/dev/null && { command -v $$python; break; }; done)
 
-.PHONY: start test test-triton check soak clean
+.PHONY: start test test-triton check lint soak clean
 
 start: $(VENV)/.installed
 	@exec $(BIN)/semipd-daemon start $(ARGS)
@@ -28,12 +28,14 @@ test: $(VENV)/.installed-dev
 		npm install --silent --prefix $(NODE_CACHE) openai; } || true
 	SEMIPD_NODE_MODULES=$(NODE_CACHE) $(BIN)/pytest
 
-check: $(VENV)/.installed-dev
+check: lint
+	$(BIN)/pytest tests/unit tests/daemon/test_cli_lifecycle.py $(wildcard tests/daemon/test_end_to_end*.py)
+
+lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest tests/unit tests/daemon/test_cli_lifecycle.py $(wildcard tests/daemon/test_end_to_end*.py)
 	$(BIN)/python scripts/kernel_report.py --summary --cache .kernel_cache
 
 soak: $(VENV)/.installed-dev
