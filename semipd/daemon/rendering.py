@@ -11,7 +11,6 @@ import os
 import pickle
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Protocol
 import msgpack
 
 from semipd.config_sections import LimitsConfig
+from semipd.core.children import module_command, module_environment
 from semipd.core.errors import SemipdError
 from semipd.daemon.chat_template import LIMIT_CODE, ChatTemplate
 from semipd.daemon.conversation import Conversation, Template, written
@@ -260,7 +260,8 @@ class _Child:
 
 def _spawn(link: socket.socket) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "semipd.daemon.render_child", str(os.getpid()), str(link.fileno())],
+        [*module_command("semipd.daemon.render_child"), str(os.getpid()), str(link.fileno())],
+        env=module_environment(),
         pass_fds=[link.fileno()],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
