@@ -207,7 +207,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         message = f"The configuration file {path} cannot be read: {error.strerror}."
         raise SemipdError("config_unreadable", message, "Check the path and its permissions.") from error
-    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError, or too deep
         message = f"The configuration file {path} is not valid TOML: {error}."
         hint = "semipd-daemon config prints a complete file to start from."
         raise SemipdError("config_unreadable", message, hint) from error

@@ -84,6 +84,30 @@ class LimitsConfig:
         minimum=16,
         maximum=1048576,
     )
+    max_body_values: int = option(
+        262144,
+        "Most JSON values in a request; a list counts 12, an object 24. A million hold the daemon for 0.1 s.",
+        minimum=4096,
+        maximum=_MAX_COUNT,
+    )
+    template_ms: int = option(
+        2000,
+        "CPU time in which the chat template must write a conversation, in milliseconds.",
+        minimum=10,
+        maximum=600000,
+    )
+    template_chars: int = option(
+        16777216,
+        "Most characters that the chat template may write.",
+        minimum=1024,
+        maximum=_MAX_COUNT,
+    )
+    template_memory_bytes: int = option(
+        512 * _MiB,
+        "Most memory that the chat template may take while it writes.",
+        minimum=32 * _MiB,
+        maximum=2**40,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fuzzlib.cases import broken_bodies, frames, http_bodies, raw_frames, raw_requests
 from fuzzlib.edges import Case, aliases, edge_frames, logit_numbers, multitudes, numbers, prompt_numbers
+from fuzzlib.large import Bystander, deep_bodies, large_bodies, large_frames
 from fuzzlib.talk import HttpTalker, SocketTalker, ViolationError
 from fuzzlib.watch import Watch
 from semipd.core.errors import SemipdError
@@ -52,6 +53,8 @@ def run_families(url: str, socket_path: Path, num_cases: int, seed: int) -> list
     http, frame_counts = Counter[str](), Counter[str]()
     talker, socket_talker = HttpTalker(url, http), SocketTalker(socket_path, frame_counts)
 
+    bystander = Bystander(url, socket_path, http, frame_counts)
+
     def ask(case: tuple[str, str, bytes]) -> None:
         talker.ask(*case)
         if case[1] == "/v1/drain":
@@ -77,8 +80,14 @@ def run_families(url: str, socket_path: Path, num_cases: int, seed: int) -> list
         Family("the same on the socket", 0.05, edge_frames(), watched.asking(socket_talker.ask)),
         Family("aliases of keys", 0.04, aliases(), watched.ask),
         Family("more than the queue", 0.01, multitudes(), watched.ask),
+        Family("deep HTTP bodies", 0.01, deep_bodies(), bystander.ask),
+        Family("large HTTP bodies", 0.015, large_bodies(), bystander.ask),
+        Family("large socket frames", 0.005, large_frames, bystander.say),
     ]
-    return _run(families, num_cases, seed, http, frame_counts, talker)
+    try:
+        return _run(families, num_cases, seed, http, frame_counts, talker)
+    finally:
+        bystander.close()
 
 
 def run_edges(url: str, num_cases: int, seed: int) -> list[Outcome]:

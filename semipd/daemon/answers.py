@@ -4,8 +4,9 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Protocol, TypeVar
 
 from aiohttp import web
@@ -17,7 +18,7 @@ from semipd.daemon.choices import Choice, Choices, Update
 from semipd.daemon.generation import Piece
 from semipd.daemon.history import timing_to_wire
 from semipd.daemon.http_errors import error_body, error_response
-from semipd.daemon.json_text import parts_of
+from semipd.daemon.json_text import Later, parts_of
 from semipd.daemon.logprobs import INLINE_LOGPROBS
 from semipd.daemon.schema import refusal
 from semipd.daemon.schema_openai import AnswerOptions, HttpBody, StreamOptions
@@ -32,8 +33,11 @@ Body = TypeVar("Body", bound=HttpBody)
 class Shape(Protocol):
     """How one endpoint writes. Used for one answer only; it may remember what it has written of a choice."""
 
-    def whole(self, updates: Sequence[Update], usage: Usage) -> Mapping[str, object]:
-        """The answer without streaming, from each choice with all its pieces joined."""
+    def whole(self, first: Choice, usage: Usage) -> Mapping[str, object]:
+        """The answer without streaming, but for its choices."""
+
+    def choice(self, choice: Choice, piece: Piece) -> Mapping[str, object]:
+        """One of its choices; `piece`: all its pieces joined."""
 
     def opening(self, choice: Choice) -> Iterable[Mapping[str, object]]:
         """The events before a choice's first piece, which carry no token; without usage."""
@@ -71,18 +75,30 @@ async def _whole(
     request: web.Request, choices: Choices, shape: Shape, options: AnswerOptions
 ) -> web.StreamResponse:
     pieces: dict[int, list[Piece]] = {choice.index: [] for choice in choices.all}
+    size = sum(_prompt_size(choice, options) for choice in choices.all)
     try:
         async for fresh in choices.updates():
             for choice, piece in fresh:
                 pieces[choice.index].append(piece)
+                size += _size(piece, options)
     except SemipdError as error:
         return error_response(error, partial=_partial(pieces, _usage_of(choices, options)))
-    updates = [(choice, _join(pieces[choice.index])) for choice in choices.all]
     usage = _usage_of(choices, options)
-    is_long = sum(_num_logprobs(*update, with_prompt=True) for update in updates) > INLINE_LOGPROBS
-    if not is_long:
-        return web.json_response(shape.whole(updates, usage))
-    return await _send_parts(request, await asyncio.to_thread(lambda: parts_of(shape.whole(updates, usage))))
+
+    def one(choice: Choice) -> Mapping[str, object]:
+        return shape.choice(choice, _join(pieces.pop(choice.index)))
+
+    def shown(choice_of: Callable[[Choice], object]) -> Mapping[str, object]:
+        return {
+            **shape.whole(choices.all[0], usage),
+            "choices": [choice_of(choice) for choice in choices.all],
+        }
+
+    if size <= INLINE_LOGPROBS:
+        return web.json_response(shown(one))
+    # one after the other: millions of numbers at once would cost the loop a garbage collection of all
+    parts = await asyncio.to_thread(lambda: parts_of(shown(lambda choice: Later(partial(one, choice)))))
+    return await _send_parts(request, parts)
 
 
 async def _send_parts(request: web.Request, parts: Sequence[bytes]) -> web.StreamResponse:
@@ -131,10 +147,17 @@ def _join(pieces: Sequence[Piece]) -> Piece:
     )
 
 
-def _num_logprobs(choice: Choice, piece: Piece, *, with_prompt: bool) -> int:
-    """Numbers to format."""
-    prompt = choice.prompt_logprobs if with_prompt else []
-    return sum(1 + len(entry.top) for entries in (prompt, piece.logprobs) for entry in entries)
+def _size(piece: Piece, options: AnswerOptions) -> int:
+    """Numbers to format, at most."""
+    return 1 + len(piece.token_ids) * (1 + _per_token(options.num_logprobs))
+
+
+def _prompt_size(choice: Choice, options: AnswerOptions) -> int:
+    return len(choice.prepared.prompt.token_ids) * (1 + _per_token(options.num_prompt_logprobs))
+
+
+def _per_token(num_alternatives: int | None) -> int:
+    return 0 if num_alternatives is None else 1 + num_alternatives
 
 
 class _RunningUsage:
@@ -199,8 +222,9 @@ class _Stream:
         await self._write(b"data: [DONE]\n\n")
 
     async def _send_update(self, update: list[Update]) -> None:
-        counts = (_num_logprobs(*one, with_prompt=not one[0].started) for one in update)
-        is_long = sum(counts) > INLINE_LOGPROBS
+        size = sum(_size(piece, self._options) for _, piece in update)
+        size += sum(_prompt_size(choice, self._options) for choice, _ in update if not choice.started)
+        is_long = size > INLINE_LOGPROBS
         usage = self._usage_now()
         if is_long:
             events = await asyncio.to_thread(lambda: list(self._long_events(update, usage)))

@@ -107,7 +107,7 @@ class Daemon:
         self._listen_to_signals()
         async with AsyncExitStack() as stack:
             port = await self._open(stack)
-            ready = await self._unless_stopped(self._supervisor.start())
+            ready = await self._unless_stopped(self._start())
             if ready is None:
                 return 0
             self._begin(port)
@@ -117,6 +117,22 @@ class Daemon:
             log.error("%s The daemon ends.", error)
             self._table.close(error)
             return 1
+
+    async def _start(self) -> EngineReady:
+        """The engine, and meanwhile a trial of the chat template."""
+        trial = asyncio.create_task(self._try_template(), name="template-trial")
+        try:
+            ready = await self._supervisor.start()
+            await trial
+        finally:
+            trial.cancel()
+        return ready
+
+    async def _try_template(self) -> None:
+        """One that cannot write a short conversation is told of now; completions work without it."""
+        error = await self._generation.prompts.try_template()
+        if error is not None and error.code != "invalid_messages":  # some want a system message, or tools
+            log.warning("a trial of the chat template failed: %s", error)
 
     async def _open(self, stack: AsyncExitStack) -> int:
         """Everything but the engine. Returns the HTTP port."""

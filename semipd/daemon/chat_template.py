@@ -1,8 +1,12 @@
-"""A checkpoint's chat template: Jinja from the hub, sandboxed, with the names that `transformers` offers."""
+"""A checkpoint's chat template: Jinja from the hub, sandboxed, with the names that `transformers` offers.
+
+The daemon compiles it to see whether it can; conversations are rendered in a child (daemon.rendering).
+"""
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -16,30 +20,45 @@ from jinja2.utils import Namespace
 
 from semipd.core.errors import SemipdError
 
+DEFAULT_MAX_CHARS = 2**24
+
+MAX_SOURCE_CHARS = 2**20
+
+LIMIT_CODE = "chat_template_limit"
+
 
 class ChatTemplate:
-    """Compiled once. `special_tokens` (bos_token, eos_token, ...) are names the template may use."""
+    """Parsed at once, compiled when it is first needed: compiling computes what is constant in the template,
+    which may take any time and memory. `special_tokens` (bos_token, eos_token, ...) are names it may use."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        """Raises SemipdError(`invalid_chat_template`) when the template does not compile."""
-        self._source = source
-        self._special_tokens = dict(special_tokens)
-        try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise SemipdError(
-                "invalid_chat_template",
-                f"The checkpoint's chat template does not compile: line {error.lineno}: {error.message}.",
-                "Correct chat_template in tokenizer_config.json, or use /v1/completions, which needs none.",
-            ) from error
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, str], max_chars: int = DEFAULT_MAX_CHARS
+    ) -> None:
+        """Raises SemipdError(`invalid_chat_template`) when the template cannot be parsed."""
+        self.source = source
+        self.special_tokens = dict(special_tokens)
+        self._max_chars = max_chars
+        self._environment = _environment()
+        self._template: jinja2.Template | None = None
+        if len(source) > MAX_SOURCE_CHARS:
+            message = f"The chat template has {len(source)} characters, more than {MAX_SOURCE_CHARS}."
+            raise SemipdError("invalid_chat_template", message, "Fetch the file again.")
+        with _compiling():
+            self._environment.parse(source)
+
+    def compile(self) -> jinja2.Template:
+        """Raises SemipdError(`invalid_chat_template`)."""
+        with _compiling():
+            self._template = self._template or self._environment.from_string(self.source)
+        return self._template
 
     def names_role(self, role: str) -> bool:
         """Whether the template treats the role by name; many drop messages of roles they do not know."""
-        return role in self._source
+        return role in self.source
 
     def names(self, variable: str) -> bool:
         """Whether the template may read the variable."""
-        return re.search(rf"\b{variable}\b", self._source) is not None
+        return re.search(rf"\b{variable}\b", self.source) is not None
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **extra: Any
@@ -48,13 +67,19 @@ class ChatTemplate:
 
         `extra` are further names for the template (tools, documents, enable_thinking, ...).
         Raises SemipdError: `invalid_messages` when the template refuses the messages or cannot read
-        them, `invalid_chat_template` when it leaves the sandbox.
+        them, `invalid_chat_template` when it leaves the sandbox, `chat_template_limit` when it writes more
+        characters or takes more memory than it may.
         """
         # tools and documents exist in every template: many ask "is not none", which holds for undefined names
-        names = {"tools": None, "documents": None} | self._special_tokens | extra
+        names = {"tools": None, "documents": None} | self.special_tokens | extra
         names |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        template = self.compile()
         try:
-            return self._template.render(names)
+            return self._joined(template.generate(names))
+        except MemoryError as error:
+            raise out_of_memory() from error
+        except SemipdError:
+            raise
         except _Refused as error:
             message = f"The chat template refuses these messages: {error.message}"
             raise SemipdError("invalid_messages", message, param="messages") from error
@@ -69,6 +94,40 @@ class ChatTemplate:
                 "Give each message a role and a content that this model's template knows.",
                 param="messages",
             ) from error
+
+    def _joined(self, pieces: Iterator[str]) -> str:
+        found: list[str] = []
+        num_chars = 0
+        for piece in pieces:
+            found.append(piece)
+            num_chars += len(piece)
+            if num_chars > self._max_chars:
+                message = f"The chat template writes more than limits.template_chars={self._max_chars}."
+                hint = "Send a shorter conversation, or raise the limit."
+                raise SemipdError(LIMIT_CODE, message, hint, param="messages")
+        return "".join(found)
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
+    try:
+        yield
+    except jinja2.TemplateSyntaxError as error:
+        raise SemipdError(
+            "invalid_chat_template",
+            f"The checkpoint's chat template does not compile: line {error.lineno}: {error.message}.",
+            "Correct chat_template in tokenizer_config.json, or use /v1/completions, which needs none.",
+        ) from error
+    except (RecursionError, MemoryError, ValueError, OverflowError, SyntaxError) as error:
+        message = f"The checkpoint's chat template does not compile: {type(error).__name__}: {error}."
+        raise SemipdError("invalid_chat_template", message, "Fetch the file again.") from error
+
+
+def out_of_memory() -> SemipdError:
+    message = "The chat template takes more memory than limits.template_memory_bytes."
+    return SemipdError(
+        LIMIT_CODE, message, "Send a shorter conversation, or raise the limit.", param="messages"
+    )
 
 
 class _Refused(jinja2.TemplateError):

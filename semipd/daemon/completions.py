@@ -1,13 +1,13 @@
 """POST /v1/completions."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from aiohttp import web
 
 from semipd.daemon.answer_types import Completion, CompletionChoice, CompletionLogprobs, Usage
 from semipd.daemon.answers import answer, parse
-from semipd.daemon.choices import Choice, Choices, Sender, Update
+from semipd.daemon.choices import Choice, Choices, Sender
 from semipd.daemon.generation import Piece
 from semipd.daemon.http_errors import ARRIVAL_NS, CALLER, REQUEST_ID
 from semipd.daemon.logprobs import CompletionWriter, TokenTexts, join_completion_logprobs, prompt_logprobs
@@ -31,7 +31,9 @@ class Completions:
         num_known_tokens = sum(len(prompt) for prompt in body.prompts if isinstance(prompt, list))
         num_sequences = len(body.prompts) * body.num_choices
         with self._services.enter(body.priority, num_sequences, num_known_tokens * body.num_choices) as place:
-            prompts = await service.prompts.of(body.prompts, add_special_tokens=special)
+            prompts = await service.prompts.of(
+                body.prompts, service.prompt_bound(body), add_special_tokens=special
+            )
             prepared = [service.prepare(prompt, body, DEFAULT_MAX_TOKENS) for prompt in prompts]
             sender = Sender(request_id, request[ARRIVAL_NS], request[CALLER])
             choices = Choices(service, sender, prepared, body.num_choices, place)
@@ -48,9 +50,11 @@ class _CompletionShape:
         self._texts = texts
         self._writers: dict[int, CompletionWriter] = {}
 
-    def whole(self, updates: Sequence[Update], usage: Usage) -> Completion:
-        choices = [self._choice(choice, piece, is_first=True) for choice, piece in updates]
-        return {**self._frame(choices), "usage": usage}
+    def whole(self, first: Choice, usage: Usage) -> Completion:
+        return {**self._frame([]), "usage": usage}
+
+    def choice(self, choice: Choice, piece: Piece) -> CompletionChoice:
+        return self._choice(choice, piece, is_first=True)
 
     def opening(self, choice: Choice) -> Iterator[Completion]:
         yield from ()

@@ -1,9 +1,9 @@
 """Fields of OpenAI, vLLM and SGLang that we know without serving them: what they may hold, and which refuse
 the request. With the models of schema_openai and schema_harmless they are all fields those three have."""
 
-import reprlib
 from collections.abc import Mapping
 
+from semipd.core.brief import brief
 from semipd.core.errors import SemipdError
 
 Allowed = tuple[object, ...] | None
@@ -139,7 +139,7 @@ def refuse_unsupported(fields: Mapping[str, object], known: Mapping[str, Allowed
         if name in known and value is not None and not _asks_for_nothing(name, value, known[name], fields):
             raise SemipdError(
                 "unsupported_value",
-                f"{name}={reprlib.repr(value):.80} is not supported.",
+                f"{name}={brief(value)} is not supported.",
                 _NEXT_STEP.get(name, f"Leave {name} out."),
                 param=name,
             )

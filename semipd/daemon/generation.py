@@ -15,12 +15,13 @@ from semipd.daemon.alternatives import HeldAlternatives
 from semipd.daemon.callers import OPERATOR, Caller
 from semipd.daemon.history import RequestRecord
 from semipd.daemon.params import Limits, sampling_params
-from semipd.daemon.prompts import Prompt, Prompts
+from semipd.daemon.prompts import MAX_TOKENIZED, Prompt, Prompts
 from semipd.daemon.request_rules import RequestRules, deadline_exceeded
 from semipd.daemon.requests import LiveRequest, RequestTable
 from semipd.daemon.schema import SamplingOptions
 from semipd.daemon.served_model import ServedModel
 from semipd.daemon.text import TextStream
+from semipd.daemon.text_bounds import TextBound
 from semipd.daemon.truncation import truncated
 
 log = logging.getLogger(__name__)
@@ -183,7 +184,7 @@ class GenerationService:
         self.table = table
         self.rules = rules
         self.model = model
-        self.prompts = Prompts(model)
+        self.prompts = Prompts(model, rules.limits)
         self.alternatives = HeldAlternatives()
         self._limits: Limits | None = None
 
@@ -198,6 +199,16 @@ class GenerationService:
                 "engine_not_ready", "The engine is still starting.", "Send the request again later."
             )
         return self._limits
+
+    def prompt_bound(self, options: SamplingOptions) -> TextBound:
+        """Raises SemipdError(`engine_not_ready`)."""
+        return self.text_bound if options.truncation else TextBound(self.limits.max_model_len, "the context")
+
+    @property
+    def text_bound(self) -> TextBound:
+        """Of texts that need not fit into the context. Raises SemipdError(`engine_not_ready`)."""
+        most = max(self.limits.max_model_len, MAX_TOKENIZED)
+        return TextBound(most, "the limit of a text", code="request_too_large")
 
     def prepare(
         self, prompt: Prompt, options: SamplingOptions, default_max_tokens: int | None = None
@@ -234,8 +245,9 @@ class GenerationService:
         if timeout_ms is not None:
             generation.expires_in(left_s, timeout_ms)
         if self.rules.log_prompts:
-            shown = prompt.text if prompt.text is not None else prompt.token_ids
-            log.info("prompt", extra={"request_id": request_id, "prompt": repr(shown)[:LOGGED_CHARS]})
+            given = prompt.text if prompt.text is not None else prompt.token_ids
+            shown = repr(given[:LOGGED_CHARS])[:LOGGED_CHARS]
+            log.info("prompt", extra={"request_id": request_id, "prompt": shown})
         return generation
 
     def _text_stream(self, prepared: Prepared) -> TextStream:

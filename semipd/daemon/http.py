@@ -12,6 +12,7 @@ from semipd import __version__
 from semipd.core.errors import SemipdError
 from semipd.daemon.addresses import DEFAULT_BACKLOG
 from semipd.daemon.api import add_document
+from semipd.daemon.body_cost import check_cost
 from semipd.daemon.callers import Caller
 from semipd.daemon.door import OPEN_ROUTES, PROBE_ROUTES
 from semipd.daemon.drain_routes import add_drain_routes
@@ -85,6 +86,11 @@ def make_app(services: Services) -> web.Application:
     add_partition_routes(app, services)
     add_drain_routes(app, services)
     add_document(app)
+
+    async def close_prompts(_app: web.Application) -> None:
+        await services.generation.prompts.close()
+
+    app.on_cleanup.append(close_prompts)
     return app
 
 
@@ -96,6 +102,7 @@ class _Guard:
         self._services = services
         self._max_body_bytes = config.server.max_body_bytes
         self._body_limit_s = config.limits.body_limit_s
+        self._max_body_values = config.limits.max_body_values
         self._arriving_bytes = 0
 
     def middleware(self) -> Middleware:
@@ -106,7 +113,11 @@ class _Guard:
             resource = request.match_info.route.resource
             if resource is not None:
                 await self._check(request, resource.canonical)
-            return await handler(request)
+            try:
+                return await handler(request)
+            finally:
+                unsaid = self._max_body_bytes if request.body_exists else 0
+                self._services.generation.prompts.heap.note(request.content_length or unsaid)
 
         return guard
 
@@ -166,6 +177,7 @@ class _Guard:
             raise SemipdError("malformed_http", f"The body cannot be read: {error!s:.200}.") from error
         finally:
             self._arriving_bytes -= expected_bytes
+        await check_cost(await request.read(), self._max_body_values)
 
 
 def _check_content_type(request: web.Request) -> None:

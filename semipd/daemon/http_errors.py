@@ -43,6 +43,7 @@ _STATUS: dict[str, int] = {
     "engine_crashed": 500,
     "engine_failed": 503,
     "lane_failed": 500,
+    "renderer_failed": 500,
     "overloaded": 503,
     "too_many_connections": 503,
     "draining": 503,

@@ -1,17 +1,44 @@
-"""From a client's texts, token ids or messages to prompts. Long ones leave the event loop."""
+"""From a client's texts, token ids or messages to prompts. What takes long leaves the event loop."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from semipd.config_sections import LimitsConfig
 from semipd.core.errors import SemipdError
+from semipd.daemon.chat_template import ChatTemplate
+from semipd.daemon.conversation import Conversation
+from semipd.daemon.heap import HeapTrimmer
+from semipd.daemon.rendering import DirectRenderer, Renderer, RenderPool
 from semipd.daemon.served_model import MessageTemplate, ServedModel
+from semipd.daemon.text_bounds import CERTAINTY, PREFIX_CHARS_PER_TOKEN, TextBound
+from semipd.daemon.tokenizer import Tokenizer
 
 INLINE_ENCODE_CHARS = 4096
-"""Longer texts are rendered and tokenized in a thread: this many take about a millisecond."""
+"""Longer texts are tokenized in a thread: this many take about a millisecond."""
+
+ENCODING_THREADS = 2
+"""So many requests' texts are tokenized at once; the others wait."""
+
+MAX_PREPARING_CHARS = 64 * 2**20
+"""Of all texts that are being tokenized or wait for it."""
+
+WORKING_BYTES = 400
+"""That tokenizing takes for a character, at most."""
+
+MAX_REQUEST_TOKENS = 2**20
+"""Of all prompts of one request; one prompt may have as many as the context holds."""
+
+MAX_TOKENIZED = 131072
+"""Tokens of a text that need not fit into the context, or as many as the context holds if that is more."""
 
 _RESERVED_NAMES = frozenset({"messages", "add_generation_prompt"})
+_GROWTH = 8
+
+DEFAULT_BOUND = TextBound(MAX_REQUEST_TOKENS, "the limit of a request", code="request_too_large")
 
 T = TypeVar("T")
 
@@ -27,24 +54,31 @@ class Prompt:
 
 
 class Prompts:
-    def __init__(self, model: ServedModel) -> None:
+    """To be closed: the chat template may have processes."""
+
+    def __init__(self, model: ServedModel, limits: LimitsConfig) -> None:
         self._model = model
+        self._renderer = None if model.chat_template is None else _renderer(model.chat_template, limits)
+        self.heap = HeapTrimmer()
+        self._encoder = _Encoder(model, self.heap)
 
-    async def of(self, given: Sequence[str | list[int]], *, add_special_tokens: bool = True) -> list[Prompt]:
-        """Raises SemipdError(`invalid_text`)."""
-        encode = self._model.tokenizer.encode
-
-        def prompt(one: str | list[int]) -> Prompt:
-            if isinstance(one, str):
-                return Prompt(encode(one, add_special_tokens=add_special_tokens), one)
-            return Prompt(one)
-
-        num_chars = sum(len(one) for one in given if isinstance(one, str))
-        return await beside_loop(lambda: [prompt(one) for one in given], when=num_chars > INLINE_ENCODE_CHARS)
+    async def of(
+        self,
+        given: Sequence[str | list[int]],
+        bound: TextBound = DEFAULT_BOUND,
+        *,
+        add_special_tokens: bool = True,
+    ) -> list[Prompt]:
+        """Raises SemipdError: `invalid_text`, `overloaded`, `request_too_large`, and the bound's own."""
+        texts = [one for one in given if isinstance(one, str)]
+        num_given = sum(len(one) for one in given if not isinstance(one, str))
+        encoded = iter(await self._encoder.encode(texts, bound, num_given, add_special_tokens))
+        return [Prompt(next(encoded), one) if isinstance(one, str) else Prompt(one) for one in given]
 
     async def of_messages(
         self,
         messages: Sequence[Mapping[str, Any]],
+        bound: TextBound = DEFAULT_BOUND,
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
@@ -55,40 +89,132 @@ class Prompts:
         """The conversation as the checkpoint's chat template writes it, special tokens included. `wishes`:
         variables for a template that names them; None stands for none.
 
-        Raises SemipdError: `no_chat_template`, `invalid_messages`, `invalid_chat_template`.
+        Raises SemipdError: `no_chat_template`, and what `of` and Renderer.render raise.
         """
-        template = self._template()
+        template, renderer = self._template()
+        known = [_with_known_role(message, template) for message in messages]
         named = {name: wish for name, wish in (wishes or {}).items() if wish is not None}
         extra = {name: wish for name, wish in named.items() if template.names(name)}
         extra |= _checked(template_kwargs or {})
-        generate = add_generation_prompt and not continue_final_message
+        conversation = Conversation(known, add_generation_prompt, continue_final_message, extra)
+        text = await renderer.render(conversation)
+        bound = replace(bound, param="messages")
+        [token_ids] = await self._encoder.encode([text], bound, 0, add_special_tokens)
+        return Prompt(token_ids, text, opens_text=not continue_final_message)
 
-        def render() -> Prompt:
-            known = [_with_known_role(message, template) for message in messages]
-            text = template.render(known, generate, **extra)
-            if continue_final_message:
-                text = _cut_behind(text, str(messages[-1]["content"]))
-            token_ids = self._model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-            return Prompt(token_ids, text, opens_text=not continue_final_message)
+    async def try_template(self) -> SemipdError | None:
+        """What became of a short conversation. Raises SemipdError(`invalid_chat_template`) when the template
+        does not compile."""
+        return await self._renderer.trial() if isinstance(self._renderer, RenderPool) else None
 
-        num_chars = sum(len(str(message.get("content"))) for message in messages)
-        return await beside_loop(render, when=num_chars > INLINE_ENCODE_CHARS)
+    async def close(self) -> None:
+        if self._renderer is not None:
+            await self._renderer.close()
+        self.heap.close()
+        self._encoder.close()
 
-    def _template(self) -> MessageTemplate:
+    def _template(self) -> tuple[MessageTemplate, Renderer]:
         template = self._model.chat_template
-        if template is None:
+        if template is None or self._renderer is None:
             raise SemipdError(
                 "no_chat_template",
                 "The model has no chat template.",
                 "Send a prompt to /v1/completions instead of messages.",
                 param="messages",
             )
-        return template
+        return template, self._renderer
+
+
+def _renderer(template: MessageTemplate, limits: LimitsConfig) -> Renderer:
+    """A checkpoint's template gets a process of its own."""
+    if isinstance(template, ChatTemplate):
+        return RenderPool(template, limits)
+    return DirectRenderer(template)
+
+
+class _Encoder:
+    """Texts to token ids, within bounds: of each text, of a request, of all that is under way."""
+
+    def __init__(self, model: ServedModel, heap: HeapTrimmer) -> None:
+        self._model = model
+        self._threads = ThreadPoolExecutor(ENCODING_THREADS, thread_name_prefix="tokenize")
+        self._heap = heap
+        self._num_chars = 0
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def encode(
+        self, texts: Sequence[str], bound: TextBound, num_given: int, add_special_tokens: bool
+    ) -> list[list[int]]:
+        """`num_given`: tokens that the request has besides."""
+        for text in texts:
+            self._check_length(text, bound)
+
+        def work() -> list[list[int]]:
+            return self._encode_all(texts, bound, num_given, add_special_tokens)
+
+        num_chars = sum(map(len, texts))
+        if num_chars <= INLINE_ENCODE_CHARS:
+            return work()
+        with self._under_way(num_chars):
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _check_length(self, text: str, bound: TextBound) -> None:
+        tokenizer = self._model.tokenizer
+        if isinstance(tokenizer, Tokenizer) and tokenizer.chars_per_token is not None:
+            tokenizer.chars_per_token.check(text, bound)
+
+    def _encode_all(
+        self, texts: Sequence[str], bound: TextBound, num_given: int, add_special_tokens: bool
+    ) -> list[list[int]]:
+        found: list[list[int]] = []
+        num_tokens = num_given
+        for text in texts:
+            found.append(self._encode(text, bound, add_special_tokens))
+            num_tokens += len(found[-1])
+            if num_tokens > max(MAX_REQUEST_TOKENS, bound.max_tokens):
+                raise _too_many_tokens(num_tokens)
+        return found
+
+    def _encode(self, text: str, bound: TextBound, add_special_tokens: bool) -> list[int]:
+        """A much too long text shows it at its start: the rest would cost time and memory for nothing."""
+        encode = self._model.tokenizer.encode
+        num_chars = bound.max_tokens * PREFIX_CHARS_PER_TOKEN
+        while num_chars < len(text):
+            num_tokens = len(encode(text[:num_chars], add_special_tokens=False))
+            if num_tokens > bound.max_tokens * CERTAINTY:
+                raise bound.too_many_tokens(num_tokens, num_chars, len(text))
+            num_chars *= _GROWTH
+        return encode(text, add_special_tokens=add_special_tokens)
+
+    @contextmanager
+    def _under_way(self, num_chars: int) -> Iterator[None]:
+        if self._num_chars and self._num_chars + num_chars > MAX_PREPARING_CHARS:
+            message = f"Texts of {self._num_chars} characters wait to be tokenized."
+            hint = f"The limit is {MAX_PREPARING_CHARS}. Send the request again later."
+            raise SemipdError("overloaded", message, hint, retry_after_s=1)
+        self._num_chars += num_chars
+        try:
+            yield
+        finally:
+            self._num_chars -= num_chars
+            self._heap.note(num_chars * WORKING_BYTES)
 
 
 async def beside_loop(work: Callable[[], T], *, when: bool) -> T:
     """`work()`, in a thread when it is long."""
     return await asyncio.to_thread(work) if when else work()
+
+
+def _too_many_tokens(num_tokens: int) -> SemipdError:
+    return SemipdError(
+        "request_too_large",
+        f"The request's prompts have {num_tokens} tokens or more together; "
+        f"one request may bring {MAX_REQUEST_TOKENS}.",
+        "Send the prompts in several requests.",
+        param="prompt",
+    )
 
 
 def _checked(template_kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -108,17 +234,3 @@ def _with_known_role(message: Mapping[str, Any], template: MessageTemplate) -> M
     if message.get("role") == "developer" and not template.names_role("developer"):
         return {**message, "role": "system"}
     return message
-
-
-def _cut_behind(text: str, final: str) -> str:
-    """The rendered text up to the end of the final message, whose blanks the template may have stripped."""
-    start = text.rfind(final.strip())
-    if not final.strip() or start < 0:
-        raise SemipdError(
-            "invalid_messages",
-            "continue_final_message needs a final message whose text the chat template shows as it is.",
-            "Send a final message with text, or leave continue_final_message out.",
-            param="messages",
-        )
-    whole = final.lstrip()
-    return text[: start + len(whole if text.startswith(whole, start) else final.strip())]

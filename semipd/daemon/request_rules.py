@@ -1,9 +1,10 @@
 """What the configuration says of every request: its root in the prefix cache, deadline, delay, and bounds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from semipd.config import Config
+from semipd.config_sections import LimitsConfig
 from semipd.core.errors import SemipdError
 from semipd.core.sampling import SamplingParams
 from semipd.daemon.callers import Caller
@@ -36,6 +37,7 @@ class RequestRules:
     batch_delay_s: float = 60.0
     max_unread_tokens: int = 4096
     log_prompts: bool = False
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
 
     @classmethod
     def of(cls, config: Config) -> "RequestRules":
@@ -45,6 +47,7 @@ class RequestRules:
             config.admission.batch_delay_s,
             config.limits.max_unread_tokens,
             config.server.log_prompts,
+            config.limits,
         )
 
     def namespace(self, caller: Caller, salt: str | None) -> str:

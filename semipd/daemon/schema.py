@@ -14,6 +14,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from semipd.core.brief import brief
 from semipd.core.errors import SemipdError
 from semipd.core.ranges import Range
 from semipd.core.sampling import (
@@ -110,8 +111,8 @@ AllowedTokenIds = Annotated[TokenIds, Field(max_length=MAX_ALLOWED_TOKEN_IDS), a
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 StopStrings = Annotated[
     list[StopString],
+    Field(max_length=MAX_STOPS, fail_fast=True),
     BeforeValidator(_stops, json_schema_input_type=StopString | list[StopString]),
-    Field(max_length=MAX_STOPS),
 ]
 
 
@@ -277,7 +278,4 @@ def refusal(error: ValidationError) -> SemipdError:
 
 def shown(value: object) -> str:
     """The beginning of a value as Python writes it, whatever it is."""
-    try:
-        return f"{value!r:.{MAX_SHOWN}}"
-    except (ValueError, RecursionError):  # an integer of thousands of digits; a deep one
-        return f"a value of type {type(value).__name__}"
+    return brief(value, MAX_SHOWN)

@@ -1,10 +1,10 @@
 """The messages of a conversation, as clients write them and as chat templates read them."""
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
+from semipd.core.brief import brief
 from semipd.core.errors import SemipdError
 
 
@@ -15,7 +15,7 @@ def _content(value: object) -> object:
         if isinstance(kind, str) and kind not in ("text", "refusal"):
             raise SemipdError(
                 "unsupported_value",
-                f"A content part of type {kind!r:.80} is not supported: this model reads text.",
+                f"A content part of type {brief(kind)} is not supported: this model reads text.",
                 "Send parts of type text.",
                 param="messages",
             )
@@ -49,7 +49,7 @@ ContentPart = Annotated[
 ]
 Content = Annotated[
     Annotated[
-        Annotated[str, Tag("[text]")] | Annotated[list[ContentPart], Tag("[parts]")],
+        Annotated[str, Tag("[text]")] | Annotated[list[ContentPart], Field(fail_fast=True), Tag("[parts]")],
         Discriminator(_content_kind),
     ],
     BeforeValidator(_content, json_schema_input_type=str | list[ContentPart]),
@@ -66,11 +66,13 @@ class ChatMessage(BaseModel):
     content: Content | None = None
 
     def for_template(self) -> dict[str, Any]:
-        """As templates read it: the content is one string, arguments of tool calls are values."""
+        """As templates read it, but for the arguments of tool calls: the content is one string, and nulls
+        are left out, as templates ask whether a field is there."""
         if self.content is None and self.role != "assistant":
             message = f"A message of the role {self.role} needs content."
             raise SemipdError("missing_field", message, param="messages")
-        return {"role": self.role, "content": self._text()} | _tool_calls_as_values(self.model_extra or {})
+        further = {name: value for name, value in (self.model_extra or {}).items() if value is not None}
+        return {"role": self.role, "content": self._text()} | further
 
     def _text(self) -> str:
         if self.content is None or isinstance(self.content, str):
@@ -78,22 +80,4 @@ class ChatMessage(BaseModel):
         return "\n".join(part.text if isinstance(part, TextPart) else part.refusal for part in self.content)
 
 
-def _tool_calls_as_values(fields: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI sends arguments as JSON text; templates write them as JSON themselves. Nulls are left out:
-    templates ask whether a field is there."""
-    shown = {name: value for name, value in fields.items() if value is not None}
-    if isinstance(calls := shown.get("tool_calls"), list):
-        shown["tool_calls"] = [_call_as_values(call) for call in calls]
-    return shown
-
-
-def _call_as_values(call: Any) -> Any:
-    """Unchanged if it is no call of a function or its arguments, which a model wrote, are no JSON."""
-    try:
-        function = call["function"]
-        return call | {"function": function | {"arguments": json.loads(function["arguments"])}}
-    except (TypeError, KeyError, ValueError):
-        return call
-
-
-Messages = Annotated[list[ChatMessage], Field(min_length=1)]
+Messages = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]

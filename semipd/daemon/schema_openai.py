@@ -46,8 +46,8 @@ def _prompt_kind(value: object) -> str | None:
 OnePrompt = Annotated[str, Tag("[text]")] | Annotated[TokenIds, Tag("[ids]")]
 Prompt = Annotated[
     OnePrompt
-    | Annotated[list[str], Field(max_length=MAX_CHOICES), Tag("[texts]")]
-    | Annotated[list[TokenIds], Field(max_length=MAX_CHOICES), Tag("[id_lists]")],
+    | Annotated[list[str], Field(max_length=MAX_CHOICES, fail_fast=True), Tag("[texts]")]
+    | Annotated[list[TokenIds], Field(max_length=MAX_CHOICES, fail_fast=True), Tag("[id_lists]")],
     Discriminator(
         _prompt_kind,
         custom_error_type="prompt_type",

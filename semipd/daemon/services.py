@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from semipd import __version__
 from semipd.config import Config
+from semipd.core.brief import brief
 from semipd.core.errors import SemipdError
 from semipd.core.events import Event
 from semipd.core.slo import Slo
@@ -205,7 +206,7 @@ class Services:
         if name is not None and name != self.model_name:
             raise SemipdError(
                 "model_not_found",
-                f"The model {name!r:.200} does not exist here.",
+                f"The model {brief(name, 200)} does not exist here.",
                 f"This daemon serves {self.model_name!r}.",
                 param="model",
             )

@@ -25,7 +25,8 @@ class StopStrings:
     """
 
     def __init__(self, stops: Sequence[str], *, keep: bool = False) -> None:
-        self._stops = tuple(stops)
+        self._matches = [_Match(stop) for stop in stops]
+        self._first_characters = frozenset(stop[0] for stop in stops)
         self._keep = keep
         self._withheld = ""
         self.stop: str | None = None
@@ -36,35 +37,51 @@ class StopStrings:
 
     def push(self, text: str) -> str:
         """Returns the text that is certain now."""
-        if not self._stops:
+        if not self._withheld and self._first_characters.isdisjoint(text):
             return text
-        text = self._withheld + text
-        match = self._first_match(text)
-        if match is not None:
-            end, start = match
-            self.stop = text[start:end]
-            self._withheld = ""
-            return text[: end if self._keep else start]
-        keep = self._undecided(text)
-        self._withheld = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        known = self._withheld + text
+        for end, character in enumerate(text, len(self._withheld) + 1):
+            complete = [match.stop for match in self._matches if match.push(character)]
+            if complete:
+                self.stop = max(complete, key=len)
+                self._withheld = ""
+                return known[: end if self._keep else end - len(self.stop)]
+        certain = len(known) - max(match.length for match in self._matches)
+        self._withheld = known[certain:]
+        return known[:certain]
 
     def flush(self) -> str:
         text, self._withheld = self._withheld, ""
+        for match in self._matches:
+            match.length = 0
         return text
 
-    def _first_match(self, text: str) -> tuple[int, int] | None:
-        """End and start of the stop string that completes first."""
-        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
-        return min(found, default=None)
 
-    def _undecided(self, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop string."""
-        longest = min(len(text), max(map(len, self._stops)) - 1)
-        for length in range(longest, 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self._stops):
-                return length
-        return 0
+class _Match:
+    """How much of a stop string the text ends with (Knuth, Morris and Pratt): a character costs the same
+    however long the stop string is, and whatever it repeats.
+
+    `_borders[i]`: length of the longest shorter prefix that stop[: i + 1] ends with; known as far as needed.
+    """
+
+    __slots__ = ("_borders", "length", "stop")
+
+    def __init__(self, stop: str) -> None:
+        self.stop = stop
+        self.length = 0
+        self._borders = [0]
+
+    def push(self, character: str) -> bool:
+        """Whether the stop string is complete; then nothing is to be pushed any more."""
+        self.length = self._after(self.length, character)
+        while len(self._borders) < self.length:
+            self._borders.append(self._after(self._borders[-1], self.stop[len(self._borders)]))
+        return self.length == len(self.stop)
+
+    def _after(self, length: int, character: str) -> int:
+        while length and self.stop[length] != character:
+            length = self._borders[length - 1]
+        return length + (self.stop[length] == character)
 
 
 class TextStream:

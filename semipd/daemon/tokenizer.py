@@ -1,6 +1,7 @@
 """Text to token ids and back, over `tokenizers`; streaming never shows half a character."""
 
 import codecs
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +9,15 @@ from pathlib import Path
 import tokenizers
 
 from semipd.core.errors import SemipdError
+from semipd.daemon.text_bounds import chars_per_token
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one text does not take the engine's cores
 
 _REPLACEMENT = "\ufffd"
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+_INLINE_TOKENS = 1024
+"""Decoded in a tenth of a millisecond; more of them release the GIL."""
+
 _MAX_PENDING = 16
 """Tokens held back at most. A UTF-8 character has 4 bytes, so a longer wait is for text that never comes."""
 
@@ -28,7 +35,7 @@ _BYTE_OF_CHARACTER = _byte_characters()
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer.json. Thread-safe: `encode` releases the GIL, so long texts go to a thread."""
+    """A checkpoint's tokenizer.json. Thread-safe; `encode` and `decode` release the GIL while they work."""
 
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
         # some checkpoints carry the truncation they were trained with; a prompt must never lose text silently
@@ -37,6 +44,7 @@ class Tokenizer:
         self._inner = inner
         self._bos_id = self._find_bos()
         self._anchor = inner.encode("a", add_special_tokens=False).ids
+        self.chars_per_token = chars_per_token(inner)
         self.special_ids = frozenset(
             token_id for token_id, token in inner.get_added_tokens_decoder().items() if token.special
         )
@@ -68,19 +76,24 @@ class Tokenizer:
         Raises SemipdError(`invalid_text`) when `text` is not Unicode text (a lone surrogate).
         """
         try:
-            ids = self._inner.encode(text, add_special_tokens=add_special_tokens).ids
+            # not `encode`, which keeps the GIL; nor with offsets, which take most of its time and memory
+            [encoding] = self._inner.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
             raise SemipdError(
                 "invalid_text",
                 "The text holds half of a surrogate pair, which is no Unicode character.",
                 "Send valid UTF-8, or write characters above U+FFFF as a full pair in JSON.",
             ) from error
+        ids: list[int] = encoding.ids
         if add_special_tokens and self._bos_id is not None and ids[:2] == [self._bos_id, self._bos_id]:
             return ids[1:]
         return ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        return self._inner.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        if len(token_ids) <= _INLINE_TOKENS:
+            return self._inner.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        [text] = self._inner.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)
+        return text
 
     def stream_decoder(self, *, skip_special_tokens: bool = True) -> "StreamDecoder":
         return StreamDecoder(self, skip_special_tokens=skip_special_tokens)

@@ -14,9 +14,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from semipd.core.brief import brief
 from semipd.core.errors import ProtocolError, SemipdError
 from semipd.daemon.addresses import DEFAULT_BACKLOG
 from semipd.daemon.callers import OPERATOR, Caller
+from semipd.daemon.chat import for_template
 from semipd.daemon.drain_routes import DrainRequest, ShutdownRequest, answer_drain
 from semipd.daemon.generation import Generation
 from semipd.daemon.history import timing_to_wire
@@ -140,7 +142,7 @@ class _Connection:
         self._services = services
         self._reader = reader
         self._writer = writer
-        self._frames = FrameReader()
+        self._frames = FrameReader(max_values=services.config.limits.max_body_values)
         self._received: deque[dict[str, Any]] = deque()
         self._operations: dict[RequestId, asyncio.Task[None]] = {}
         self._generations: dict[RequestId, Generation] = {}
@@ -204,11 +206,12 @@ class _Connection:
         task.add_done_callback(lambda _task: self._operations.pop(request.id))
 
     def _parse(self, message: dict[str, Any]) -> SocketRequest:
-        schema = _SCHEMAS.get(str(message.get("op")))
+        op = message.get("op")
+        schema = _SCHEMAS.get(op) if isinstance(op, str) else None
         if schema is None:
             raise SemipdError(
                 "unknown_operation",
-                f"There is no operation {message.get('op')!r:.80}.",
+                f"There is no operation {brief(op)}.",
                 f"Operations: {', '.join(_SCHEMAS)}.",
                 param="op",
             )
@@ -224,7 +227,7 @@ class _Connection:
             raise refusal(error) from error
         if request.id in self._operations:
             raise SemipdError(
-                "duplicate_id", f"A request with id {request.id!r:.80} is in flight.", param="id"
+                "duplicate_id", f"A request with id {brief(request.id)} is in flight.", param="id"
             )
         if len(self._operations) >= MAX_IN_FLIGHT:
             raise SemipdError("overloaded", f"{MAX_IN_FLIGHT} requests are in flight on this connection.")
@@ -330,11 +333,12 @@ class _Connection:
             generation.close()
 
     async def _prompt(self, request: GenerateRequest) -> Prompt:
-        prompts = self._services.generation.prompts
+        service = self._services.generation
+        prompts, bound = service.prompts, service.prompt_bound(request)
         if request.prompt is None:
-            return await prompts.of_messages([message.for_template() for message in request.messages or []])
+            return await prompts.of_messages(await for_template(request.messages or []), bound)
         special = request.add_special_tokens is not False
-        [prompt] = await prompts.of([request.prompt], add_special_tokens=special)
+        [prompt] = await prompts.of([request.prompt], bound, add_special_tokens=special)
         return prompt
 
     async def _stream(self, request: GenerateRequest, generation: Generation) -> None:

@@ -272,5 +272,5 @@ def _checkpoint_facts(model_dir: str) -> tuple[int, int, list[int]]:
         config = json.loads(path.read_text())
         poison = [int(token) for token in config.get("poison_token_ids", [])]
         return int(config["vocab_size"]), int(config["max_position_embeddings"]), poison
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise LaneFailed("checkpoint_corrupt", f"The fake device cannot read {path} ({error!r}).") from error

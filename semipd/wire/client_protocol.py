@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from semipd import __version__
+from semipd.core.brief import brief
 from semipd.core.errors import ProtocolError, SemipdError
 from semipd.wire import PROTOCOL_VERSION
 
@@ -114,8 +115,8 @@ def check_hello(message: dict[str, Any]) -> None:
     if message.get("protocol") != PROTOCOL_VERSION:
         raise ProtocolError(
             "protocol_version",
-            f"The peer ({message.get('agent', 'unnamed')!s:.64}) speaks protocol "
-            f"{message.get('protocol')!r:.32}, this side {PROTOCOL_VERSION}.",
+            f"The peer ({brief(message.get('agent', 'unnamed'), 64)}) speaks protocol "
+            f"{brief(message.get('protocol'), 32)}, this side {PROTOCOL_VERSION}.",
             "Install the same version of semipd on both sides.",
         )
 

@@ -33,15 +33,49 @@ def encode_frame(message: dict[str, Any], max_bytes: int = MAX_LENGTH) -> bytes:
     return HEADER.pack(len(body)) + body
 
 
-def decode_body(body: bytes | memoryview, max_array_len: int = MAX_CONTAINER_LEN) -> dict[str, Any]:
-    """One frame's body to a map. Raises ProtocolError on anything else."""
+LIST_COST = 12
+MAP_COST = 24
+NAMED_COST = 7
+"""What they count, in numbers of a list; see daemon.body_cost."""
+
+
+class _Counter:
+    """Sees each list and map of a frame when it is complete. Raises ValueError beyond `limit` values."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._count = 0
+
+    def list(self, found: list[Any]) -> list[Any]:
+        self._add(LIST_COST + len(found))
+        return found
+
+    def map(self, found: dict[Any, Any]) -> dict[Any, Any]:
+        self._add(MAP_COST + NAMED_COST * len(found))
+        return found
+
+    def _add(self, count: int) -> None:
+        self._count += count
+        if self._count > self._limit:
+            counted = f"a list counting {LIST_COST}, a map {MAP_COST}, a named value {NAMED_COST}"
+            raise ValueError(f"it holds more than limits.max_body_values={self._limit} values, {counted}")
+
+
+def decode_body(
+    body: bytes | memoryview, max_array_len: int = MAX_CONTAINER_LEN, max_values: int | None = None
+) -> dict[str, Any]:
+    """One frame's body to a map. Raises ProtocolError on anything else, or on more than `max_values`."""
+    counter = None if max_values is None else _Counter(max_values)
+    longest = max_array_len if max_values is None else min(max_values, max_array_len)
     try:
         message = msgpack.unpackb(
             body,
             raw=False,
             strict_map_key=True,
-            max_array_len=max_array_len,
-            max_map_len=65_536,
+            max_array_len=longest,
+            max_map_len=min(longest, 65_536),
+            list_hook=counter and counter.list,
+            object_hook=counter and counter.map,
         )
     except Exception as error:  # msgpack raises a zoo: ValueError, ExtraData, UnicodeDecodeError, ...
         raise ProtocolError(
@@ -55,10 +89,12 @@ def decode_body(body: bytes | memoryview, max_array_len: int = MAX_CONTAINER_LEN
 
 
 class FrameReader:
-    """Bytes in, messages out. `max_bytes` bounds one frame's body, and with it the length of its lists."""
+    """Bytes in, messages out. `max_bytes` bounds one frame's body, and with it the length of its lists;
+    `max_values` what it holds; None: our own processes speak."""
 
-    def __init__(self, max_bytes: int = MAX_FRAME_BYTES) -> None:
+    def __init__(self, max_bytes: int = MAX_FRAME_BYTES, max_values: int | None = None) -> None:
         self._buffer = bytearray()
+        self._max_values = max_values
         self._max_bytes = max_bytes
         # what a client may send is bounded twice; what we send ourselves, by its size
         self._max_array_len = MAX_CONTAINER_LEN if max_bytes <= MAX_FRAME_BYTES else max_bytes
@@ -77,7 +113,8 @@ class FrameReader:
             end = offset + HEADER.size + length
             if len(self._buffer) < end:
                 break
-            messages.append(decode_body(bytes(self._buffer[offset + HEADER.size : end]), self._max_array_len))
+            body = bytes(self._buffer[offset + HEADER.size : end])
+            messages.append(decode_body(body, self._max_array_len, self._max_values))
             offset = end
         del self._buffer[:offset]
         return messages

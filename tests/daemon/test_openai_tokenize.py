@@ -99,6 +99,7 @@ async def test_long_ones_leave_the_loop(daemon: Running, monkeypatch: pytest.Mon
         tokens = (await tokenize(daemon, messages=[message], return_token_strs=True))["tokens"]
         await daemon.complete("/detokenize", tokens=tokens)
     here = threading.get_ident()
+    assert not threads.pop("render"), "a checkpoint's template runs in a process of its own"
     for name, idents in threads.items():
         assert (idents[0] == here, here in idents[1:]) == (True, False), name
 

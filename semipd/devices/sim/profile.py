@@ -129,7 +129,7 @@ def interpolate(curve: Curve, sms: int) -> float:
 def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _refusal(path, f"cannot be read ({error})") from error
     if not isinstance(data, dict) or not all(isinstance(part, dict) for part in data.values()):
         raise _refusal(path, "is not a map of maps")
