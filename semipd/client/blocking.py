@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from semipd.core.errors import SemipdError
-from semipd.wire.address import default_socket_path
+from semipd.wire.address import connect_error, default_socket_path
 from semipd.wire.client_protocol import (
     HELLO_LIMIT_S,
     GenerateItem,
@@ -46,7 +46,7 @@ class Client:
     def connect(cls, path: Path | str | None = None) -> "Client":
         """Connect to the socket at `path` (default: where the daemon puts it).
 
-        Raises SemipdError: `daemon_not_running`, or what the daemon refuses the connection for.
+        Raises SemipdError: as `connect_error` says, or what the daemon refuses the connection for.
         """
         path = path or default_socket_path()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -55,11 +55,7 @@ class Client:
             client._open(os.fspath(path))
         except OSError as error:
             sock.close()
-            raise SemipdError(
-                "daemon_not_running",
-                f"No daemon answers at {path} ({error.strerror or 'timeout'}).",
-                "Start one with `semipd-daemon start`, or name its socket.",
-            ) from error
+            raise connect_error(path, error) from error
         except BaseException:
             sock.close()
             raise
