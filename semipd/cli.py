@@ -78,9 +78,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--version", action="version", version=f"semipd-daemon {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    start = commands.add_parser(
-        "start", help="start in the foreground (Ctrl-C stops it), or detached"
-    )
+    start = commands.add_parser("start", help="start in the foreground (Ctrl-C stops it), or detached")
     _add_options(start, _FLAGS)
     start.add_argument(
         "--detach",
@@ -89,12 +87,12 @@ def _parser() -> CommandParser:
     )
     start.add_argument("--pid-file", type=Path, metavar="FILE", help="default: the socket's path with .pid")
     start.add_argument("--log-file", type=Path, metavar="FILE", help="default: the socket's path with .log")
-    start.add_argument("--report-fd", type=whole_number(0, 2**20), help=argparse.SUPPRESS)  # how the detached process is started
+    start.add_argument(
+        "--report-fd", type=whole_number(0, 2**20), help=argparse.SUPPRESS
+    )  # how the detached process is started
     start.set_defaults(run=_start)
 
-    stop = commands.add_parser(
-        "stop", help="let requests finish, stop the daemon and wait until it is gone"
-    )
+    stop = commands.add_parser("stop", help="let requests finish, stop the daemon and wait until it is gone")
     _add_options(stop, ["--socket"])
     deadline = stop.add_mutually_exclusive_group()
     deadline.add_argument(

@@ -24,8 +24,8 @@ from semipd.config_sections import (
     SupervisionConfig,
 )
 from semipd.core.errors import SemipdError
-from semipd.core.small_files import read_small_file
 from semipd.core.settings import EngineSettings
+from semipd.core.small_files import read_small_file
 from semipd.wire.address import default_socket_path
 
 MAX_FILE_BYTES = 2**20

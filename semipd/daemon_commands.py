@@ -40,8 +40,12 @@ def add_partition_commands(
     show = actions.add_parser("show", help="mode, split, predictions, possible splits, history")
     fix = actions.add_parser("set", help="hold a split until further notice, or for a time")
     wish = fix.add_mutually_exclusive_group(required=True)
-    wish.add_argument("--prefill", type=whole_number(), dest="prefill_units", metavar="UNITS", help="SMs or cores")
-    wish.add_argument("--decode", type=whole_number(), dest="decode_units", metavar="UNITS", help="SMs or cores")
+    wish.add_argument(
+        "--prefill", type=whole_number(), dest="prefill_units", metavar="UNITS", help="SMs or cores"
+    )
+    wish.add_argument(
+        "--decode", type=whole_number(), dest="decode_units", metavar="UNITS", help="SMs or cores"
+    )
     off = actions.add_parser("off", help="do not split: merged steps on the whole device")
     auto = actions.add_parser("auto", help="end an override: the policy decides again")
     for parser, mode in ((fix, "fixed"), (off, "off"), (auto, "auto")):

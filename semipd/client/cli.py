@@ -1,5 +1,5 @@
-"""semipd-client: generate text, chat, and watch what the daemon does, over its Unix socket. What --help needs not
-is imported later."""
+"""semipd-client: generate text, chat, and watch what the daemon does, over its Unix socket. What --help needs
+not is imported later."""
 
 import argparse
 import json
@@ -35,7 +35,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> CommandParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = CommandParser(add_help=False)
     common.add_argument("--socket", type=Path, metavar="PATH", help="the daemon's Unix socket")
     common.add_argument("--json", action="store_true", help="print what the daemon sends, as JSON lines")
     sampling = _sampling_options()
@@ -70,8 +70,8 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _sampling_options() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(add_help=False)
+def _sampling_options() -> CommandParser:
+    options = CommandParser(add_help=False)
     options.add_argument("--max-tokens", type=whole_number(), help="default: as many as the context holds")
     options.add_argument("--temperature", type=number())
     options.add_argument("--top-p", type=number())

@@ -26,7 +26,10 @@ class CommandParser(argparse.ArgumentParser):
     the exit codes."""
 
     def __init__(self, **options: Any) -> None:
-        given = {"epilog": EPILOG, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        given: dict[str, Any] = {
+            "epilog": EPILOG,
+            "formatter_class": argparse.RawDescriptionHelpFormatter,
+        }
         super().__init__(**(given | options))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -112,8 +115,8 @@ def _cut(text: str) -> str:
 
 
 def repeated(arguments: argparse.Namespace, names: Sequence[str]) -> str:
-    """Those of the options `names` that were given, quoted for a shell, to be added to a command that a person
-    copies."""
+    """Those of the options `names` that were given, quoted for a shell, to be added to a command that a
+    person copies."""
     words: list[str] = []
     for name in names:
         given = getattr(arguments, name, None)

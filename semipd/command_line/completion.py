@@ -2,13 +2,16 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from semipd.command_line.arguments import CommandParser
 
 SHELLS = ("bash", "zsh", "tcsh", "fish")
 
 
-def add_completion_command(commands: "argparse._SubParsersAction[CommandParser]", root: CommandParser) -> None:
+def add_completion_command(
+    commands: "argparse._SubParsersAction[CommandParser]", root: CommandParser
+) -> None:
     completion = commands.add_parser("completion", help="print a shell's completion script for this command")
     completion.add_argument("shell", choices=SHELLS)
     completion.set_defaults(run=lambda arguments: print_completion(root, arguments.shell))
@@ -22,7 +25,7 @@ def print_completion(root: argparse.ArgumentParser, shell: str) -> int:
     return 0
 
 
-def _complete_files(parser: argparse.ArgumentParser, how: dict[str, str]) -> None:
+def _complete_files(parser: argparse.ArgumentParser, how: Any) -> None:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for inner in action.choices.values():

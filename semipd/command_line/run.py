@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from semipd.command_line.exit_codes import DONE, FAILED, INTERRUPTED, exit_code_of
+from semipd.command_line.exit_codes import DONE, INTERRUPTED, exit_code_of
 from semipd.command_line.streams import flush, prepare_streams, printable
 from semipd.core.errors import SemipdError
 
@@ -40,7 +40,10 @@ def _interruptible(body: Body, argv: Sequence[str], text_of: Callable[[SemipdErr
 
 
 def _run(body: Body, argv: Sequence[str], text_of: Callable[[SemipdError], str]) -> int:
-    code, problem, unwritten, wants_out = DONE, None, None, None
+    code: int = DONE
+    problem: SemipdError | None = None
+    unwritten: OSError | None = None
+    wants_out: SystemExit | None = None
     try:
         code = body(argv)
     except SystemExit as end:

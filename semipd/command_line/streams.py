@@ -14,7 +14,7 @@ MAX_INPUT_CHARS = 4 * 2**20
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _STREAMS = (("stdin", "r", os.O_WRONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY))
-"""Flags of what stands in for a closed one: reading standard input fails then, and writing standard output."""
+"""With the flags of what stands in for a closed one: reading the first and writing the second then fail."""
 
 
 def prepare_streams() -> None:
@@ -36,7 +36,7 @@ def _stand_in(descriptor: int, name: str, mode: str, flags: int) -> None:
         os.dup2(opened, descriptor)
         os.close(opened)
     errors = "backslashreplace" if name == "stderr" else "strict"
-    stream = open(descriptor, mode, errors=errors, closefd=False)  # noqa: PTH123, SIM115 (a descriptor)
+    stream = open(descriptor, mode, errors=errors, closefd=False)  # noqa: SIM115 (a descriptor)
     for attribute in (name, f"__{name}__"):
         setattr(sys, attribute, stream)
 
@@ -48,8 +48,8 @@ def print_in_utf8() -> None:
 
 
 def flush(stream: TextIO) -> OSError | None:
-    """Why what was printed cannot be written. Then the rest is dropped, so that the interpreter, which flushes
-    at its end, has nothing to complain about."""
+    """Why what was printed cannot be written. Then the rest is dropped, so that the interpreter, which
+    flushes at its end, has nothing to complain about."""
     try:
         stream.flush()
     except OSError as error:

@@ -1,5 +1,5 @@
-"""Reading a file that ought to be small and at hand: a pipe that nobody writes to, or one without an end, is an
-error and no wait."""
+"""Reading a file that ought to be small and at hand: a pipe that nobody writes to, or one without an end, is
+an error and no wait."""
 
 import os
 import select
@@ -10,8 +10,8 @@ _CHUNK_BYTES = 2**16
 
 
 def read_small_file(path: Path, max_bytes: int) -> bytes:
-    """All of it. Raises OSError: also when it has more than `max_bytes`, or is a pipe from which nothing comes
-    for PIPE_LIMIT_S."""
+    """All of it. Raises OSError: also when it has more than `max_bytes`, or is a pipe from which nothing
+    comes for PIPE_LIMIT_S."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         data = b""

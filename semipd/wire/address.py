@@ -45,7 +45,8 @@ def connect_error(path: Path | str, error: OSError) -> SemipdError:
         return SemipdError("socket_unreachable", message, "Check its path.")
     if _is_no_socket(path):
         return SemipdError("socket_unreachable", f"{path} is no socket.", "Check its path.")
-    hint = f"Start one with `semipd-daemon start{socket_option(path)}`, or give --socket if it uses another path."
+    start = f"semipd-daemon start{socket_option(path)}"
+    hint = f"Start one with `{start}`, or give --socket if it uses another path."
     return SemipdError("daemon_not_running", f"No daemon answers at {path} ({why}).", hint)
 
 
