@@ -201,6 +201,9 @@ class AsyncClient:
         try:
             async with asyncio.timeout(HELLO_LIMIT_S):
                 message = await self._receive()
+        except TimeoutError as error:
+            message = f"What listens there has not greeted within {HELLO_LIMIT_S:g} s."
+            raise SemipdError("daemon_silent", message, "Look at the daemon's log.") from error
         except (OSError, EOFError) as error:
             raise SemipdError("daemon_silent", "The daemon closed the connection without a word.") from error
         check_hello(message)
