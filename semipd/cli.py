@@ -76,7 +76,7 @@ def _text_of(error: SemipdError) -> str:
 def _parser() -> CommandParser:
     parser = CommandParser(prog="semipd-daemon", description="Serve a language model from two lanes.")
     parser.add_argument("--version", action="version", version=f"semipd-daemon {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="command")
+    commands = parser.add_subparsers(metavar="command")
 
     start = commands.add_parser("start", help="start in the foreground (Ctrl-C stops it), or detached")
     _add_options(start, _FLAGS)
@@ -150,7 +150,13 @@ def _load(arguments: argparse.Namespace) -> Config:
             message = f"--set {assignment} has no equals sign."
             raise SemipdError("invalid_config", message, "Write --set section.key=value.")
         overrides.append(Override(key.strip(), text, "--set"))
-    return load_config(arguments.config, os.environ, overrides)
+    config = load_config(arguments.config, os.environ, overrides)
+    if not config.socket_path.name:
+        message = f"server.socket={config.server.socket} names no file."
+        raise SemipdError(
+            "invalid_config", message, "Name a file in a folder of yours.", param="server.socket"
+        )
+    return config
 
 
 def _start(arguments: argparse.Namespace) -> int:

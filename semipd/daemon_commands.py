@@ -36,7 +36,7 @@ def add_partition_commands(
 ) -> None:
     """`commands`: what `add_subparsers` returned. `socket_of` finds a running daemon's socket."""
     partition = commands.add_parser("partition", help="show or override how the device is divided")
-    actions = partition.add_subparsers(metavar="action", required=True)
+    actions = partition.add_subparsers(metavar="action")
     show = actions.add_parser("show", help="mode, split, predictions, possible splits, history")
     fix = actions.add_parser("set", help="hold a split until further notice, or for a time")
     wish = fix.add_mutually_exclusive_group(required=True)

@@ -4,12 +4,12 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from semipd.wire.client_protocol import hello
-from semipd.wire.frames import HEADER, encode_frame
+from semipd.wire.frames import HEADER, FrameReader, encode_frame
 
 _READ_BYTES = 2**16
 _GREETING = encode_frame(hello("fuzz"))
@@ -40,16 +40,16 @@ def _echo(peer: socket.socket) -> None:
         peer.sendall(data)
 
 
-def _answering(document: object) -> Answer:
-    """A hello, and to the first request and all others this."""
+def _answering(fields: Mapping[str, object]) -> Answer:
+    """A hello, and to each request these fields."""
 
     def answer(peer: socket.socket) -> None:
         peer.sendall(_GREETING)
-        peer.recv(_READ_BYTES)
-        while peer.recv(_READ_BYTES):
-            for request_id in (1, 2, None):
-                fields = document if isinstance(document, dict) else {"what": document}
-                peer.sendall(encode_frame({"id": request_id, **fields}))
+        frames = FrameReader()
+        while data := peer.recv(_READ_BYTES):
+            for request in frames.feed(data):
+                if "id" in request:
+                    peer.sendall(encode_frame({"id": request["id"], **fields}))
 
     return answer
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Command = Literal["daemon", "client", "top"]
-Stream = Literal["pipe", "closed", "full", "null", "left", "terminal", "latin"]
+Stream = Literal["pipe", "closed", "full", "null", "left", "terminal"]
 
 GOOD = "daemon"
 """The place at which the good daemon listens."""
@@ -248,8 +248,7 @@ class _Maker:
 
     def _where(self, place: str) -> list[str]:
         """The good daemon is always named: without a name, it would be whatever runs on this machine."""
-        given = ["--socket", self._places[place]] if place == GOOD or self._chance(0.9) else []
-        return given
+        return ["--socket", self._places[place]] if place == GOOD or self._chance(0.9) else []
 
     def _options(self, *choices: tuple[str, Sequence[str]], most: int = 3) -> list[str]:
         rng, made = self._rng, list[str]()

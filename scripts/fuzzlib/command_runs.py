@@ -130,8 +130,8 @@ class _Run:
             files[name] = self._file(stack, name, kind, terminal, pipe)
         closing = " ".join(_CLOSING[name] for name, kind in streams.items() if kind == "closed")
         # what is interrupted before is Python's own start
-        begin = f"import os, sys; os.close({self._beginning})"
-        code = f"{begin}; from semipd.command_line.entry import {self._case.command} as run; sys.exit(run())"
+        run = f"from semipd.command_line.entry import {self._case.command} as run"
+        code = f"import os, sys; {run}; os.close({self._beginning}); sys.exit(run())"
         command = [
             "sh",
             "-c",

@@ -41,7 +41,7 @@ def _parser() -> CommandParser:
     sampling = _sampling_options()
     parser = CommandParser(prog="semipd-client", description="Talk to a running semipd daemon.")
     parser.add_argument("--version", action="version", version=f"semipd-client {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(metavar="COMMAND")
 
     generate = commands.add_parser("generate", parents=[common, sampling], help="continue a text")
     generate.set_defaults(run=_generate)

@@ -31,11 +31,19 @@ class CommandParser(argparse.ArgumentParser):
             "formatter_class": argparse.RawDescriptionHelpFormatter,
         }
         super().__init__(**(given | options))
+        self._command = ""
+
+    def add_subparsers(self, **options: Any) -> Any:
+        """One of them is needed; that is said after an unknown option, not instead of it."""
+        self._command = options["metavar"]
+        return super().add_subparsers(**options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self._suggestion(unknown[0])}")
+        if self._command and not hasattr(found, "run"):
+            self.error(f"the following arguments are required: {self._command}")
         for name, value in vars(found).items():
             for text in value if isinstance(value, list) else [value]:
                 self._check_text(name, text)
