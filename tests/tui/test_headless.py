@@ -178,5 +178,5 @@ def test_a_foreign_socket_is_no_daemon(tmp_path: Path) -> None:
             peer, _ = listener.accept()
             peer.close()
             _, said = watching.communicate(timeout=LIMIT_S)
-    assert watching.returncode == 5
-    assert "[daemon_silent]" in said
+    assert watching.returncode == 6
+    assert "[connection_lost]" in said

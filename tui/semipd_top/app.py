@@ -12,6 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.widgets import ContentSwitcher, Footer
 
+from semipd.command_line.answers import understood
 from semipd.command_line.exit_codes import TERMINATED
 from semipd.core.errors import SemipdError
 from semipd_top.dialogs.confirm import CancelDialog
@@ -134,7 +135,8 @@ class TopApp(App[int]):
         try:
             async with aclosing(self._source.items()) as items:
                 async for item in items:
-                    self._monitor.take(item)
+                    with understood(self._source.title):
+                        self._monitor.take(item)
                     if self._recording is not None:
                         self._recording.write(item)
                     self._has_news = True
