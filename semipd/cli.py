@@ -266,10 +266,11 @@ def _ask_and_wait(path: Path, process: int, pid: int, wish: Mapping[str, Any]) -
     limit_s = STOP_LIMIT_S
     refused: SemipdError | None = None
     try:
-        drain = asyncio.run(_ask_to_stop(path, wish))
-        limit_s += drain["seconds_left"] or 0.0
-        if drain["awaited"]:
-            print(drain_text(drain), file=sys.stderr)
+        with understood(path):
+            drain = asyncio.run(_ask_to_stop(path, wish))
+            limit_s += drain["seconds_left"] or 0.0
+            if drain["awaited"]:
+                print(drain_text(drain), file=sys.stderr)
     except SemipdError as error:
         # the daemon may be on its way out already and close connections without an answer
         refused, limit_s = error, REFUSED_LIMIT_S

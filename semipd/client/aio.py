@@ -205,7 +205,9 @@ class AsyncClient:
             message = f"What listens there has not greeted within {HELLO_LIMIT_S:g} s."
             raise SemipdError("daemon_silent", message, "Look at the daemon's log.") from error
         except (OSError, EOFError) as error:
-            raise SemipdError("connection_lost", "The daemon closed the connection without a word.") from error
+            raise SemipdError(
+                "connection_lost", "The daemon closed the connection without a word."
+            ) from error
         check_hello(message)
 
     async def _receive(self) -> dict[str, Any]:
