@@ -202,8 +202,8 @@ class AsyncClient:
             async with asyncio.timeout(HELLO_LIMIT_S):
                 message = await self._receive()
         except TimeoutError as error:
-            message = f"What listens there has not greeted within {HELLO_LIMIT_S:g} s."
-            raise SemipdError("daemon_silent", message, "Look at the daemon's log.") from error
+            why = f"What listens there has not greeted within {HELLO_LIMIT_S:g} s."
+            raise SemipdError("daemon_silent", why, "Look at the daemon's log.") from error
         except (OSError, EOFError) as error:
             raise SemipdError(
                 "connection_lost", "The daemon closed the connection without a word."

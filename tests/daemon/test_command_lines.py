@@ -179,6 +179,12 @@ def test_what_the_terminal_cannot_show_is_replaced(daemon: DaemonProcess, encodi
     assert "?" in screen.stdout
 
 
+@pytest.mark.parametrize("size", ["0", "-5", "x", "1", "9" * 30])
+def test_a_terminal_of_an_odd_size(size: str) -> None:
+    done = ended("top", "--demo", "--once", env=ENV | {"COLUMNS": size, "LINES": size})
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_configuration_is_utf_8_whatever_the_terminal_is() -> None:
     done = ended("daemon", "config", "--model", "Ω", env=ENV | {"PYTHONIOENCODING": "latin-1"}, errors=None)
     assert 'name = "Ω"' in done.stdout
