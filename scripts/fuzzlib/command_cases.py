@@ -261,6 +261,10 @@ class _Maker:
         name = self._rng.choice(_FILES)
         return self._files.get(name, name)
 
+    def _own_file(self) -> str:
+        """For what writes: never one of the system's, which a fault could cost."""
+        return self._rng.choice(sorted(self._files.values()))
+
     def _client(self, place: str) -> tuple[list[str], bool]:
         rng = self._rng
         verb = rng.choice(
@@ -309,7 +313,7 @@ class _Maker:
             ("--speed", _NUMBERS),
             ("--theme", ("nord", "no-such", "", "\udcff")),
             ("--read-only", ()),
-            ("--record", (self._file(),)),
+            ("--record", (self._own_file(),)),
             ("--completion", ("bash", "zsh", "x")),
             most=2,
         )
@@ -349,7 +353,7 @@ class _Maker:
         if verb == "start":
             # it must fail: what starts well is the business of other tests
             more = self._options(
-                *common, ("--detach", ()), ("--pid-file", (self._file(),)), ("--report-fd", _NUMBERS)
+                *common, ("--detach", ()), ("--pid-file", (self._own_file(),)), ("--report-fd", _NUMBERS)
             )
             return [verb, "--model", "/nonexistent/model", "--socket", self._places["missing"], *more], False
         where = self._where(place)

@@ -53,7 +53,8 @@ def _run(body: Body, argv: Sequence[str], text_of: Callable[[SemipdError], str])
     except BrokenPipeError as error:
         unwritten = error
     except OSError as error:
-        problem = SemipdError("system_error", f"{error}.")
+        is_refusal = isinstance(error, PermissionError)
+        problem = SemipdError("permission_denied" if is_refusal else "system_error", f"{error}.")
     unwritten = flush(sys.stdout) or unwritten
     if isinstance(unwritten, BrokenPipeError) and problem is None:
         return code

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import stat
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from typing import Any
 from semipd.core.children import module_command, module_environment, signals_held
 from semipd.core.errors import SemipdError
 from semipd.core.safe_files import make_folder, open_log, open_safely
+
+MAX_PID_FILE_BYTES = 32
 
 LAST_LINES = 5
 LAST_BYTES = 2**16
@@ -68,12 +71,27 @@ def _open_locked(path: Path) -> int:
                     f"A daemon runs already with the pid file {path}, pid {pid}.",
                     "Stop it with `semipd-daemon stop`, or choose another --pid-file.",
                 ) from None
+            if not _may_be_pid_file(descriptor):
+                os.close(descriptor)
+                raise SemipdError(
+                    "pid_file_unusable",
+                    f"{path} exists and is no pid file: it would be overwritten, and removed at the end.",
+                    "Choose another --pid-file.",
+                )
             if _is_same_file(descriptor, path):
                 return descriptor
             os.close(descriptor)  # its daemon ended and removed it between our two calls
     except OSError as error:
         message = f"The pid file {path} cannot be written: {error.strerror}."
         raise SemipdError("pid_file_unusable", message, "Choose another --pid-file.") from error
+
+
+def _may_be_pid_file(descriptor: int) -> bool:
+    """An ordinary file, empty or with one number: never a device, and nothing that somebody has written."""
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_PID_FILE_BYTES:
+        return False
+    return about.st_size == 0 or _pid_in(descriptor) is not None
 
 
 def _is_same_file(descriptor: int, path: Path) -> bool:
@@ -84,7 +102,7 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
 
 
 def _pid_in(descriptor: int) -> int | None:
-    text = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+    text = os.pread(descriptor, MAX_PID_FILE_BYTES, 0).decode(errors="replace").strip()
     return int(text) if text.isascii() and text.isdecimal() else None
 
 

@@ -185,3 +185,21 @@ def test_pid_file_claims(tmp_path: Path) -> None:
             pass
         assert refused.value.code == "pid_file_unusable"
     assert not (tmp_path / "victim").exists()
+
+
+def test_what_is_no_pid_file_is_neither_overwritten_nor_removed(tmp_path: Path) -> None:
+    """As root, /dev/null would have gone."""
+    fifo, text, long = tmp_path / "fifo", tmp_path / "my.toml", tmp_path / "long"
+    os.mkfifo(fifo)
+    text.write_text("[server]\n")
+    long.write_text("1" * 100)
+    for path in (fifo, text, long, tmp_path):
+        with pytest.raises(SemipdError) as refused, claim_pid_file(path):
+            pass
+        assert refused.value.code == "pid_file_unusable"
+        assert path.exists()
+    assert text.read_text() == "[server]\n"
+    failed = cli("start", "--detach", "--device", "fake", "--pid-file", str(text), "--port", "0")
+    assert failed.returncode == 1
+    assert "is no pid file" in failed.stderr
+    assert text.read_text() == "[server]\n"
