@@ -87,11 +87,9 @@ def _open_locked(path: Path) -> int:
 
 
 def _may_be_pid_file(descriptor: int) -> bool:
-    """An ordinary file, empty or with one number: never a device, and nothing that somebody has written."""
+    """An ordinary file of a few bytes: never a device, and hardly what somebody has written."""
     about = os.fstat(descriptor)
-    if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_PID_FILE_BYTES:
-        return False
-    return about.st_size == 0 or _pid_in(descriptor) is not None
+    return stat.S_ISREG(about.st_mode) and about.st_size <= MAX_PID_FILE_BYTES
 
 
 def _is_same_file(descriptor: int, path: Path) -> bool:
