@@ -60,6 +60,9 @@ class GenerateItem:
 
     @classmethod
     def from_wire(cls, data: dict[str, Any]) -> "GenerateItem":
+        """Raises KeyError or TypeError for what is no item."""
+        if type(data["text"]) is not str or type(data["token_ids"]) is not list:
+            raise TypeError("an item without text and token ids")
         return cls(data["text"], data["token_ids"], data.get("finish_reason"), data.get("usage"))
 
 
