@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import stat
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -87,9 +86,8 @@ def _open_locked(path: Path) -> int:
 
 
 def _may_be_pid_file(descriptor: int) -> bool:
-    """An ordinary file of a few bytes: never a device, and hardly what somebody has written."""
-    about = os.fstat(descriptor)
-    return stat.S_ISREG(about.st_mode) and about.st_size <= MAX_PID_FILE_BYTES
+    """A few bytes are hardly what somebody has written."""
+    return os.fstat(descriptor).st_size <= MAX_PID_FILE_BYTES
 
 
 def _is_same_file(descriptor: int, path: Path) -> bool:

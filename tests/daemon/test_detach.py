@@ -201,5 +201,5 @@ def test_what_is_no_pid_file_is_neither_overwritten_nor_removed(tmp_path: Path) 
     assert text.read_text() == content
     failed = cli("start", "--detach", "--device", "fake", "--pid-file", str(text), "--port", "0")
     assert failed.returncode == 1
-    assert "is no pid file" in failed.stderr
+    assert "no pid file" in failed.stderr
     assert text.read_text() == content
