@@ -40,7 +40,7 @@ lint: $(VENV)/.installed-dev
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/pytest -m soak --timeout 3600
-	@set -e; for script in $(wildcard scripts/soak_*.py scripts/fuzz.py scripts/chaos.py); do \
+	@set -e; for script in $(wildcard scripts/soak_*.py scripts/fuzz.py scripts/fuzz_commands.py scripts/chaos.py); do \
 		echo "$$script"; $(BIN)/python $$script; done
 	$(BIN)/python scripts/chaos.py --device cpu
 	$(BIN)/python scripts/kernel_report.py --full --summary --cache .kernel_cache

@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from semipd import __version__
+from semipd.command_line.answers import understood
+from semipd.command_line.arguments import CommandParser, repeated, whole_number
+from semipd.command_line.completion import add_completion_command
+from semipd.command_line.exit_codes import exit_code_of
+from semipd.command_line.run import run_command
+from semipd.command_line.streams import print_in_utf8
 from semipd.config import SPECS, Config, Override, load_config
 from semipd.core.errors import SemipdError
-from semipd.daemon_commands import add_drain_command, add_partition_commands, drain_text, parse_duration
-from semipd.status_text import status_lines
+from semipd.daemon_commands import add_drain_command, add_partition_commands, duration
+from semipd.status_text import drain_text, status_lines
+from semipd.wire.address import connect_error
 
 log = logging.getLogger(__name__)
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_NOT_RUNNING = 3
-EXIT_INTERRUPTED = 130
-_EXITS = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 no daemon is running."
 
 STOP_LIMIT_S = 60.0
 """For a daemon to say goodbye to its clients and to end its engine, when it has drained."""
@@ -45,48 +46,39 @@ _FLAGS = {
     "--socket": "server.socket",
     "--log-format": "server.log_format",
 }
-_EXIT_BY_CODE = {
-    "daemon_not_running": EXIT_NOT_RUNNING,
-    "config_not_found": EXIT_USAGE,
-    "config_unreadable": EXIT_USAGE,
-    "unknown_option": EXIT_USAGE,
-    "invalid_config": EXIT_USAGE,
-    "conflicting_options": EXIT_USAGE,
+_WHERE = ("config", "socket", "set", "pid_file")
+_NEXT_STEPS = {
+    "daemon_not_running": "Start one with `semipd-daemon start{}`, or give --socket if it uses another path.",
+    "already_running": "Stop it with `semipd-daemon stop{}`, or choose another --pid-file.",
 }
+"""With the options that say which daemon is meant, as they were given."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(_run, argv, _text_of)
+
+
+def _run(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
-    arguments.argv = list(sys.argv[1:] if argv is None else argv)
+    arguments.argv = list(argv)
     try:
         return int(arguments.run(arguments))
     except SemipdError as error:
-        print(f"error [{error.code}]: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(error.hint, file=sys.stderr)
-        return _exit_code(error)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # the reader of our output has seen enough; the interpreter must not complain when it flushes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+        if step := _NEXT_STEPS.get(error.code):
+            error.hint = step.format(repeated(arguments, _WHERE))
+        raise
 
 
-def _exit_code(error: SemipdError) -> int:
-    return _EXIT_BY_CODE.get(error.code, EXIT_FAILED)
+def _text_of(error: SemipdError) -> str:
+    return f"error [{error.code}]: {error.message}" + (f"\n{error.hint}" if error.hint else "")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="semipd-daemon", description="Serve a language model from two lanes.", epilog=_EXITS
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="semipd-daemon", description="Serve a language model from two lanes.")
     parser.add_argument("--version", action="version", version=f"semipd-daemon {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="command")
+    commands = parser.add_subparsers(metavar="command")
 
-    start = commands.add_parser(
-        "start", help="start in the foreground (Ctrl-C stops it), or detached", epilog=_EXITS
-    )
+    start = commands.add_parser("start", help="start in the foreground (Ctrl-C stops it), or detached")
     _add_options(start, _FLAGS)
     start.add_argument(
         "--detach",
@@ -95,23 +87,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     start.add_argument("--pid-file", type=Path, metavar="FILE", help="default: the socket's path with .pid")
     start.add_argument("--log-file", type=Path, metavar="FILE", help="default: the socket's path with .log")
-    start.add_argument("--report-fd", type=int, help=argparse.SUPPRESS)  # how the detached process is started
+    start.add_argument(
+        "--report-fd", type=whole_number(0, 2**20), help=argparse.SUPPRESS
+    )  # how the detached process is started
     start.set_defaults(run=_start)
 
-    stop = commands.add_parser(
-        "stop", help="let requests finish, stop the daemon and wait until it is gone", epilog=_EXITS
-    )
+    stop = commands.add_parser("stop", help="let requests finish, stop the daemon and wait until it is gone")
     _add_options(stop, ["--socket"])
     deadline = stop.add_mutually_exclusive_group()
     deadline.add_argument(
-        "--within", metavar="TIME", help="for requests to finish, such as 90s, 10m; default: drain.limit_s"
+        "--within",
+        type=duration,
+        metavar="TIME",
+        help="for requests to finish, such as 90s, 10m; default: drain.limit_s",
     )
     deadline.add_argument("--now", action="store_true", help="end requests at once")
     stop.add_argument("--reason", default="", help="for the log")
     stop.add_argument("--pid-file", type=Path, metavar="FILE", help="default: the socket's path with .pid")
     stop.set_defaults(run=_stop)
 
-    status = commands.add_parser("status", help="show a running daemon's numbers", epilog=_EXITS)
+    status = commands.add_parser("status", help="show a running daemon's numbers")
     _add_options(status, ["--socket"])
     status.add_argument("--json", action="store_true", help="the whole status document")
     status.set_defaults(run=_status)
@@ -119,12 +114,13 @@ def _parser() -> argparse.ArgumentParser:
     add_drain_command(commands, lambda parser: _add_options(parser, ["--socket"]), _reachable_socket)
     add_partition_commands(commands, lambda parser: _add_options(parser, ["--socket"]), _reachable_socket)
 
-    config = commands.add_parser("config", help="print the resolved configuration as TOML", epilog=_EXITS)
+    config = commands.add_parser("config", help="print the resolved configuration as TOML")
     _add_options(config, _FLAGS)
     config.add_argument(
         "--explain", action="store_true", help="each value, where it comes from, what it does"
     )
     config.set_defaults(run=_config)
+    add_completion_command(commands, parser)
     return parser
 
 
@@ -154,7 +150,13 @@ def _load(arguments: argparse.Namespace) -> Config:
             message = f"--set {assignment} has no equals sign."
             raise SemipdError("invalid_config", message, "Write --set section.key=value.")
         overrides.append(Override(key.strip(), text, "--set"))
-    return load_config(arguments.config, os.environ, overrides)
+    config = load_config(arguments.config, os.environ, overrides)
+    if not config.socket_path.name:
+        message = f"server.socket={config.server.socket} names no file."
+        raise SemipdError(
+            "invalid_config", message, "Name a file in a folder of yours.", param="server.socket"
+        )
+    return config
 
 
 def _start(arguments: argparse.Namespace) -> int:
@@ -176,7 +178,7 @@ def _start(arguments: argparse.Namespace) -> int:
     except SemipdError as error:
         report.failed(error)
         log.error("the start failed [%s]: %s", error.code, error)
-        return _exit_code(error)
+        return exit_code_of(error)
 
 
 def _refuse_background_flags(arguments: argparse.Namespace) -> None:
@@ -192,7 +194,8 @@ def _detach(arguments: argparse.Namespace, config: Config) -> int:
     log_file = _log_file(arguments, config)
     pid, announcement = start_detached(arguments.argv, log_file)
     print(announcement, end="")
-    print(f"pid {pid} ({_pid_file(arguments, config)}), log {log_file}; stop it with: semipd-daemon stop")
+    stop = f"semipd-daemon stop{repeated(arguments, _WHERE)}"
+    print(f"pid {pid} ({_pid_file(arguments, config)}), log {log_file}; stop it with: {stop}")
     return 0
 
 
@@ -209,6 +212,7 @@ def _log_file(arguments: argparse.Namespace, config: Config) -> Path:
 def _config(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
     if not arguments.explain:
+        print_in_utf8()
         print(config.to_toml(), end="")
         return 0
     for key, value, origin, description in config.explain():
@@ -221,7 +225,7 @@ def _stop(arguments: argparse.Namespace) -> int:
     path = config.socket_path
     wish: dict[str, Any] = {"reason": arguments.reason}
     if arguments.now or arguments.within is not None:
-        wish["limit_s"] = 0.0 if arguments.now else parse_duration(arguments.within)
+        wish["limit_s"] = 0.0 if arguments.now else arguments.within
     try:
         pid = _peer_pid(path)
     except SemipdError as error:
@@ -262,10 +266,11 @@ def _ask_and_wait(path: Path, process: int, pid: int, wish: Mapping[str, Any]) -
     limit_s = STOP_LIMIT_S
     refused: SemipdError | None = None
     try:
-        drain = asyncio.run(_ask_to_stop(path, wish))
-        limit_s += drain["seconds_left"] or 0.0
-        if drain["awaited"]:
-            print(drain_text(drain), file=sys.stderr)
+        with understood(path):
+            drain = asyncio.run(_ask_to_stop(path, wish))
+            limit_s += drain["seconds_left"] or 0.0
+            if drain["awaited"]:
+                print(drain_text(drain), file=sys.stderr)
     except SemipdError as error:
         # the daemon may be on its way out already and close connections without an answer
         refused, limit_s = error, REFUSED_LIMIT_S
@@ -286,20 +291,13 @@ def _stop_timeout(pid: int, limit_s: float) -> SemipdError:
 
 
 def _peer_pid(path: Path) -> int:
-    """Who listens at `path`. Raises SemipdError(`daemon_not_running`)."""
+    """Who listens at `path`. Raises SemipdError as `connect_error` says."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
         peer.settimeout(CONNECT_LIMIT_S)
         try:
             peer.connect(os.fspath(path))
-        except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise SemipdError(
-                "daemon_not_running",
-                f"No daemon listens on {path}.",
-                "Start one with `semipd-daemon start`, or give --socket if it uses another path.",
-            ) from error
         except OSError as error:
-            message = f"The socket {path} cannot be reached: {error}."
-            raise SemipdError("socket_unreachable", message, "Check its path and who owns it.") from error
+            raise connect_error(path, error) from error
         pid, _uid, _gid = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         return int(pid)
 
@@ -312,7 +310,7 @@ async def _ask_to_stop(path: Path, wish: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _reachable_socket(arguments: argparse.Namespace) -> Path:
-    """Raises SemipdError(`daemon_not_running`)."""
+    """Raises SemipdError as `connect_error` says."""
     path = _load(arguments).socket_path
     _peer_pid(path)
     return path
@@ -320,8 +318,9 @@ def _reachable_socket(arguments: argparse.Namespace) -> Path:
 
 def _status(arguments: argparse.Namespace) -> int:
     path = _reachable_socket(arguments)
-    status = asyncio.run(_fetch_status(path))
-    print(json.dumps(status, indent=2) if arguments.json else "\n".join(status_lines(status)))
+    with understood(path):
+        status = asyncio.run(_fetch_status(path))
+        print(json.dumps(status, indent=2) if arguments.json else "\n".join(status_lines(status)))
     return 0
 
 

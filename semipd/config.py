@@ -25,7 +25,10 @@ from semipd.config_sections import (
 )
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
+from semipd.core.small_files import read_small_file
 from semipd.wire.address import default_socket_path
+
+MAX_FILE_BYTES = 2**20
 
 ENV_PREFIX = "SEMIPD__"
 """Two underscores: Kubernetes adds SEMIPD_PORT and the like for a service called semipd, never these."""
@@ -197,7 +200,7 @@ def _from_file(path: Path) -> Layer:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_small_file(path, MAX_FILE_BYTES).decode("utf-8"))
     except FileNotFoundError as error:
         raise SemipdError(
             "config_not_found",
@@ -205,7 +208,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
             "Give --config an existing file, or leave it out to use the defaults.",
         ) from error
     except OSError as error:
-        message = f"The configuration file {path} cannot be read: {error.strerror}."
+        message = f"The configuration file {path} cannot be read: {error.strerror or error}."
         raise SemipdError("config_unreadable", message, "Check the path and its permissions.") from error
     except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError, or too deep
         message = f"The configuration file {path} is not valid TOML: {error}."

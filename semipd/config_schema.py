@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -17,6 +18,9 @@ _TYPE_NAMES: dict[type, str] = {
     float: "a number",
     bool: "true or false",
 }
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+"""The system has no path with NUL; surrogates stand for bytes that are not UTF-8."""
+
 _BOOLS = {"true": True, "false": False}
 _EXACT = 2**53
 """Whole numbers below this are floats too."""
@@ -75,6 +79,8 @@ class OptionSpec:
         if type(value) is not wanted:  # not isinstance: True is no whole number
             raise self._refusal(raw, origin, f"must be {_TYPE_NAMES[wanted]}")
         assert isinstance(value, (str, int, float))
+        if isinstance(value, str) and _NO_TEXT.search(value):
+            raise self._refusal(raw, origin, "must be UTF-8 text without NUL")
         if not self._within_bounds(value):
             raise self._refusal(raw, origin, f"must be {self.bounds}")
         return value

@@ -4,19 +4,26 @@ targets."""
 import argparse
 import asyncio
 import json
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from semipd.command_line.answers import understood
+from semipd.command_line.arguments import number, whole_number
 from semipd.core.errors import SemipdError
+from semipd.status_text import drain_text
 
 if TYPE_CHECKING:
-    from semipd.client import AsyncClient
+    from semipd.client import AsyncClient, StateStream
+    from semipd.wire.client_protocol import StateFrame
 
 SHOWN_CHANGES = 5
 DRAIN_LOOK_MS = 500
+FRAME_LIMIT_S = 10.0
+MAX_DURATION_S = 3650 * 86400.0
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _TARGETS = ("ttft_ms", "tpot_ms", "percentile", "window_s")
 
@@ -29,12 +36,16 @@ def add_partition_commands(
 ) -> None:
     """`commands`: what `add_subparsers` returned. `socket_of` finds a running daemon's socket."""
     partition = commands.add_parser("partition", help="show or override how the device is divided")
-    actions = partition.add_subparsers(metavar="action", required=True)
+    actions = partition.add_subparsers(metavar="action")
     show = actions.add_parser("show", help="mode, split, predictions, possible splits, history")
     fix = actions.add_parser("set", help="hold a split until further notice, or for a time")
     wish = fix.add_mutually_exclusive_group(required=True)
-    wish.add_argument("--prefill", type=int, dest="prefill_units", metavar="UNITS", help="SMs or cores")
-    wish.add_argument("--decode", type=int, dest="decode_units", metavar="UNITS", help="SMs or cores")
+    wish.add_argument(
+        "--prefill", type=whole_number(), dest="prefill_units", metavar="UNITS", help="SMs or cores"
+    )
+    wish.add_argument(
+        "--decode", type=whole_number(), dest="decode_units", metavar="UNITS", help="SMs or cores"
+    )
     off = actions.add_parser("off", help="do not split: merged steps on the whole device")
     auto = actions.add_parser("auto", help="end an override: the policy decides again")
     for parser, mode in ((fix, "fixed"), (off, "off"), (auto, "auto")):
@@ -43,12 +54,16 @@ def add_partition_commands(
         parser.add_argument("--dry-run", action="store_true", help="only say what would come of it")
         if mode != "auto":
             parser.add_argument(
-                "--for", dest="expires_s", metavar="TIME", help="such as 90s, 10m, 2h; then auto"
+                "--for",
+                type=duration,
+                dest="expires_s",
+                metavar="TIME",
+                help="such as 90s, 10m, 2h; then auto",
             )
     show.set_defaults(run=lambda arguments: _show(arguments, socket_of(arguments)))
     slo = commands.add_parser("slo", help="show the targets and what is observed; change them")
     for name in _TARGETS:
-        slo.add_argument("--" + name.replace("_", "-"), type=float, metavar="VALUE")
+        slo.add_argument("--" + name.replace("_", "-"), type=number(), metavar="VALUE")
     slo.add_argument("--reason", default="", help="for the history")
     slo.set_defaults(run=lambda arguments: _slo(arguments, socket_of(arguments)))
     for parser in (show, fix, off, auto, slo):
@@ -64,7 +79,10 @@ def add_drain_command(
         "drain", help="refuse new requests and let those under way finish, or undo that"
     )
     drain.add_argument(
-        "--within", metavar="TIME", help="for requests to finish, such as 90s, 10m; default: drain.limit_s"
+        "--within",
+        type=duration,
+        metavar="TIME",
+        help="for requests to finish, such as 90s, 10m; default: drain.limit_s",
     )
     drain.add_argument("--wait", action="store_true", help="return when nothing runs any more")
     drain.add_argument("--undo", action="store_true", help="serve again")
@@ -77,7 +95,7 @@ def add_drain_command(
 def _drain(arguments: argparse.Namespace, path: Path) -> int:
     wish: dict[str, Any] = {"reason": arguments.reason, "cancel": arguments.undo}
     if arguments.within is not None:
-        wish["limit_s"] = parse_duration(arguments.within)
+        wish["limit_s"] = arguments.within
     shown = _call(path, lambda client: client.drain(**wish))
     if arguments.wait:
         shown = _call(path, _until_drained)
@@ -88,23 +106,21 @@ def _drain(arguments: argparse.Namespace, path: Path) -> int:
 async def _until_drained(client: "AsyncClient") -> dict[str, Any]:
     """The daemon itself bounds how long that takes."""
     async with client.subscribe(interval_ms=DRAIN_LOOK_MS) as states:
-        async for frame in states:
+        while (frame := await _next_frame(states)) is not None:
             drain: dict[str, Any] = frame.state["drain"]
             if drain["state"] != "draining":
                 return drain
     raise SemipdError("connection_lost", "The daemon ended while it was draining.", "Look at its log.")
 
 
-def drain_text(drain: Document) -> str:
-    """The state of a drain in one line."""
-    if drain["state"] == "serving":
-        return "serving"
-    text = f"{drain['state']} for {drain['actor']}: {drain['awaited']} requests under way"
-    if drain["oldest_ms"] is not None:
-        text += f", the oldest for {drain['oldest_ms'] / 1e3:.1f} s"
-    if drain["seconds_left"] is not None:
-        text += f"; they have {drain['seconds_left']:.0f} s"
-    return text + (f"; {drain['ended']} had to be ended" if drain["ended"] else "")
+async def _next_frame(states: "StateStream") -> "StateFrame | None":
+    """None: there are no more."""
+    try:
+        async with asyncio.timeout(FRAME_LIMIT_S):
+            return await anext(states, None)
+    except TimeoutError as error:
+        message = f"The daemon has sent nothing for {FRAME_LIMIT_S:g} s."
+        raise SemipdError("daemon_silent", message, "Look at its log, and whether it is stopped.") from error
 
 
 def _show(arguments: argparse.Namespace, path: Path) -> int:
@@ -116,8 +132,6 @@ def _show(arguments: argparse.Namespace, path: Path) -> int:
 def _set(arguments: argparse.Namespace, path: Path) -> int:
     names = ("mode", "prefill_units", "decode_units", "expires_s", "reason", "dry_run")
     wish = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
-    if "expires_s" in wish:
-        wish["expires_s"] = parse_duration(wish["expires_s"])
     answer = _call(path, lambda client: client.set_partition(**wish))
     _print(arguments, answer, change_lines)
     return 0
@@ -140,20 +154,31 @@ def _call(path: Path, question: Call) -> dict[str, Any]:
         async with await AsyncClient.connect(path) as client:
             return await question(client)
 
-    return asyncio.run(ask())
+    with understood(path):
+        return asyncio.run(ask())
 
 
 def _print(arguments: argparse.Namespace, document: Document, lines: Callable[[Document], list[str]]) -> None:
-    print(json.dumps(document, indent=2) if arguments.json else "\n".join(lines(document)))
+    with understood("the daemon"):
+        print(json.dumps(document, indent=2) if arguments.json else "\n".join(lines(document)))
+
+
+def duration(text: str) -> float:
+    """For argparse: seconds."""
+    try:
+        return parse_duration(text)
+    except SemipdError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def parse_duration(text: str) -> float:
     """Seconds. Raises SemipdError(`invalid_value`)."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text)
-    if match is None:
-        message = f"{text!r} is no time."
+    seconds = math.inf if match is None else float(match[1]) * _SECONDS[match[2]]
+    if seconds > MAX_DURATION_S:
+        message = f"{text!r:.40} is no time of at most {MAX_DURATION_S / 86400:.0f} days."
         raise SemipdError("invalid_value", message, "Write 90s, 10m, 2h or 1d.", param="expires_s")
-    return float(match[1]) * _SECONDS[match[2]]
+    return seconds
 
 
 # ---- for people --------------------------------------------------------------------------------------

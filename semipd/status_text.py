@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from semipd.daemon_commands import drain_text
-
 Document = Mapping[str, Any]
 Rows = list[tuple[str, str]]
 
@@ -27,6 +25,18 @@ def engine_text(engine: Document) -> str:
     if engine["restarts"]:
         parts.append(f"restarted {engine['restarts']} times")
     return ", ".join(parts) + (f": {engine['why']}" if engine["why"] else "")
+
+
+def drain_text(drain: Document) -> str:
+    """The state of a drain in one line."""
+    if drain["state"] == "serving":
+        return "serving"
+    text = f"{drain['state']} for {drain['actor']}: {drain['awaited']} requests under way"
+    if drain["oldest_ms"] is not None:
+        text += f", the oldest for {drain['oldest_ms'] / 1e3:.1f} s"
+    if drain["seconds_left"] is not None:
+        text += f"; they have {drain['seconds_left']:.0f} s"
+    return text + (f"; {drain['ended']} had to be ended" if drain["ended"] else "")
 
 
 def _daemon_rows(status: Document) -> Rows:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self, TypeGuard
 
 from semipd.core.errors import SemipdError
-from semipd.wire.address import default_socket_path
+from semipd.wire.address import connect_error, default_socket_path
 from semipd.wire.client_protocol import (
     HELLO_LIMIT_S,
     GenerateItem,
@@ -43,18 +43,14 @@ class AsyncClient:
     async def connect(cls, path: Path | str | None = None) -> "AsyncClient":
         """Connect to the socket at `path` (default: where the daemon puts it).
 
-        Raises SemipdError: `daemon_not_running`, or what the daemon refuses the connection for.
+        Raises SemipdError: as `connect_error` says, or what the daemon refuses the connection for.
         """
         path = path or default_socket_path()
         try:
             async with asyncio.timeout(CONNECT_LIMIT_S):
                 client = cls(*await asyncio.open_unix_connection(os.fspath(path)))
         except OSError as error:
-            raise SemipdError(
-                "daemon_not_running",
-                f"No daemon answers at {path} ({error.strerror or 'timeout'}).",
-                "Start one with `semipd-daemon start`, or name its socket.",
-            ) from error
+            raise connect_error(path, error) from error
         try:
             await client._greet()
         except BaseException:
@@ -205,8 +201,13 @@ class AsyncClient:
         try:
             async with asyncio.timeout(HELLO_LIMIT_S):
                 message = await self._receive()
+        except TimeoutError as error:
+            why = f"What listens there has not greeted within {HELLO_LIMIT_S:g} s."
+            raise SemipdError("daemon_silent", why, "Look at the daemon's log.") from error
         except (OSError, EOFError) as error:
-            raise SemipdError("daemon_silent", "The daemon closed the connection without a word.") from error
+            raise SemipdError(
+                "connection_lost", "The daemon closed the connection without a word."
+            ) from error
         check_hello(message)
 
     async def _receive(self) -> dict[str, Any]:

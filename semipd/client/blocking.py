@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from semipd.core.errors import SemipdError
-from semipd.wire.address import default_socket_path
+from semipd.wire.address import connect_error, default_socket_path
 from semipd.wire.client_protocol import (
     HELLO_LIMIT_S,
     GenerateItem,
@@ -28,6 +28,7 @@ from semipd.wire.frames import FrameReader, encode_frame
 
 CONNECT_LIMIT_S = 5.0
 ANSWER_LIMIT_S = 10.0
+LOOK_AFTER_S = 15.0
 READ_BYTES = 2**16
 
 
@@ -46,7 +47,7 @@ class Client:
     def connect(cls, path: Path | str | None = None) -> "Client":
         """Connect to the socket at `path` (default: where the daemon puts it).
 
-        Raises SemipdError: `daemon_not_running`, or what the daemon refuses the connection for.
+        Raises SemipdError: as `connect_error` says, or what the daemon refuses the connection for.
         """
         path = path or default_socket_path()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -55,11 +56,7 @@ class Client:
             client._open(os.fspath(path))
         except OSError as error:
             sock.close()
-            raise SemipdError(
-                "daemon_not_running",
-                f"No daemon answers at {path} ({error.strerror or 'timeout'}).",
-                "Start one with `semipd-daemon start`, or name its socket.",
-            ) from error
+            raise connect_error(path, error) from error
         except BaseException:
             sock.close()
             raise
@@ -203,17 +200,31 @@ class Client:
             self._forget(request_id)
 
     def _answer(self, request_id: int, limit_s: float | None = None) -> dict[str, Any]:
-        """The next frame for this request. Raises TimeoutError when nothing at all comes for `limit_s`."""
+        """The next frame for this request. Raises TimeoutError when nothing at all comes for `limit_s`; None:
+        a daemon that answers other questions may take its time."""
         inbox = self._inboxes[request_id]
         while not inbox:
             if self._gone is not None:
                 raise self._gone
-            self._read_once(limit_s)
+            try:
+                self._read_once(limit_s or LOOK_AFTER_S)
+            except TimeoutError:
+                if limit_s is not None:
+                    raise
+                self._look()
             self._sort()
         answer = inbox.popleft()
         if "error" in answer:
             raise error_from_wire(answer["error"])
         return answer
+
+    def _look(self) -> None:
+        """Raises SemipdError when the daemon does not answer any more; a refusal is an answer too."""
+        try:
+            self._ask("status", {})
+        except SemipdError as error:
+            if error.code == "daemon_silent" or self._gone is not None:
+                raise
 
     def _frame_if_here(self, request_id: int) -> dict[str, Any] | None:
         """Likewise, if it has arrived already. What has gone wrong is for the next call of `_answer`."""

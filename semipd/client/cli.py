@@ -1,43 +1,47 @@
-"""semipd-client: generate text, chat, and watch what the daemon does, over its Unix socket."""
+"""semipd-client: generate text, chat, and watch what the daemon does, over its Unix socket. What --help needs
+not is imported later."""
 
 import argparse
 import json
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from semipd.client.blocking import Client
+from semipd import __version__
+from semipd.command_line.answers import understood
+from semipd.command_line.arguments import CommandParser, number, whole_number
+from semipd.command_line.completion import add_completion_command
+from semipd.command_line.run import run_command
+from semipd.command_line.streams import read_text, valid_text
 from semipd.core.errors import SemipdError
+from semipd.status_text import status_lines
+
+if TYPE_CHECKING:
+    from semipd.client.blocking import Client
 
 _OPTIONS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "ignore_eos", "include_timing")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    try:
-        code: int = args.run(args)
-        sys.stdout.flush()
-        return code
-    except SemipdError as error:
-        print(f"error: {error} [{error.code}]", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # the reader of our output has seen enough; the interpreter must not complain when it flushes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return run_command(_run, argv, lambda error: f"error: {error} [{error.code}]")
 
 
-def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--socket", type=Path, help="the daemon's Unix socket")
+def _run(argv: Sequence[str]) -> int:
+    arguments = _parser().parse_args(argv)
+    code: int = arguments.run(arguments)
+    return code
+
+
+def _parser() -> CommandParser:
+    common = CommandParser(add_help=False)
+    common.add_argument("--socket", type=Path, metavar="PATH", help="the daemon's Unix socket")
     common.add_argument("--json", action="store_true", help="print what the daemon sends, as JSON lines")
     sampling = _sampling_options()
-    parser = argparse.ArgumentParser(prog="semipd-client", description="Talk to a running semipd daemon.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser = CommandParser(prog="semipd-client", description="Talk to a running semipd daemon.")
+    parser.add_argument("--version", action="version", version=f"semipd-client {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND")
 
     generate = commands.add_parser("generate", parents=[common, sampling], help="continue a text")
     generate.set_defaults(run=_generate)
@@ -57,19 +61,22 @@ def _parser() -> argparse.ArgumentParser:
 
     watch = commands.add_parser("watch", parents=[common], help="one line at each interval, until Ctrl-C")
     watch.set_defaults(run=_watch)
-    watch.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="0.1 to 60; default 1")
-    watch.add_argument("--count", type=int, metavar="N", help="end after so many lines")
+    watch.add_argument(
+        "--interval", type=number(), default=1.0, metavar="SECONDS", help="0.1 to 60; default 1"
+    )
+    watch.add_argument("--count", type=whole_number(1), metavar="N", help="end after so many lines")
     watch.add_argument("--events", action="store_true", help="also a line for each event")
+    add_completion_command(commands, parser)
     return parser
 
 
-def _sampling_options() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--max-tokens", type=int, help="default: as many as the context holds")
-    options.add_argument("--temperature", type=float)
-    options.add_argument("--top-p", type=float)
-    options.add_argument("--top-k", type=int)
-    options.add_argument("--seed", type=int)
+def _sampling_options() -> CommandParser:
+    options = CommandParser(add_help=False)
+    options.add_argument("--max-tokens", type=whole_number(), help="default: as many as the context holds")
+    options.add_argument("--temperature", type=number())
+    options.add_argument("--top-p", type=number())
+    options.add_argument("--top-k", type=whole_number())
+    options.add_argument("--seed", type=whole_number())
     options.add_argument("--stop", action="append", help="end before this text; may be repeated")
     options.add_argument("--ignore-eos", action="store_true", default=None)
     options.add_argument(
@@ -82,17 +89,27 @@ def _sampling_options() -> argparse.ArgumentParser:
     return options
 
 
+@contextmanager
+def _connected(args: argparse.Namespace) -> "Iterator[Client]":
+    from semipd.client.blocking import Client
+    from semipd.wire.address import default_socket_path
+
+    path = args.socket or default_socket_path()
+    with understood(path), Client.connect(path) as client:
+        yield client
+
+
 def _generate(args: argparse.Namespace) -> int:
-    text = sys.stdin.read() if args.prompt == "-" else args.prompt
+    text = read_text() if args.prompt == "-" else args.prompt
     asked: dict[str, Any] = {"prompt": text}
     if args.chat:
         asked = {"messages": [{"role": "user", "content": text}]}
-    with Client.connect(args.socket) as client:
+    with _connected(args) as client:
         _answer(client, asked, args, [])
     return 0
 
 
-def _answer(client: Client, asked: dict[str, Any], args: argparse.Namespace, pieces: list[str]) -> None:
+def _answer(client: "Client", asked: dict[str, Any], args: argparse.Namespace, pieces: list[str]) -> None:
     """Print an answer as it comes, and add its text to `pieces`."""
     options = {name: getattr(args, name) for name in _OPTIONS}
     with client.generate(**asked, **options) as stream:
@@ -117,9 +134,9 @@ def _timing_line(timing: dict[str, Any]) -> str:
 
 def _chat(args: argparse.Namespace) -> int:
     messages = [{"role": "system", "content": args.system}] if args.system else []
-    with Client.connect(args.socket) as client:
+    with _connected(args) as client:
         if not sys.stdin.isatty():
-            messages.append({"role": "user", "content": sys.stdin.read()})
+            messages.append({"role": "user", "content": read_text()})
             _answer(client, {"messages": messages}, args, [])
             return 0
         print("Ctrl-C ends an answer, Ctrl-D the conversation.", file=sys.stderr)
@@ -131,16 +148,18 @@ def _chat(args: argparse.Namespace) -> int:
 
 def _ask_person() -> str | None:
     """A line that is not empty; None at the end."""
-    try:
-        while not (said := input("> ").strip()):
-            pass
-        return said
-    except EOFError:
-        print()
-        return None
+    while True:
+        try:
+            if said := valid_text(input("> ").strip(), "This line", sys.stdin.encoding):
+                return said
+        except EOFError:
+            print()
+            return None
+        except SemipdError as error:
+            print(error, file=sys.stderr)
 
 
-def _interruptible(client: Client, messages: list[dict[str, str]], args: argparse.Namespace) -> str:
+def _interruptible(client: "Client", messages: list[dict[str, str]], args: argparse.Namespace) -> str:
     """The answer, or what had come of it."""
     pieces: list[str] = []
     try:
@@ -151,20 +170,14 @@ def _interruptible(client: Client, messages: list[dict[str, str]], args: argpars
 
 
 def _status(args: argparse.Namespace) -> int:
-    with Client.connect(args.socket) as client:
+    with _connected(args) as client:
         status = client.status()
-    if args.json:
-        print(json.dumps(status))
-        return 0
-    width = max(map(len, status))
-    for name, value in status.items():
-        shown = value if isinstance(value, str | int | float) else json.dumps(value)
-        print(f"{name:{width}}  {shown}")
+        print(json.dumps(status) if args.json else "\n".join(status_lines(status)))
     return 0
 
 
 def _watch(args: argparse.Namespace) -> int:
-    with Client.connect(args.socket) as client:
+    with _connected(args) as client:
         frames = client.subscribe(interval_ms=round(args.interval * 1000), events=args.events)
         for count, frame in enumerate(frames, start=1):
             for event in frame.events:

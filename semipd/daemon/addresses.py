@@ -11,7 +11,7 @@ from pathlib import Path
 
 from semipd.core.errors import SemipdError
 from semipd.daemon.peers import peer_of
-from semipd.wire.address import default_socket_path
+from semipd.wire.address import default_socket_path, socket_option
 
 MAX_SOCKET_PATH_BYTES = 107
 """sun_path holds 108 with its final zero."""
@@ -204,7 +204,7 @@ def _in_use(path: Path, who: str) -> SemipdError:
     return SemipdError(
         "address_in_use",
         f"Another daemon listens on {path}{who}.",
-        "Stop it with `semipd-daemon stop`, or choose another server.socket.",
+        f"Stop it with `semipd-daemon stop{socket_option(path)}`, or choose another server.socket.",
         param="server.socket",
     )
 

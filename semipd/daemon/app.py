@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from semipd.command_line.streams import flush
 from semipd.config import Config
 from semipd.core.children import ignore_signals, release_signals, signals_held
 from semipd.core.errors import SemipdError
@@ -34,12 +35,16 @@ from semipd.daemon.supervisor import Supervisor
 from semipd.daemon.terminal import Terminal
 from semipd.daemon.unix_socket import serve_unix_socket
 from semipd.engine.launcher import EngineChild, spawn_engine
+from semipd.models.shards import check_weight_files
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 EXIT_FORCED = 130
+
+WEIGHTLESS = ("fake",)
+"""Devices that load none, beside those that are simulated."""
 
 
 def run(
@@ -64,6 +69,8 @@ def run(
             log.warning("the daemon before, pid %d, left its pid file %s behind", stale, pid_file)
         is_simulated = config.engine.device.startswith("sim:")
         files = ModelFiles.open(DEMO_NAME if is_simulated else config.model.name)
+        if not is_simulated and config.engine.device not in WEIGHTLESS:
+            check_weight_files(files.folder)
         runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
         notifier = stack.enter_context(closing(Notifier.from_environment(os.environ)))
         daemon = Daemon(config, files, spawn, on_ready, notifier, LogFile(log_file) if log_file else None)
@@ -181,10 +188,16 @@ class Daemon:
     def _begin(self, port: int) -> None:
         config = self._config
         text = _announcement(config.server.host, port, config.socket_path, config.served_model_name)
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        self._announce(text)
         self._notifier.say(READY="1")
         self._on_ready(text)
+
+    def _announce(self, text: str) -> None:
+        """Nobody's requests depend on whether it can be read."""
+        with suppress(OSError):  # unbuffered, it is raised here; else by the flush
+            sys.stdout.write(text)
+        if why := flush(sys.stdout):
+            log.warning("standard output cannot be written: %s", why.strerror or why)
 
     def _shut_down(self, why: str) -> None:
         """Nothing runs any more, or the time for it is over."""

@@ -13,6 +13,8 @@ from semipd.core.children import module_command, module_environment, signals_hel
 from semipd.core.errors import SemipdError
 from semipd.core.safe_files import make_folder, open_log, open_safely
 
+MAX_PID_FILE_BYTES = 32
+
 LAST_LINES = 5
 LAST_BYTES = 2**16
 """Of the log, shown when a start fails without a word."""
@@ -68,12 +70,24 @@ def _open_locked(path: Path) -> int:
                     f"A daemon runs already with the pid file {path}, pid {pid}.",
                     "Stop it with `semipd-daemon stop`, or choose another --pid-file.",
                 ) from None
+            if not _may_be_pid_file(descriptor):
+                os.close(descriptor)
+                raise SemipdError(
+                    "pid_file_unusable",
+                    f"{path} exists and is no pid file: it would be overwritten, and removed at the end.",
+                    "Choose another --pid-file.",
+                )
             if _is_same_file(descriptor, path):
                 return descriptor
             os.close(descriptor)  # its daemon ended and removed it between our two calls
     except OSError as error:
         message = f"The pid file {path} cannot be written: {error.strerror}."
         raise SemipdError("pid_file_unusable", message, "Choose another --pid-file.") from error
+
+
+def _may_be_pid_file(descriptor: int) -> bool:
+    """A few bytes are hardly what somebody has written."""
+    return os.fstat(descriptor).st_size <= MAX_PID_FILE_BYTES
 
 
 def _is_same_file(descriptor: int, path: Path) -> bool:
@@ -84,7 +98,7 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
 
 
 def _pid_in(descriptor: int) -> int | None:
-    text = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+    text = os.pread(descriptor, MAX_PID_FILE_BYTES, 0).decode(errors="replace").strip()
     return int(text) if text.isascii() and text.isdecimal() else None
 
 

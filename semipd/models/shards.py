@@ -1,5 +1,7 @@
-"""Which safetensors files make up a checkpoint. No torch here."""
+"""Which safetensors files make up a checkpoint, and whether they are whole. No torch here."""
 
+import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +10,12 @@ from semipd.core.json_file import read_json_object
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+MAX_HEAD_BYTES = 100_000_000
+"""As the safetensors library has it."""
+
+_LENGTH_BYTES = 8
+_LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +49,47 @@ def find_shards(model_dir: Path) -> Shards:
             "Download the checkpoint again.",
         )
     return Shards(tuple(sorted(expected)), {path: frozenset(names) for path, names in expected.items()})
+
+
+def check_weight_files(model_dir: Path) -> None:
+    """That every file is there and as long as its head says; no tensor is read. Raises SemipdError: as
+    `find_shards`, and `checkpoint_corrupt` with the names of the files."""
+    wrong = [f"{path.name} {what}" for path in find_shards(model_dir).files if (what := _fault(path))]
+    if wrong:
+        raise SemipdError(
+            "checkpoint_corrupt",
+            f"{model_dir}: {', '.join(wrong[:5])}" + (f" and {len(wrong) - 5} more." if wrong[5:] else "."),
+            "Download the checkpoint again; of a clone of git, fetch its large files with `git lfs pull`.",
+        )
+
+
+def _fault(path: Path) -> str:
+    """What is wrong with a safetensors file: the length of a JSON object, the object, then the tensors."""
+    try:
+        with path.open("rb") as file:
+            num_bytes = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            start = file.read(len(_LFS_POINTER))
+            if start == _LFS_POINTER:
+                return "is a pointer of git-lfs, not the file itself"
+            head_bytes = int.from_bytes(start[:_LENGTH_BYTES], "little")
+            if num_bytes < _LENGTH_BYTES or head_bytes > min(num_bytes - _LENGTH_BYTES, MAX_HEAD_BYTES):
+                return "is empty" if num_bytes == 0 else f"has {num_bytes} bytes and no whole head"
+            file.seek(_LENGTH_BYTES)
+            end_bytes = _LENGTH_BYTES + head_bytes + _data_bytes(file.read(head_bytes))
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "has no head of safetensors"
+    return "" if num_bytes == end_bytes else f"has {num_bytes} bytes instead of {end_bytes}"
+
+
+def _data_bytes(head: bytes) -> int:
+    tensors = json.loads(head)
+    return max(
+        (int(about["data_offsets"][1]) for name, about in tensors.items() if name != "__metadata__"),
+        default=0,
+    )
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -61,6 +61,9 @@ class GenerateItem:
 
     @classmethod
     def from_wire(cls, data: dict[str, Any]) -> "GenerateItem":
+        """Raises KeyError or TypeError for what is no item."""
+        if type(data["text"]) is not str or type(data["token_ids"]) is not list:
+            raise TypeError("an item without text and token ids")
         return cls(data["text"], data["token_ids"], data.get("finish_reason"), data.get("usage"))
 
 
@@ -133,7 +136,14 @@ def error_frame(request_id: RequestId | None, error: SemipdError) -> dict[str, A
     return {"id": request_id, "error": details}
 
 
-def error_from_wire(details: dict[str, Any]) -> SemipdError:
+def error_from_wire(details: Any) -> SemipdError:
+    """The peer's error; `malformed_answer` if it has not the form of one."""
+    if not isinstance(details, dict) or not all(type(details.get(n)) is str for n in ("code", "message")):
+        return ProtocolError(
+            "malformed_answer",
+            f"The peer's error is not understood: {details!r:.100}.",
+            "Is it a semipd daemon, of this version?",
+        )
     return SemipdError(
         details["code"],
         details["message"],

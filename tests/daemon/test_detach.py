@@ -185,3 +185,21 @@ def test_pid_file_claims(tmp_path: Path) -> None:
             pass
         assert refused.value.code == "pid_file_unusable"
     assert not (tmp_path / "victim").exists()
+
+
+def test_what_is_no_pid_file_is_neither_overwritten_nor_removed(tmp_path: Path) -> None:
+    """As root, /dev/null would have gone."""
+    fifo, text = tmp_path / "fifo", tmp_path / "my.toml"
+    os.mkfifo(fifo)
+    content = "# of somebody\n[server]\nport = 8808\n"
+    text.write_text(content)
+    for path in (fifo, text, tmp_path):
+        with pytest.raises(SemipdError) as refused, claim_pid_file(path):
+            pass
+        assert refused.value.code == "pid_file_unusable"
+        assert path.exists()
+    assert text.read_text() == content
+    failed = cli("start", "--detach", "--device", "fake", "--pid-file", str(text), "--port", "0")
+    assert failed.returncode == 1
+    assert "no pid file" in failed.stderr
+    assert text.read_text() == content

@@ -17,6 +17,7 @@ if __name__ == "__main__":
     script = json.loads(text)
     given = {
         "model.name": model,
+        "engine.device": "fake",  # it has no weights
         "server.socket": socket_path,
         "server.port": "0",
         "supervision.backoff_s": "0.02",

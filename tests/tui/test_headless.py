@@ -85,7 +85,7 @@ def test_once_prints_the_first_screen(daemon: DaemonProcess) -> None:
 @pytest.mark.parametrize("mode", ["--once", "--json"])
 def test_no_daemon_is_an_error_at_once(tmp_path: Path, mode: str) -> None:
     done = top("--socket", str(tmp_path / "none.sock"), mode)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith("error: No daemon answers")
     assert done.stderr.endswith("[daemon_not_running]\n")
 
@@ -178,5 +178,5 @@ def test_a_foreign_socket_is_no_daemon(tmp_path: Path) -> None:
             peer, _ = listener.accept()
             peer.close()
             _, said = watching.communicate(timeout=LIMIT_S)
-    assert watching.returncode == 1
-    assert "[daemon_silent]" in said
+    assert watching.returncode == 6
+    assert "[connection_lost]" in said

@@ -12,6 +12,7 @@ import pytest
 from semipd_top import app, cli
 
 from semipd import __version__
+from semipd.command_line import exit_codes
 
 ROOT = Path(__file__).parents[2]
 ENV = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tui")])}
@@ -54,7 +55,7 @@ except SystemExit:
 def test_wrong_usage(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(arguments)
-    assert end.value.code == cli.EXIT_USAGE
+    assert end.value.code == exit_codes.USAGE
     captured = capsys.readouterr()
     assert captured.out == ""
     assert said in captured.err
@@ -76,7 +77,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_screen_needs_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--demo"]) == cli.EXIT_USAGE
+    assert cli.main(["--demo"]) == exit_codes.USAGE
     said = capsys.readouterr().err
     assert "[no_terminal]" in said
     assert "--once" in said
@@ -114,6 +115,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, dict[str, Any
     monkeypatch.setattr(app, "run_app", run_app)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     return calls
 
 
@@ -130,7 +132,7 @@ def test_the_screen_gets_what_was_asked_for(shown: list[Any], tmp_path: Path) ->
     assert shown[1][0].interval_s == 2.0
     assert cli.main(["--demo"]) == 0
     assert shown[2][1:] == (None, {"read_only": False, "theme": None})
-    assert cli.main(["--socket", str(socket), "--record", str(record)]) == cli.EXIT_FAILED, "it exists"
+    assert cli.main(["--socket", str(socket), "--record", str(record)]) == exit_codes.FAILED, "it exists"
     assert len(shown) == 3
 
 
@@ -139,7 +141,8 @@ def test_an_unknown_theme_is_wrong_usage(
 ) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    assert cli.main(["--demo", "--theme", "no-such-theme"]) == cli.EXIT_USAGE
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert cli.main(["--demo", "--theme", "no-such-theme"]) == exit_codes.USAGE
     said = capsys.readouterr().err
     assert "unknown_theme" in said
     assert "nord" in said
@@ -150,4 +153,4 @@ def test_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("semipd_top.headless.print_frames", interrupt)
-    assert cli.main(["--demo", "--json"]) == cli.EXIT_INTERRUPTED
+    assert cli.main(["--demo", "--json"]) == exit_codes.INTERRUPTED

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from semipd import cli
+from semipd.command_line import exit_codes
 from semipd.config import SPECS
 from semipd.status_text import status_lines
 
@@ -59,7 +60,7 @@ def test_explain_names_every_value_and_its_origin(
 def test_wrong_configuration_is_one_message_and_exit_2(
     command: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main([command, *arguments]) == cli.EXIT_USAGE
+    assert cli.main([command, *arguments]) == exit_codes.USAGE
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error [")
@@ -69,18 +70,18 @@ def test_wrong_configuration_is_one_message_and_exit_2(
 
 @pytest.mark.parametrize("command", ["stop", "status"])
 def test_nothing_runs(command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert cli.main([command]) == cli.EXIT_NOT_RUNNING
+    assert cli.main([command]) == exit_codes.NOT_RUNNING
     assert str(tmp_path / "runtime" / "semipd" / "daemon.sock") in capsys.readouterr().err
 
     left_over = tmp_path / "left-over.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(left_over))
-    assert cli.main([command, "--socket", str(left_over)]) == cli.EXIT_NOT_RUNNING
+    assert cli.main([command, "--socket", str(left_over)]) == exit_codes.NOT_RUNNING
     assert "semipd-daemon start" in capsys.readouterr().err
 
 
 def test_a_socket_path_that_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["status", "--socket", "/x" * 200]) == cli.EXIT_FAILED
+    assert cli.main(["status", "--socket", "/x" * 200]) == exit_codes.FAILED
     assert "socket_unreachable" in capsys.readouterr().err
 
 
@@ -90,7 +91,7 @@ def test_a_socket_path_that_cannot_be(capsys: pytest.CaptureFixture[str]) -> Non
 def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(arguments)
-    assert end.value.code == cli.EXIT_USAGE
+    assert end.value.code == exit_codes.USAGE
     assert "usage: semipd-daemon" in capsys.readouterr().err
 
 

@@ -1,5 +1,6 @@
 """The live screen."""
 
+import signal
 import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -11,6 +12,8 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.widgets import ContentSwitcher, Footer
 
+from semipd.command_line.answers import understood
+from semipd.command_line.exit_codes import TERMINATED
 from semipd.core.errors import SemipdError
 from semipd_top.dialogs.confirm import CancelDialog
 from semipd_top.dialogs.event import EventDialog
@@ -132,7 +135,8 @@ class TopApp(App[int]):
         try:
             async with aclosing(self._source.items()) as items:
                 async for item in items:
-                    self._monitor.take(item)
+                    with understood(self._source.title):
+                        self._monitor.take(item)
                     if self._recording is not None:
                         self._recording.write(item)
                     self._has_news = True
@@ -320,6 +324,8 @@ def run_app(
     # without any colour that theme's text would be as black as what lies behind it
     few_colours = app.console.color_system == "standard" and not app.no_color
     app.theme = theme or ("ansi-dark" if few_colours else app.theme)
+    # the terminal is put back before the end
+    signal.signal(signal.SIGTERM, lambda *_: app.exit(return_code=TERMINATED))
     app.run()
     if app.failure is not None:
         traceback.print_exception(app.failure)

@@ -1,6 +1,7 @@
 """The command semipd-top. What --help needs not is imported later: neither asyncio nor Textual."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -8,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semipd import __version__
+from semipd.command_line.arguments import CommandParser, whole_number
+from semipd.command_line.completion import SHELLS, print_completion
+from semipd.command_line.exit_codes import EPILOG
+from semipd.command_line.run import run_command
 from semipd.core.errors import SemipdError
 
 if TYPE_CHECKING:
     from semipd_top.recording import Recorder
     from semipd_top.source import Source
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 
 MIN_INTERVAL_S, MAX_INTERVAL_S, DEFAULT_INTERVAL_S = 0.25, 60.0, 0.5
 DEMO_SKIP_S = 90.0
@@ -35,51 +36,36 @@ _CONFLICTS = (
     ("once", "read_only"),
     ("json", "read_only"),
 )
-_USAGE_CODES = ("no_terminal", "unknown_theme", "invalid_value")
 _NEEDS = (("speed", "replay"), ("count", "json"))
 
-_EPILOG = """\
-exit codes: 0; 1: no daemon answers, or a file cannot be used; 2: wrong usage; 130: Ctrl-C
+_EPILOG = f"""\
+{EPILOG}
 The live screen waits for a daemon that is not there yet; --once and --json do not.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(_command, argv, lambda error: f"error: {error} [{error.code}]")
+
+
+def _command(argv: Sequence[str]) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
+    if args.completion is not None:
+        return print_completion(parser, args.completion)
     _check_combination(parser, args)
-    try:
-        code = _run(args)
-        sys.stdout.flush()
-        return code
-    except SemipdError as error:
-        return _fail(error)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # the reader of our output has seen enough; the interpreter must not complain when it flushes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return _run(args)
 
 
-def _fail(error: SemipdError) -> int:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    print(f"error: {error} [{error.code}]", file=sys.stderr)
-    return EXIT_USAGE if error.code in _USAGE_CODES else EXIT_FAILED
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="semipd-top",
         description="Live dashboard of a semipd daemon.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"semipd-top {__version__}")
+    parser.add_argument("--completion", choices=SHELLS, help="print a shell's completion script")
     what = parser.add_argument_group("what to watch")
     what.add_argument("--socket", type=Path, metavar="PATH", help="the daemon's Unix socket")
     what.add_argument("--replay", type=Path, metavar="FILE", help="a recording instead of a daemon")
@@ -107,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         "--once", action="store_true", help="print the first screen as text; of a recording, the last one"
     )
     pipe.add_argument("--json", action="store_true", help="one object a frame: state, events, lost")
-    pipe.add_argument("--count", type=int, metavar="N", help="of --json: end after so many frames")
+    pipe.add_argument("--count", type=whole_number(), metavar="N", help="of --json: end after so many frames")
     return parser
 
 
@@ -122,8 +108,19 @@ def _check_combination(parser: argparse.ArgumentParser, args: argparse.Namespace
     if args.interval is not None and not MIN_INTERVAL_S <= args.interval <= MAX_INTERVAL_S:
         bounds = f"{MIN_INTERVAL_S:g} to {MAX_INTERVAL_S:g}"
         parser.error(f"--interval is {args.interval:g}; it must be {bounds} seconds")
+    if args.speed is not None:
+        _check_speed(parser, args.speed)
     if args.count is not None and args.count < 1:
         parser.error(f"--count is {args.count}; it must be at least 1")
+
+
+def _check_speed(parser: argparse.ArgumentParser, speed: float) -> None:
+    from semipd_top.replay import check_speed
+
+    try:
+        check_speed(speed)
+    except SemipdError as error:
+        parser.error(error.message)
 
 
 def _flag(name: str) -> str:
@@ -132,12 +129,8 @@ def _flag(name: str) -> str:
 
 def _run(args: argparse.Namespace) -> int:
     is_headless = args.once or args.json
-    if not is_headless and not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise SemipdError(
-            "no_terminal",
-            "The screen needs a terminal, and standard input or output is none.",
-            "Use --once for one look as text, or --json for a stream of frames.",
-        )
+    if not is_headless:
+        _check_terminal()
     source = _source(args, is_headless)
     recorder = _recorder(args, source)
     try:
@@ -148,6 +141,22 @@ def _run(args: argparse.Namespace) -> int:
     finally:
         if recorder is not None:
             recorder.close()
+
+
+def _check_terminal() -> None:
+    streams = (("input", sys.stdin), ("output", sys.stdout), ("error", sys.stderr))
+    lacking = [name for name, stream in streams if not stream.isatty()]
+    if lacking:
+        what = f"standard {' and '.join(lacking)} is none"
+    elif os.environ.get("TERM") == "dumb":
+        what = "TERM is dumb"
+    else:
+        return
+    raise SemipdError(
+        "no_terminal",
+        f"The screen needs a terminal, and {what}.",
+        "Use --once for one look as text, or --json for a stream of frames.",
+    )
 
 
 def _source(args: argparse.Namespace, is_headless: bool) -> "Source":
@@ -195,6 +204,9 @@ def _show(args: argparse.Namespace, source: "Source", recorder: "Recorder | None
 
     from semipd_top.app import run_app
 
+    if isinstance(sys.__stderr__, io.TextIOWrapper):
+        # Textual draws there: what the terminal's encoding lacks must keep its width
+        sys.__stderr__.reconfigure(errors="replace")
     try:
         return run_app(source, recorder, read_only=args.read_only, theme=args.theme)
     except InvalidThemeError as error:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from semipd.command_line.answers import understood
 from semipd.core.errors import SemipdError
 from semipd_top.picture import Monitor
 from semipd_top.recording import Recorder
@@ -15,23 +16,29 @@ from semipd_top.source import Gone, Item, Seen, Source
 FRAMES_FOR_RATES = 2
 """Counters of two frames make a rate."""
 
+MAX_COLUMNS, MAX_LINES = 1000, 1000
+"""COLUMNS and LINES may say anything."""
+
 END_OF_RECORDING = "recording_over"
 
 
 def print_frames(source: Source, recorder: Recorder | None, num_frames: int | None) -> None:
     """One JSON object a frame; `num_frames` None: for ever. Raises SemipdError when the source is gone."""
-    asyncio.run(_print_frames(source, recorder, num_frames))
+    with understood(source.title):
+        asyncio.run(_print_frames(source, recorder, num_frames))
 
 
 def print_last_frame(source: Source) -> None:
     """Of a source that ends. Raises SemipdError when it has none, or has broken off: then after it."""
-    asyncio.run(_print_last_frame(source))
+    with understood(source.title):
+        asyncio.run(_print_last_frame(source))
 
 
 def print_first_screen(source: Source, recorder: Recorder | None, *, to_the_end: bool) -> None:
     """As large as the terminal, when there are two frames; `to_the_end`: when the source has ended. Raises
     SemipdError as the others do."""
-    asyncio.run(_print_first_screen(source, recorder, to_the_end))
+    with understood(source.title):
+        asyncio.run(_print_first_screen(source, recorder, to_the_end))
 
 
 async def _print_frames(source: Source, recorder: Recorder | None, num_frames: int | None) -> None:
@@ -105,7 +112,7 @@ def _print_screen(monitor: Monitor, now_s: float) -> None:
     from semipd_top.overview import first_screen
 
     width, height = shutil.get_terminal_size((80, 24))
-    for line in first_screen(monitor.picture(now_s), width, height):
+    for line in first_screen(monitor.picture(now_s), min(width, MAX_COLUMNS), min(height, MAX_LINES)):
         print(plain(line).rstrip())
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from semipd.client import AsyncClient, StateStream
+from semipd.command_line.answers import understood
 from semipd.core.errors import SemipdError
 from semipd.wire.address import default_socket_path
 from semipd.wire.client_protocol import StateFrame
@@ -97,12 +98,20 @@ class LiveSource:
             try:
                 interval_ms = round(self.interval_s * 1e3)
                 states = client.subscribe(interval_ms=interval_ms, events=True, after=self._after)
-                while (frame := await self._next_frame(states)) is not None:
+                while (seen := await self._seen(client, states)) is not None:
                     # not before: whoever is not let in is no operator
                     self._client = client
-                    yield Seen(self.now_s(), self._noted(frame), await self._requests(client))
+                    yield seen
             finally:
                 self._client = None
+
+    async def _seen(self, client: AsyncClient, states: StateStream) -> Seen | None:
+        """None: there is no more."""
+        with understood(self._path):
+            frame = await self._next_frame(states)
+            if frame is None:
+                return None
+            return Seen(self.now_s(), self._noted(frame), await self._requests(client))
 
     async def _next_frame(self, states: StateStream) -> StateFrame | None:
         """None: there are no more."""

@@ -235,6 +235,8 @@ class Recording:
 
 def _open(path: Path) -> IO[bytes]:
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")  # a pipe might never be written to
         with path.open("rb") as file:
             is_gzip = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
         return gzip.open(path) if is_gzip else path.open("rb")  # type: ignore[return-value]

@@ -1,0 +1,385 @@
+"""Command lines, environments and terminals for semipd-daemon, semipd-client and semipd-top, from a seed."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Command = Literal["daemon", "client", "top"]
+Stream = Literal["pipe", "closed", "full", "null", "left", "terminal"]
+
+GOOD = "daemon"
+"""The place at which the good daemon listens."""
+
+_NUMBERS = (
+    "0",
+    "1",
+    "2",
+    "3",
+    "0.1",
+    "0.25",
+    "0.5",
+    "-1",
+    "-0",
+    "nan",
+    "inf",
+    "-inf",
+    "1e400",
+    "1e300",
+    "5e-324",
+    "1e9",
+    "1" + "0" * 30,
+    "9" * 5000,
+    "9223372036854775807",
+    "9223372036854775808",
+    "-9223372036854775809",
+    "4294967296",
+    "0x10",
+    "1_000",
+    "٣",
+    "",
+    " ",
+    "x",
+    "1,5",
+    "１",
+    "--",
+    "-",
+)
+_TEXTS = (
+    "",
+    "a",
+    "The quick brown fox",
+    "Ω≈ç√∫ 日本語 🙂",
+    "\udcff",
+    "a\udc80b",
+    "\x1b[2J\x07",
+    "-",
+    "--",
+    "x" * 100_000,
+    "%s%n%(prog)s",
+    "{}",
+    "$(id)",
+    "a\nb",
+    "\u202e",
+    "\ufeff",
+)
+_TIMES = ("90s", "1m", "0", "1", "", "-1s", "1e5", "9" * 400 + "d", "nan", "5w", "1.5h", "٣s")
+_FILES = (
+    "missing",
+    "folder",
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/tty",
+    "/dev/stdin",
+    "fifo",
+    "unreadable",
+    "deep.toml",
+    "binary",
+    "good.toml",
+    "nul.toml",
+    "huge-number.toml",
+    "recording",
+    "cut-recording",
+    "recording.gz",
+    "/proc/self/mem",
+    "file/below",
+    "x" * 5000,
+    "",
+    "\udcff",
+    "loop",
+    "odd-recording",
+)
+_SETS = (
+    "server.port=1",
+    "server.port=x",
+    "server.port=99999999999",
+    "novalue",
+    "=",
+    "a=b",
+    "kv.fraction=nan",
+    "kv.fraction=1e400",
+    "engine.max_num_seq=1",
+    "model.name=\udcff",
+    "partition.mode=off",
+    "server.socket=a",
+    ".=.",
+    "kv.bytes=" + "9" * 5000,
+)
+_MISTYPED = (
+    "statsu",
+    "generat",
+    "strat",
+    "",
+    "--hlep",
+    "--sokcet",
+    "-x",
+    "\udcfe",
+    "--json=1",
+    "status\x1b[1m",
+    "--",
+    "@x",
+    "help",
+)
+_SAMPLING = ("--max-tokens", "--temperature", "--top-p", "--top-k", "--seed")
+_FORMATS = ("text", "json", "xml", "")
+
+_ENVIRONMENT: Mapping[str, Sequence[str | None]] = {
+    "TERM": (None, "", "dumb", "xterm-256color", "linux", "\udcff", "no-such-terminal"),
+    "COLUMNS": ("0", "1", "7", "-5", "x", "", "9" * 30, "80", "\udcff"),
+    "LINES": ("0", "1", "-5", "x", "9" * 30, "24"),
+    "HOME": (None, "", "/nonexistent", "/proc", "relative", "\udcff"),
+    "XDG_RUNTIME_DIR": (None, "", "relative", "/" + "x" * 300, "/nonexistent", "/dev/null", "/\udcff"),
+    "XDG_CONFIG_HOME": (None, "/nonexistent"),
+    "TMPDIR": ("/nonexistent", "", "relative"),
+    "NO_COLOR": ("1", ""),
+    "TZ": ("garbage", ":/dev/zero", "\udcff", "UTC+99:99:99", ""),
+    "LC_ALL": ("C", "POSIX", "xx_YY.garbage", "en_US.ISO-8859-1", "\udcff", ""),
+    "LANG": ("C", "C.UTF-8", "de_DE", ""),
+    "LANGUAGE": ("de:fr", "../../..", "\udcff"),
+    "PYTHONIOENCODING": ("latin-1", "ascii", "ascii:strict", "cp037", "utf-8:surrogateescape", "utf-16"),
+    "PYTHONUTF8": ("0", "1"),
+    "PYTHONCOERCECLOCALE": ("0",),
+    "PYTHONUNBUFFERED": ("1",),
+    "SEMIPD__SERVER__PORT": ("x", "99999999999", "\udcff", ""),
+    "SEMIPD__SERVER__SOCKET": ("relative", "\udcff", "/" + "x" * 300, "~nobody-at-all/x"),
+    "SEMIPD__NO__SUCH": ("1",),
+    "SEMIPD__": ("",),
+    "SEMIPD__\udcff": ("1",),
+    "SEMIPD__kv__fraction": ("0.5",),
+    "SEMIPD__KV__FRACTION": ("nan", "0.5"),
+    "SEMIPD_PORT": ("tcp://10.0.0.1:80",),
+    "FORCE_COLOR": ("1", "x"),
+    "COLORTERM": ("truecolor", "\udcff"),
+    "TEXTUAL": ("x",),
+}
+_SIZES = ((24, 80), (0, 0), (1, 1), (1, 200), (200, 1), (3, 10), (60, 300), (5, 5))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One process. `place`: what listens where --socket points to. `environ`: changes; None unsets.
+    `signal_s`: when SIGINT or SIGTERM is sent; None: never."""
+
+    command: Command
+    arguments: tuple[str, ...]
+    place: str
+    environ: Mapping[str, str | None]
+    stdin: Stream
+    stdout: Stream
+    stderr: Stream
+    typed: bytes
+    size: tuple[int, int]
+    signal_s: float | None
+    is_interrupt: bool
+
+
+def make_case(seed: int, idx: int, places: Mapping[str, str], files: Mapping[str, str]) -> Case:
+    return _Maker(random.Random(f"{seed}/{idx}"), places, files).case()
+
+
+class _Maker:
+    def __init__(self, rng: random.Random, places: Mapping[str, str], files: Mapping[str, str]) -> None:
+        self._rng, self._places, self._files = rng, places, files
+
+    def case(self) -> Case:
+        rng = self._rng
+        command: Command = rng.choice(("daemon", "client", "client", "top"))
+        place = rng.choice([GOOD] * len(self._places) + sorted(self._places))
+        arguments, is_endless = {"daemon": self._daemon, "client": self._client, "top": self._top}[command](
+            place
+        )
+        if self._chance(0.08):
+            arguments.insert(rng.randrange(len(arguments) + 1), rng.choice(_MISTYPED))
+        stdin, stdout, stderr = self._streams()
+        is_signalled = is_endless or self._chance(0.12)
+        return Case(
+            command,
+            tuple(arguments),
+            place,
+            self._environ(changes_something=bool({"stop", "drain", "partition", "slo"} & set(arguments))),
+            stdin,
+            stdout,
+            stderr,
+            self._typed(),
+            rng.choice(_SIZES),
+            rng.choice((0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)) * rng.uniform(0.5, 2)
+            if is_signalled
+            else None,
+            self._chance(0.7),
+        )
+
+    def _chance(self, frac: float) -> bool:
+        return self._rng.random() < frac
+
+    def _streams(self) -> tuple[Stream, Stream, Stream]:
+        rng = self._rng
+        if self._chance(0.25):
+            return "terminal", "terminal", "terminal"
+        stdin: Stream = rng.choice(("pipe", "pipe", "pipe", "null", "closed", "terminal"))
+        stdout: Stream = rng.choice(("pipe", "pipe", "pipe", "full", "closed", "left", "terminal"))
+        stderr: Stream = rng.choice(("pipe", "pipe", "pipe", "pipe", "full", "closed", "terminal"))
+        return stdin, stdout, stderr
+
+    def _environ(self, changes_something: bool) -> dict[str, str | None]:
+        """Whoever changes something must not find a daemon of somebody else at the default socket."""
+        rng = self._rng
+        names = rng.sample(sorted(_ENVIRONMENT), rng.choice((0, 0, 1, 1, 2, 4, 8)))
+        made = {name: rng.choice(_ENVIRONMENT[name]) for name in names}
+        if changes_something:
+            made.pop("XDG_RUNTIME_DIR", None)
+        return made
+
+    def _typed(self) -> bytes:
+        return self._rng.choice(
+            (
+                b"",
+                b"hello\n",
+                b"\xff\xfe\n",
+                "Ω日本\n".encode(),
+                "ñ\n".encode("latin-1"),
+                b"\x00",
+                b"a" * 300_000,
+                b"one\n\xff\ntwo\n\x04",
+            )
+        )
+
+    # ---- the commands' own words ---------------------------------------------------------------
+
+    def _where(self, place: str) -> list[str]:
+        """The good daemon is always named: without a name, it would be whatever runs on this machine."""
+        return ["--socket", self._places[place]] if place == GOOD or self._chance(0.9) else []
+
+    def _options(self, *choices: tuple[str, Sequence[str]], most: int = 3) -> list[str]:
+        rng, made = self._rng, list[str]()
+        for flag, values in rng.sample(choices, min(rng.randrange(most + 1), len(choices))):
+            value = [rng.choice(values)] if values else []
+            made += [f"{flag}={value[0]}"] if value and self._chance(0.3) else [flag, *value]
+        return made
+
+    def _file(self) -> str:
+        name = self._rng.choice(_FILES)
+        return self._files.get(name, name)
+
+    def _own_file(self) -> str:
+        """For what writes: never one of the system's, which a fault could cost."""
+        return self._rng.choice(sorted(self._files.values()))
+
+    def _client(self, place: str) -> tuple[list[str], bool]:
+        rng = self._rng
+        verb = rng.choice(
+            ("generate", "generate", "chat", "status", "watch", "completion", "--help", "--version")
+        )
+        sampling = [(flag, _NUMBERS) for flag in _SAMPLING]
+        more = [("--stop", _TEXTS), ("--timing", ()), ("--json", ()), ("--ignore-eos", ())]
+        if verb == "generate":
+            words = [rng.choice((*_TEXTS, "-", "-", "-")), *self._options(*sampling, *more, ("--chat", ()))]
+            return [verb, *self._where(place), *words, *self._limit(words)], False
+        if verb == "chat":
+            words = self._options(*sampling, *more, ("--system", _TEXTS))
+            return [verb, *self._where(place), *words, *self._limit(words)], False
+        if verb == "watch":
+            words = self._options(("--interval", (*_NUMBERS, "0.1", "0.1")), ("--events", ()), ("--json", ()))
+            is_counted = self._chance(0.7)
+            count = ["--count", rng.choice((*_NUMBERS[:4], "1", "2"))] if is_counted else []
+            return [verb, *self._where(place), *words, *count], True
+        if verb == "completion":
+            return [verb, rng.choice(("bash", "zsh", "tcsh", "fish", "csh", ""))], False
+        return [verb, *(self._where(place) if verb == "status" else [])], False
+
+    def _limit(self, words: Sequence[str]) -> list[str]:
+        """Without it an answer may be long, which is no fault."""
+        return [] if any(word.startswith("--max-tokens") for word in words) else ["--max-tokens", "4"]
+
+    def _top(self, place: str) -> tuple[list[str], bool]:
+        rng = self._rng
+        what = self._where(place) if self._chance(0.6) else [rng.choice(("--demo", "--replay")), self._file()]
+        if "--demo" in what:
+            what = ["--demo"]
+        mode = rng.choice(
+            (
+                ["--once"],
+                ["--once"],
+                ["--json", "--count", "2"],
+                ["--json", "--once"],
+                ["--json"],
+                [],
+                [],
+                ["--help"],
+            )
+        )
+        more = self._options(
+            ("--interval", (*_NUMBERS, "0.25", "0.25")),
+            ("--speed", _NUMBERS),
+            ("--theme", ("nord", "no-such", "", "\udcff")),
+            ("--read-only", ()),
+            ("--record", (self._own_file(),)),
+            ("--completion", ("bash", "zsh", "x")),
+            most=2,
+        )
+        return [*what, *mode, *more], True
+
+    def _daemon(self, place: str) -> tuple[list[str], bool]:
+        rng = self._rng
+        common = [("--config", (self._file(),)), ("--set", _SETS)]
+        flags = [
+            (flag, (*_TEXTS, *_NUMBERS)) for flag in ("--model", "--device", "--dtype", "--host", "--port")
+        ]
+        verb = rng.choice(
+            (
+                "status",
+                "status",
+                "config",
+                "config",
+                "start",
+                "stop",
+                "drain",
+                "partition",
+                "slo",
+                "completion",
+                "--help",
+                "--version",
+            )
+        )
+        if verb == "completion":
+            return [verb, rng.choice(("bash", "zsh", "tcsh", "fish", "csh", ""))], False
+        if verb.startswith("-"):
+            return [verb], False
+        if verb == "config":
+            return [
+                verb,
+                *self._options(*common, *flags, ("--explain", ()), ("--log-format", _FORMATS)),
+            ], False
+        if verb == "start":
+            # it must fail: what starts well is the business of other tests
+            more = self._options(
+                *common, ("--detach", ()), ("--pid-file", (self._own_file(),)), ("--report-fd", _NUMBERS)
+            )
+            return [verb, "--model", "/nonexistent/model", "--socket", self._places["missing"], *more], False
+        where = self._where(place)
+        if verb == "status":
+            return [verb, *where, *self._options(*common, ("--json", ()))], False
+        if verb == "slo":
+            return [
+                verb,
+                *where,
+                *self._options(("--ttft-ms", _NUMBERS), ("--json", ()), ("--reason", _TEXTS)),
+            ], False
+        if verb == "partition":
+            return self._partition(where), False
+        if place == GOOD:  # it is still needed
+            return ["drain", *where, "--undo", *self._options(("--reason", _TEXTS), ("--wait", ()))], False
+        words = self._options(("--within", _TIMES), ("--reason", _TEXTS), *common)
+        return [
+            verb,
+            *where,
+            *words,
+            *self._options(("--now", ()) if verb == "stop" else ("--wait", ())),
+        ], False
+
+    def _partition(self, where: Sequence[str]) -> list[str]:
+        action = self._rng.choice(("show", "set", "off", "auto", "shwo"))
+        more = self._options(("--reason", _TEXTS), ("--json", ()))
+        if action == "set":
+            more += ["--prefill", self._rng.choice(_NUMBERS), "--dry-run", *self._options(("--for", _TIMES))]
+        return ["partition", action, *where, *more]

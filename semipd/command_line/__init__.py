@@ -1,0 +1,1 @@
+"""What semipd-daemon, semipd-client and semipd-top share: exit codes, arguments, standard streams."""
