@@ -14,6 +14,7 @@ from semipd.wire.frames import FrameReader, encode_frame
 
 CHANGES_PER_S = 100
 NUM_CHANGES = 300
+NUM_PATIENT_LOOKS = 900
 FRAME_BYTES = 2**26
 
 POISON: list[dict[str, Any]] = [
@@ -49,7 +50,7 @@ async def change_everything(rng: random.Random, socket_path: Path, counts: Count
     """Splits and targets, a hundred times a second; then they are as they were. Counts as garbage.throw."""
     client = await connected(str(socket_path))
     try:
-        before = await client.slo()
+        before = await _targets(client)
         asked = []
         for _ in range(NUM_CHANGES):
             asked.append(asyncio.create_task(_change(rng, client, counts), name="change"))
@@ -60,6 +61,19 @@ async def change_everything(rng: random.Random, socket_path: Path, counts: Count
         counts[_kind(error.code)] += 1
     finally:
         await client.close()
+
+
+async def _targets(client: Any) -> dict[str, Any]:
+    """As they are, once an engine is there. Raises SemipdError."""
+    for _ in range(NUM_PATIENT_LOOKS):
+        try:
+            found: dict[str, Any] = await client.slo()
+            return found
+        except SemipdError as error:
+            if error.code not in REFUSALS:
+                raise
+        await asyncio.sleep(0.2)
+    raise SemipdError("daemon_silent", "No engine was there to be changed.")
 
 
 async def _change(rng: random.Random, client: Any, counts: Counter[str]) -> None:
