@@ -2,5 +2,19 @@
 
 from semipd.client.aio import AsyncClient, GenerateStream, StateStream
 from semipd.client.blocking import Client, GenerateIterator, StateIterator
+from semipd.wire.client_protocol import GenerateItem
+from semipd.wire.client_results import Greeting, Logprobs, Model, Tokens
 
-__all__ = ["AsyncClient", "Client", "GenerateIterator", "GenerateStream", "StateIterator", "StateStream"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "GenerateItem",
+    "GenerateIterator",
+    "GenerateStream",
+    "Greeting",
+    "Logprobs",
+    "Model",
+    "StateIterator",
+    "StateStream",
+    "Tokens",
+]

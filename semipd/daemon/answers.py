@@ -19,7 +19,7 @@ from semipd.daemon.history import timing_to_wire
 from semipd.daemon.http_errors import error_body, error_response
 from semipd.daemon.json_text import parts_of
 from semipd.daemon.logprobs import INLINE_LOGPROBS
-from semipd.daemon.schema import refusal
+from semipd.daemon.schema import SamplingOptions, refusal
 from semipd.daemon.schema_openai import AnswerOptions, HttpBody, StreamOptions
 from semipd.daemon.services import Services, usage_to_wire
 
@@ -76,10 +76,10 @@ async def _whole(
             for choice, piece in fresh:
                 pieces[choice.index].append(piece)
     except SemipdError as error:
-        return error_response(error, partial=_partial(pieces, _usage_of(choices, options)))
+        return error_response(error, partial=_partial(pieces, usage_of(choices, options)))
     updates = [(choice, _join(pieces[choice.index])) for choice in choices.all]
-    usage = _usage_of(choices, options)
-    is_long = sum(_num_logprobs(*update, with_prompt=True) for update in updates) > INLINE_LOGPROBS
+    usage = usage_of(choices, options)
+    is_long = sum(num_logprobs(*update, with_prompt=True) for update in updates) > INLINE_LOGPROBS
     if not is_long:
         return web.json_response(shape.whole(updates, usage))
     return await _send_parts(request, await asyncio.to_thread(lambda: parts_of(shape.whole(updates, usage))))
@@ -105,7 +105,7 @@ async def _write_all(response: web.StreamResponse, parts: Iterable[bytes]) -> No
             await response.write(part)
 
 
-def _usage_of(choices: Choices, options: AnswerOptions) -> Usage:
+def usage_of(choices: Choices, options: SamplingOptions) -> Usage:
     timing = timing_to_wire(choices.records, time.monotonic_ns()) if options.include_timing else None
     return usage_to_wire(choices.usage, timing)
 
@@ -131,7 +131,7 @@ def _join(pieces: Sequence[Piece]) -> Piece:
     )
 
 
-def _num_logprobs(choice: Choice, piece: Piece, *, with_prompt: bool) -> int:
+def num_logprobs(choice: Choice, piece: Piece, *, with_prompt: bool) -> int:
     """Numbers to format."""
     prompt = choice.prompt_logprobs if with_prompt else []
     return sum(1 + len(entry.top) for entries in (prompt, piece.logprobs) for entry in entries)
@@ -194,12 +194,12 @@ class _Stream:
             await self._write(_event(error_body(error)))
             return
         if self._include_usage:
-            usage = _usage_of(self._choices, self._options)
+            usage = usage_of(self._choices, self._options)
             await self._write(_event({**self._shape.usage_chunk(), "usage": usage}))
         await self._write(b"data: [DONE]\n\n")
 
     async def _send_update(self, update: list[Update]) -> None:
-        counts = (_num_logprobs(*one, with_prompt=not one[0].started) for one in update)
+        counts = (num_logprobs(*one, with_prompt=not one[0].started) for one in update)
         is_long = sum(counts) > INLINE_LOGPROBS
         usage = self._usage_now()
         if is_long:
@@ -232,7 +232,7 @@ class _Stream:
         return {**chunk, "usage": None} if self._include_usage else chunk
 
     def _usage_now(self) -> Usage | None:
-        return None if self._running is None else _usage_of(self._choices, self._options)
+        return None if self._running is None else usage_of(self._choices, self._options)
 
     async def _write(self, *parts: bytes) -> None:
         with self._choices.sending():

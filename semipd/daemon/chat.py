@@ -20,7 +20,7 @@ from semipd.daemon.http_errors import ARRIVAL_NS, CALLER, REQUEST_ID
 from semipd.daemon.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
 from semipd.daemon.prompts import Prompt, Prompts
 from semipd.daemon.schema_messages import ChatMessage
-from semipd.daemon.schema_openai import ChatCompletionRequest, TemplateOptions
+from semipd.daemon.schema_openai import ChatCompletionRequest, TemplateFields
 from semipd.daemon.services import Services
 
 
@@ -42,7 +42,7 @@ class Chat:
 
 
 async def conversation_prompt(
-    prompts: Prompts, messages: Sequence[ChatMessage], options: TemplateOptions
+    prompts: Prompts, messages: Sequence[ChatMessage], options: TemplateFields
 ) -> Prompt:
     """Raises what Prompts.of_messages raises."""
     return await prompts.of_messages(
@@ -51,15 +51,8 @@ async def conversation_prompt(
         continue_final_message=bool(options.continue_final_message),
         add_special_tokens=bool(options.add_special_tokens),
         template_kwargs=options.chat_template_kwargs,
-        wishes=_wishes(options),
+        wishes=options.wishes,
     )
-
-
-def _wishes(options: TemplateOptions) -> dict[str, object]:
-    """What OpenAI's fields say of the answer, for a template that reads it."""
-    effort, verbosity = options.reasoning_effort, options.verbosity
-    thinks = None if effort is None else effort != "none"
-    return {"reasoning_effort": effort, "enable_thinking": thinks, "verbosity": verbosity}
 
 
 class _ChatShape:

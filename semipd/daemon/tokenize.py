@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize, with vLLM's fields, and GET /tokenizer_info."""
+"""Tokenizing for clients, over HTTP and the socket, with vLLM's fields; and GET /tokenizer_info."""
 
 import json
 from functools import cached_property, partial
@@ -9,8 +9,9 @@ from semipd.core.sampling import check_ids
 from semipd.daemon.answer_types import DetokenizeAnswer, TokenizeAnswer
 from semipd.daemon.answers import parse
 from semipd.daemon.chat import conversation_prompt
-from semipd.daemon.prompts import INLINE_ENCODE_CHARS, Prompt, beside_loop
-from semipd.daemon.schema_openai import DetokenizeRequest, TokenizeRequest
+from semipd.daemon.generation import GenerationService
+from semipd.daemon.prompts import INLINE_ENCODE_CHARS, Prompt, Prompts, beside_loop
+from semipd.daemon.schema_openai import DetokenizeRequest, TokenizeFields, TokenizeRequest
 from semipd.daemon.services import Services
 
 
@@ -20,28 +21,11 @@ class Tokenize:
 
     async def tokenize(self, request: web.Request) -> web.Response:
         body = parse(TokenizeRequest, await request.read(), self._services)
-        service = self._services.generation
-        token_ids = (await self._prompt(body)).token_ids
-        pieces = service.model.tokenizer.pieces
-        spelled = None
-        if body.return_token_strs:
-            spelled = await beside_loop(lambda: pieces(token_ids), when=len(token_ids) > INLINE_ENCODE_CHARS)
-        shown: TokenizeAnswer = {
-            "count": len(token_ids),
-            "max_model_len": service.limits.max_model_len,
-            "tokens": token_ids,
-            "token_strs": spelled,
-        }
-        return web.json_response(shown)
+        return web.json_response(await tokenized(self._services.generation, body))
 
     async def detokenize(self, request: web.Request) -> web.Response:
         body = parse(DetokenizeRequest, await request.read(), self._services)
-        service = self._services.generation
-        check_ids(body.tokens, service.limits.vocab_size, "tokens")
-        decode = partial(service.model.tokenizer.decode, body.tokens, skip_special_tokens=False)
-        text = await beside_loop(decode, when=len(body.tokens) > INLINE_ENCODE_CHARS)
-        shown: DetokenizeAnswer = {"prompt": text}
-        return web.json_response(shown)
+        return web.json_response(await detokenized(self._services.generation, body.tokens))
 
     async def info(self, _request: web.Request) -> web.Response:
         return web.Response(body=self._info, content_type="application/json", charset="utf-8")
@@ -50,10 +34,32 @@ class Tokenize:
     def _info(self) -> bytes:
         return json.dumps(dict(self._services.generation.model.tokenizer_info)).encode()
 
-    async def _prompt(self, body: TokenizeRequest) -> Prompt:
-        prompts = self._services.generation.prompts
-        if body.messages is not None:
-            return await conversation_prompt(prompts, body.messages, body)
-        special = body.add_special_tokens is not False
-        [prompt] = await prompts.of([body.prompt or ""], add_special_tokens=special)
-        return prompt
+
+async def tokenized(service: GenerationService, body: TokenizeFields) -> TokenizeAnswer:
+    """Raises what Prompts raises."""
+    token_ids = (await _prompt(service.prompts, body)).token_ids
+    pieces = service.model.tokenizer.pieces
+    spelled = None
+    if body.return_token_strs:
+        spelled = await beside_loop(lambda: pieces(token_ids), when=len(token_ids) > INLINE_ENCODE_CHARS)
+    return {
+        "count": len(token_ids),
+        "max_model_len": service.limits.max_model_len,
+        "tokens": token_ids,
+        "token_strs": spelled,
+    }
+
+
+async def detokenized(service: GenerationService, tokens: list[int]) -> DetokenizeAnswer:
+    """Raises SemipdError(`invalid_value`) when one is not in the vocabulary."""
+    check_ids(tokens, service.limits.vocab_size, "tokens")
+    decode = partial(service.model.tokenizer.decode, tokens, skip_special_tokens=False)
+    return {"prompt": await beside_loop(decode, when=len(tokens) > INLINE_ENCODE_CHARS)}
+
+
+async def _prompt(prompts: Prompts, body: TokenizeFields) -> Prompt:
+    if body.messages is not None:
+        return await conversation_prompt(prompts, body.messages, body)
+    special = body.add_special_tokens is not False
+    [prompt] = await prompts.of([body.prompt or ""], add_special_tokens=special)
+    return prompt

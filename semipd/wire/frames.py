@@ -10,6 +10,10 @@ from semipd.core.errors import ProtocolError, SemipdError
 HEADER = struct.Struct(">I")
 MAX_FRAME_BYTES = 4 * 2**20
 MAX_CONTAINER_LEN = 1_048_576
+MAX_MAP_LEN = 65_536
+MAX_CONTAINERS = 65_536
+"""In one frame from a client."""
+
 MAX_LENGTH = 2**32 - 1
 """What the header can say."""
 
@@ -33,16 +37,24 @@ def encode_frame(message: dict[str, Any], max_bytes: int = MAX_LENGTH) -> bytes:
     return HEADER.pack(len(body)) + body
 
 
-def decode_body(body: bytes | memoryview, max_array_len: int = MAX_CONTAINER_LEN) -> dict[str, Any]:
-    """One frame's body to a map. Raises ProtocolError on anything else."""
+def decode_body(
+    body: bytes | memoryview, max_array_len: int = MAX_CONTAINER_LEN, max_containers: int | None = None
+) -> dict[str, Any]:
+    """One frame's body to a map. `max_containers`: arrays and maps within it; to build millions of them takes
+    a second. Raises ProtocolError on anything else."""
+    hook = None if max_containers is None else _Containers(max_containers).count
     try:
         message = msgpack.unpackb(
             body,
             raw=False,
             strict_map_key=True,
             max_array_len=max_array_len,
-            max_map_len=65_536,
+            max_map_len=MAX_MAP_LEN,
+            object_hook=hook,
+            list_hook=hook,
         )
+    except ProtocolError:
+        raise
     except Exception as error:  # msgpack raises a zoo: ValueError, ExtraData, UnicodeDecodeError, ...
         raise ProtocolError(
             "malformed_frame",
@@ -54,11 +66,25 @@ def decode_body(body: bytes | memoryview, max_array_len: int = MAX_CONTAINER_LEN
     return message
 
 
-class FrameReader:
-    """Bytes in, messages out. `max_bytes` bounds one frame's body, and with it the length of its lists."""
+class _Containers:
+    def __init__(self, most: int) -> None:
+        self._num_left = self._most = most
 
-    def __init__(self, max_bytes: int = MAX_FRAME_BYTES) -> None:
+    def count(self, container: Any) -> Any:
+        self._num_left -= 1
+        if self._num_left < 0:
+            message = f"A frame holds more than {self._most} arrays and maps."
+            raise ProtocolError("malformed_frame", message, "Send less at a time.")
+        return container
+
+
+class FrameReader:
+    """Bytes in, messages out. `max_bytes` bounds one frame's body, and with it the length of its lists;
+    `max_containers` its arrays and maps."""
+
+    def __init__(self, max_bytes: int = MAX_FRAME_BYTES, max_containers: int | None = None) -> None:
         self._buffer = bytearray()
+        self._max_containers = max_containers
         self._max_bytes = max_bytes
         # what a client may send is bounded twice; what we send ourselves, by its size
         self._max_array_len = MAX_CONTAINER_LEN if max_bytes <= MAX_FRAME_BYTES else max_bytes
@@ -77,10 +103,13 @@ class FrameReader:
             end = offset + HEADER.size + length
             if len(self._buffer) < end:
                 break
-            messages.append(decode_body(bytes(self._buffer[offset + HEADER.size : end]), self._max_array_len))
+            messages.append(self._decode(offset + HEADER.size, end))
             offset = end
         del self._buffer[:offset]
         return messages
+
+    def _decode(self, begin: int, end: int) -> dict[str, Any]:
+        return decode_body(bytes(self._buffer[begin:end]), self._max_array_len, self._max_containers)
 
     @property
     def pending_bytes(self) -> int:
