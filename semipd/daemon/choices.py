@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from semipd.core.errors import SemipdError
 from semipd.core.plan import TokenLogprobs
 from semipd.daemon.admission import Place
 from semipd.daemon.alternatives import num_alternatives
