@@ -216,10 +216,27 @@ def raw_requests(draw: st.DrawFn) -> bytes:
     )
 
 
-_GENERATE = {**_SAMPLING, "prompt": _texts | _token_ids, "messages": _messages, "request_id": _header_text}
+_GENERATE = {
+    **_SAMPLING,
+    **_TEMPLATE,
+    "prompt": _texts | _token_ids,
+    "messages": _messages,
+    "request_id": _header_text,
+    "model": st.sampled_from(["fuzz", "other", None]),
+    "n": st.integers(-1, 4),
+    "echo": st.booleans(),
+    "logprobs": st.integers(-1, 22),
+    "prompt_logprobs": st.integers(-1, 22),
+    "return_token_ids": st.booleans(),
+    "return_tokens_as_token_ids": st.booleans(),
+}
+_TOKENIZE = {"prompt": _texts, "messages": _messages, "return_token_strs": st.booleans(), **_TEMPLATE}
 _FRAMES: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "generate": _object({}, _GENERATE).map(_bounded),
     "cancel": _object({}, {"target": _scalars, "request_id": st.text(max_size=9)}),
+    "tokenize": _object({}, _TOKENIZE),
+    "detokenize": _object({"tokens": _token_ids}, {}),
+    "models": _object({}, {}),
     "status": _object({}, {}),
     "requests": _object({}, {"state": _scalars, "limit": st.integers(-1, 2000), "request_id": _scalars}),
     "subscribe": _object(

@@ -166,7 +166,7 @@ class SocketTalker:
         """Of what answers a request. A subscription counts as answered with its first frame."""
         error = frame.get("error")
         if error is None:
-            return "text" not in frame or "finish_reason" in frame
+            return "text" not in frame or "usage" in frame
         self._tally[error["code"]] += 1
         if error["code"] == "internal_error" or _MARK in error["message"]:
             raise ViolationError(f"an internal error: {error}")

@@ -1,39 +1,45 @@
 """Asyncio client of the Unix socket: many requests in flight on one connection."""
 
 import asyncio
-import os
+import socket
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeGuard
 
-from semipd.core.errors import SemipdError
-from semipd.wire.address import connect_error, default_socket_path
-from semipd.wire.client_protocol import (
-    HELLO_LIMIT_S,
-    GenerateItem,
-    StateFrame,
-    check_hello,
-    error_from_wire,
-    given,
-    hello,
+from semipd.client.opening import (
+    ANSWER_LIMIT_S,
+    CONNECT_LIMIT_S,
+    MAX_ATTEMPTS,
+    READ_BYTES,
+    RETRY_S,
+    Answer,
+    Incoming,
+    answer_of,
+    greeting_of,
+    is_late,
+    knock,
+    no_hello,
+    too_busy,
 )
-from semipd.wire.frames import FrameReader, encode_frame
-
-CONNECT_LIMIT_S = 5.0
-ANSWER_LIMIT_S = 10.0
-READ_BYTES = 2**16
+from semipd.core.errors import SemipdError
+from semipd.wire.address import default_socket_path
+from semipd.wire.client_protocol import GenerateItem, StateFrame, given, request_frame
+from semipd.wire.client_results import Greeting, Model, Tokens
+from semipd.wire.own_time import OwnTime
 
 
 class AsyncClient:
     """A connection. Create it with `connect`; use it as an async context manager or `close` it."""
 
+    greeting: Greeting
+    """What the daemon says of itself: model, role, operations, limits."""
+
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        self._frames = FrameReader()
-        self._received: deque[dict[str, Any]] = deque()
+        self._incoming = Incoming()
         self._inboxes: dict[int, _Inbox] = {}
         self._last_id = 0
         self._gone: SemipdError | None = None
@@ -46,13 +52,20 @@ class AsyncClient:
         Raises SemipdError: as `connect_error` says, or what the daemon refuses the connection for.
         """
         path = path or default_socket_path()
+        for _ in range(MAX_ATTEMPTS - 1):
+            try:
+                return await cls._connect(path)
+            except SemipdError as error:
+                if not is_late(error):
+                    raise
+        return await cls._connect(path)
+
+    @classmethod
+    async def _connect(cls, path: Path | str) -> "AsyncClient":
+        sock = await _knock(path)
+        client = cls(*await asyncio.open_unix_connection(sock=sock))
         try:
-            async with asyncio.timeout(CONNECT_LIMIT_S):
-                client = cls(*await asyncio.open_unix_connection(os.fspath(path)))
-        except OSError as error:
-            raise connect_error(path, error) from error
-        try:
-            await client._greet()
+            await client._greet(path)
         except BaseException:
             await client.close()
             raise
@@ -101,6 +114,25 @@ class AsyncClient:
         fields = given({"state": state, "limit": limit, "request_id": request_id})
         listed: list[dict[str, Any]] = (await self._ask("requests", fields))["requests"]
         return listed
+
+    async def tokenize(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> Tokens:
+        """Of a text or a conversation. `options`: return_token_strs, add_special_tokens, and those of the
+        chat template."""
+        fields = options | {"prompt": prompt, "messages": messages}
+        return Tokens.from_wire(await self._ask("tokenize", given(fields)))
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        return str((await self._ask("detokenize", {"tokens": list(tokens)}))["prompt"])
+
+    async def models(self) -> list[Model]:
+        """What is served here."""
+        return [Model.from_wire(Answer(model)) for model in (await self._ask("models", {}))["models"]]
 
     async def status(self) -> dict[str, Any]:
         status: dict[str, Any] = (await self._ask("status", {}))["status"]
@@ -167,16 +199,16 @@ class AsyncClient:
         if self._gone is not None:
             raise self._gone
         self._last_id = request_id = self._last_id + 1
-        frame = encode_frame({"id": request_id, "op": op, **fields})
+        frame = request_frame(request_id, op, fields)
         self._inboxes[request_id] = inbox or asyncio.Queue()
         self._writer.write(frame)
         return request_id
 
-    async def _ask(self, op: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    async def _ask(self, op: str, fields: Mapping[str, Any]) -> Answer:
         """A request with one answer."""
         request_id = self._send(op, fields)
         try:
-            async with asyncio.timeout(ANSWER_LIMIT_S):
+            async with OwnTime(ANSWER_LIMIT_S):
                 return await self._answer(request_id)
         except TimeoutError as error:
             message = f"The daemon did not answer {op} within {ANSWER_LIMIT_S:g} s."
@@ -184,58 +216,60 @@ class AsyncClient:
         finally:
             self._forget(request_id)
 
-    async def _answer(self, request_id: int) -> dict[str, Any]:
+    async def _answer(self, request_id: int) -> Answer:
         answer = await self._inboxes[request_id].get()
         if isinstance(answer, SemipdError):
             raise answer
-        if "error" in answer:
-            raise error_from_wire(answer["error"])
-        return answer
+        return answer_of(answer)
 
     def _forget(self, request_id: int) -> None:
         """Frames that still come for this request are dropped."""
         self._inboxes.pop(request_id, None)
 
-    async def _greet(self) -> None:
-        self._writer.write(encode_frame(hello("semipd-client")))
+    async def _greet(self, path: Path | str) -> None:
         try:
-            async with asyncio.timeout(HELLO_LIMIT_S):
-                message = await self._receive()
+            async with OwnTime(CONNECT_LIMIT_S):
+                self.greeting = greeting_of(await self._receive())
         except TimeoutError as error:
-            why = f"What listens there has not greeted within {HELLO_LIMIT_S:g} s."
-            raise SemipdError("daemon_silent", why, "Look at the daemon's log.") from error
+            raise no_hello(path) from error
         except (OSError, EOFError) as error:
-            raise SemipdError(
-                "connection_lost", "The daemon closed the connection without a word."
-            ) from error
-        check_hello(message)
+            raise self._incoming.ended() from error
 
     async def _receive(self) -> dict[str, Any]:
-        while not self._received:
+        while not self._incoming.messages:
             data = await self._reader.read(READ_BYTES)
             if not data:
                 raise EOFError
-            self._received.extend(self._frames.feed(data))
-        return self._received.popleft()
+            self._incoming.feed(data)
+        return self._incoming.messages.popleft()
 
     async def _read(self) -> None:
         """Sort frames into inboxes until the connection ends; then every inbox learns why."""
-        gone = SemipdError("connection_lost", "The daemon closed the connection.")
+        gone: SemipdError | None = None
         try:
             while True:
                 message = await self._receive()
-                if message.get("id") is None and "error" in message:
-                    gone = error_from_wire(message["error"])
-                elif message.get("id") in self._inboxes:
-                    self._inboxes[message["id"]].put_nowait(message)
+                inbox = self._inboxes.get(self._incoming.request_id(message) or 0)
+                if inbox is not None:
+                    inbox.put_nowait(message)
         except (OSError, EOFError):
             pass
         except SemipdError as error:
             gone = error
         finally:
-            self._gone = gone
+            self._gone = gone or self._incoming.ended()
             for inbox in self._inboxes.values():
-                inbox.put_nowait(gone)
+                inbox.put_nowait(self._gone)
+            self._writer.transport.abort()
+
+
+async def _knock(path: Path | str) -> socket.socket:
+    num_tries = round(CONNECT_LIMIT_S / RETRY_S)
+    for _ in range(num_tries):
+        if (sock := knock(path)) is not None:
+            return sock
+        await asyncio.sleep(RETRY_S)
+    raise too_busy(path)
 
 
 _Inbox = asyncio.Queue[dict[str, Any] | SemipdError]
@@ -285,7 +319,7 @@ class _Stream:
     ) -> None:
         await self.aclose()
 
-    async def _next(self) -> dict[str, Any]:
+    async def _next(self) -> Answer:
         if self._over:
             raise StopAsyncIteration
         try:
@@ -300,19 +334,20 @@ class _Stream:
 
 
 class GenerateStream(_Stream):
-    """Items of one generation. Iterate to the end, or `aclose` it to cancel what is left."""
+    """Items of one generation, of all its choices as they come. Iterate to the end, or `aclose` it to cancel
+    what is left."""
 
     _end_op = "cancel"
 
     async def __anext__(self) -> GenerateItem:
-        """The last item has a finish reason. Raises SemipdError when the request fails."""
+        """The last item of each choice has a finish reason. Raises SemipdError when the request fails."""
         item = GenerateItem.from_wire(await self._next())
-        if item.finish_reason is not None:
+        if item.is_last:
             self._end()
         return item
 
     async def cancel(self) -> bool:
-        """Ask for the end; iteration goes on to the last item, whose finish reason is `cancelled`."""
+        """Ask for the end of all choices; iteration goes on to their last items, which say `cancelled`."""
         return await self._client.cancel(self.id)
 
 

@@ -3,9 +3,9 @@
 Several generations and subscriptions may be under way on one connection. For one thread at a time.
 """
 
-import os
 import select
 import socket
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,32 +13,38 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from semipd.core.errors import SemipdError
-from semipd.wire.address import connect_error, default_socket_path
-from semipd.wire.client_protocol import (
-    HELLO_LIMIT_S,
-    GenerateItem,
-    StateFrame,
-    check_hello,
-    error_from_wire,
-    given,
-    hello,
+from semipd.client.opening import (
+    ANSWER_LIMIT_S,
+    CONNECT_LIMIT_S,
+    MAX_ATTEMPTS,
+    READ_BYTES,
+    RETRY_S,
+    Answer,
+    Incoming,
+    answer_of,
+    greeting_of,
+    is_late,
+    knock,
+    no_hello,
+    too_busy,
 )
-from semipd.wire.frames import FrameReader, encode_frame
+from semipd.core.errors import SemipdError
+from semipd.wire.address import default_socket_path
+from semipd.wire.client_protocol import GenerateItem, StateFrame, given, request_frame
+from semipd.wire.client_results import Greeting, Model, Tokens
 
-CONNECT_LIMIT_S = 5.0
-ANSWER_LIMIT_S = 10.0
 LOOK_AFTER_S = 15.0
-READ_BYTES = 2**16
 
 
 class Client:
     """A connection. Create it with `connect`; use it as a context manager or `close` it."""
 
+    greeting: Greeting
+    """What the daemon says of itself: model, role, operations, limits."""
+
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._frames = FrameReader()
-        self._received: deque[dict[str, Any]] = deque()
+        self._incoming = Incoming()
         self._inboxes: dict[int, deque[dict[str, Any]]] = {}
         self._last_id = 0
         self._gone: SemipdError | None = None
@@ -50,15 +56,21 @@ class Client:
         Raises SemipdError: as `connect_error` says, or what the daemon refuses the connection for.
         """
         path = path or default_socket_path()
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        client = cls(sock)
+        for _ in range(MAX_ATTEMPTS - 1):
+            try:
+                return cls._connect(path)
+            except SemipdError as error:
+                if not is_late(error):
+                    raise
+        return cls._connect(path)
+
+    @classmethod
+    def _connect(cls, path: Path | str) -> "Client":
+        client = cls(_knock(path))
         try:
-            client._open(os.fspath(path))
-        except OSError as error:
-            sock.close()
-            raise connect_error(path, error) from error
+            client._greet(path)
         except BaseException:
-            sock.close()
+            client.close()
             raise
         return client
 
@@ -103,6 +115,25 @@ class Client:
         fields = given({"state": state, "limit": limit, "request_id": request_id})
         listed: list[dict[str, Any]] = self._ask("requests", fields)["requests"]
         return listed
+
+    def tokenize(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> Tokens:
+        """Of a text or a conversation. `options`: return_token_strs, add_special_tokens, and those of the
+        chat template."""
+        fields = options | {"prompt": prompt, "messages": messages}
+        return Tokens.from_wire(self._ask("tokenize", given(fields)))
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        return str(self._ask("detokenize", {"tokens": list(tokens)})["prompt"])
+
+    def models(self) -> list[Model]:
+        """What is served here."""
+        return [Model.from_wire(Answer(model)) for model in self._ask("models", {})["models"]]
 
     def status(self) -> dict[str, Any]:
         status: dict[str, Any] = self._ask("status", {})["status"]
@@ -159,20 +190,19 @@ class Client:
     ) -> None:
         self.close()
 
-    def _open(self, path: str) -> None:
-        self._sock.settimeout(CONNECT_LIMIT_S)
-        self._sock.connect(path)
-        self._sock.settimeout(HELLO_LIMIT_S)
-        self._sock.sendall(encode_frame(hello("semipd-client")))
-        while not self._received:
-            self._read_once(HELLO_LIMIT_S)
-        check_hello(self._received.popleft())
+    def _greet(self, path: Path | str) -> None:
+        try:
+            while not self._incoming.messages:
+                self._read_once(CONNECT_LIMIT_S)
+        except TimeoutError as error:
+            raise no_hello(path) from error
+        self.greeting = greeting_of(self._incoming.messages.popleft())
 
     def _send(self, op: str, fields: Mapping[str, Any]) -> int:
         if self._gone is not None:
             raise self._gone
         self._last_id = request_id = self._last_id + 1
-        frame = encode_frame({"id": request_id, "op": op, **fields})
+        frame = request_frame(request_id, op, fields)
         self._inboxes[request_id] = deque()
         self._sock.settimeout(ANSWER_LIMIT_S)
         try:
@@ -188,7 +218,7 @@ class Client:
             raise self._gone or self._lost("The daemon closed the connection.") from error
         return request_id
 
-    def _ask(self, op: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    def _ask(self, op: str, fields: Mapping[str, Any]) -> Answer:
         """A request with one answer."""
         request_id = self._send(op, fields)
         try:
@@ -199,7 +229,7 @@ class Client:
         finally:
             self._forget(request_id)
 
-    def _answer(self, request_id: int, limit_s: float | None = None) -> dict[str, Any]:
+    def _answer(self, request_id: int, limit_s: float | None = None) -> Answer:
         """The next frame for this request. Raises TimeoutError when nothing at all comes for `limit_s`; None:
         a daemon that answers other questions may take its time."""
         inbox = self._inboxes[request_id]
@@ -213,10 +243,7 @@ class Client:
                     raise
                 self._look()
             self._sort()
-        answer = inbox.popleft()
-        if "error" in answer:
-            raise error_from_wire(answer["error"])
-        return answer
+        return answer_of(inbox.popleft())
 
     def _look(self) -> None:
         """Raises SemipdError when the daemon does not answer any more; a refusal is an answer too."""
@@ -226,44 +253,61 @@ class Client:
             if error.code == "daemon_silent" or self._gone is not None:
                 raise
 
-    def _frame_if_here(self, request_id: int) -> dict[str, Any] | None:
+    def _frame_if_here(self, request_id: int) -> Answer | None:
         """Likewise, if it has arrived already. What has gone wrong is for the next call of `_answer`."""
         with suppress(SemipdError):
             while self._gone is None and select.select([self._sock], [], [], 0)[0]:
                 self._read_once(ANSWER_LIMIT_S)
                 self._sort()
         inbox = self._inboxes[request_id]
-        return inbox.popleft() if inbox and "error" not in inbox[0] else None
+        return answer_of(inbox.popleft()) if inbox and "error" not in inbox[0] else None
 
     def _forget(self, request_id: int) -> None:
         """Frames that still come for this request are dropped."""
         self._inboxes.pop(request_id, None)
 
     def _read_once(self, limit_s: float | None) -> None:
-        """Wait for bytes; their frames stand in `_received`. Sets `_gone` at the end of the connection.
+        """Wait for bytes; their frames stand in `_incoming`. Sets `_gone` at the end of the connection.
         Raises TimeoutError, and ProtocolError on what is no frame."""
         self._sock.settimeout(limit_s)
         try:
             data = self._sock.recv(READ_BYTES)
         except ConnectionError:
             data = b""
+        except TimeoutError:
+            if not select.select([self._sock], [], [], 0)[0]:
+                raise
+            data = self._sock.recv(READ_BYTES)  # it is here: we were the ones that slept
         if not data:
-            raise self._lost("The daemon closed the connection.")
-        self._received.extend(self._frames.feed(data))
+            self._gone = self._gone or self._incoming.ended()
+            raise self._gone
+        try:
+            self._incoming.feed(data)
+        except SemipdError as error:
+            self._gone = error
+            raise
 
     def _sort(self) -> None:
         """Frames to inboxes."""
-        while self._received:
-            message = self._received.popleft()
-            if message.get("id") is None and "error" in message:
-                self._gone = error_from_wire(message["error"])
-            elif message.get("id") in self._inboxes:
-                self._inboxes[message["id"]].append(message)
+        while self._incoming.messages:
+            message = self._incoming.messages.popleft()
+            inbox = self._inboxes.get(self._incoming.request_id(message) or 0)
+            if inbox is not None:
+                inbox.append(message)
 
     def _lost(self, message: str) -> SemipdError:
         """The connection is over; the daemon's own reason wins."""
         self._gone = self._gone or SemipdError("connection_lost", message)
         return self._gone
+
+
+def _knock(path: Path | str) -> socket.socket:
+    num_tries = round(CONNECT_LIMIT_S / RETRY_S)
+    for _ in range(num_tries):
+        if (sock := knock(path)) is not None:
+            return sock
+        time.sleep(RETRY_S)
+    raise too_busy(path)
 
 
 class _Iterator:
@@ -293,7 +337,7 @@ class _Iterator:
     ) -> None:
         self.close()
 
-    def _next(self) -> dict[str, Any]:
+    def _next(self) -> Answer:
         if self._over:
             raise StopIteration
         try:
@@ -308,19 +352,20 @@ class _Iterator:
 
 
 class GenerateIterator(_Iterator):
-    """Items of one generation. Iterate to the end, or `close` it to cancel what is left."""
+    """Items of one generation, of all its choices as they come. Iterate to the end, or `close` it to cancel
+    what is left."""
 
     _end_op = "cancel"
 
     def __next__(self) -> GenerateItem:
-        """The last item has a finish reason. Raises SemipdError when the request fails."""
+        """The last item of each choice has a finish reason. Raises SemipdError when the request fails."""
         item = GenerateItem.from_wire(self._next())
-        if item.finish_reason is not None:
+        if item.is_last:
             self._end()
         return item
 
     def cancel(self) -> bool:
-        """Ask for the end; iteration goes on to the last item, whose finish reason is `cancelled`."""
+        """Ask for the end of all choices; iteration goes on to their last items, which say `cancelled`."""
         return self._client.cancel(self.id)
 
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Protocol, TypeVar
@@ -20,7 +20,7 @@ from semipd.daemon.history import timing_to_wire
 from semipd.daemon.http_errors import error_body, error_response
 from semipd.daemon.json_text import Later, parts_of
 from semipd.daemon.logprobs import INLINE_LOGPROBS
-from semipd.daemon.schema import refusal
+from semipd.daemon.schema import SamplingOptions, refusal
 from semipd.daemon.schema_openai import AnswerOptions, HttpBody, StreamOptions
 from semipd.daemon.services import Services, usage_to_wire
 
@@ -75,30 +75,27 @@ async def _whole(
     request: web.Request, choices: Choices, shape: Shape, options: AnswerOptions
 ) -> web.StreamResponse:
     pieces: dict[int, list[Piece]] = {choice.index: [] for choice in choices.all}
-    size = sum(_prompt_size(choice, options) for choice in choices.all)
+    size = sum(map(_prompt_size, choices.all))
     try:
         async for fresh in choices.updates():
             for choice, piece in fresh:
                 pieces[choice.index].append(piece)
                 size += _size(piece, options)
     except SemipdError as error:
-        return error_response(error, partial=_partial(pieces, _usage_of(choices, options)))
-    usage = _usage_of(choices, options)
+        return error_response(error, partial=_partial(pieces, usage_of(choices, options)))
+    usage = usage_of(choices, options)
 
     def one(choice: Choice) -> Mapping[str, object]:
         return shape.choice(choice, _join(pieces.pop(choice.index)))
 
-    def shown(choice_of: Callable[[Choice], object]) -> Mapping[str, object]:
-        return {
-            **shape.whole(choices.all[0], usage),
-            "choices": [choice_of(choice) for choice in choices.all],
-        }
+    def parts() -> list[bytes]:
+        # one after the other: millions of numbers at once would cost the loop a garbage collection of all
+        later = [Later(partial(one, choice)) for choice in choices.all]
+        return parts_of({**shape.whole(choices.all[0], usage), "choices": later})
 
-    if size <= INLINE_LOGPROBS:
-        return web.json_response(shown(one))
-    # one after the other: millions of numbers at once would cost the loop a garbage collection of all
-    parts = await asyncio.to_thread(lambda: parts_of(shown(lambda choice: Later(partial(one, choice)))))
-    return await _send_parts(request, parts)
+    if size > INLINE_LOGPROBS:
+        return await _send_parts(request, await asyncio.to_thread(parts))
+    return web.Response(body=b"".join(parts()), content_type="application/json", charset="utf-8")
 
 
 async def _send_parts(request: web.Request, parts: Sequence[bytes]) -> web.StreamResponse:
@@ -121,7 +118,7 @@ async def _write_all(response: web.StreamResponse, parts: Iterable[bytes]) -> No
             await response.write(part)
 
 
-def _usage_of(choices: Choices, options: AnswerOptions) -> Usage:
+def usage_of(choices: Choices, options: SamplingOptions) -> Usage:
     timing = timing_to_wire(choices.records, time.monotonic_ns()) if options.include_timing else None
     return usage_to_wire(choices.usage, timing)
 
@@ -152,12 +149,20 @@ def _size(piece: Piece, options: AnswerOptions) -> int:
     return 1 + len(piece.token_ids) * (1 + _per_token(options.num_logprobs))
 
 
-def _prompt_size(choice: Choice, options: AnswerOptions) -> int:
-    return len(choice.prepared.prompt.token_ids) * (1 + _per_token(options.num_prompt_logprobs))
+def _prompt_size(choice: Choice) -> int:
+    """Likewise for what an answer may say of its prompt."""
+    prepared = (choice.first or choice).prepared
+    return len(prepared.prompt.token_ids) * (1 + _per_token(prepared.params.prompt_logprobs))
 
 
 def _per_token(num_alternatives: int | None) -> int:
     return 0 if num_alternatives is None else 1 + num_alternatives
+
+
+def num_logprobs(choice: Choice, piece: Piece, *, with_prompt: bool) -> int:
+    """Numbers to format."""
+    prompt = choice.prompt_logprobs if with_prompt else []
+    return sum(1 + len(entry.top) for entries in (prompt, piece.logprobs) for entry in entries)
 
 
 class _RunningUsage:
@@ -217,13 +222,13 @@ class _Stream:
             await self._write(_event(error_body(error)))
             return
         if self._include_usage:
-            usage = _usage_of(self._choices, self._options)
+            usage = usage_of(self._choices, self._options)
             await self._write(_event({**self._shape.usage_chunk(), "usage": usage}))
         await self._write(b"data: [DONE]\n\n")
 
     async def _send_update(self, update: list[Update]) -> None:
         size = sum(_size(piece, self._options) for _, piece in update)
-        size += sum(_prompt_size(choice, self._options) for choice, _ in update if not choice.started)
+        size += sum(_prompt_size(choice) for choice, _ in update if not choice.started)
         is_long = size > INLINE_LOGPROBS
         usage = self._usage_now()
         if is_long:
@@ -256,7 +261,7 @@ class _Stream:
         return {**chunk, "usage": None} if self._include_usage else chunk
 
     def _usage_now(self) -> Usage | None:
-        return None if self._running is None else _usage_of(self._choices, self._options)
+        return None if self._running is None else usage_of(self._choices, self._options)
 
     async def _write(self, *parts: bytes) -> None:
         with self._choices.sending():

@@ -22,7 +22,7 @@ from semipd.daemon.http_errors import ARRIVAL_NS, CALLER, REQUEST_ID
 from semipd.daemon.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
 from semipd.daemon.prompts import Prompt, Prompts
 from semipd.daemon.schema_messages import ChatMessage
-from semipd.daemon.schema_openai import ChatCompletionRequest, TemplateOptions
+from semipd.daemon.schema_openai import ChatCompletionRequest, TemplateFields
 from semipd.daemon.services import Services
 from semipd.daemon.text_bounds import TextBound
 
@@ -50,7 +50,7 @@ class Chat:
 
 
 async def conversation_prompt(
-    prompts: Prompts, messages: Sequence[ChatMessage], options: TemplateOptions, bound: TextBound
+    prompts: Prompts, messages: Sequence[ChatMessage], options: TemplateFields, bound: TextBound
 ) -> Prompt:
     """Raises what Prompts.of_messages raises."""
     return await prompts.of_messages(
@@ -60,7 +60,7 @@ async def conversation_prompt(
         continue_final_message=bool(options.continue_final_message),
         add_special_tokens=bool(options.add_special_tokens),
         template_kwargs=options.chat_template_kwargs,
-        wishes=_wishes(options),
+        wishes=options.wishes,
     )
 
 
@@ -72,13 +72,6 @@ async def for_template(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
             await asyncio.sleep(0)
         shown += [message.for_template() for message in messages[start : start + MESSAGES_AT_ONCE]]
     return shown
-
-
-def _wishes(options: TemplateOptions) -> dict[str, object]:
-    """What OpenAI's fields say of the answer, for a template that reads it."""
-    effort, verbosity = options.reasoning_effort, options.verbosity
-    thinks = None if effort is None else effort != "none"
-    return {"reasoning_effort": effort, "enable_thinking": thinks, "verbosity": verbosity}
 
 
 class _ChatShape:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from semipd.core.errors import SemipdError
 from semipd.core.plan import TokenLogprobs
 from semipd.daemon.admission import Place
 from semipd.daemon.alternatives import num_alternatives
@@ -38,7 +39,7 @@ Update = tuple[Choice, Piece]
 
 
 class Sender(NamedTuple):
-    """Of an HTTP request: its public id, when it arrived (CLOCK_MONOTONIC), and who sent it."""
+    """Of a request: its public id, when it arrived (CLOCK_MONOTONIC), and who sent it."""
 
     request_id: str
     arrival_ns: int
@@ -66,6 +67,7 @@ class Choices:
         self._sender = sender
         self._news = asyncio.Event()
         self._running: list[Choice] = []
+        self._is_cancelled = False
         self._num_per_prompt = num_per_prompt
         self._place = place
         num_tokens = sum(len(prepared.prompt.token_ids) for prepared in prompts)
@@ -108,13 +110,22 @@ class Choices:
         while self._running:
             await self._news.wait()
             self._news.clear()
-            fresh = [(choice, piece) for choice in self._running if (piece := _poll(choice)) is not None]
-            if not fresh:
-                continue
-            yield fresh
-            # Whoever asks for the next update has sent this one.
-            for choice, piece in fresh:
-                self._settle(choice, piece)
+            fresh, failure = self._poll()
+            if fresh:
+                yield fresh
+                # Whoever asks for the next update has sent this one.
+                for choice, piece in fresh:
+                    self._settle(choice, piece)
+            if failure is not None:
+                raise failure
+
+    def cancel(self) -> None:
+        """End them all, those too that wait for the first one of their prompt. Those that run say so with
+        their last piece. Does not wait."""
+        self._is_cancelled = True
+        for choice in self._running:
+            if choice.generation is not None:
+                choice.generation.cancel()
 
     @contextmanager
     def sending(self) -> Iterator[None]:
@@ -128,6 +139,20 @@ class Choices:
             for generation in generations:
                 generation.sending(begins=False)
 
+    def _poll(self) -> tuple[list[Update], SemipdError | None]:
+        """What is new of each choice, and why one has failed: what the others have comes before it."""
+        fresh: list[Update] = []
+        failure: SemipdError | None = None
+        for choice in self._running:
+            try:
+                piece = _poll(choice)
+            except SemipdError as error:
+                failure = failure or error
+                continue
+            if piece is not None:
+                fresh.append((choice, piece))
+        return fresh, failure
+
     def _settle(self, choice: Choice, piece: Piece) -> None:
         generation = choice.generation
         assert generation is not None
@@ -136,7 +161,7 @@ class Choices:
         if piece.finish_reason is not None:
             self._running.remove(choice)
             generation.close()
-        if choice.first is None:
+        if choice.first is None and not self._is_cancelled:
             siblings = self.all[choice.index + 1 : choice.index + self._num_per_prompt]
             self._admit([sibling for sibling in siblings if sibling.generation is None])
 

@@ -12,7 +12,7 @@ from semipd.daemon.generation import Piece
 from semipd.daemon.http_errors import ARRIVAL_NS, CALLER, REQUEST_ID
 from semipd.daemon.logprobs import CompletionWriter, TokenTexts, join_completion_logprobs, prompt_logprobs
 from semipd.daemon.prompts import Prompt
-from semipd.daemon.schema_openai import CompletionRequest
+from semipd.daemon.schema_openai import CompletionOptions, CompletionRequest
 from semipd.daemon.services import Services
 
 DEFAULT_MAX_TOKENS = 16
@@ -37,12 +37,12 @@ class Completions:
             prepared = [service.prepare(prompt, body, DEFAULT_MAX_TOKENS) for prompt in prompts]
             sender = Sender(request_id, request[ARRIVAL_NS], request[CALLER])
             choices = Choices(service, sender, prepared, body.num_choices, place)
-            shape = _CompletionShape(f"cmpl-{request_id}", self._services.model_name, body, self._texts)
+            shape = CompletionShape(f"cmpl-{request_id}", self._services.model_name, body, self._texts)
             return await answer(request, choices, shape, body)
 
 
-class _CompletionShape:
-    def __init__(self, answer_id: str, model: str, body: CompletionRequest, texts: TokenTexts) -> None:
+class CompletionShape:
+    def __init__(self, answer_id: str, model: str, body: CompletionOptions, texts: TokenTexts) -> None:
         self._id = answer_id
         self._created_s = int(time.time())
         self._model = model
@@ -53,16 +53,13 @@ class _CompletionShape:
     def whole(self, first: Choice, usage: Usage) -> Completion:
         return {**self._frame([]), "usage": usage}
 
-    def choice(self, choice: Choice, piece: Piece) -> CompletionChoice:
-        return self._choice(choice, piece, is_first=True)
-
     def opening(self, choice: Choice) -> Iterator[Completion]:
         yield from ()
 
     def chunks(self, choice: Choice, piece: Piece) -> Iterator[Completion]:
         is_first = not choice.started
         if piece.text or piece.finish_reason is not None or self._has_news(piece, is_first=is_first):
-            yield self._frame([self._choice(choice, piece, is_first=is_first)])
+            yield self._frame([self.choice(choice, piece, is_first=is_first)])
 
     def _has_news(self, piece: Piece, *, is_first: bool) -> bool:
         """Besides text: what the request asked for of the prompt and of each token."""
@@ -83,7 +80,7 @@ class _CompletionShape:
             "choices": choices,
         }
 
-    def _choice(self, choice: Choice, piece: Piece, *, is_first: bool) -> CompletionChoice:
+    def choice(self, choice: Choice, piece: Piece, *, is_first: bool = True) -> CompletionChoice:
         prompt, echo = choice.prepared.prompt, self._body.echo and is_first
         echoed = self._text_of(prompt) if echo else ""
         shown: CompletionChoice = {
@@ -120,7 +117,8 @@ class _CompletionShape:
         body = self._body
         skip_special = body.skip_special_tokens is not False
         decoder = self._texts.tokenizer.stream_decoder(skip_special_tokens=skip_special)
-        decoder.prime(prompt.token_ids)
+        if not prompt.opens_text:
+            decoder.prime(prompt.token_ids)
         as_ids = bool(body.return_tokens_as_token_ids)
         return CompletionWriter(self._texts, decoder, body.logprobs or 0, as_ids=as_ids)
 

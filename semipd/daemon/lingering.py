@@ -22,8 +22,6 @@ MAX_LINGERING = 1024
 MAX_STUCK_LOOKS = 6
 """A client that takes nothing of what is left to send for so many LINGER_S is cut off."""
 
-_READ_BYTES = 2**16
-
 
 class Lingering:
     """The connections of one server that are being closed. `max_bytes`: discarded of each."""
@@ -131,13 +129,3 @@ class LingeringTransport:
         if not self._has_closed:
             self._has_closed = True
             self._transport.close()
-
-
-async def linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """The same for streams, which are closed by whoever opened them. The answer has been written."""
-    left_bytes = LINGER_BYTES
-    with suppress(OSError):  # TimeoutError included
-        writer.write_eof()
-        async with asyncio.timeout(LINGER_S):
-            while left_bytes > 0 and (data := await reader.read(_READ_BYTES)):
-                left_bytes -= len(data)

@@ -28,19 +28,21 @@ class _Models:
         self._services = services
 
     async def all(self, _request: web.Request) -> web.Response:
-        shown: ModelList = {"object": "list", "data": [self._card()]}
+        shown: ModelList = {"object": "list", "data": [model_card(self._services)]}
         return web.json_response(shown)
 
     async def one(self, request: web.Request) -> web.Response:
         self._services.check_model(request.match_info["name"])
-        return web.json_response(self._card())
+        return web.json_response(model_card(self._services))
 
-    def _card(self) -> ModelCard:
-        ready = self._services.supervisor.ready
-        return {
-            "id": self._services.model_name,
-            "object": "model",
-            "created": self._services.started_at_s,
-            "owned_by": "semipd",
-            "max_model_len": ready.max_model_len if ready else None,
-        }
+
+def model_card(services: Services) -> ModelCard:
+    """The context's length is known when the engine is ready."""
+    ready = services.supervisor.ready
+    return {
+        "id": services.model_name,
+        "object": "model",
+        "created": services.started_at_s,
+        "owned_by": "semipd",
+        "max_model_len": ready.max_model_len if ready else None,
+    }

@@ -13,7 +13,7 @@ from semipd.core.messages import GetPartition, SetPartition, SetSlo
 from semipd.core.slo import SLO_BOUNDS
 from semipd.core.split import MAX_EXPIRY_S
 from semipd.daemon.http_errors import CALLER
-from semipd.daemon.schema import SocketRequest, refusal, within
+from semipd.daemon.schema import WHOLE, SocketRequest, refusal, within
 from semipd.daemon.services import Services
 from semipd.daemon.wall_times import with_wall_times
 
@@ -29,7 +29,7 @@ def _visible(text: str) -> str:
 
 
 Words = Annotated[str, Field(max_length=MAX_WORDS), AfterValidator(_visible)]
-Units = Annotated[int, Field(ge=0, le=2**31)]
+Units = Annotated[int, Field(ge=0, le=2**31), WHOLE]
 
 
 class PartitionAct(BaseModel):
@@ -80,19 +80,11 @@ class PartitionQuestion(SocketRequest):
     op: Literal["partition.get", "slo.get"]
 
 
-SOCKET_OPERATIONS: dict[str, type[SocketRequest]] = {
-    "partition.get": PartitionQuestion,
-    "partition.set": PartitionSet,
-    "partition.clear": PartitionClear,
-    "slo.get": PartitionQuestion,
-    "slo.set": SloSet,
-}
-
 PartitionRequest = PartitionQuestion | PartitionSet | PartitionClear | SloSet
 
 
 async def answer_socket(services: Services, request: PartitionRequest, pid: int, uid: int) -> dict[str, Any]:
-    """The answer to one of SOCKET_OPERATIONS, without its id. Raises SemipdError."""
+    """The answer, without its id. Raises SemipdError."""
     desk = PartitionDesk(services)
     peer = socket_peer(pid, uid)
     match request:

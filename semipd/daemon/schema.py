@@ -26,18 +26,14 @@ from semipd.core.sampling import (
     MAX_STOP_TOKEN_IDS,
     RANGES,
 )
-from semipd.daemon.events import EntryKind
-from semipd.daemon.history import MAX_RECENT
 from semipd.daemon.request_rules import Priority
-from semipd.daemon.schema_messages import Messages
-from semipd.wire.client_protocol import MAX_INTERVAL_MS, MIN_INTERVAL_MS
 
 MAX_STOPS = 64
 MAX_STOP_CHARS = 1024
 MAX_SALT_CHARS = 1024
 MAX_TIMEOUT_MS = MAX_COUNT
-MAX_KINDS = 64
-"""Entries of `kinds`, repetitions included."""
+MAX_ID_CHARS = 256
+"""Of a request's id on the socket: every frame that answers it carries it."""
 
 MAX_SHOWN = 80
 """Characters of a name or a value in a refusal."""
@@ -96,6 +92,13 @@ LogitBias = Annotated[
 ]
 
 
+def _whole_all(value: object) -> object:
+    """Who writes one number of a list so, writes all of them so."""
+    if isinstance(value, list) and value and isinstance(value[0], float):
+        return [_whole(one) for one in value]
+    return value
+
+
 def _priority(value: object) -> object:
     """vLLM's number: 0 is what its clients send by default."""
     return "interactive" if value == 0 and value is not False else value
@@ -105,7 +108,9 @@ RequestPriority = Annotated[
     Priority, BeforeValidator(_priority, json_schema_input_type=Priority | Literal[0])
 ]
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_COUNT)]], Field(fail_fast=True)]
+TokenIds = Annotated[
+    list[Annotated[int, Field(ge=0, le=MAX_COUNT)]], Field(fail_fast=True), BeforeValidator(_whole_all)
+]
 StopTokenIds = Annotated[TokenIds, Field(max_length=MAX_STOP_TOKEN_IDS), at_most(MAX_STOP_TOKEN_IDS)]
 AllowedTokenIds = Annotated[TokenIds, Field(max_length=MAX_ALLOWED_TOKEN_IDS), at_most(MAX_ALLOWED_TOKEN_IDS)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
@@ -197,61 +202,18 @@ class SamplingOptions(BaseModel):
         return None
 
 
+SocketId = Annotated[
+    Annotated[int, Field(ge=_MIN_SEED, lt=2**64)] | Annotated[str, Field(max_length=MAX_ID_CHARS)], WHOLE
+]
+"""What msgpack can carry back; languages that only have doubles write 3 as 3.0."""
+
+
 class SocketRequest(BaseModel):
     """One operation over the Unix socket."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
-    id: int | str
-
-
-class GenerateRequest(SamplingOptions, SocketRequest):
-    """`request_id`: the public id, for logs and listings; without it the daemon chooses one."""
-
-    op: Literal["generate"]
-    request_id: Annotated[str, Field(pattern=r"^[!-~]{1,128}$")] | None = None
-    prompt: str | TokenIds | None = None
-    messages: Messages | None = None
-
-
-class CancelRequest(SocketRequest):
-    """Either `target`, the id of a generate request on the same connection, or `request_id`, the public id
-    of any request."""
-
-    op: Literal["cancel"]
-    target: int | str | None = None
-    request_id: str | None = None
-
-
-class PlainRequest(SocketRequest):
-    op: Literal["status"]
-
-
-class RequestsRequest(SocketRequest):
-    """Live and recent requests; with `request_id` that one only, and its events."""
-
-    op: Literal["requests"]
-    state: Literal["waiting", "prefilling", "decoding", "finished", "live"] | None = None
-    limit: Annotated[int, Field(ge=1, le=MAX_RECENT)] = 100
-    request_id: str | None = None
-
-
-class SubscribeRequest(SocketRequest):
-    """State frames every `interval_ms`, and with `events` also what has happened since `after`, an event's
-    id; without it from now on. `kinds`: only these events; None: all."""
-
-    op: Literal["subscribe"]
-    interval_ms: Annotated[int, Field(ge=MIN_INTERVAL_MS, le=MAX_INTERVAL_MS)] = 1000
-    events: bool = False
-    after: str | None = None
-    kinds: Annotated[list[EntryKind], Field(min_length=1, max_length=MAX_KINDS, fail_fast=True)] | None = None
-
-
-class UnsubscribeRequest(SocketRequest):
-    """`target` is the id of a subscribe request on the same connection."""
-
-    op: Literal["unsubscribe"]
-    target: int | str
+    id: SocketId
 
 
 def refusal(error: ValidationError) -> SemipdError:

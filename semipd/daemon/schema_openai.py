@@ -91,13 +91,10 @@ class StreamOptions(BaseModel):
         return bool(self.continuous_usage_stats) and self.include_usage is not False
 
 
-class AnswerOptions(HttpBody, SamplingOptions):
-    """What both OpenAI endpoints take."""
+class ChoiceOptions(SamplingOptions):
+    """Choices, and what is told of their tokens, on every endpoint and on the socket."""
 
     n: NumChoices | None = None
-    max_completion_tokens: TokenCount | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     prompt_logprobs: NumPromptLogprobs | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=MAX_COUNT), WHOLE] | None = None
     """Tokens of the prompt to keep at most; -1: as many as leave room for max_tokens."""
@@ -113,10 +110,6 @@ class AnswerOptions(HttpBody, SamplingOptions):
         return self.n or 1
 
     @property
-    def token_limit(self) -> int | None:
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-
-    @property
     def num_prompt_logprobs(self) -> int | None:
         return self.prompt_logprobs
 
@@ -125,6 +118,18 @@ class AnswerOptions(HttpBody, SamplingOptions):
         if self.truncate_prompt_tokens is None:
             return None
         return Truncation(self.truncate_prompt_tokens, self.truncation_side or "left")
+
+
+class AnswerOptions(HttpBody, ChoiceOptions):
+    """What both OpenAI endpoints take."""
+
+    max_completion_tokens: TokenCount | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @property
+    def token_limit(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     def check(self) -> None:
         if self.stream_options is not None and not self.stream:
@@ -151,24 +156,11 @@ class AnswerOptions(HttpBody, SamplingOptions):
         return super().unknown_fields() + in_options
 
 
-class CompletionRequest(AnswerOptions):
-    """POST /v1/completions."""
+class CompletionOptions(ChoiceOptions):
+    """Of /v1/completions, and of the socket's generate."""
 
-    known_fields = COMPLETION_FIELDS
-
-    prompt: Prompt
-    best_of: NumChoices | None = None
     echo: bool | None = None
     logprobs: NumLogprobs | None = None
-
-    @property
-    def prompts(self) -> list[str] | list[list[int]]:
-        prompt = self.prompt
-        if isinstance(prompt, str):
-            return [prompt]
-        if _prompt_kind(prompt) == "[ids]":
-            return [cast(list[int], prompt)]
-        return cast(list[str] | list[list[int]], prompt)
 
     @property
     def prompt_only(self) -> bool:
@@ -186,6 +178,30 @@ class CompletionRequest(AnswerOptions):
             return WHOLE_VOCABULARY
         return max((count for count in wanted if count is not None), default=None)
 
+    def check_prompt_only(self) -> None:
+        """Raises SemipdError when nothing is asked for."""
+        if self.token_limit == 0 and not self.echo:
+            message = "max_tokens=0 asks for nothing but the prompt, which needs echo=true."
+            raise SemipdError("invalid_value", message, "Send max_tokens of 1 or more.", param="max_tokens")
+
+
+class CompletionRequest(AnswerOptions, CompletionOptions):
+    """POST /v1/completions."""
+
+    known_fields = COMPLETION_FIELDS
+
+    prompt: Prompt
+    best_of: NumChoices | None = None
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return [prompt]
+        if _prompt_kind(prompt) == "[ids]":
+            return [cast(list[int], prompt)]
+        return cast(list[str] | list[list[int]], prompt)
+
     def check(self) -> None:
         super().check()
         if len(self.prompts) * self.num_choices > MAX_CHOICES:
@@ -202,12 +218,10 @@ class CompletionRequest(AnswerOptions):
                 "Leave best_of out.",
                 param="best_of",
             )
-        if self.token_limit == 0 and not self.echo:
-            message = "max_tokens=0 asks for nothing but the prompt, which needs echo=true."
-            raise SemipdError("invalid_value", message, "Send max_tokens of 1 or more.", param="max_tokens")
+        self.check_prompt_only()
 
 
-class TemplateOptions(HttpBody):
+class TemplateFields(BaseModel):
     """How the chat template writes messages."""
 
     add_generation_prompt: bool | None = None
@@ -216,8 +230,13 @@ class TemplateOptions(HttpBody):
     add_special_tokens: bool | None = None
     """Default: a text gets them, a conversation has them from its template."""
 
-    def check(self) -> None:
-        super().check()
+    @property
+    def wishes(self) -> dict[str, object]:
+        """What OpenAI's fields say of the answer, for a template that reads it."""
+        return {}
+
+    def check_template(self) -> None:
+        """Raises SemipdError when fields exclude each other."""
         if self.continue_final_message and self.add_generation_prompt:
             raise SemipdError(
                 "invalid_value",
@@ -225,6 +244,18 @@ class TemplateOptions(HttpBody):
                 "Send one of them.",
                 param="continue_final_message",
             )
+
+
+class TemplateOptions(HttpBody, TemplateFields):
+    @property
+    def wishes(self) -> dict[str, object]:
+        effort, verbosity = self.reasoning_effort, self.verbosity
+        thinks = None if effort is None else effort != "none"
+        return {"reasoning_effort": effort, "enable_thinking": thinks, "verbosity": verbosity}
+
+    def check(self) -> None:
+        super().check()
+        self.check_template()
 
 
 class ChatCompletionRequest(TemplateOptions, AnswerOptions):
@@ -246,19 +277,27 @@ class ChatCompletionRequest(TemplateOptions, AnswerOptions):
             raise SemipdError("invalid_value", "top_logprobs needs logprobs=true.", param="top_logprobs")
 
 
-class TokenizeRequest(TemplateOptions):
-    """POST /tokenize, of a text or of a conversation."""
-
-    known_fields = TOKENIZE_FIELDS
+class TokenizeFields(TemplateFields):
+    """What to tokenize: a text or a conversation."""
 
     prompt: str | None = None
     messages: Messages | None = None
     return_token_strs: bool | None = None
 
-    def check(self) -> None:
-        super().check()
+    def check_source(self) -> None:
+        """Raises SemipdError unless there is one."""
         if (self.prompt is None) == (self.messages is None):
             raise SemipdError("invalid_value", "Send either prompt or messages.", param="prompt")
+
+
+class TokenizeRequest(TemplateOptions, TokenizeFields):
+    """POST /tokenize."""
+
+    known_fields = TOKENIZE_FIELDS
+
+    def check(self) -> None:
+        super().check()
+        self.check_source()
 
 
 class DetokenizeRequest(HttpBody):

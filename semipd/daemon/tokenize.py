@@ -1,8 +1,8 @@
-"""POST /tokenize and /detokenize, with vLLM's fields, and GET /tokenizer_info."""
+"""Tokenizing for clients, over HTTP and the socket, with vLLM's fields; and GET /tokenizer_info."""
 
 import json
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Mapping
+from functools import cached_property, partial
 
 from aiohttp import web
 
@@ -10,15 +10,16 @@ from semipd.core.sampling import check_ids
 from semipd.daemon.answer_types import DetokenizeAnswer, TokenizeAnswer
 from semipd.daemon.answers import parse
 from semipd.daemon.chat import conversation_prompt
+from semipd.daemon.generation import GenerationService
 from semipd.daemon.json_text import parts_of
 from semipd.daemon.logprobs import INLINE_LOGPROBS
 from semipd.daemon.prompts import Prompt, beside_loop
-from semipd.daemon.schema_openai import DetokenizeRequest, TokenizeRequest
+from semipd.daemon.schema_openai import DetokenizeRequest, TokenizeFields, TokenizeRequest
 from semipd.daemon.services import Services
 
 
-async def _answer(shown: Callable[[], Mapping[str, object]], num_tokens: int) -> web.Response:
-    body = await beside_loop(lambda: b"".join(parts_of(shown())), when=num_tokens > INLINE_LOGPROBS)
+async def _answer(shown: Mapping[str, object], num_tokens: int) -> web.Response:
+    body = await beside_loop(lambda: b"".join(parts_of(shown)), when=num_tokens > INLINE_LOGPROBS)
     return web.Response(body=body, content_type="application/json", charset="utf-8")
 
 
@@ -28,30 +29,12 @@ class Tokenize:
 
     async def tokenize(self, request: web.Request) -> web.Response:
         body = parse(TokenizeRequest, await request.read(), self._services)
-        service = self._services.generation
-        token_ids = (await self._prompt(body)).token_ids
-        pieces = service.model.tokenizer.pieces
-        max_model_len = service.limits.max_model_len
-
-        def shown() -> TokenizeAnswer:
-            return {
-                "count": len(token_ids),
-                "max_model_len": max_model_len,
-                "tokens": token_ids,
-                "token_strs": pieces(token_ids) if body.return_token_strs else None,
-            }
-
-        return await _answer(shown, len(token_ids))
+        shown = await tokenized(self._services.generation, body)
+        return await _answer(shown, shown["count"])
 
     async def detokenize(self, request: web.Request) -> web.Response:
         body = parse(DetokenizeRequest, await request.read(), self._services)
-        service = self._services.generation
-        check_ids(body.tokens, service.limits.vocab_size, "tokens")
-        decode = service.model.tokenizer.decode
-
-        def shown() -> DetokenizeAnswer:
-            return {"prompt": decode(body.tokens, skip_special_tokens=False)}
-
+        shown = await detokenized(self._services.generation, body.tokens)
         return await _answer(shown, len(body.tokens))
 
     async def info(self, _request: web.Request) -> web.Response:
@@ -61,11 +44,33 @@ class Tokenize:
     def _info(self) -> bytes:
         return json.dumps(dict(self._services.generation.model.tokenizer_info)).encode()
 
-    async def _prompt(self, body: TokenizeRequest) -> Prompt:
-        service = self._services.generation
-        prompts, bound = service.prompts, service.text_bound
-        if body.messages is not None:
-            return await conversation_prompt(prompts, body.messages, body, bound)
-        special = body.add_special_tokens is not False
-        [prompt] = await prompts.of([body.prompt or ""], bound, add_special_tokens=special)
-        return prompt
+
+async def tokenized(service: GenerationService, body: TokenizeFields) -> TokenizeAnswer:
+    """Raises what Prompts raises."""
+    token_ids = (await _prompt(service, body)).token_ids
+    pieces = service.model.tokenizer.pieces
+    spelled = None
+    if body.return_token_strs:
+        spelled = await beside_loop(lambda: pieces(token_ids), when=len(token_ids) > INLINE_LOGPROBS)
+    return {
+        "count": len(token_ids),
+        "max_model_len": service.limits.max_model_len,
+        "tokens": token_ids,
+        "token_strs": spelled,
+    }
+
+
+async def detokenized(service: GenerationService, tokens: list[int]) -> DetokenizeAnswer:
+    """Raises SemipdError(`invalid_value`) when one is not in the vocabulary."""
+    check_ids(tokens, service.limits.vocab_size, "tokens")
+    decode = partial(service.model.tokenizer.decode, tokens, skip_special_tokens=False)
+    return {"prompt": await beside_loop(decode, when=len(tokens) > INLINE_LOGPROBS)}
+
+
+async def _prompt(service: GenerationService, body: TokenizeFields) -> Prompt:
+    prompts, bound = service.prompts, service.text_bound
+    if body.messages is not None:
+        return await conversation_prompt(prompts, body.messages, body, bound)
+    special = body.add_special_tokens is not False
+    [prompt] = await prompts.of([body.prompt or ""], bound, add_special_tokens=special)
+    return prompt

@@ -5,87 +5,51 @@ import logging
 import os
 import socket
 import time
-import uuid
-from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import replace
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from semipd.core.brief import brief
 from semipd.core.errors import ProtocolError, SemipdError
 from semipd.daemon.addresses import DEFAULT_BACKLOG
-from semipd.daemon.callers import OPERATOR, Caller
-from semipd.daemon.chat import for_template
-from semipd.daemon.drain_routes import DrainRequest, ShutdownRequest, answer_drain
-from semipd.daemon.generation import Generation
-from semipd.daemon.history import timing_to_wire
-from semipd.daemon.lingering import MAX_LINGERING, linger
-from semipd.daemon.partition import (
-    SOCKET_OPERATIONS,
-    PartitionClear,
-    PartitionQuestion,
-    PartitionSet,
-    SloSet,
-    answer_socket,
-    socket_peer,
+from semipd.daemon.callers import OPERATOR
+from semipd.daemon.frame_stream import (
+    FRAME_LIMIT_S,
+    LAST_WORDS_LIMIT_S,
+    WRITE_LIMIT_S,
+    Arriving,
+    FrameStream,
 )
-from semipd.daemon.peers import Peer, peer_of
-from semipd.daemon.prompts import Prompt
-from semipd.daemon.schema import (
-    CancelRequest,
-    GenerateRequest,
-    PlainRequest,
-    RequestsRequest,
-    SocketRequest,
-    SubscribeRequest,
-    UnsubscribeRequest,
-    refusal,
-)
-from semipd.daemon.services import Services, usage_to_wire
-from semipd.daemon.subscription import Subscription
-from semipd.wire.client_protocol import (
-    HELLO_LIMIT_S,
-    OPERATIONS,
-    GenerateItem,
-    RequestId,
-    check_hello,
-    error_frame,
-    hello,
-)
-from semipd.wire.frames import FrameReader, encode_frame
+from semipd.daemon.logprobs import TokenTexts
+from semipd.daemon.openai_routes import model_card
+from semipd.daemon.peers import peer_of
+from semipd.daemon.schema import SocketId, SocketRequest, refusal
+from semipd.daemon.services import Services
+from semipd.daemon.socket_operations import TABLE, Operation, allowed
+from semipd.daemon.socket_session import Session
+from semipd.wire.client_protocol import HELLO_LIMIT_S, RequestId, check_hello, error_frame, hello
+from semipd.wire.frames import MAX_CONTAINER_LEN, MAX_FRAME_BYTES, MAX_MAP_LEN
+from semipd.wire.own_time import OwnTime
 
 log = logging.getLogger(__name__)
-
-RESERVED_CONNECTIONS = 16
-"""Of limits.max_connections, and at most an eighth of them: not for guests."""
 
 MAX_IN_FLIGHT = 4096
 """Requests of one connection."""
 
-WRITE_LIMIT_S = 60.0
-"""A client that reads nothing for so long has gone."""
+RESERVED_CONNECTIONS = 16
+"""Of limits.max_connections, and at most an eighth of them: not for guests."""
 
-LAST_WORDS_LIMIT_S = 3.0
-READ_BYTES = 2**16
+MAX_TURNED_AWAY = 256
+"""So many may read at once why they are turned away; others find it where they are closed."""
 
-GUEST_OPERATIONS = frozenset({"generate", "cancel", "requests"})
-"""What a member of socket.group may do, with requests of their own."""
+HASTY_LIMIT_S = 0.1
 
-_SCHEMAS: dict[str, type[SocketRequest]] = {
-    "generate": GenerateRequest,
-    "cancel": CancelRequest,
-    "status": PlainRequest,
-    "requests": RequestsRequest,
-    "subscribe": SubscribeRequest,
-    "unsubscribe": UnsubscribeRequest,
-    "drain": DrainRequest,
-    "shutdown": ShutdownRequest,
-    **SOCKET_OPERATIONS,
-}
-assert tuple(_SCHEMAS) == OPERATIONS, "the protocol and its server name different operations"
+GOODBYE_LIMIT_S = 0.5
+"""For clients to read that the daemon ends. What they have not read by then the kernel keeps for them."""
+
+_ID: TypeAdapter[RequestId] = TypeAdapter(SocketId)
 
 
 @asynccontextmanager
@@ -93,309 +57,258 @@ async def serve_unix_socket(
     services: Services, listener: socket.socket, backlog: int = DEFAULT_BACKLOG
 ) -> AsyncIterator[None]:
     """Serve on `listener`. At the end each connection may say its last words, within a limit."""
-    connections: dict[_Connection, asyncio.Task[Any]] = {}
-    num_turned_away = 0
-
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(connections) >= _room(services, writer):
-            nonlocal num_turned_away
-            num_turned_away += 1
-            try:
-                await _turn_away(reader, writer, services.config.limits.max_connections, num_turned_away)
-            finally:
-                num_turned_away -= 1
-            return
-        connection = _Connection(services, reader, writer)
-        task = asyncio.current_task()
-        assert task is not None
-        connections[connection] = task
-        try:
-            await connection.run()
-        finally:
-            del connections[connection]
-
-    server = await asyncio.start_unix_server(accept, sock=listener, backlog=backlog)
+    connections = _Connections(services)
+    server = await asyncio.start_unix_server(connections.accept, sock=listener, backlog=backlog)
     try:
         yield
     finally:
         server.close()
-        await asyncio.gather(*(connection.goodbye() for connection in connections))
-        if connections:
-            await asyncio.wait(connections.values(), timeout=LAST_WORDS_LIMIT_S)
+        await connections.goodbye()
         await server.wait_closed()
 
 
-def _room(services: Services, writer: asyncio.StreamWriter) -> int:
-    """Connections that may be open for one more of this peer: guests leave some to our own user."""
-    maximum: int = services.config.limits.max_connections
-    uid = peer_of(writer.get_extra_info("socket")).uid
-    is_ours = uid in (os.getuid(), 0)
-    return maximum if is_ours else maximum - min(RESERVED_CONNECTIONS, maximum // 8)
+class _Connections:
+    """All that are open."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._texts = TokenTexts(services.generation.model.tokenizer)
+        self._arriving = Arriving()
+        self._open: set[_Connection] = set()
+        self._turned_away: set[FrameStream] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        max_values = self._services.config.limits.max_body_values
+        stream = FrameStream(reader, writer, self._arriving, max_values)
+        room = self._room_for(writer)
+        if len(self._open) >= room:
+            await self._turn_away(stream, room)
+        else:
+            await self._serve(stream)
+
+    async def goodbye(self) -> None:
+        await asyncio.gather(*(connection.goodbye() for connection in self._open))
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=LAST_WORDS_LIMIT_S)
+
+    async def _serve(self, stream: FrameStream) -> None:
+        connection = _Connection(Session(self._services, self._texts, stream))
+        self._open.add(connection)
+        try:
+            await connection.run()
+        finally:
+            self._open.remove(connection)
+            stream.forget()
+
+    def _room_for(self, writer: asyncio.StreamWriter) -> int:
+        """Connections of all that may be open when this one comes. Guests leave some to operators."""
+        limit = self._services.config.limits.max_connections
+        try:
+            is_ours = peer_of(writer.get_extra_info("socket")).uid in (os.getuid(), 0)
+        except OSError:  # it has gone
+            is_ours = True
+        return limit if is_ours else limit - min(RESERVED_CONNECTIONS, limit // 8)
+
+    async def _turn_away(self, stream: FrameStream, room: int) -> None:
+        limit = self._services.config.limits.max_connections
+        error = SemipdError(
+            "too_many_connections",
+            f"limits.max_connections={limit} are open."
+            if room == limit
+            else f"{len(self._open)} connections are open; of limits.max_connections={limit} the last "
+            f"{limit - room} are for operators.",
+            "Use fewer connections, or try again later.",
+            retry_after_s=1,
+        )
+        is_patient = len(self._turned_away) < MAX_TURNED_AWAY
+        self._turned_away.add(stream)
+        try:
+            await stream.close(error, LAST_WORDS_LIMIT_S if is_patient else HASTY_LIMIT_S)
+        finally:
+            self._turned_away.remove(stream)
 
 
 class _Connection:
     """One client. Its end, for whatever reason, cancels what it has in flight."""
 
-    def __init__(
-        self, services: Services, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self._services = services
-        self._reader = reader
-        self._writer = writer
-        self._frames = FrameReader(max_values=services.config.limits.max_body_values)
-        self._received: deque[dict[str, Any]] = deque()
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._stream = session.stream
         self._operations: dict[RequestId, asyncio.Task[None]] = {}
-        self._generations: dict[RequestId, Generation] = {}
-        self._subscriptions: dict[RequestId, Subscription] = {}
-        self._peer = Peer(0, -1)
-        self._caller = Caller()
-        self._writing = asyncio.Lock()
+        self._ending: asyncio.Future[SemipdError] = asyncio.get_running_loop().create_future()
+        self._close_limit_s = LAST_WORDS_LIMIT_S
 
     async def run(self) -> None:
+        serving = asyncio.create_task(self._serve(), name="socket-connection")
+        ends: list[asyncio.Future[Any]] = [serving, self._ending]
         try:
-            await self._greet()
-            while (message := await self._receive()) is not None:
-                await self._dispatch(message)
-        except ProtocolError as error:
-            await self._say_quietly(error_frame(None, error))
-            await linger(self._reader, self._writer)
-        except (ConnectionError, TimeoutError):
-            pass
-        except Exception:
-            log.exception("a connection on the Unix socket failed")
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await self._close()
+            await _cancelled([serving, *self._operations.values()])
+        why = self._ending.result() if self._ending.done() else serving.result()
+        await self._stream.close(why, self._close_limit_s)
 
     async def goodbye(self) -> None:
         """Wait, with a limit, for the answers under way; then close."""
-        for subscription in self._subscriptions.values():
+        for subscription in self._session.subscriptions.values():
             subscription.end("shutting_down")
         if self._operations:
             await asyncio.wait(self._operations.values(), timeout=LAST_WORDS_LIMIT_S)
-        self._writer.close()
+        self._close_limit_s = GOODBYE_LIMIT_S
+        self._end(SemipdError("shutting_down", "The daemon is shutting down."))
+
+    def _end(self, why: SemipdError) -> None:
+        """The first reason counts."""
+        if not self._ending.done():
+            self._ending.set_result(why)
+
+    async def _serve(self) -> SemipdError | None:
+        """Why the connection ends; None: its client has closed it."""
+        try:
+            await self._greet()
+            while (message := await self._stream.receive()) is not None:
+                await self._dispatch(message)
+        except ProtocolError as error:
+            return error
+        except OSError:
+            pass  # it has gone
+        except Exception:
+            log.exception("a connection on the Unix socket failed")
+            return SemipdError("internal_error", "The daemon failed; its log says how.")
+        return None
 
     async def _greet(self) -> None:
-        self._peer = peer_of(self._writer.get_extra_info("socket"))
-        self._caller = self._peer.caller(self._services.door.guests_gid)
-        await self._say(hello("semipd"))
-        async with asyncio.timeout(HELLO_LIMIT_S):
-            message = await self._receive()
+        session = self._session
+        session.peer = peer_of(self._stream.writer.get_extra_info("socket"))
+        session.caller = session.peer.caller(session.services.door.guests_gid)
+        await self._stream.say(_welcome(session))
+        try:
+            async with OwnTime(HELLO_LIMIT_S):
+                message = await self._stream.receive()
+        except TimeoutError as error:
+            raise _no_hello(self._stream.pending_bytes) from error
         if message is not None:
             check_hello(message)
 
-    async def _receive(self) -> dict[str, Any] | None:
-        """The next frame; None when the client has closed its end. Raises ProtocolError."""
-        while not self._received:
-            data = await self._reader.read(READ_BYTES)
-            if not data:
-                return None
-            self._received.extend(self._frames.feed(data))
-        return self._received.popleft()
-
     async def _dispatch(self, message: dict[str, Any]) -> None:
-        raw_id = message.get("id")
-        request_id = raw_id if isinstance(raw_id, int | str) and not isinstance(raw_id, bool) else None
         arrival_ns = time.monotonic_ns()
+        request_id = _valid_id(message.get("id"))
         try:
-            request = self._parse(message)
+            if request_id in self._operations:
+                raise SemipdError(
+                    "duplicate_id", f"A request with id {request_id!r:.80} is in flight.", param="id"
+                )
+            operation, request = self._parse(message)
         except SemipdError as error:
-            await self._say(error_frame(request_id, error))
+            await self._refuse(request_id, error)
             return
-        task = asyncio.create_task(self._answer(request, arrival_ns), name=f"socket-{message['op']}")
+        task = asyncio.create_task(
+            self._answer(operation, request, arrival_ns), name=f"socket-{operation.name}"
+        )
         self._operations[request.id] = task
         task.add_done_callback(lambda _task: self._operations.pop(request.id))
 
-    def _parse(self, message: dict[str, Any]) -> SocketRequest:
-        op = message.get("op")
-        schema = _SCHEMAS.get(op) if isinstance(op, str) else None
-        if schema is None:
+    async def _refuse(self, request_id: RequestId | None, error: SemipdError) -> None:
+        """An error with the id of a request in flight would look like the end of that."""
+        if error.code == "duplicate_id":
+            await self._stream.say(error_frame(None, error) | {"duplicate": request_id})
+        else:
+            await self._stream.say(error_frame(request_id, error))
+
+    def _parse(self, message: dict[str, Any]) -> tuple[Operation, SocketRequest]:
+        name = message.get("op")
+        operation = TABLE.get(name) if isinstance(name, str) else None
+        if operation is None:
             raise SemipdError(
                 "unknown_operation",
-                f"There is no operation {brief(op)}.",
-                f"Operations: {', '.join(_SCHEMAS)}.",
+                f"There is no operation {brief(name)}.",
+                f"Operations: {', '.join(TABLE)}.",
                 param="op",
             )
-        if self._caller is not OPERATOR and message["op"] not in GUEST_OPERATIONS:
+        if self._session.caller is not OPERATOR and not operation.for_guests:
             raise SemipdError(
                 "operator_required",
-                f"{message['op']} is for the daemon's own user.",
-                f"Members of socket.group may: {', '.join(sorted(GUEST_OPERATIONS))}.",
+                f"{operation.name} is for the daemon's own user.",
+                f"Members of socket.group may: {', '.join(sorted(allowed(is_operator=False)))}.",
             )
         try:
-            request = schema.model_validate(message)
+            request = operation.schema.model_validate(message)
         except ValidationError as error:
             raise refusal(error) from error
-        if request.id in self._operations:
-            raise SemipdError(
-                "duplicate_id", f"A request with id {brief(request.id)} is in flight.", param="id"
-            )
         if len(self._operations) >= MAX_IN_FLIGHT:
             raise SemipdError("overloaded", f"{MAX_IN_FLIGHT} requests are in flight on this connection.")
-        return request
+        return operation, request
 
-    async def _answer(self, request: SocketRequest, arrival_ns: int) -> None:
+    async def _answer(self, operation: Operation, request: SocketRequest, arrival_ns: int) -> None:
         try:
-            match request:
-                case GenerateRequest():
-                    await self._generate(request, arrival_ns)
-                case SubscribeRequest():
-                    await self._subscribe(request)
-                case DrainRequest() | ShutdownRequest():
-                    answer = answer_drain(self._services, request, socket_peer(*self._peer[:2]))
-                    await self._say({"id": request.id, **answer})
-                case PartitionQuestion() | PartitionSet() | PartitionClear() | SloSet():
-                    answer = await answer_socket(self._services, request, *self._peer[:2])
-                    await self._say({"id": request.id, **answer})
-                case _:
-                    await self._say({"id": request.id} | await self._one_answer(request))
+            answer = await operation.answer(self._session, request, arrival_ns)
+            if answer is not None:
+                await self._stream.say({"id": request.id, **answer})
+        except ProtocolError as error:
+            self._end(error)
         except SemipdError as error:
-            await self._say_quietly(error_frame(request.id, error))
-        except (ConnectionError, TimeoutError):
-            self._writer.transport.abort()
+            await self._say_last(request.id, error)
+        except ConnectionError:
+            self._stream.writer.transport.abort()
         except Exception:
             log.exception("an operation on the Unix socket failed")
             failed = SemipdError("internal_error", "The daemon failed; its log says how.")
-            await self._say_quietly(error_frame(request.id, failed))
+            await self._say_last(request.id, failed)
 
-    async def _one_answer(self, request: SocketRequest) -> dict[str, Any]:
-        match request:
-            case PlainRequest(op="status"):
-                return {"status": await self._services.status()}
-            case RequestsRequest():
-                return {"requests": self._listed(request)}
-            case CancelRequest():
-                return self._cancel(request)
-            case UnsubscribeRequest():
-                return {"unsubscribed": self._unsubscribe(request.target)}
-        raise AssertionError(f"no answer for {request!r}")
-
-    def _listed(self, request: RequestsRequest) -> list[dict[str, Any]]:
-        history, caller = self._services.history, self._caller
-        if request.request_id is not None:
-            named = history.named(request.request_id, caller)
-            return [history.to_wire(record, timeline=True) for record in named]
-        return [history.to_wire(record) for record in history.records(request.state, request.limit, caller)]
-
-    def _cancel(self, request: CancelRequest) -> dict[str, Any]:
-        """{cancelled}; by public id also {result}, as DELETE /v1/requests/{id} says it."""
-        if request.target is not None and request.request_id is not None:
-            raise SemipdError("invalid_value", "Send either target or request_id.", param="target")
-        if request.request_id is not None:
-            result = self._services.cancel_named(request.request_id, self._caller)
-            return {"cancelled": result == "cancelled", "result": result}
-        if request.target is None:
-            raise SemipdError("missing_field", "Send target or request_id.", param="target")
-        generation = self._generations.get(request.target)
-        if generation is not None:
-            generation.cancel()
-        return {"cancelled": generation is not None}
-
-    async def _subscribe(self, request: SubscribeRequest) -> None:
-        subscription = Subscription(self._services, request, self._writer, self._say)
-        self._subscriptions[request.id] = subscription
+    async def _say_last(self, request_id: RequestId, error: SemipdError) -> None:
+        """The client may have gone, or read nothing."""
         try:
-            await subscription.run()
-        finally:
-            del self._subscriptions[request.id]
-
-    def _unsubscribe(self, target: RequestId) -> bool:
-        subscription = self._subscriptions.get(target)
-        if subscription is not None:
-            subscription.end("unsubscribed")
-        return subscription is not None
-
-    async def _generate(self, request: GenerateRequest, arrival_ns: int) -> None:
-        request_id = request.request_id or uuid.uuid4().hex
-        try:
-            with self._services.serving():
-                await self._generate_as(request_id, request, arrival_ns)
-        except SemipdError as error:
-            self._services.history.answered_with_error(error.code, request_id, arrival_ns)
-            raise
-
-    async def _generate_as(self, request_id: str, request: GenerateRequest, arrival_ns: int) -> None:
-        if (request.prompt is None) == (request.messages is None):
-            raise SemipdError("invalid_value", "Send either prompt or messages.", param="prompt")
-        service, caller = self._services.generation, self._caller
-        if caller is not OPERATOR:
-            self._services.limiter.take(caller.name)
-        num_known_tokens = len(request.prompt) if isinstance(request.prompt, list) else 0
-        with self._services.enter(request.priority, 1, num_known_tokens) as place:
-            prompt = await self._prompt(request)
-            prepared = service.prepare(prompt, request)
-            place.fill(1, len(prompt.token_ids))
-            generation = service.admit(request_id, prepared, arrival_ns, caller=caller)
-        self._generations[request.id] = generation
-        try:
-            await self._stream(request, generation)
-        finally:
-            del self._generations[request.id]
-            generation.close()
-
-    async def _prompt(self, request: GenerateRequest) -> Prompt:
-        service = self._services.generation
-        prompts, bound = service.prompts, service.prompt_bound(request)
-        if request.prompt is None:
-            return await prompts.of_messages(await for_template(request.messages or []), bound)
-        special = request.add_special_tokens is not False
-        [prompt] = await prompts.of([request.prompt], bound, add_special_tokens=special)
-        return prompt
-
-    async def _stream(self, request: GenerateRequest, generation: Generation) -> None:
-        async with aclosing(generation.pieces()) as pieces:
-            async for piece in pieces:
-                item = GenerateItem(piece.text, piece.token_ids)
-                if piece.finish_reason is not None:
-                    item = replace(item, finish_reason=piece.finish_reason, usage=_usage(request, generation))
-                generation.sending(begins=True)
-                await self._say(item.to_wire(request.id))
-                generation.sending(begins=False)
-
-    async def _say(self, message: dict[str, Any]) -> None:
-        """One after the other: while the client reads nothing, at most one message is added to what the
-        transport holds, however many requests are in flight."""
-        async with asyncio.timeout(WRITE_LIMIT_S), self._writing:
-            await self._writer.drain()
-            self._writer.write(encode_frame(message))
-            await self._writer.drain()
-
-    async def _say_quietly(self, message: dict[str, Any]) -> None:
-        """For last words: the client may have gone."""
-        with suppress(OSError):
-            await self._say(message)
-
-    async def _close(self) -> None:
-        operations = list(self._operations.values())
-        for task in operations:
-            task.cancel()
-        if operations:
-            await asyncio.wait(operations)
-        self._writer.close()
-        try:
-            async with asyncio.timeout(LAST_WORDS_LIMIT_S):
-                await self._writer.wait_closed()
-        except OSError:  # TimeoutError included: what is unsent is lost
-            self._writer.transport.abort()
+            with suppress(ConnectionError):
+                await self._stream.say(error_frame(request_id, error))
+        except ProtocolError as unread:
+            self._end(unread)
 
 
-async def _turn_away(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: int, num_turned_away: int
-) -> None:
-    error = SemipdError(
-        "too_many_connections",
-        f"limits.max_connections={limit} are open.",
-        "Use fewer connections, or try again later.",
-        retry_after_s=1,
+def _welcome(session: Session) -> dict[str, Any]:
+    """Our hello: what the client may do here, with what, and within which limits."""
+    card = model_card(session.services)
+    is_operator = session.caller is OPERATOR
+    return hello("semipd") | {
+        "model": card["id"],
+        "max_model_len": card["max_model_len"],
+        "role": "operator" if is_operator else "guest",
+        "operations": allowed(is_operator=is_operator),
+        "limits": {
+            "frame_bytes": MAX_FRAME_BYTES,
+            "array_entries": MAX_CONTAINER_LEN,
+            "map_entries": MAX_MAP_LEN,
+            "values": session.services.config.limits.max_body_values,
+            "in_flight": MAX_IN_FLIGHT,
+            "hello_s": HELLO_LIMIT_S,
+            "frame_s": FRAME_LIMIT_S,
+            "unread_s": WRITE_LIMIT_S,
+        },
+    }
+
+
+def _no_hello(num_bytes: int) -> ProtocolError:
+    came = f"{num_bytes} bytes of one came" if num_bytes else "Nothing came"
+    return ProtocolError(
+        "hello_expected",
+        f"No hello came within {HELLO_LIMIT_S:g} s. {came}.",
+        "Send a hello as the first frame, at once.",
     )
-    writer.write(encode_frame(error_frame(None, error)))
-    if num_turned_away <= MAX_LINGERING:
-        await linger(reader, writer)
-    writer.close()
-    with suppress(OSError):
-        async with asyncio.timeout(LAST_WORDS_LIMIT_S):
-            await writer.wait_closed()
 
 
-def _usage(request: GenerateRequest, generation: Generation) -> dict[str, Any]:
-    timing = timing_to_wire([generation.record], time.monotonic_ns()) if request.include_timing else None
-    return {**usage_to_wire(generation.usage, timing)}
+def _valid_id(value: Any) -> RequestId | None:
+    try:
+        return _ID.validate_python(value, strict=True)
+    except ValidationError:
+        return None
+
+
+async def _cancelled(tasks: list[asyncio.Task[Any]]) -> None:
+    """Ended and awaited."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)

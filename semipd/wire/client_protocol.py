@@ -7,19 +7,24 @@ until one with `ended`; other operations by one frame. A failed request is answe
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from semipd import __version__
 from semipd.core.brief import brief
 from semipd.core.errors import ProtocolError, SemipdError
 from semipd.wire import PROTOCOL_VERSION
+from semipd.wire.client_results import Logprobs
+from semipd.wire.frames import MAX_FRAME_BYTES, encode_frame
 
 HELLO_LIMIT_S = 5.0
 
 OPERATIONS = (
     "generate",
     "cancel",
+    "tokenize",
+    "detokenize",
+    "models",
     "status",
     "requests",
     "subscribe",
@@ -45,26 +50,57 @@ RequestId = int | str
 
 @dataclass(frozen=True, slots=True)
 class GenerateItem:
-    """One stream item. `usage` (OpenAI's object) comes with the finish reason:
-    stop, length or cancelled."""
+    """One stream item of one choice, `index` of them with n. The finish reason (stop, length or cancelled)
+    is in a choice's last item, `usage` (OpenAI's object) in the last of all. What was not asked for is None;
+    texts and lists of a choice's items, joined, are the whole."""
 
     text: str
     token_ids: list[int]
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
+    index: int = 0
+    stop_reason: str | int | None = None
+    logprobs: Logprobs | None = None
+    prompt_logprobs: list[dict[str, Any] | None] | None = None
+    prompt_token_ids: list[int] | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Of the whole request."""
+        return self.usage is not None
 
     def to_wire(self, request_id: RequestId) -> dict[str, Any]:
         item: dict[str, Any] = {"id": request_id, "text": self.text, "token_ids": self.token_ids}
-        if self.finish_reason is not None:
-            item |= {"finish_reason": self.finish_reason, "usage": self.usage}
-        return item
+        if self.index:
+            item["index"] = self.index
+        if self.logprobs is not None:
+            item["logprobs"] = asdict(self.logprobs)
+        further = {
+            "prompt_logprobs": self.prompt_logprobs,
+            "prompt_token_ids": self.prompt_token_ids,
+            "finish_reason": self.finish_reason,
+            "stop_reason": self.stop_reason,
+            "usage": self.usage,
+        }
+        return item | given(further)
 
     @classmethod
     def from_wire(cls, data: dict[str, Any]) -> "GenerateItem":
         """Raises KeyError or TypeError for what is no item."""
         if type(data["text"]) is not str or type(data["token_ids"]) is not list:
             raise TypeError("an item without text and token ids")
-        return cls(data["text"], data["token_ids"], data.get("finish_reason"), data.get("usage"))
+        logprobs = data.get("logprobs")
+        return cls(
+            data["text"],
+            data["token_ids"],
+            data.get("finish_reason"),
+            data.get("usage"),
+            data.get("index", 0),
+            data.get("stop_reason"),
+            Logprobs(**logprobs) if logprobs else None,
+            data.get("prompt_logprobs"),
+            data.get("prompt_token_ids"),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +140,11 @@ def given(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def request_frame(request_id: RequestId, op: str, fields: Mapping[str, Any]) -> bytes:
+    """Raises SemipdError(`cannot_be_sent`): the daemon would end the connection."""
+    return encode_frame({"id": request_id, "op": op, **fields}, MAX_FRAME_BYTES)
+
+
 def hello(agent: str) -> dict[str, Any]:
     return {"op": "hello", "protocol": PROTOCOL_VERSION, "agent": f"{agent} {__version__}"}
 
@@ -112,7 +153,7 @@ def check_hello(message: dict[str, Any]) -> None:
     """Raises ProtocolError: the peer's own error, `hello_expected` or `protocol_version`."""
     if "error" in message:
         refused = error_from_wire(message["error"])
-        raise ProtocolError(refused.code, refused.message, refused.hint)
+        raise ProtocolError(refused.code, refused.message, refused.hint, retry_after_s=refused.retry_after_s)
     if message.get("op") != "hello":
         raise ProtocolError("hello_expected", "The first frame is not a hello.", "Is this a semipd socket?")
     if message.get("protocol") != PROTOCOL_VERSION:
@@ -124,7 +165,8 @@ def check_hello(message: dict[str, Any]) -> None:
         )
 
 
-def error_frame(request_id: RequestId | None, error: SemipdError) -> dict[str, Any]:
+def error_frame(request_id: RequestId | None, error: SemipdError, *, closing: bool = False) -> dict[str, Any]:
+    """`closing`: the connection ends because of it."""
     details: dict[str, Any] = {
         "code": error.code,
         "message": error.message,
@@ -133,7 +175,7 @@ def error_frame(request_id: RequestId | None, error: SemipdError) -> dict[str, A
     }
     if error.retry_after_s is not None:
         details["retry_after_s"] = error.retry_after_s
-    return {"id": request_id, "error": details}
+    return {"id": request_id, "error": details} | ({"closing": True} if closing else {})
 
 
 def error_from_wire(details: Any) -> SemipdError:
@@ -147,7 +189,7 @@ def error_from_wire(details: Any) -> SemipdError:
     return SemipdError(
         details["code"],
         details["message"],
-        details.get("hint", ""),
+        details.get("hint") or "",
         param=details.get("param"),
         retry_after_s=details.get("retry_after_s"),
     )

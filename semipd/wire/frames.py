@@ -10,6 +10,7 @@ from semipd.core.errors import ProtocolError, SemipdError
 HEADER = struct.Struct(">I")
 MAX_FRAME_BYTES = 4 * 2**20
 MAX_CONTAINER_LEN = 1_048_576
+MAX_MAP_LEN = 65_536
 MAX_LENGTH = 2**32 - 1
 """What the header can say."""
 
@@ -73,7 +74,7 @@ def decode_body(
             raw=False,
             strict_map_key=True,
             max_array_len=longest,
-            max_map_len=min(longest, 65_536),
+            max_map_len=min(longest, MAX_MAP_LEN),
             list_hook=counter and counter.list,
             object_hook=counter and counter.map,
         )
@@ -113,11 +114,13 @@ class FrameReader:
             end = offset + HEADER.size + length
             if len(self._buffer) < end:
                 break
-            body = bytes(self._buffer[offset + HEADER.size : end])
-            messages.append(decode_body(body, self._max_array_len, self._max_values))
+            messages.append(self._decode(offset + HEADER.size, end))
             offset = end
         del self._buffer[:offset]
         return messages
+
+    def _decode(self, begin: int, end: int) -> dict[str, Any]:
+        return decode_body(bytes(self._buffer[begin:end]), self._max_array_len, self._max_values)
 
     @property
     def pending_bytes(self) -> int:

@@ -42,6 +42,27 @@ def test_generate(daemon: DaemonProcess) -> None:
     assert refused.value.param == "max_tokens"
 
 
+def test_choices_tokens_and_models(daemon: DaemonProcess) -> None:
+    with Client.connect(daemon.socket_path) as client:
+        items = list(client.generate("ab", n=3, max_tokens=5, logprobs=None))
+        tokens = client.tokenize("ab", return_token_strs=True)
+        text = client.detokenize(tokens.token_ids)
+        [model] = client.models()
+        doomed = client.generate("ab", n=2, max_tokens=400)
+        next(doomed)
+        assert doomed.cancel()
+        ends = {item.index for item in doomed if item.finish_reason == "cancelled"}
+        with pytest.raises(SemipdError) as refused:
+            client.tokenize("x" * 2**22)
+        assert client.greeting.max_model_len == model.max_model_len == tokens.max_model_len
+    assert sorted(item.index for item in items if item.finish_reason == "length") == [0, 1, 2]
+    assert [item.is_last for item in items] == [False] * (len(items) - 1) + [True]
+    assert tokens.token_strs is not None
+    assert "ab" in text
+    assert ends == {0, 1}
+    assert refused.value.code == "cannot_be_sent"
+
+
 def test_several_streams_and_questions_on_one_connection(daemon: DaemonProcess) -> None:
     with Client.connect(daemon.socket_path) as client:
         first, second = client.generate([40], max_tokens=20), client.generate([41], max_tokens=20)

@@ -10,8 +10,9 @@ from aiohttp.hdrs import METH_DELETE
 from prometheus_client.parser import text_string_to_metric_families
 from support.daemon import running
 
+from semipd.config_sections import LimitsConfig
 from semipd.core.settings import EngineSettings
-from semipd.daemon import events, subscription, unix_socket
+from semipd.daemon import events, frame_stream, schema, socket_operations, subscription, unix_socket
 from semipd.daemon.answer_types import Timing
 from semipd.daemon.history import MAX_RECENT, STATES
 from semipd.daemon.metric_names import DEFINITIONS
@@ -46,7 +47,7 @@ def test_the_protocol_lists_the_operations() -> None:
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_every_field_of_a_request_is_documented(operation: str) -> None:
     text = section(PROTOCOL, f"### `{operation}`")
-    fields = set(unix_socket._SCHEMAS[operation].model_fields) - {"id", "op"}
+    fields = set(socket_operations.TABLE[operation].schema.model_fields) - {"id", "op"}
     assert {name for name in fields if f"`{name}`" not in text} == set()
     if not fields:
         assert "No fields." in text
@@ -70,12 +71,18 @@ def test_limits_are_those_in_force() -> None:
     rows = [line.strip("| ").split(" | ") for line in section(PROTOCOL, "## Limits").splitlines()[3:]]
     said = {name: int(value) for name, value in rows}
     assert said == {
-        "bytes of a frame to the daemon": frames.MAX_FRAME_BYTES,
+        "bytes of a frame, either way": frames.MAX_FRAME_BYTES,
+        "bytes of unfinished frames, all connections together": frame_stream.MAX_ARRIVING_BYTES,
         "entries of an array": frames.MAX_CONTAINER_LEN,
-        "entries of a map": 65_536,
+        "entries of a map": frames.MAX_MAP_LEN,
+        "values in a frame to the daemon, unless `limits.max_body_values` says otherwise": (
+            LimitsConfig().max_body_values
+        ),
+        "characters of a request's id": schema.MAX_ID_CHARS,
         "requests in flight on a connection": unix_socket.MAX_IN_FLIGHT,
         "seconds until the hello must have come": HELLO_LIMIT_S,
-        "seconds a reader of `generate` may take nothing": unix_socket.WRITE_LIMIT_S,
+        "seconds until a frame that has begun must have come": frame_stream.FRAME_LIMIT_S,
+        "seconds a reader of `generate` may take nothing": frame_stream.WRITE_LIMIT_S,
         "seconds a reader of `subscribe` may take nothing": subscription.READER_LIMIT_S,
     }
     assert f"at most {subscription.MAX_EVENTS} in one frame" in PROTOCOL

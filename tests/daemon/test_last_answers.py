@@ -59,12 +59,14 @@ def parsed(answer: bytes) -> tuple[int, dict[str, str], dict[str, Any]]:
 
 @contextmanager
 def held(address: Any, number: int) -> Iterator[None]:
-    """So many connections, open and silent."""
+    """So many connections, open and silent, on the socket after a hello."""
     with ExitStack() as stack:
         for _ in range(number):
             family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
             peer = stack.enter_context(socket.socket(family))
             peer.connect(address)
+            if isinstance(address, str):
+                peer.sendall(HELLO)
         yield
 
 

@@ -269,7 +269,7 @@ async def test_streams_under_way_learn_of_the_shutdown(tmp_path: Path) -> None:
     await client.closed()
     with pytest.raises(SemipdError) as gone:
         client.generate("a")
-    assert gone.value.code == "connection_lost"
+    assert gone.value.code == "shutting_down"
     await client.close()
 
 
