@@ -5,7 +5,6 @@ import fcntl
 import struct
 import termios
 from collections import deque
-from contextlib import suppress
 from typing import Any
 
 from semipd.core.errors import ProtocolError, SemipdError
@@ -107,14 +106,14 @@ class FrameStream:
             self.writer.write(answer_frame(message))
 
     async def close(self, why: SemipdError | None = None, limit_s: float = LAST_WORDS_LIMIT_S) -> None:
-        """Nobody may be receiving. With a reason to give, wait for the peer to have read it: a peer that
+        """Nobody may be receiving. With a reason to give, wait for the peer to end its half: one that still
         writes to a closed connection would find an error, and might never look for our words."""
         try:
             async with asyncio.timeout(limit_s):
                 if why is not None and not self.writer.transport.is_closing():
                     self.writer.write(encode_frame(error_frame(None, why, closing=True)))
                     self.writer.write_eof()
-                    await self._all_read()
+                    await self._ended()
                 self.writer.close()
                 await self.writer.wait_closed()
         except OSError:
@@ -152,13 +151,12 @@ class FrameStream:
             text = f"The client has read nothing for {WRITE_LIMIT_S:g} s."
             raise ProtocolError("slow_reader", text, "Read answers as they come.") from error
 
-    async def _all_read(self) -> None:
+    async def _ended(self) -> None:
         """What the peer still sends is dropped: it may have to get rid of it before it reads."""
+        while await self._reader.read(READ_BYTES):
+            pass
         while unread_bytes(self.writer):
-            with suppress(TimeoutError):
-                async with asyncio.timeout(POLL_S):
-                    if not await self._reader.read(READ_BYTES):
-                        await asyncio.sleep(POLL_S)
+            await asyncio.sleep(POLL_S)
 
     def forget(self) -> None:
         """The connection is over: what had arrived of a frame counts no more."""

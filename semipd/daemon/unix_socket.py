@@ -100,10 +100,11 @@ class _Connections:
         connection = _Connection(Session(self._services, self._texts, stream))
         self._open.add(connection)
         try:
-            await connection.run()
+            why = await connection.run()
         finally:
             self._open.remove(connection)
             stream.forget()
+        await stream.close(why, connection.close_limit_s)
 
     def _room_for(self, writer: asyncio.StreamWriter) -> int:
         """Connections of all that may be open when this one comes. Guests leave some to operators."""
@@ -141,17 +142,17 @@ class _Connection:
         self._stream = session.stream
         self._operations: dict[RequestId, asyncio.Task[None]] = {}
         self._ending: asyncio.Future[SemipdError] = asyncio.get_running_loop().create_future()
-        self._close_limit_s = LAST_WORDS_LIMIT_S
+        self.close_limit_s = LAST_WORDS_LIMIT_S
 
-    async def run(self) -> None:
+    async def run(self) -> SemipdError | None:
+        """Serves until it ends. Returns what its client is owed as a last word."""
         serving = asyncio.create_task(self._serve(), name="socket-connection")
         ends: list[asyncio.Future[Any]] = [serving, self._ending]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
             await _cancelled([serving, *self._operations.values()])
-        why = self._ending.result() if self._ending.done() else serving.result()
-        await self._stream.close(why, self._close_limit_s)
+        return self._ending.result() if self._ending.done() else serving.result()
 
     async def goodbye(self) -> None:
         """Wait, with a limit, for the answers under way; then close."""
@@ -159,7 +160,7 @@ class _Connection:
             subscription.end("shutting_down")
         if self._operations:
             await asyncio.wait(self._operations.values(), timeout=LAST_WORDS_LIMIT_S)
-        self._close_limit_s = GOODBYE_LIMIT_S
+        self.close_limit_s = GOODBYE_LIMIT_S
         self._end(SemipdError("shutting_down", "The daemon is shutting down."))
 
     def _end(self, why: SemipdError) -> None:

@@ -222,8 +222,11 @@ def test_no_frame_out_is_larger_than_a_client_reads() -> None:
 async def test_an_answer_too_large_harms_nobody_else(tmp_path: Path) -> None:
     async with running(tmp_path) as daemon, await AsyncClient.connect(daemon.socket_path) as client:
         with pytest.raises(SemipdError) as refused:
-            await client.tokenize("x" * (2**20 + 1))
+            answer_frame({"id": 1, "tokens": [0] * (2**20 + 1)})
         assert refused.value.code == "answer_too_large"
+        with pytest.raises(SemipdError) as refused:
+            await client.tokenize("x" * (2**20 + 1))
+        assert refused.value.code == "request_too_large"
         with pytest.raises(SemipdError) as refused:
             await client.tokenize("x" * 2**22)
         assert refused.value.code == "cannot_be_sent"
