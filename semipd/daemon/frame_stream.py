@@ -155,7 +155,7 @@ class FrameStream:
         """What the peer still sends is dropped: it may have to get rid of it before it reads."""
         while await self._reader.read(READ_BYTES):
             pass
-        while unread_bytes(self.writer):
+        while unread_bytes(self.writer):  # noqa: ASYNC110 (the kernel tells nobody when it is read)
             await asyncio.sleep(POLL_S)
 
     def forget(self) -> None:

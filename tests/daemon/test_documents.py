@@ -1,7 +1,8 @@
-"""docs/protocol.md, docs/operations.md and the Grafana dashboard say what the code does."""
+"""The protocol, operations and reliability documents and the Grafana dashboard say what the code does."""
 
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
@@ -10,6 +11,7 @@ from aiohttp.hdrs import METH_DELETE
 from prometheus_client.parser import text_string_to_metric_families
 from support.daemon import running
 
+from semipd.config import Config
 from semipd.config_sections import LimitsConfig
 from semipd.core.settings import EngineSettings
 from semipd.daemon import events, frame_stream, schema, socket_operations, subscription, unix_socket
@@ -22,6 +24,7 @@ from semipd.wire.client_protocol import HELLO_LIMIT_S, OPERATIONS, check_hello
 
 ROOT = Path(__file__).parents[2]
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
+RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
 OPERATING = (ROOT / "docs" / "operations.md").read_text()
 DASHBOARD = json.loads((ROOT / "configs" / "grafana-dashboard.json").read_text())
 
@@ -88,6 +91,20 @@ def test_limits_are_those_in_force() -> None:
     assert f"at most {subscription.MAX_EVENTS} in one frame" in PROTOCOL
     assert f"{events.DEFAULT_CAPACITY:,} events" in OPERATING
     assert f"{MAX_RECENT:,} finished ones" in OPERATING
+
+
+def test_bounds_of_reliability_are_those_in_force() -> None:
+    rows = [line.strip("| ").split(" | ") for line in section(RELIABILITY, "## Bounds").splitlines()]
+    bounds = {row[2].strip("`"): float(row[1]) for row in rows if len(row) == 4 and row[2].startswith("`")}
+    assert len(bounds) > 40
+    assert bounds == {where: _value_of(where) for where in bounds}
+
+
+def _value_of(where: str) -> float:
+    """Of a setting by default, or of a module's constant."""
+    owner, _, name = where.rpartition(".")
+    home = import_module(owner) if owner.startswith("semipd.") else getattr(Config(), owner)
+    return float(getattr(home, name))
 
 
 def test_states_can_be_asked_for() -> None:
