@@ -12,7 +12,7 @@ from semipd.wire.client_protocol import check_hello, error_from_wire, hello
 from semipd.wire.client_results import Greeting
 from semipd.wire.frames import FrameReader, encode_frame
 
-CONNECT_LIMIT_S = 30.0
+CONNECT_LIMIT_S = 15.0
 """For room in the daemon's queue of connections, and then for its hello: a busy machine is not a fault."""
 
 ANSWER_LIMIT_S = 60.0
