@@ -112,7 +112,9 @@ TokenIds = Annotated[
     list[Annotated[int, Field(ge=0, le=MAX_COUNT)]], Field(fail_fast=True), BeforeValidator(_whole_all)
 ]
 StopTokenIds = Annotated[TokenIds, Field(max_length=MAX_STOP_TOKEN_IDS), at_most(MAX_STOP_TOKEN_IDS)]
-AllowedTokenIds = Annotated[TokenIds, Field(max_length=MAX_ALLOWED_TOKEN_IDS), at_most(MAX_ALLOWED_TOKEN_IDS)]
+AllowedTokenIds = Annotated[
+    TokenIds, Field(min_length=1, max_length=MAX_ALLOWED_TOKEN_IDS), at_most(MAX_ALLOWED_TOKEN_IDS)
+]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 StopStrings = Annotated[
     list[StopString],
@@ -152,7 +154,7 @@ class SamplingOptions(BaseModel):
     frequency_penalty: Annotated[float, within(RANGES["frequency_penalty"])] | None = None
     logit_bias: LogitBias | None = None
     allowed_token_ids: AllowedTokenIds | None = None
-    """No other token is sampled. Empty: any may be."""
+    """No other token is sampled."""
 
     seed: Annotated[int, Field(ge=_MIN_SEED, le=MAX_SEED), WHOLE] | None = None
     min_tokens: TokenCount | None = None
