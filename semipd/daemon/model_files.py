@@ -243,7 +243,9 @@ def _sampling_defaults(folder: Path, generation: Mapping[str, Any]) -> dict[str,
         raise _bad_value(path, "do_sample", do_sample, "true or false")
     given = {name: generation.get(name) for name in ("repetition_penalty", *_SAMPLED_ONLY)}
     numbers = {name: _number(path, name, value) for name, value in given.items() if value is not None}
-    found = {name: value for name, value in numbers.items() if do_sample or name not in _SAMPLED_ONLY}
+    found: dict[str, Any] = {
+        name: value for name, value in numbers.items() if do_sample or name not in _SAMPLED_ONLY
+    }
     try:
         replace(SamplingParams(max_tokens=1, seed=0), **found).validate(vocab_size=1)
     except SemipdError as error:
