@@ -1,4 +1,4 @@
-"""Values in messages: the start of what a client sent, at a cost that does not grow with it."""
+"""Values and texts in messages: the start of what a client sent, at a cost that does not grow with it."""
 
 import reprlib
 
@@ -26,3 +26,11 @@ def brief(value: object, max_chars: int = 80) -> str:
     shown = _Brief()
     shown.maxstring = max_chars
     return shown.repr(value)[:max_chars]
+
+
+def sayable(text: str, max_chars: int) -> str:
+    """`text` as every peer can be sent it: without lone surrogates, and cut where it is longer."""
+    if len(text) > max_chars:
+        left_out = f"... ({len(text)} characters)"
+        text = text[: max_chars - len(left_out)] + left_out
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

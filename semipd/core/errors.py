@@ -1,8 +1,14 @@
 """The one exception type for everything a user, a file or a device can cause."""
 
+from semipd.core.brief import sayable
+
+MAX_SAID_CHARS = 2000
+"""Of a message, and of a hint: they may hold what a client, a file or a template said."""
+
 
 class SemipdError(Exception):
-    """An answer, not a bug: stable `code`, a sentence with the numbers, and the next step.
+    """An answer, not a bug: stable `code`, a sentence with the numbers, and the next step. Its texts can be
+    sent to every peer: they are cut at MAX_SAID_CHARS and hold no lone surrogates.
 
     Attributes:
         code: stable machine-readable word, e.g. ``context_length_exceeded``.
@@ -21,11 +27,12 @@ class SemipdError(Exception):
         param: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
+        message, hint = sayable(message, MAX_SAID_CHARS), sayable(hint, MAX_SAID_CHARS)
         super().__init__(f"{message} {hint}".strip())
         self.code = code
         self.message = message
         self.hint = hint
-        self.param = param
+        self.param = None if param is None else sayable(param, MAX_SAID_CHARS)
         self.retry_after_s = retry_after_s
 
 

@@ -198,10 +198,13 @@ class Admission:
         if asked.requests <= 1 or (asked.requests <= most.requests and asked.tokens <= most.tokens):
             return
         setting = "batch_share" if share < config.max_request_share else "max_request_share"
+        tokens, most_tokens = "", ""
+        if asked.tokens:  # else they are not known yet
+            tokens, most_tokens = f" with {asked.tokens:.0f} prompt tokens", f" with {most.tokens:.0f}"
         raise SemipdError(
             "request_too_large",
-            f"The request has {asked.requests:.0f} sequences (prompts times n) with {asked.tokens:.0f} "
-            f"prompt tokens; one request may have {max(most.requests, 1):.0f} with {most.tokens:.0f} "
+            f"The request has {asked.requests:.0f} sequences (prompts times n){tokens}; one request may "
+            f"have {max(most.requests, 1):.0f}{most_tokens} "
             f"(admission.{setting}={share:g} of max_waiting_requests={config.max_waiting_requests} and "
             f"max_waiting_tokens={config.max_waiting_tokens}).",
             "Send it as several requests, or with a smaller n.",

@@ -39,9 +39,10 @@ class Chat:
         body = parse(ChatCompletionRequest, await request.read(), self._services)
         service, request_id = self._services.generation, request[REQUEST_ID]
         with self._services.enter(body.priority, body.num_choices) as place:
-            prompt = await conversation_prompt(
-                service.prompts, body.messages, body, service.prompt_bound(body)
-            )
+            async with service.preparing(body, request[ARRIVAL_NS]):
+                prompt = await conversation_prompt(
+                    service.prompts, body.messages, body, service.prompt_bound(body)
+                )
             prepared = service.prepare(prompt, body)
             sender = Sender(request_id, request[ARRIVAL_NS], request[CALLER])
             choices = Choices(service, sender, [prepared], body.num_choices, place)

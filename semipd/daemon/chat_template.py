@@ -18,11 +18,15 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from semipd.core.brief import sayable
 from semipd.core.errors import SemipdError
 
 DEFAULT_MAX_CHARS = 2**24
 
 MAX_SOURCE_CHARS = 2**20
+
+MAX_SAID_CHARS = 400
+"""Of what a template, or Python on its behalf, says of messages that it refuses."""
 
 LIMIT_CODE = "chat_template_limit"
 
@@ -81,16 +85,16 @@ class ChatTemplate:
         except SemipdError:
             raise
         except _Refused as error:
-            message = f"The chat template refuses these messages: {error.message}"
+            message = f"The chat template refuses these messages: {_said(error)}"
             raise SemipdError("invalid_messages", message, param="messages") from error
         except SecurityError as error:
-            message = f"The checkpoint's chat template leaves its sandbox: {error}."
+            message = f"The checkpoint's chat template leaves its sandbox: {_said(error)}."
             hint = "Do not trust this checkpoint; /v1/completions works without its template."
             raise SemipdError("invalid_chat_template", message, hint) from error
         except Exception as error:  # a template is a program: whatever its expressions raise
             raise SemipdError(
                 "invalid_messages",
-                f"The chat template cannot read these messages: {type(error).__name__}: {error}.",
+                f"The chat template cannot read these messages: {type(error).__name__}: {_said(error)}.",
                 "Give each message a role and a content that this model's template knows.",
                 param="messages",
             ) from error
@@ -121,6 +125,16 @@ def _compiling() -> Iterator[None]:
     except (RecursionError, MemoryError, ValueError, OverflowError, SyntaxError) as error:
         message = f"The checkpoint's chat template does not compile: {type(error).__name__}: {error}."
         raise SemipdError("invalid_chat_template", message, "Fetch the file again.") from error
+
+
+def _said(error: Exception) -> str:
+    """What it holds comes from the template, and may be of any kind and size."""
+    try:
+        return sayable(str(error), MAX_SAID_CHARS)
+    except MemoryError:
+        raise
+    except Exception:
+        return "it cannot be shown"
 
 
 def out_of_memory() -> SemipdError:
@@ -162,8 +176,8 @@ def _refuse_underscore(name: object) -> None:
         raise SecurityError(f"a namespace takes no attribute named {name!r}")
 
 
-def _raise_exception(message: str) -> NoReturn:
-    raise _Refused(message)
+def _raise_exception(message: object) -> NoReturn:
+    raise _Refused(sayable(str(message), MAX_SAID_CHARS))
 
 
 def _strftime_now(form: str) -> str:

@@ -31,9 +31,10 @@ class Completions:
         num_known_tokens = sum(len(prompt) for prompt in body.prompts if isinstance(prompt, list))
         num_sequences = len(body.prompts) * body.num_choices
         with self._services.enter(body.priority, num_sequences, num_known_tokens * body.num_choices) as place:
-            prompts = await service.prompts.of(
-                body.prompts, service.prompt_bound(body), add_special_tokens=special
-            )
+            async with service.preparing(body, request[ARRIVAL_NS]):
+                prompts = await service.prompts.of(
+                    body.prompts, service.prompt_bound(body), add_special_tokens=special
+                )
             prepared = [service.prepare(prompt, body, DEFAULT_MAX_TOKENS) for prompt in prompts]
             sender = Sender(request_id, request[ARRIVAL_NS], request[CALLER])
             choices = Choices(service, sender, prepared, body.num_choices, place)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -209,6 +210,21 @@ class GenerationService:
         """Of texts that need not fit into the context. Raises SemipdError(`engine_not_ready`)."""
         most = max(self.limits.max_model_len, MAX_TOKENIZED)
         return TextBound(most, "the limit of a text", code="request_too_large")
+
+    @asynccontextmanager
+    async def preparing(self, options: SamplingOptions, arrival_ns: int) -> AsyncGenerator[None, None]:
+        """For what is done before a request is admitted, its deadline holds too. Raises
+        SemipdError(`deadline_exceeded`)."""
+        timeout_ms = self.rules.deadline_ms(options.timeout_ms)
+        left_s = None if timeout_ms is None else timeout_ms / 1e3 - _age_s(arrival_ns)
+        scope = asyncio.timeout(left_s)
+        try:
+            async with scope:
+                yield
+        except TimeoutError as error:
+            if timeout_ms is None or not scope.expired():
+                raise
+            raise deadline_exceeded(timeout_ms, 0) from error
 
     def prepare(
         self, prompt: Prompt, options: SamplingOptions, default_max_tokens: int | None = None

@@ -1,6 +1,7 @@
 """A model's name to a local folder, and what the daemon reads there: tokenizer, template, defaults."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from typing import Any
 
 from semipd.core.errors import SemipdError
 from semipd.core.json_file import UnusableJson, read_json_object
-from semipd.core.sampling import MAX_STOP_TOKEN_IDS, RANGES, SamplingParams
+from semipd.core.sampling import MAX_COUNT, MAX_STOP_TOKEN_IDS, RANGES, SamplingParams
 from semipd.daemon.chat_template import ChatTemplate
 from semipd.daemon.hub import download
 from semipd.daemon.tokenizer import Tokenizer
@@ -234,21 +235,35 @@ def _id_list(path: Path, raw: object) -> set[int]:
 
 
 def _sampling_defaults(folder: Path, generation: Mapping[str, Any]) -> dict[str, int | float]:
-    """As `transformers` reads the file: temperature and truncation count only under do_sample."""
-    names = ("repetition_penalty", *(_SAMPLED_ONLY if generation.get("do_sample") is True else ()))
-    found = {name: generation[name] for name in names if generation.get(name) is not None}
+    """As `transformers` reads the file: temperature and truncation count only under do_sample. What is no
+    number is refused whether it counts or not."""
     path = folder / "generation_config.json"
-    for name, value in found.items():
-        if type(value) not in (int, float) or (name == "top_k" and type(value) is not int):
-            raise _bad_value(path, name, value, f"a number, {RANGES[name]}")
-    if found.get("top_k") == -1:
-        found["top_k"] = 0
+    do_sample = generation.get("do_sample")
+    if type(do_sample) not in (bool, type(None)):
+        raise _bad_value(path, "do_sample", do_sample, "true or false")
+    given = {name: generation.get(name) for name in ("repetition_penalty", *_SAMPLED_ONLY)}
+    numbers = {name: _number(path, name, value) for name, value in given.items() if value is not None}
+    found: dict[str, Any] = {
+        name: value for name, value in numbers.items() if do_sample or name not in _SAMPLED_ONLY
+    }
     try:
         replace(SamplingParams(max_tokens=1, seed=0), **found).validate(vocab_size=1)
     except SemipdError as error:
         message = f"{path}: {error.message}"
         raise SemipdError("invalid_checkpoint", message, "Correct the file or fetch it again.") from error
     return found
+
+
+def _number(path: Path, name: str, value: object) -> int | float:
+    """As in a request: a whole number may be written as 50.0, and a top_k of -1, or beyond every vocabulary,
+    is off."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is int and name == "top_k":
+        return 0 if value == -1 or value > MAX_COUNT else value
+    if type(value) is int or (type(value) is float and math.isfinite(value) and name != "top_k"):
+        return value
+    raise _bad_value(path, name, value, f"a {'whole ' if name == 'top_k' else ''}number, {RANGES[name]}")
 
 
 def _max_position_embeddings(folder: Path, config: Mapping[str, Any]) -> int:

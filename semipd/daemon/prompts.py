@@ -12,7 +12,7 @@ from semipd.core.errors import SemipdError
 from semipd.daemon.chat_template import ChatTemplate
 from semipd.daemon.conversation import Conversation
 from semipd.daemon.heap import HeapTrimmer
-from semipd.daemon.rendering import DirectRenderer, Renderer, RenderPool
+from semipd.daemon.rendering import DirectRenderer, Renderer, RenderPool, rendering_to_wire
 from semipd.daemon.served_model import MessageTemplate, ServedModel
 from semipd.daemon.text_bounds import CERTAINTY, PREFIX_CHARS_PER_TOKEN, TextBound
 from semipd.daemon.tokenizer import Tokenizer
@@ -106,6 +106,10 @@ class Prompts:
         """What became of a short conversation. Raises SemipdError(`invalid_chat_template`) when the template
         does not compile."""
         return await self._renderer.trial() if isinstance(self._renderer, RenderPool) else None
+
+    def rendering_to_wire(self) -> dict[str, int]:
+        """For the status document."""
+        return rendering_to_wire() if self._renderer is None else self._renderer.to_wire()
 
     async def close(self) -> None:
         if self._renderer is not None:

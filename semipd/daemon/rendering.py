@@ -24,17 +24,27 @@ from semipd.core.errors import SemipdError
 from semipd.daemon.chat_template import LIMIT_CODE, ChatTemplate
 from semipd.daemon.conversation import Conversation, Template, written
 from semipd.daemon.render_child import LENGTH
+from semipd.wire.own_time import OwnTime
 
 log = logging.getLogger(__name__)
 
 MAX_CHILDREN = 2
 """One conversation that takes long does not keep all others waiting."""
 
+MAX_WAITING_RENDERS = 256
+"""Conversations that wait for a child; a burst of ordinary ones takes about a millisecond each."""
+
+WAIT_LIMIT_S = 30.0
+"""For a child, of the daemon's own time: others may keep all of them busy."""
+
 PATIENCE = 30
 """A child that gets no CPU has so many times its limit by the clock."""
 
 START_CPU_MS = 1500
 """For a child to start, beside what compiling the template may take."""
+
+SAFE_DEPTH = 200
+"""Of values in a conversation: pickling takes two of Python's 1,000 calls for each level."""
 
 END_LIMIT_S = 5.0
 READ_BYTES = 2**20
@@ -45,7 +55,10 @@ _TRIAL = Conversation([{"role": "user", "content": "Hello"}])
 class Renderer(Protocol):
     async def render(self, conversation: Conversation) -> str:
         """The prompt's text. Raises SemipdError: `invalid_messages`, `invalid_chat_template`,
-        `chat_template_limit`, `renderer_failed`."""
+        `chat_template_limit`, `renderer_failed`, `overloaded`, `shutting_down`."""
+
+    def to_wire(self) -> dict[str, int]:
+        """For the status document: conversations under way and waiting, and the bounds of both."""
 
     async def close(self) -> None:
         """Idempotent."""
@@ -59,6 +72,9 @@ class DirectRenderer:
 
     async def render(self, conversation: Conversation) -> str:
         return written(conversation, self._template)
+
+    def to_wire(self) -> dict[str, int]:
+        return rendering_to_wire()
 
     async def close(self) -> None:
         """Nothing is open."""
@@ -77,15 +93,52 @@ class RenderPool:
         self._limits = limits
         self._idle: list[_Child] = []
         self._free = asyncio.Semaphore(MAX_CHILDREN)
+        self._num_waiting = 0
+        self._is_closed = False
         self._jobs: set[asyncio.Task[str]] = set()
 
     async def render(self, conversation: Conversation) -> str:
+        """Whoever goes away while it waits leaves nothing to be done."""
+        await self._turn()
         job = asyncio.create_task(self._render(conversation), name="render")
         self._jobs.add(job)
-        job.add_done_callback(self._jobs.discard)
-        job.add_done_callback(_look_at)
-        # who goes away does not end the work: a child would have to be started again
+        job.add_done_callback(self._end)
+        # who goes away does not end what has begun: a child would have to be started again
         return await asyncio.shield(job)
+
+    def to_wire(self) -> dict[str, int]:
+        return rendering_to_wire(len(self._jobs), self._num_waiting)
+
+    async def _turn(self) -> None:
+        """One of MAX_CHILDREN, until its job has ended. Raises SemipdError: `overloaded`, `shutting_down`."""
+        if self._free.locked() and self._num_waiting >= MAX_WAITING_RENDERS:
+            raise self._overloaded(f"{self._num_waiting} conversations wait")
+        self._num_waiting += 1
+        try:
+            async with OwnTime(WAIT_LIMIT_S):
+                await self._free.acquire()
+        except TimeoutError as error:
+            raise self._overloaded(f"This one has waited {WAIT_LIMIT_S:g} s") from error
+        finally:
+            self._num_waiting -= 1
+        if self._is_closed:
+            self._free.release()
+            raise SemipdError("shutting_down", "The daemon is shutting down.")
+
+    def _overloaded(self, what: str) -> SemipdError:
+        return SemipdError(
+            "overloaded",
+            f"{what} for the chat template, which is at work on {len(self._jobs)} others; at most "
+            f"{MAX_WAITING_RENDERS} may wait, {WAIT_LIMIT_S:g} s each.",
+            "Send the request again later.",
+            retry_after_s=max(self._limits.template_ms / 1e3, 1),
+        )
+
+    def _end(self, job: "asyncio.Task[str]") -> None:
+        self._jobs.discard(job)
+        self._free.release()
+        if not job.cancelled():
+            job.exception()  # nobody may be left to whom it matters
 
     async def trial(self) -> SemipdError | None:
         """Renders a short conversation and ends the child; what came of that. Raises SemipdError when the
@@ -107,6 +160,7 @@ class RenderPool:
         return None
 
     async def close(self) -> None:
+        self._is_closed = True
         for job in list(self._jobs):
             job.cancel()
         await asyncio.gather(*self._jobs, return_exceptions=True)
@@ -119,15 +173,14 @@ class RenderPool:
 
     async def _render(self, conversation: Conversation) -> str:
         data = _pickled(conversation)
-        async with self._free:
-            try:
-                return await self._attempt(data)
-            except _DiedError:
-                log.warning("the chat template's process ended without an answer; it gets another try")
-            try:
-                return await self._attempt(data)
-            except _DiedError as error:
-                raise _failed() from error
+        try:
+            return await self._attempt(data)
+        except _DiedError:
+            log.warning("the chat template's process ended without an answer; it gets another try")
+        try:
+            return await self._attempt(data)
+        except _DiedError as error:
+            raise _failed() from error
 
     async def _attempt(self, data: bytes) -> str:
         """A child is used again unless it died, was stopped, or reached a limit."""
@@ -146,6 +199,15 @@ class RenderPool:
         return str(rest[0])
 
 
+def rendering_to_wire(num_rendering: int = 0, num_waiting: int = 0) -> dict[str, int]:
+    return {
+        "rendering": num_rendering,
+        "waiting": num_waiting,
+        "max_rendering": MAX_CHILDREN,
+        "max_waiting": MAX_WAITING_RENDERS,
+    }
+
+
 def _error(code: str, rest: list[str | None]) -> SemipdError:
     message, hint, param = rest
     return SemipdError(code, str(message), str(hint), param=param)
@@ -156,18 +218,17 @@ def _failed() -> SemipdError:
     return SemipdError("renderer_failed", message, "The daemon's log may say more.")
 
 
-def _look_at(job: "asyncio.Task[str]") -> None:
-    """Nobody may be left to whom its error matters."""
-    if not job.cancelled():
-        job.exception()
-
-
 def _pickled(value: object) -> bytes:
     try:
         return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
     except RecursionError as error:
-        message = "The messages are nested too deeply."
-        raise SemipdError("invalid_messages", message, param="messages") from error
+        raise SemipdError(
+            "invalid_messages",
+            "The messages, or chat_template_kwargs, are nested too deeply to be handed to the chat template; "
+            f"{SAFE_DEPTH} levels of arrays and objects always can be.",
+            "Send what is nested more deeply as text.",
+            param="messages",
+        ) from error
 
 
 @dataclass(slots=True, eq=False)

@@ -116,6 +116,7 @@ class Services:
             "live_requests": len(self.table),
             "ignored_fields": dict(self.ignored_fields),
             "admission": self.admission.to_wire(),
+            "chat_template": self.generation.prompts.rendering_to_wire(),
             "drain": self.drain.to_wire(),
         }
 

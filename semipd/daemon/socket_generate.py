@@ -46,7 +46,9 @@ async def _generate_as(request_id: str, session: Session, request: GenerateReque
     with services.enter(
         request.priority, request.num_choices, num_known_tokens * request.num_choices
     ) as place:
-        prepared = services.generation.prepare(await _prompt(session, request), request)
+        async with services.generation.preparing(request, arrival_ns):
+            prompt = await _prompt(session, request)
+        prepared = services.generation.prepare(prompt, request)
         sender = Sender(request_id, arrival_ns, caller)
         choices = Choices(services.generation, sender, [prepared], request.num_choices, place)
         with choices:

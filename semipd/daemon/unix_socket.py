@@ -219,7 +219,7 @@ class _Connection:
         if error.code == "duplicate_id":
             await self._stream.say(error_frame(None, error) | {"duplicate": request_id})
         else:
-            await self._stream.say(error_frame(request_id, error))
+            await self._say_error(request_id, error)
 
     def _parse(self, message: dict[str, Any]) -> tuple[Operation, SocketRequest]:
         name = message.get("op")
@@ -262,12 +262,22 @@ class _Connection:
             await self._say_last(request.id, failed)
 
     async def _say_last(self, request_id: RequestId, error: SemipdError) -> None:
-        """The client may have gone, or read nothing."""
+        """The client may have gone, or read nothing; else it learns that the request is over."""
         try:
             with suppress(ConnectionError):
-                await self._stream.say(error_frame(request_id, error))
+                await self._say_error(request_id, error)
         except ProtocolError as unread:
             self._end(unread)
+
+    async def _say_error(self, request_id: RequestId | None, error: SemipdError) -> None:
+        try:
+            await self._stream.say(error_frame(request_id, error))
+        except ProtocolError:
+            raise
+        except SemipdError as unsayable:
+            log.error("an error on the Unix socket could not be sent: %s", unsayable)
+            short = SemipdError("internal_error", f"The request failed ({unsayable.code}); the log says how.")
+            await self._stream.say(error_frame(request_id, short))
 
 
 def _welcome(session: Session) -> dict[str, Any]:

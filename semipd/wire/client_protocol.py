@@ -186,10 +186,11 @@ def error_from_wire(details: Any) -> SemipdError:
             f"The peer's error is not understood: {details!r:.100}.",
             "Is it a semipd daemon, of this version?",
         )
+    hint, param = details.get("hint"), details.get("param")
     return SemipdError(
         details["code"],
         details["message"],
-        details.get("hint") or "",
-        param=details.get("param"),
+        hint if isinstance(hint, str) else "",
+        param=param if isinstance(param, str) else None,
         retry_after_s=details.get("retry_after_s"),
     )

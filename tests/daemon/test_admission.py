@@ -165,6 +165,13 @@ def test_retry_after_comes_from_the_measured_rate_and_spreads_who_is_refused() -
     assert last.retry_after_s == MAX_RETRY_S
 
 
+def test_what_is_not_known_of_a_request_is_not_said() -> None:
+    desk = Desk(max_waiting_requests=100)
+    with pytest.raises(SemipdError) as refused:
+        desk.admission.enter("interactive", 60)
+    assert "60 sequences (prompts times n); one request may have 50 (admission." in refused.value.message
+
+
 def test_retry_after_by_tokens() -> None:
     desk = Desk(max_waiting_tokens=1000)
     for _ in range(40):  # 500 tokens a second

@@ -81,7 +81,7 @@ def test_sampling_defaults_count_under_do_sample(folder: Path) -> None:
         ),
         ("temperature", ["-0.1", "1e400", "101", "true", "-1e-320"]),
         ("top_p", ["0", "1.1", "-0.0", "false"]),
-        ("top_k", ["-2", "1e30", "2147483648", "9" * 400, "5.0"]),
+        ("top_k", ["-2", "1.5", "NaN", "Infinity", "true", '"50"']),
         ("min_p", ["-1e-300", "2"]),
     ],
 )
@@ -98,6 +98,26 @@ def test_numbers_of_a_checkpoint_have_the_ranges_of_requests(
         assert len(error.message) < 400
     (folder / "generation_config.json").write_text('{"do_sample": true, "top_k": -1, "top_p": 1e-320}')
     assert ModelFiles.open(str(folder)).sampling_defaults == {"top_k": 0, "top_p": 1e-320}
+
+
+def test_top_k_of_a_checkpoint_follows_the_rule_of_requests(folder: Path) -> None:
+    for text, top_k in (("50.0", 50), ("1e30", 0), ("3000000000", 0), ("9" * 400, 0), ("-1.0", 0), ("0", 0)):
+        (folder / "generation_config.json").write_text(f'{{"do_sample": true, "top_k": {text}}}')
+        assert ModelFiles.open(str(folder)).sampling_defaults == {"top_k": top_k}
+
+
+def test_what_is_no_number_is_refused_whether_it_counts_or_not(folder: Path) -> None:
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    for name, text in [(name, text) for name in names for text in ("NaN", '"1"', "true", "[1]", "1e400")]:
+        (folder / "generation_config.json").write_text(f'{{"{name}": {text}}}')
+        error = refusal(folder)
+        assert error.code == "invalid_checkpoint"
+        assert f"generation_config.json: {name} is" in error.message
+    for text in ('"true"', "1", "[]"):
+        (folder / "generation_config.json").write_text(f'{{"do_sample": {text}}}')
+        assert "do_sample is" in refusal(folder).message
+    (folder / "generation_config.json").write_text('{"do_sample": false, "top_p": 0, "top_k": null}')
+    assert ModelFiles.open(str(folder)).sampling_defaults == {}, "what does not count has no range"
 
 
 def test_a_checkpoint_may_not_name_too_many_ends(folder: Path) -> None:

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.daemon import until
+from support.byte_model import ByteModel
+from support.daemon import Running, running, until
 
+from semipd.client import AsyncClient
 from semipd.config_sections import LimitsConfig
 from semipd.core.errors import SemipdError
+from semipd.daemon import rendering
 from semipd.daemon.chat_template import ChatTemplate
 from semipd.daemon.conversation import Conversation, written
-from semipd.daemon.rendering import MAX_CHILDREN, RenderPool
+from semipd.daemon.rendering import MAX_CHILDREN, SAFE_DEPTH, RenderPool
 
 USER = {"role": "user", "content": "Hi"}
 LOOP = (
@@ -152,6 +155,111 @@ async def test_who_goes_away_leaves_no_pile_of_children() -> None:
             with suppress(asyncio.CancelledError):
                 await job
             assert len(children()) <= MAX_CHILDREN
+
+
+LOOPING = Conversation([{"role": "user", "content": "loop"}])
+
+
+@asynccontextmanager
+async def busy(pool: RenderPool) -> AsyncIterator[None]:
+    """No child is free."""
+    jobs = [asyncio.create_task(pool.render(LOOPING)) for _ in range(MAX_CHILDREN)]
+    await until(lambda: pool.to_wire()["rendering"] == MAX_CHILDREN)
+    try:
+        yield
+    finally:
+        await ended(jobs)
+
+
+async def ended(jobs: list[asyncio.Task[str]]) -> None:
+    for job in jobs:
+        job.cancel()
+    await asyncio.wait(jobs)
+
+
+async def test_who_leaves_while_waiting_leaves_nothing_to_do() -> None:
+    async with pool_of(LOOP, template_ms=60_000) as pool, busy(pool):
+        waiting = [asyncio.create_task(pool.render(LOOPING)) for _ in range(20)]
+        await until(lambda: pool.to_wire()["waiting"] == 20)
+        await ended(waiting)
+        assert pool.to_wire() == {
+            "rendering": MAX_CHILDREN,
+            "waiting": 0,
+            "max_rendering": MAX_CHILDREN,
+            "max_waiting": rendering.MAX_WAITING_RENDERS,
+        }
+
+
+async def test_who_left_does_not_keep_others_waiting() -> None:
+    async with pool_of(LOOP, template_ms=300) as pool:
+        async with busy(pool):
+            await ended([asyncio.create_task(pool.render(LOOPING)) for _ in range(20)])
+        async with asyncio.timeout(20):
+            assert await pool.render(Conversation([USER])) == "Hi"
+        await until(lambda: pool.to_wire()["rendering"] == 0)
+
+
+async def test_so_many_may_wait_and_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "MAX_WAITING_RENDERS", 3)
+    async with pool_of(LOOP, template_ms=60_000) as pool, busy(pool):
+        waiting = [asyncio.create_task(pool.render(LOOPING)) for _ in range(3)]
+        await until(lambda: pool.to_wire()["waiting"] == 3)
+        error = await refusal(pool, LOOPING)
+        assert (error.code, error.retry_after_s) == ("overloaded", 60)
+        assert "3 conversations wait" in error.message
+        assert "at most 3 may wait" in error.message
+        await ended(waiting)
+        monkeypatch.setattr(rendering, "WAIT_LIMIT_S", 0.1)
+        error = await refusal(pool, LOOPING)
+        assert error.code == "overloaded"
+        assert "has waited 0.1 s" in error.message
+        assert pool.to_wire()["waiting"] == 0
+
+
+@asynccontextmanager
+async def looping_daemon(tmp_path: Path, **settings: Any) -> AsyncIterator[Running]:
+    model = ByteModel(chat_template=ChatTemplate(LOOP, {}))
+    given = {"limits.template_ms": 60_000, **settings}
+    async with running(tmp_path, model, settings=given) as daemon:
+        yield daemon
+
+
+@pytest.mark.parametrize("by_setting", [False, True])
+async def test_a_deadline_holds_while_a_conversation_is_rendered_or_waits(
+    tmp_path: Path, by_setting: bool
+) -> None:
+    settings, field = ({"admission.timeout_ms": 300}, {}) if by_setting else ({}, {"timeout_ms": 300})
+    body = {"messages": LOOPING.messages, "max_tokens": 1, **field}
+    async with looping_daemon(tmp_path, **settings) as daemon:
+        asked = [
+            asyncio.create_task(daemon.post(body, "/v1/chat/completions")) for _ in range(MAX_CHILDREN + 2)
+        ]
+        async with await AsyncClient.connect(daemon.socket_path) as client:
+            with pytest.raises(SemipdError) as late:
+                await anext(client.generate(**body))
+        assert late.value.code == "deadline_exceeded"
+        answers = [await task for task in asked]
+        assert {(status, answer["error"]["code"]) for status, answer, _ in answers} == {
+            (504, "deadline_exceeded")
+        }
+        shown = (await daemon.services.status())["chat_template"]
+        assert (shown["rendering"], shown["waiting"]) == (MAX_CHILDREN, 0)
+
+
+def nested(depth: int) -> Conversation:
+    value: Any = "x"
+    for level in range(depth):
+        value = [value] if level % 2 else {"a": value}
+    return Conversation([USER | {"more": value}])
+
+
+async def test_too_deep_a_message_is_refused_with_a_number() -> None:
+    async with pool_of("{{ messages[0].content }}") as pool:
+        assert await pool.render(nested(SAFE_DEPTH)) == "Hi"
+        error = await refusal(pool, nested(5000))
+        assert error.code == "invalid_messages"
+        assert f"{SAFE_DEPTH} levels" in error.message
+        assert error.hint
 
 
 async def test_a_template_that_does_not_compile_stops_the_trial() -> None:
