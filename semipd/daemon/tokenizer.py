@@ -78,6 +78,11 @@ class Tokenizer:
             ) from error
 
     @property
+    def anchor(self) -> list[int]:
+        """Tokens that a text may begin with, where what matters comes after them."""
+        return list(self._anchor)
+
+    @property
     def vocab_size(self) -> int:
         """Tokens known, added ones included. A model's own vocabulary may be padded beyond it."""
         return self._inner.get_vocab_size(with_added_tokens=True)
@@ -228,8 +233,8 @@ class StreamDecoder:
         tail = prompt[-_MAX_PENDING:]
         num_shown = 0
         for idx, token_id in enumerate(tail, 1):
-            if token_id in self._tokenizer.special_ids:
-                self.flush()  # a character does not go on after a special token
+            if self._pending() and token_id in self._tokenizer.special_ids:
+                self._forget()  # a character does not go on after a special token
             self.step(token_id)
             num_shown = num_shown if self._pending() else idx
         if not _ends_inside_character(b"".join(map(self._tokenizer.token_bytes, self._pending()))):
@@ -253,6 +258,12 @@ class StreamDecoder:
 
     def _pending(self) -> list[int]:
         return self._window[self._num_context :]
+
+    def _forget(self) -> None:
+        """As in the middle of another text."""
+        self._window = self._tokenizer.anchor
+        self._num_context = len(self._window)
+        self._context_text = self._decode()
 
     def _decode(self) -> str:
         return self._tokenizer.decode(self._window, skip_special_tokens=self._skip_special)
