@@ -183,7 +183,7 @@ def _special_tokens(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[s
 def _token_text(path: Path, name: str, token: object) -> str:
     text = token.get("content") if isinstance(token, dict) else token
     if not isinstance(text, str) or not _is_unicode(text):
-        raise _bad_value(path, name, token, 'a text, or an object with "content"')
+        raise _bad_value(path, name, token, 'Unicode text, or an object with it as "content"')
     return text
 
 

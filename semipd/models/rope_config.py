@@ -69,7 +69,7 @@ def parse_rope(fields: Fields, max_position_embeddings: int) -> RopeConfig:
     _refuse_unread(values)
     theta = values.number("rope_theta", fields.number("rope_theta", DEFAULT_THETA))
     if theta < 1.0 or (theta == 1.0 and kind == "yarn"):
-        raise values.corrupt(f"{values.prefix}rope_theta must be above 1, got {theta:g}")
+        raise values.corrupt(f"rope_theta must be above 1, got {theta:g}")
     partial = values.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
     if partial != 1.0:
         raise SemipdError(
