@@ -14,6 +14,7 @@ from semipd.daemon.logprobs import CompletionWriter, TokenTexts, join_completion
 from semipd.daemon.prompts import Prompt
 from semipd.daemon.schema_openai import CompletionOptions, CompletionRequest
 from semipd.daemon.services import Services
+from semipd.daemon.text import StreamDecoder
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's, for this endpoint."""
@@ -116,8 +117,7 @@ class CompletionShape:
 
     def _writer(self, prompt: Prompt) -> CompletionWriter:
         body = self._body
-        skip_special = body.skip_special_tokens is not False
-        decoder = self._texts.tokenizer.stream_decoder(skip_special_tokens=skip_special)
+        decoder = self._decoder()
         if not prompt.opens_text:
             decoder.prime(prompt.token_ids)
         as_ids = bool(body.return_tokens_as_token_ids)
@@ -125,7 +125,14 @@ class CompletionShape:
 
     def _text_of(self, prompt: Prompt) -> str:
         """As the client sent it: of token ids all are shown, special ones too, whatever is done with those
-        that are generated."""
+        that are generated. A character that they have begun stands in the generated text."""
         if prompt.text is not None:
             return prompt.text
-        return self._texts.tokenizer.decode(prompt.token_ids, skip_special_tokens=False)
+        is_whole = prompt.opens_text or self._body.prompt_only
+        num_held = 0 if is_whole else self._decoder().prime(prompt.token_ids)
+        shown = prompt.token_ids[: len(prompt.token_ids) - num_held]
+        return self._texts.tokenizer.decode(shown, skip_special_tokens=False)
+
+    def _decoder(self) -> StreamDecoder:
+        skip_special = self._body.skip_special_tokens is not False
+        return self._texts.tokenizer.stream_decoder(skip_special_tokens=skip_special)

@@ -14,6 +14,7 @@ from aiohttp import web
 from semipd.core.errors import SemipdError
 from semipd.daemon.answer_types import Partial
 from semipd.daemon.callers import Caller
+from semipd.daemon.passing import PASSING
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,9 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return error_response(error)
     except web.HTTPException as error:
         return _from_aiohttp(request, error)
-    except Exception:
+    except PASSING:
+        raise
+    except BaseException:
         log.exception("request_id=%s failed", request[REQUEST_ID])
         return error_response(internal_error(request[REQUEST_ID]))
 

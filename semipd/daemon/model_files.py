@@ -12,6 +12,7 @@ from semipd.core.errors import SemipdError
 from semipd.core.json_file import UnusableJson, read_json_object
 from semipd.core.sampling import MAX_COUNT, MAX_STOP_TOKEN_IDS, RANGES, SamplingParams
 from semipd.daemon.chat_template import ChatTemplate
+from semipd.daemon.generation_keys import warn_of_unread
 from semipd.daemon.hub import download
 from semipd.daemon.tokenizer import Tokenizer
 
@@ -84,6 +85,7 @@ class ModelFiles:
                 "invalid_checkpoint", message, "Name the folder with config.json and *.safetensors."
             )
         generation = _read_json(folder / "generation_config.json")
+        warn_of_unread(folder / "generation_config.json", generation)
         tokenizer_config = _read_json(folder / "tokenizer_config.json")
         tokenizer = Tokenizer.from_file(_tokenizer_file(folder, name))
         special_tokens = _special_tokens(folder, tokenizer_config)
@@ -181,9 +183,14 @@ def _special_tokens(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[s
 
 def _token_text(path: Path, name: str, token: object) -> str:
     text = token.get("content") if isinstance(token, dict) else token
-    if not isinstance(text, str):
-        raise _bad_value(path, name, token, 'a text, or an object with "content"')
+    if not isinstance(text, str) or not _is_unicode(text):
+        raise _bad_value(path, name, token, 'Unicode text, or an object with it as "content"')
     return text
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON's escapes can write half of a surrogate pair, which no tokenizer and no terminal takes."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _tokenizer_info(
@@ -287,8 +294,14 @@ def _chat_template_source(folder: Path, tokenizer_config: Mapping[str, Any]) -> 
         (folder / "tokenizer_config.json", tokenizer_config),
     ):
         if data.get("chat_template") is not None:
-            return _default_template(path, data["chat_template"])
+            return _unicode(path, _default_template(path, data["chat_template"]))
     return None
+
+
+def _unicode(path: Path, template: str | None) -> str | None:
+    if template is not None and not _is_unicode(template):
+        raise _bad_value(path, "chat_template", template, "Unicode text without halves of surrogate pairs")
+    return template
 
 
 def _default_template(path: Path, raw: object) -> str | None:

@@ -1,6 +1,8 @@
 """From a client's texts, token ids or messages to prompts. What takes long leaves the event loop."""
 
 import asyncio
+import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +22,12 @@ from semipd.daemon.tokenizer import Tokenizer
 INLINE_ENCODE_CHARS = 4096
 """Longer texts are tokenized in a thread: this many take about a millisecond."""
 
+INLINE_TEXTS = 64
+"""More texts of one request are tokenized in a thread."""
+
+SLOW_ENCODE_S = 0.01
+"""CPU time of one text on the event loop that shows a slow tokenizer: all later texts go to threads."""
+
 ENCODING_THREADS = 2
 """So many requests' texts are tokenized at once; the others wait."""
 
@@ -34,6 +42,8 @@ MAX_REQUEST_TOKENS = 2**20
 
 MAX_TOKENIZED = 131072
 """Tokens of a text that need not fit into the context, or as many as the context holds if that is more."""
+
+log = logging.getLogger(__name__)
 
 _RESERVED_NAMES = frozenset({"messages", "add_generation_prompt"})
 _GROWTH = 8
@@ -144,6 +154,7 @@ class _Encoder:
         self._threads = ThreadPoolExecutor(ENCODING_THREADS, thread_name_prefix="tokenize")
         self._heap = heap
         self._num_chars = 0
+        self._is_quick = True
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -154,15 +165,34 @@ class _Encoder:
         """`num_given`: tokens that the request has besides."""
         for text in texts:
             self._check_length(text, bound)
-
-        def work() -> list[list[int]]:
-            return self._encode_all(texts, bound, num_given, add_special_tokens)
-
+        found = self._encode_all(texts, bound, num_given, add_special_tokens)
         num_chars = sum(map(len, texts))
-        if num_chars <= INLINE_ENCODE_CHARS:
-            return work()
+        is_short = num_chars <= INLINE_ENCODE_CHARS and len(texts) <= INLINE_TEXTS
+        encoded = self._encode_inline(found) if is_short else []
+        if len(encoded) == len(texts):
+            return encoded
         with self._under_way(num_chars):
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            rest = asyncio.get_running_loop().run_in_executor(self._threads, list, found)
+            return encoded + await rest
+
+    def _encode_inline(self, found: Iterator[list[int]]) -> list[list[int]]:
+        """As many as there are while the tokenizer has always been quick."""
+        encoded: list[list[int]] = []
+        while self._is_quick:
+            start_s = time.thread_time()
+            try:
+                token_ids = next(found, None)
+            finally:
+                self._note(time.thread_time() - start_s)
+            if token_ids is None:
+                break
+            encoded.append(token_ids)
+        return encoded
+
+    def _note(self, took_s: float) -> None:
+        if took_s > SLOW_ENCODE_S:
+            self._is_quick = False
+            log.info("a short text took %.0f ms to tokenize; from now on threads do it", took_s * 1e3)
 
     def _check_length(self, text: str, bound: TextBound) -> None:
         tokenizer = self._model.tokenizer
@@ -171,15 +201,14 @@ class _Encoder:
 
     def _encode_all(
         self, texts: Sequence[str], bound: TextBound, num_given: int, add_special_tokens: bool
-    ) -> list[list[int]]:
-        found: list[list[int]] = []
+    ) -> Iterator[list[int]]:
         num_tokens = num_given
         for text in texts:
-            found.append(self._encode(text, bound, add_special_tokens))
-            num_tokens += len(found[-1])
+            token_ids = self._encode(text, bound, add_special_tokens)
+            num_tokens += len(token_ids)
             if num_tokens > max(MAX_REQUEST_TOKENS, bound.max_tokens):
                 raise _too_many_tokens(num_tokens)
-        return found
+            yield token_ids
 
     def _encode(self, text: str, bound: TextBound, add_special_tokens: bool) -> list[int]:
         """A much too long text shows it at its start: the rest would cost time and memory for nothing."""

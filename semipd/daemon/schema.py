@@ -93,8 +93,8 @@ LogitBias = Annotated[
 
 
 def _whole_all(value: object) -> object:
-    """Who writes one number of a list so, writes all of them so."""
-    if isinstance(value, list) and value and isinstance(value[0], float):
+    """A list of hundreds of thousands of integers is only looked at."""
+    if isinstance(value, list) and float in set(map(type, value)):
         return [_whole(one) for one in value]
     return value
 

@@ -5,8 +5,11 @@ from typing import Protocol
 
 
 class StreamDecoder(Protocol):
-    def prime(self, prompt: Sequence[int]) -> None:
-        """The text to come continues that of `prompt`. Call before the first step."""
+    def prime(self, prompt: Sequence[int]) -> int:
+        """The text to come continues that of `prompt`. Call before the first step.
+
+        Returns how many tokens at the prompt's end have begun a character that the text to come completes.
+        """
 
     def step(self, token_id: int) -> str:
         """Text completed by this token; empty while a character is incomplete."""

@@ -3,8 +3,9 @@
 import codecs
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import tokenizers
 
@@ -14,12 +15,18 @@ from semipd.daemon.text_bounds import chars_per_token
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one text does not take the engine's cores
 
 _REPLACEMENT = "\ufffd"
+_MAX_REASON_CHARS = 300
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 _INLINE_TOKENS = 1024
 """Decoded in a tenth of a millisecond; more of them release the GIL."""
 
+_NUM_ANCHORS = 100
+"""Words of the vocabulary that are tried, at most, for a text that the tokenizer can spell."""
+
 _MAX_PENDING = 16
 """Tokens held back at most. A UTF-8 character has 4 bytes, so a longer wait is for text that never comes."""
+
+T = TypeVar("T")
 
 
 def _byte_characters() -> dict[str, int]:
@@ -35,15 +42,22 @@ _BYTE_OF_CHARACTER = _byte_characters()
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer.json. Thread-safe; `encode` and `decode` release the GIL while they work."""
+    """A checkpoint's tokenizer.json. Thread-safe; `encode` and `decode` release the GIL while they work.
+
+    Where the library fails, its panics included, methods raise SemipdError(`invalid_text`).
+    """
 
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
         # some checkpoints carry the truncation they were trained with; a prompt must never lose text silently
         inner.no_truncation()
         inner.no_padding()
+        if not inner.get_vocab_size(with_added_tokens=True):
+            raise ValueError("its vocabulary is empty")
+        if getattr(inner.model, "dropout", None):
+            inner.model.dropout = None  # meant for training: the same text must have the same tokens
         self._inner = inner
-        self._bos_id = self._find_bos()
-        self._anchor = inner.encode("a", add_special_tokens=False).ids
+        anchor, self._anchor = _find_anchor(inner)
+        self._bos_id = self._find_bos(anchor)
         self.chars_per_token = chars_per_token(inner)
         self.special_ids = frozenset(
             token_id for token_id, token in inner.get_added_tokens_decoder().items() if token.special
@@ -54,12 +68,19 @@ class Tokenizer:
         """Raises SemipdError(`invalid_tokenizer`)."""
         try:
             return cls(tokenizers.Tokenizer.from_file(str(path)))
-        except Exception as error:  # the library raises bare Exception
+        except BaseException as error:
+            if not isinstance(error, Exception) and not _is_of_library(error):
+                raise
             raise SemipdError(
                 "invalid_tokenizer",
-                f"{path} cannot be loaded: {error}.",
+                f"{path} cannot be used: {_reason(error)}.",
                 "Fetch the file again, or save it again with a current `transformers`.",
             ) from error
+
+    @property
+    def anchor(self) -> list[int]:
+        """Tokens that a text may begin with, where what matters comes after them."""
+        return list(self._anchor)
 
     @property
     def vocab_size(self) -> int:
@@ -73,11 +94,12 @@ class Tokenizer:
         """Token ids of `text`. With special tokens the checkpoint's post-processor adds its BOS, unless
         the text already starts with it. A rendered chat template wants `add_special_tokens=False`.
 
-        Raises SemipdError(`invalid_text`) when `text` is not Unicode text (a lone surrogate).
+        Raises SemipdError(`invalid_text`) when `text` is not Unicode text (a lone surrogate), or has
+        characters that the tokenizer cannot spell.
         """
         try:
             # not `encode`, which keeps the GIL; nor with offsets, which take most of its time and memory
-            [encoding] = self._inner.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            [encoding] = _called(self._inner.encode_batch_fast, [text], add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
             raise SemipdError(
                 "invalid_text",
@@ -91,8 +113,9 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         if len(token_ids) <= _INLINE_TOKENS:
-            return self._inner.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
-        [text] = self._inner.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)
+            one: str = _called(self._inner.decode, list(token_ids), skip_special_tokens=skip_special_tokens)
+            return one
+        [text] = _called(self._inner.decode_batch, [list(token_ids)], skip_special_tokens=skip_special_tokens)
         return text
 
     def stream_decoder(self, *, skip_special_tokens: bool = True) -> "StreamDecoder":
@@ -132,10 +155,53 @@ class Tokenizer:
         anchor = self.decode(self._anchor, skip_special_tokens=False)
         return text.removeprefix(anchor)
 
-    def _find_bos(self) -> int | None:
-        plain = self._inner.encode("a", add_special_tokens=False).ids
-        special = self._inner.encode("a").ids
-        return special[0] if special[:1] != plain[:1] else None
+    def _find_bos(self, anchor: str) -> int | None:
+        special = self._inner.encode(anchor).ids
+        unknown = [token_id for token_id in special if self._inner.id_to_token(token_id) is None]
+        if unknown:
+            raise ValueError(f"its post_processor adds the token {unknown[0]}, which its vocabulary lacks")
+        return special[0] if special[:1] != self._anchor[:1] else None
+
+
+def _find_anchor(inner: tokenizers.Tokenizer) -> tuple[str, list[int]]:
+    """A text that the tokenizer can spell, and how. Vocabularies of words may lack every letter."""
+    for text in _candidates(inner):
+        try:
+            return text, inner.encode(text, add_special_tokens=False).ids
+        except BaseException as error:
+            if not _is_of_library(error):
+                raise
+    return "", []
+
+
+def _candidates(inner: tokenizers.Tokenizer) -> Iterator[str]:
+    yield "a"
+    yield from sorted(inner.get_vocab())[:_NUM_ANCHORS]
+
+
+def _called(call: Callable[..., T], *args: Any, **options: Any) -> T:
+    """Raises SemipdError(`invalid_text`) where the library fails."""
+    try:
+        return call(*args, **options)
+    except BaseException as error:
+        if not _is_of_library(error):
+            raise
+        raise SemipdError(
+            "invalid_text",
+            f"The model's tokenizer cannot process this text: {_reason(error)}.",
+            "Send a text without the characters that its vocabulary lacks, or serve a checkpoint whose "
+            "tokenizer.json has a token for unknown characters.",
+        ) from error
+
+
+def _is_of_library(error: BaseException) -> bool:
+    """It raises bare Exception, and its panics are no Exception at all."""
+    return type(error) is Exception or type(error).__name__ == "PanicException"
+
+
+def _reason(error: BaseException) -> str:
+    """On one line, without the end of a sentence."""
+    return " ".join(str(error).split())[:_MAX_REASON_CHARS].rstrip(".")
 
 
 class StreamDecoder:
@@ -158,14 +224,22 @@ class StreamDecoder:
         self._num_context = 0
         self._context_text = ""
 
-    def prime(self, prompt: Sequence[int]) -> None:
+    def prime(self, prompt: Sequence[int]) -> int:
         """The text to come continues that of `prompt`: a space at its start is kept, and a character that
-        the prompt has begun is given out when it is complete. Call before the first step."""
-        for token_id in prompt[-_MAX_PENDING:]:
+        the prompt has begun is given out when it is complete. Call before the first step.
+
+        Returns how many tokens at the prompt's end have begun that character.
+        """
+        tail = prompt[-_MAX_PENDING:]
+        num_shown = 0
+        for idx, token_id in enumerate(tail, 1):
+            if self._pending() and token_id in self._tokenizer.special_ids:
+                self._forget()  # a character does not go on after a special token
             self.step(token_id)
-        pending = b"".join(map(self._tokenizer.token_bytes, self._window[self._num_context :]))
-        if not _ends_inside_character(pending):
+            num_shown = num_shown if self._pending() else idx
+        if not _ends_inside_character(b"".join(map(self._tokenizer.token_bytes, self._pending()))):
             self.flush()
+        return len(tail) - num_shown if self._pending() else 0
 
     def step(self, token_id: int) -> str:
         """Text completed by this token; empty while a character is incomplete."""
@@ -173,7 +247,7 @@ class StreamDecoder:
             return ""
         self._window.append(token_id)
         text = self._decode()
-        num_pending = len(self._window) - self._num_context
+        num_pending = len(self._pending())
         if text.endswith(_REPLACEMENT) and num_pending < _MAX_PENDING:
             return ""
         return self._take(text)
@@ -181,6 +255,15 @@ class StreamDecoder:
     def flush(self) -> str:
         """What is held back when the sequence ends; an incomplete character shows as U+FFFD."""
         return self._take(self._decode())
+
+    def _pending(self) -> list[int]:
+        return self._window[self._num_context :]
+
+    def _forget(self) -> None:
+        """As in the middle of another text."""
+        self._window = self._tokenizer.anchor
+        self._num_context = len(self._window)
+        self._context_text = self._decode()
 
     def _decode(self) -> str:
         return self._tokenizer.decode(self._window, skip_special_tokens=self._skip_special)

@@ -24,6 +24,7 @@ from semipd.daemon.frame_stream import (
 )
 from semipd.daemon.logprobs import TokenTexts
 from semipd.daemon.openai_routes import model_card
+from semipd.daemon.passing import PASSING
 from semipd.daemon.peers import peer_of
 from semipd.daemon.schema import SocketId, SocketRequest, refusal
 from semipd.daemon.services import Services
@@ -178,7 +179,9 @@ class _Connection:
             return error
         except OSError:
             pass  # it has gone
-        except Exception:
+        except PASSING:
+            raise
+        except BaseException:
             log.exception("a connection on the Unix socket failed")
             return SemipdError("internal_error", "The daemon failed; its log says how.")
         return None
@@ -256,7 +259,9 @@ class _Connection:
             await self._say_last(request.id, error)
         except ConnectionError:
             self._stream.writer.transport.abort()
-        except Exception:
+        except PASSING:
+            raise
+        except BaseException:
             log.exception("an operation on the Unix socket failed")
             failed = SemipdError("internal_error", "The daemon failed; its log says how.")
             await self._say_last(request.id, failed)

@@ -26,12 +26,18 @@ class Fields:
     def corrupt(self, what: str) -> SemipdError:
         return SemipdError("checkpoint_corrupt", f"{self.path}: {what}.", "Download or repair the file.")
 
-    def number(self, key: str, default: float | None = None, *, maximum: float = LARGEST) -> float:
+    def number(
+        self, key: str, default: float | None = None, *, minimum: float = 0.0, maximum: float = LARGEST
+    ) -> float:
+        """Above 0, too."""
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= maximum:
-            raise self.corrupt(
-                f"{self.prefix}{key} must be a positive number of at most {maximum:g}, got {_shown(value)}"
-            )
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not _within(value, minimum, maximum)
+        ):
+            kind = f"a number from {minimum:g} to" if minimum else "a positive number of at most"
+            raise self.corrupt(f"{self.prefix}{key} must be {kind} {maximum:g}, got {_shown(value)}")
         return float(value)
 
     def count(self, key: str, default: int | None = None, *, minimum: int = 1, maximum: int = MOST) -> int:
@@ -62,6 +68,10 @@ class Fields:
         if default is None:
             raise self.corrupt(f"{self.prefix}{key} is missing")
         return default
+
+
+def _within(value: float, minimum: float, maximum: float) -> bool:
+    return value > 0 and minimum <= value <= maximum
 
 
 def _shown(value: object) -> str:

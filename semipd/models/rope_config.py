@@ -4,10 +4,20 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from semipd.core.errors import SemipdError
-from semipd.models.fields import Fields
+from semipd.models.fields import MOST, Fields
 
 RopeKind = Literal["default", "linear", "llama3", "yarn"]
 DEFAULT_THETA = 10_000.0
+
+MIN_FACTOR, MAX_FACTOR = 1e-3, 1e6
+"""By which a context becomes longer; beyond them nothing of the positions is left in 32-bit floats."""
+
+MIN_SCALE, MAX_SCALE = 1e-3, 1e3
+"""Of cos and sin; it enters the attention logits squared."""
+
+MIN_BETA, MAX_BETA = 1e-3, 1e6
+"""Turns over the original context."""
+
 _UNSCALED = frozenset({"rope_theta", "partial_rotary_factor", "type", "rope_type"})
 _READ = _UNSCALED | {
     "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "beta_fast",
@@ -58,6 +68,8 @@ def parse_rope(fields: Fields, max_position_embeddings: int) -> RopeConfig:
     kind = _kind(values)
     _refuse_unread(values)
     theta = values.number("rope_theta", fields.number("rope_theta", DEFAULT_THETA))
+    if theta < 1.0 or (theta == 1.0 and kind == "yarn"):
+        raise values.corrupt(f"rope_theta must be above 1, got {theta:g}")
     partial = values.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
     if partial != 1.0:
         raise SemipdError(
@@ -66,7 +78,7 @@ def parse_rope(fields: Fields, max_position_embeddings: int) -> RopeConfig:
     if kind == "default":
         return RopeConfig(kind, theta)
     if kind == "linear":
-        return RopeConfig(kind, theta, values.number("factor"))
+        return RopeConfig(kind, theta, _factor(values))
     original = fields.count(
         "original_max_position_embeddings",
         values.count("original_max_position_embeddings", max_position_embeddings),
@@ -130,24 +142,34 @@ def _llama3(values: Fields, theta: float, original: int) -> RopeConfig:
     low, high = values.number("low_freq_factor"), values.number("high_freq_factor")
     if low >= high:
         raise values.corrupt(f"{values.prefix}low_freq_factor {low} must be below high_freq_factor {high}")
-    return RopeConfig(
-        "llama3", theta, values.number("factor"), original, low_freq_factor=low, high_freq_factor=high
-    )
+    return RopeConfig("llama3", theta, _factor(values), original, low_freq_factor=low, high_freq_factor=high)
 
 
 def _yarn(values: Fields, theta: float, original: int, max_position_embeddings: int) -> RopeConfig:
-    def optional(key: str) -> float | None:
-        return values.number(key) if values.data.get(key) else None
+    def beta(key: str, default: float) -> float:
+        return values.number(key, minimum=MIN_BETA, maximum=MAX_BETA) if values.data.get(key) else default
 
+    def scale(key: str) -> float:
+        return values.number(key, minimum=MIN_SCALE, maximum=MAX_SCALE)
+
+    factor = _factor(values, max_position_embeddings / original)
+    if factor * original > MOST:
+        raise values.corrupt(
+            f"{values.prefix}factor {factor:g} times an original context of {original} tokens exceeds {MOST}"
+        )
     return RopeConfig(
         "yarn",
         theta,
-        values.number("factor", max_position_embeddings / original),
+        factor,
         original,
-        beta_fast=optional("beta_fast") or 32.0,
-        beta_slow=optional("beta_slow") or 1.0,
+        beta_fast=beta("beta_fast", 32.0),
+        beta_slow=beta("beta_slow", 1.0),
         truncate=values.flag("truncate", True),
-        attention_factor=optional("attention_factor"),
-        mscale=optional("mscale"),
-        mscale_all_dim=optional("mscale_all_dim"),
+        attention_factor=None if values.data.get("attention_factor") is None else scale("attention_factor"),
+        mscale=scale("mscale") if values.data.get("mscale") else None,
+        mscale_all_dim=scale("mscale_all_dim") if values.data.get("mscale_all_dim") else None,
     )
+
+
+def _factor(values: Fields, default: float | None = None) -> float:
+    return values.number("factor", default, minimum=MIN_FACTOR, maximum=MAX_FACTOR)

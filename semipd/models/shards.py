@@ -1,10 +1,12 @@
 """Which safetensors files make up a checkpoint, and whether they are whole. No torch here."""
 
+import errno
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from semipd.core.brief import brief
 from semipd.core.errors import SemipdError
 from semipd.core.json_file import read_json_object
 
@@ -15,6 +17,7 @@ MAX_HEAD_BYTES = 100_000_000
 """As the safetensors library has it."""
 
 _LENGTH_BYTES = 8
+_MAX_SHOWN = 80
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -41,14 +44,34 @@ def find_shards(model_dir: Path) -> Shards:
     expected: dict[Path, set[str]] = {}
     for tensor, file in _weight_map(index).items():
         expected.setdefault(model_dir / file, set()).add(tensor)
-    missing = sorted(path.name for path in expected if not path.is_file())
+    missing = sorted(path.name for path in expected if not _is_file(path))
     if missing:
+        shown = ", ".join(map(_shown, missing[:5]))
         raise SemipdError(
             "checkpoint_corrupt",
-            f"{index} names {len(expected)} files, {len(missing)} are missing: {', '.join(missing[:5])}.",
+            f"{index} names {len(expected)} files, {len(missing)} are missing: {shown}.",
             "Download the checkpoint again.",
         )
     return Shards(tuple(sorted(expected)), {path: frozenset(names) for path, names in expected.items()})
+
+
+def _shown(name: str) -> str:
+    """As it is, unless a terminal cannot show it."""
+    return name if name.isprintable() and len(name) <= _MAX_SHOWN else brief(name)
+
+
+def _is_file(path: Path) -> bool:
+    """False for names too long for any file. Raises SemipdError(`checkpoint_corrupt`) when it cannot tell."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise SemipdError(
+            "checkpoint_corrupt",
+            f"{path.parent / INDEX} names {brief(path.name)}, which cannot be opened: {error.strerror}.",
+            "Check the folder's permissions, or download the checkpoint again.",
+        ) from error
 
 
 def check_weight_files(model_dir: Path) -> None:
@@ -104,7 +127,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         ) from error
     outside = [file for file in files.values() if Path(file).name != file or file in ("", "..")]
     if outside or not files:
-        what = f"names the file {outside[0]!r} outside its folder" if outside else "names no tensors"
+        what = f"names the file {brief(outside[0])} outside its folder" if outside else "names no tensors"
         raise SemipdError("checkpoint_corrupt", f"{index} {what}.", "Download the file again.")
     return files
 

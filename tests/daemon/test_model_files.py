@@ -360,3 +360,24 @@ def test_a_daemon_that_cannot_read_its_checkpoint_says_so(folder: Path, name: st
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert name in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("tokenizer_config.json", "eos_token", "\ud800"),
+        ("tokenizer_config.json", "bos_token", {"content": "<\udc00>"}),
+        ("special_tokens_map.json", "pad_token", "\udfff"),
+        ("tokenizer_config.json", "chat_template", "hello \ud83d {{ messages }}"),
+        ("tokenizer_config.json", "chat_template", [{"name": "default", "template": "\ud83d"}]),
+        ("chat_template.json", "chat_template", "\ud83d"),
+    ],
+)
+def test_halves_of_surrogate_pairs(folder: Path, name: str, key: str, value: object) -> None:
+    known = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+    write(folder, name, known | {key: value})
+    error = refusal(folder)
+    assert error.code == "invalid_checkpoint"
+    assert str(folder / name) in error.message
+    assert key in error.message
+    assert str(error).encode()

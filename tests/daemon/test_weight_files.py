@@ -82,3 +82,14 @@ def test_whole_ones_pass(tmp_path: Path) -> None:
     (tmp_path / "b.safetensors").unlink()
     with pytest.raises(SemipdError):
         check_weight_files(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "\udcff.safetensors", "a\x00b", "x\n" * 300])
+def test_an_index_of_names_that_no_file_has(tmp_path: Path, name: str) -> None:
+    sharded(tmp_path, name)
+    with pytest.raises(SemipdError) as refused:
+        check_weight_files(tmp_path)
+    assert refused.value.code == "checkpoint_corrupt"
+    assert refused.value.hint
+    assert len(refused.value.message) < 400
+    assert refused.value.message.encode()

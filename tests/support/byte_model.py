@@ -13,9 +13,10 @@ class ByteDecoder:
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def prime(self, prompt: Sequence[int]) -> None:
+    def prime(self, prompt: Sequence[int]) -> int:
         for token_id in prompt[-4:]:
             self.step(token_id)
+        return len(self._decoder.getstate()[0])
 
     def step(self, token_id: int) -> str:
         return self._decoder.decode(bytes([token_id])) if token_id < 256 else ""
