@@ -15,7 +15,7 @@ from semipd.wire.frames import FrameReader, encode_frame
 CONNECT_LIMIT_S = 15.0
 """For room in the daemon's queue of connections, and then for its hello: a busy machine is not a fault."""
 
-ANSWER_LIMIT_S = 60.0
+ANSWER_LIMIT_S = 30.0
 RETRY_S = 0.02
 MAX_ATTEMPTS = 3
 """To connect, while the daemon finds our hello late: nothing has been asked of it yet."""

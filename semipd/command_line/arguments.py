@@ -44,10 +44,21 @@ class CommandParser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self._suggestion(unknown[0])}")
         if self._command and not hasattr(found, "run"):
             self.error(f"the following arguments are required: {self._command}")
+        self._check_values(found)
         for name, value in vars(found).items():
             for text in value if isinstance(value, list) else [value]:
                 self._check_text(name, text)
         return found, unknown
+
+    def _check_values(self, found: argparse.Namespace) -> None:
+        """`--option=--` gives argparse before Python 3.13 an option without its value."""
+        for action in self._actions:
+            value = getattr(found, action.dest, None)
+            is_missing = isinstance(value, list) and ((value != action.default and not value) or [] in value)
+            if action.nargs is None and is_missing:
+                self.error(
+                    f"argument {'/'.join(action.option_strings) or action.dest}: expected one argument"
+                )
 
     def error(self, message: str) -> Any:
         super().error(printable(message.replace("\n", " ")))

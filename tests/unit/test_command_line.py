@@ -206,3 +206,17 @@ def test_a_configuration_may_come_from_a_pipe_but_not_for_ever(
 
 def test_what_would_steer_a_terminal_is_shown() -> None:
     assert printable("a\x1b[2J\x9b\u202eb\nΩ") == "a\\x1b[2J\\x9b\\u202eb\nΩ"
+
+
+@pytest.mark.parametrize("option", ["--number=--", "--words=--"])
+def test_an_option_whose_value_argparse_drops_is_an_error(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = CommandParser(prog="x")
+    parser.add_argument("--number", type=int)
+    parser.add_argument("--words", action="append", default=[])
+    assert parser.parse_args([]).words == []
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args([option])
+    assert ended.value.code == 2
+    assert "expected one argument" in capsys.readouterr().err
