@@ -11,7 +11,7 @@ import semipd_top.cli
 import semipd.cli
 import semipd.client.cli
 from semipd.command_line import exit_codes
-from semipd.command_line.arguments import did_you_mean
+from semipd.command_line.arguments import CommandParser, did_you_mean
 from semipd.command_line.streams import printable
 from semipd.config import load_config
 from semipd.core import small_files
