@@ -23,9 +23,19 @@ def prepare_streams() -> None:
     for descriptor, (name, mode, flags) in enumerate(_STREAMS):
         if getattr(sys, name) is None:
             _stand_in(descriptor, name, mode, flags)
+    sys.stdout = sys.__stdout__ = _buffered(sys.stdout)
     for stream, errors in ((sys.stdout, "replace"), (sys.stdin, "surrogateescape")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
+
+
+def _buffered(stream: TextIO) -> TextIO:
+    """Unbuffered output (PYTHONUNBUFFERED) is written line by line: what could not be written is then still
+    there for `flush` to find."""
+    if not isinstance(stream, io.TextIOWrapper) or not isinstance(stream.buffer, io.RawIOBase):
+        return stream
+    encoding, errors = stream.encoding, stream.errors
+    return io.TextIOWrapper(io.BufferedWriter(stream.detach()), encoding, errors, line_buffering=True)
 
 
 def _stand_in(descriptor: int, name: str, mode: str, flags: int) -> None:
