@@ -23,7 +23,7 @@ def prepare_streams() -> None:
     for descriptor, (name, mode, flags) in enumerate(_STREAMS):
         if getattr(sys, name) is None:
             _stand_in(descriptor, name, mode, flags)
-    sys.stdout = sys.__stdout__ = _buffered(sys.stdout)
+    _set("stdout", _buffered(sys.stdout))
     for stream, errors in ((sys.stdout, "replace"), (sys.stdin, "surrogateescape")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
@@ -47,6 +47,10 @@ def _stand_in(descriptor: int, name: str, mode: str, flags: int) -> None:
         os.close(opened)
     errors = "backslashreplace" if name == "stderr" else "strict"
     stream = open(descriptor, mode, errors=errors, closefd=False)  # noqa: SIM115 (a descriptor)
+    _set(name, stream)
+
+
+def _set(name: str, stream: TextIO) -> None:
     for attribute in (name, f"__{name}__"):
         setattr(sys, attribute, stream)
 
