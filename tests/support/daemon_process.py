@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,6 +48,12 @@ class DaemonProcess:
         return subprocess.run([sys.executable, "-m", module, *arguments, *socket], **(given | options))
 
 
+def _port_in(announced: str) -> int:
+    found = re.search(r"http://[^/ ]+:(\d+)/", announced)
+    assert found is not None, announced
+    return int(found[1])
+
+
 @contextmanager
 def scripted_process(tmp_path: Path, **script: Any) -> Iterator[DaemonProcess]:
     """Ready when entered, stopped when left. `settings` in the script: further options of the daemon."""
@@ -80,7 +87,7 @@ def _ready(
     try:
         while "try:" not in (line := process.stdout.readline()):
             assert line, (tmp_path / "stderr").read_text()
-        yield DaemonProcess(process, socket_path, int(line.partition("127.0.0.1:")[2].partition("/")[0]))
+        yield DaemonProcess(process, socket_path, _port_in(line))
     finally:
         process.terminate()
         process.wait(LIMIT_S)
