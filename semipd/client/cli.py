@@ -6,12 +6,11 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semipd import __version__
 from semipd.command_line.answers import understood
-from semipd.command_line.arguments import CommandParser, number, whole_number
+from semipd.command_line.arguments import CommandParser, number, optional_path, whole_number
 from semipd.command_line.completion import add_completion_command
 from semipd.command_line.run import run_command
 from semipd.command_line.streams import read_text, valid_text
@@ -36,7 +35,7 @@ def _run(argv: Sequence[str]) -> int:
 
 def _parser() -> CommandParser:
     common = CommandParser(add_help=False)
-    common.add_argument("--socket", type=Path, metavar="PATH", help="the daemon's Unix socket")
+    common.add_argument("--socket", type=optional_path, metavar="PATH", help="the daemon's Unix socket")
     common.add_argument("--json", action="store_true", help="print what the daemon sends, as JSON lines")
     sampling = _sampling_options()
     parser = CommandParser(prog="semipd-client", description="Talk to a running semipd daemon.")

@@ -6,6 +6,7 @@ import math
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from semipd.command_line.exit_codes import EPILOG
@@ -86,6 +87,11 @@ class CommandParser(argparse.ArgumentParser):
                 valid_text(value, name)
             except SemipdError as error:
                 self.error(error.message)
+
+
+def optional_path(text: str) -> Path | None:
+    """For argparse: empty means what no option does."""
+    return Path(text) if text else None
 
 
 def did_you_mean(unknown: str, known: Iterable[str]) -> str:

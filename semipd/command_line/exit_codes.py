@@ -34,6 +34,7 @@ EXITS = (
             "config_unreadable",
             "conflicting_options",
             "invalid_config",
+            "invalid_environment",
             "no_terminal",
             "not_text",
             "unknown_option",

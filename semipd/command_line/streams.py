@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from contextlib import suppress
-from typing import TextIO
+from typing import IO, Any, TextIO
 
 from semipd.core.errors import SemipdError
 
@@ -23,9 +23,38 @@ def prepare_streams() -> None:
     for descriptor, (name, mode, flags) in enumerate(_STREAMS):
         if getattr(sys, name) is None:
             _stand_in(descriptor, name, mode, flags)
+    _set("stdout", _remembering(sys.stdout))
     for stream, errors in ((sys.stdout, "replace"), (sys.stdin, "surrogateescape")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
+
+
+class _Output(io.FileIO):
+    """Remembers what could not be written: Python's buffers forget it, and argparse swallows the error."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def reported(self) -> OSError | None:
+        """The last failure, once."""
+        failure, self.failure = self.failure, None
+        return failure
+
+
+def _remembering(stream: TextIO) -> TextIO:
+    """Standard output, if it is a descriptor's. What was unbuffered (PYTHONUNBUFFERED) is written line by
+    line."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    output = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
+    by_line = stream.line_buffering or stream.write_through
+    return io.TextIOWrapper(output, stream.encoding, stream.errors, line_buffering=by_line)
 
 
 def _stand_in(descriptor: int, name: str, mode: str, flags: int) -> None:
@@ -37,6 +66,10 @@ def _stand_in(descriptor: int, name: str, mode: str, flags: int) -> None:
         os.close(opened)
     errors = "backslashreplace" if name == "stderr" else "strict"
     stream = open(descriptor, mode, errors=errors, closefd=False)  # noqa: SIM115 (a descriptor)
+    _set(name, stream)
+
+
+def _set(name: str, stream: IO[Any]) -> None:
     for attribute in (name, f"__{name}__"):
         setattr(sys, attribute, stream)
 
@@ -58,8 +91,14 @@ def flush(stream: TextIO) -> OSError | None:
             os.dup2(descriptor, stream.fileno())
             os.close(descriptor)
             stream.flush()
+        _failure(stream)
         return error
-    return None
+    return _failure(stream)
+
+
+def _failure(stream: TextIO) -> OSError | None:
+    raw = getattr(getattr(stream, "buffer", None), "raw", None)
+    return raw.reported() if isinstance(raw, _Output) else None
 
 
 def read_text() -> str:

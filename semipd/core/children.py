@@ -19,6 +19,8 @@ IGNORED_SIGNALS = (
     signal.SIGVTALRM,
     signal.SIGPROF,
     signal.SIGIO,
+    signal.SIGPWR,
+    signal.SIGSTKFLT,
     signal.SIGTTIN,
     signal.SIGTTOU,
 )

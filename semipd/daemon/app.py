@@ -26,7 +26,7 @@ from semipd.daemon.http import serve_http
 from semipd.daemon.log_file import LogFile
 from semipd.daemon.model_files import DEMO_NAME, ModelFiles
 from semipd.daemon.params import Limits
-from semipd.daemon.process_limits import raise_file_limit
+from semipd.daemon.process_limits import ConnectionRoom, raise_file_limit
 from semipd.daemon.request_rules import RequestRules
 from semipd.daemon.requests import RequestTable
 from semipd.daemon.sd_notify import EXTENSION, Notifier
@@ -60,8 +60,9 @@ def run(
     code: 0 when asked to stop, 1 when the engine was given up, 130 when asked twice. Raises SemipdError when
     the start fails."""
     configure_logging(config.server.log_format, config.server.log_level)
-    if note := raise_file_limit():
-        log.warning("%s", note)
+    for note in (raise_file_limit(), ConnectionRoom.of(config.limits.max_connections).note):
+        if note is not None:
+            log.warning("%s", note)
     with ExitStack() as stack:
         stack.enter_context(signals_held())
         ignore_signals()

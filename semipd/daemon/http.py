@@ -50,8 +50,12 @@ async def serve_http(
     await runner.setup()
     assert runner.server is not None
     hold_expectations(runner.server)
-    lingering = Lingering(services.config.server.max_body_bytes)
-    connections = Connections(runner.server, services.config.limits, lingering)
+    room = services.connection_room
+    lingering = Lingering(services.config.server.max_body_bytes, room.num_lingering)
+    connections = Connections(runner.server, services.config.limits, room, lingering)
+    services.supervisor.on_exhausted.append(connections.close_idle)
+    # those that wait to be accepted are accepted all at once
+    backlog = min(backlog, max(room.num_passing, 1))
     servers: list[asyncio.Server] = []
     loop = asyncio.get_running_loop()
     try:

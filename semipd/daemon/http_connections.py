@@ -3,8 +3,10 @@
 import asyncio
 import json
 import logging
+import os
 import re
 import socket
+from contextlib import suppress
 from typing import Any, cast
 
 from aiohttp import web
@@ -13,8 +15,9 @@ from aiohttp.http_exceptions import LineTooLong
 from semipd.config_sections import LimitsConfig
 from semipd.core.errors import SemipdError
 from semipd.daemon.http_errors import REASONS, error_body, error_headers, error_response, status_of
-from semipd.daemon.lingering import MAX_LINGERING, Lingering, LingeringTransport
+from semipd.daemon.lingering import Lingering, LingeringTransport
 from semipd.daemon.own_timer import OwnTimer
+from semipd.daemon.process_limits import ConnectionRoom
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +26,6 @@ KEEPALIVE_S = 75.0
 
 OVERFLOW_HEAD_S = 1.0
 """For the head of a request on a connection too many; then it is refused in any case."""
-
-RESERVED_CONNECTIONS = 16
-"""Beyond limits.max_connections, for requests that ask how the daemon is."""
 
 _OPERATORS_REQUEST = re.compile(rb"(?:GET|HEAD) (?:/health|/ready|/ping|/metrics|/v1/status)[ ?]")
 
@@ -80,6 +80,11 @@ class Connection(web.RequestHandler):
             self.transport.close()
         self.force_close()
 
+    def close_if_idle(self) -> None:
+        """Unless its first request is still to come, or one is being handled."""
+        if self._waiter is not None and self._head_limit is None:
+            self.force_close()
+
     def force_close(self) -> None:
         """A connection that waits for a request is owed nothing."""
         if self._waiter is not None and isinstance(self.transport, LingeringTransport):
@@ -133,7 +138,8 @@ class _Newcomer(asyncio.Protocol):
             return
         self._timer = asyncio.get_running_loop().call_later(OVERFLOW_HEAD_S, self.refuse)
         self._connections.overflows.add(self)
-        if len(self._connections.overflows) > MAX_LINGERING:
+        if len(self._connections.overflows) > self._connections.room.num_overflowing:
+            self._drop_received()
             self.refuse()
 
     def data_received(self, data: bytes) -> None:
@@ -152,6 +158,11 @@ class _Newcomer(asyncio.Protocol):
         self._timer.cancel()
         self._connections.overflows.discard(self)
 
+    def _drop_received(self) -> None:
+        """What is unread when a connection is closed makes the system reset it."""
+        with suppress(OSError):
+            os.read(self._transport.get_extra_info("socket").fileno(), self._connections.max_header_bytes)
+
     def refuse(self) -> None:
         self._timer.cancel()
         self._connections.overflows.discard(self)
@@ -161,12 +172,15 @@ class _Newcomer(asyncio.Protocol):
 class Connections:
     """Makes what handles each connection of a server: as many as the limits allow, and refusals."""
 
-    def __init__(self, server: web.Server, limits: LimitsConfig, lingering: Lingering) -> None:
+    def __init__(
+        self, server: web.Server, limits: LimitsConfig, room: ConnectionRoom, lingering: Lingering
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._server = server
         self._limits = limits
         self._lingering = lingering
-        self._refusal = _plain_answer(_too_many(limits.max_connections))
+        self.room = room
+        self._refusal = _plain_answer(_too_many(room))
         self.overflows: set[_Newcomer] = set()
         """Those that are still being listened to."""
 
@@ -180,11 +194,12 @@ class Connections:
 
     @property
     def have_room(self) -> bool:
-        return len(self._server.connections) < self._limits.max_connections
+        return len(self._server.connections) < self.room.max_connections
 
     def may_have_reserved(self, head: bytes) -> bool:
         """Whether so much of a head asks for what is shown on reserved connections, and one is free."""
-        is_free = len(self._server.connections) < self._limits.max_connections + RESERVED_CONNECTIONS
+        num_open = len(self._server.connections)
+        is_free = num_open < self.room.max_connections + self.room.num_reserved
         return is_free and _OPERATORS_REQUEST.match(head) is not None
 
     def hand_over(self, transport: asyncio.Transport, received: bytes = b"") -> None:
@@ -194,6 +209,12 @@ class Connections:
         connection.connection_made(transport)
         if received:
             connection.data_received(received)
+
+    def close_idle(self) -> None:
+        """Those that wait for a further request: their files are needed."""
+        for connection in self._server.connections:
+            if isinstance(connection, Connection):
+                connection.close_if_idle()
 
     def refuse_overflows(self) -> None:
         """At the end of the server."""
@@ -220,13 +241,9 @@ class Connections:
         )
 
 
-def _too_many(max_connections: int) -> SemipdError:
-    return SemipdError(
-        "too_many_connections",
-        f"limits.max_connections={max_connections} are open.",
-        "Use fewer connections, or try again later.",
-        retry_after_s=1,
-    )
+def _too_many(room: ConnectionRoom) -> SemipdError:
+    message = f"{room.cause} are open."
+    return SemipdError("too_many_connections", message, room.next_step, retry_after_s=1)
 
 
 def _plain_answer(error: SemipdError) -> bytes:

@@ -15,6 +15,7 @@ from semipd.core.errors import SemipdError
 from semipd.daemon.answer_types import Partial
 from semipd.daemon.callers import Caller
 from semipd.daemon.passing import PASSING
+from semipd.daemon.process_limits import exhausted
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,9 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return _from_aiohttp(request, error)
     except PASSING:
         raise
-    except BaseException:
+    except BaseException as error:
+        if (refused := exhausted(error, "The request cannot be worked on now")) is not None:
+            return error_response(refused)
         log.exception("request_id=%s failed", request[REQUEST_ID])
         return error_response(internal_error(request[REQUEST_ID]))
 

@@ -10,30 +10,31 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from semipd.daemon.process_limits import MAX_LINGERING
+
 LINGER_S = 10.0
 """For a client to end its half, once it has been sent everything."""
 
 LINGER_BYTES = 64 * 2**20
 """Read and discarded of one connection; for HTTP at least server.max_body_bytes."""
 
-MAX_LINGERING = 1024
-"""Connections that are being closed in this way; more are closed at once."""
-
 MAX_STUCK_LOOKS = 6
 """A client that takes nothing of what is left to send for so many LINGER_S is cut off."""
 
 
 class Lingering:
-    """The connections of one server that are being closed. `max_bytes`: discarded of each."""
+    """The connections of one server that are being closed, at most `max_open`; more are closed at once.
+    `max_bytes`: discarded of each."""
 
-    def __init__(self, max_bytes: int = LINGER_BYTES) -> None:
+    def __init__(self, max_bytes: int = LINGER_BYTES, max_open: int = MAX_LINGERING) -> None:
         self._max_bytes = max(max_bytes, LINGER_BYTES)
+        self._max_open = max_open
         self._open: set[asyncio.Transport] = set()
         self._changed = asyncio.Event()
 
     @property
     def is_full(self) -> bool:
-        return len(self._open) >= MAX_LINGERING
+        return len(self._open) >= self._max_open
 
     def close(self, transport: asyncio.Transport) -> bool:
         """End our half now, the other within the bounds. Returns whether the transport's protocol has been

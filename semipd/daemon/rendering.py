@@ -23,6 +23,7 @@ from semipd.core.children import module_command, module_environment
 from semipd.core.errors import SemipdError
 from semipd.daemon.chat_template import LIMIT_CODE, ChatTemplate
 from semipd.daemon.conversation import Conversation, Template, written
+from semipd.daemon.process_limits import exhausted
 from semipd.daemon.render_child import LENGTH
 from semipd.wire.own_time import OwnTime
 
@@ -148,7 +149,7 @@ class RenderPool:
         except _DiedError:
             return _failed()
         except SemipdError as error:
-            if error.code != LIMIT_CODE:
+            if error.code not in (LIMIT_CODE, "overloaded"):
                 raise
             return error
         try:
@@ -244,13 +245,10 @@ class _Child:
 
     @classmethod
     async def started(cls, template: ChatTemplate, limits: LimitsConfig) -> "_Child":
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            try:
-                process = _spawn(theirs)
-            except BaseException:
-                ours.close()
-                raise
+        try:
+            process, ours = _spawned()
+        except OSError as error:
+            raise exhausted(error, "The chat template's process cannot be started") or error from error
         reader, writer = await asyncio.open_unix_connection(sock=ours, limit=READ_BYTES)
         child = cls(process, reader, writer, limits.template_ms)
         terms = (template.source, template.special_tokens, limits.template_chars)
@@ -317,6 +315,17 @@ class _Child:
             "/v1/completions works without it.",
             param="messages",
         )
+
+
+def _spawned() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A child, and our end of its link."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with theirs:
+        try:
+            return _spawn(theirs), ours
+        except BaseException:
+            ours.close()
+            raise
 
 
 def _spawn(link: socket.socket) -> subprocess.Popen[bytes]:

@@ -218,13 +218,27 @@ class SocketRequest(BaseModel):
     id: SocketId
 
 
+_MEMBER = re.compile(r"str|int|[a-z]+(-[a-z]+)+|.*\[.*", re.DOTALL)
+"""What pydantic calls a member of a union, such as constrained-int and list[str], and the key of a map."""
+
+
+_HINTS = {
+    "prompt": "A prompt is a string, a list of token ids, or a list of these.",
+    "id": f"An id is a whole number of 64 bits, or a string of at most {MAX_ID_CHARS} characters.",
+}
+
+
 def refusal(error: ValidationError) -> SemipdError:
     """The first problem of a body, as an answer for its sender."""
     problems = error.errors(include_url=False)
     # Of a union's alternatives, the one that got furthest is the one that was meant.
     same_field = [problem for problem in problems if problem["loc"][:1] == problems[0]["loc"][:1]]
-    problem = max(same_field, key=lambda problem: len(problem["loc"]))
-    where = [str(part) for part in problem["loc"] if str(part) not in ("str", "int") and "[" not in str(part)]
+    # Of those, one whose type was right.
+    problem = max(same_field, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
+    field_name, *inner = map(str, problem["loc"] or ("",))
+    where = [
+        part for part in (field_name, *inner) if part and (part is field_name or not _MEMBER.fullmatch(part))
+    ]
     param = where[0][:MAX_SHOWN] if where else None
     field = ".".join(part[:MAX_SHOWN] for part in where)
     match problem["type"]:
@@ -235,7 +249,7 @@ def refusal(error: ValidationError) -> SemipdError:
         case "extra_forbidden":
             return SemipdError("unknown_field", f"There is no field {field}.", param=param)
     got = f"; got {shown(problem['input'])}" if where else ""
-    hint = "A prompt is a string, a list of token ids, or a list of these." if param == "prompt" else ""
+    hint = _HINTS.get(param or "", "")
     message = f"{field or 'body'}: {problem['msg']}{got}."
     return SemipdError("invalid_value", message, hint, param=param)
 

@@ -28,6 +28,7 @@ from semipd.daemon.hosts import Hosts
 from semipd.daemon.http_errors import is_clients_fault
 from semipd.daemon.limits import RateLimiter
 from semipd.daemon.metrics import Metrics, exposition, families
+from semipd.daemon.process_limits import ConnectionRoom
 from semipd.daemon.request_rules import Priority
 from semipd.daemon.requests import RequestTable
 from semipd.daemon.slo import SloWindow
@@ -78,6 +79,7 @@ class Services:
         self.table = table
         self.generation = generation
         self.config = config
+        self.connection_room = ConnectionRoom.of(config.limits.max_connections)
         self.door = Door(config.auth, config.socket.group)
         self.hosts = Hosts(config.server)
         self.cors = Cors(config.server.cors_origins, self.hosts)

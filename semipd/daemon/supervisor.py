@@ -19,6 +19,7 @@ from semipd.core.settings import EngineSettings
 from semipd.daemon.backoff import Restarts
 from semipd.daemon.engine_run import EXIT_LIMIT_S, KILL_LIMIT_S, EngineReady, EngineRun, PhaseTime
 from semipd.daemon.liveness import Watch
+from semipd.daemon.process_limits import EXHAUSTED, next_step
 from semipd.daemon.standing import UNASKED, StandingOrders
 from semipd.engine.launcher import EngineChild, spawn_engine
 from semipd.wire.engine_link import LINK_FRAME_BYTES
@@ -30,6 +31,10 @@ State = Literal["starting", "ready", "restarting", "failed", "stopping"]
 STATUS_LIMIT_S = 2.0
 MAX_UNSENT_BYTES = LINK_FRAME_BYTES
 """Submissions the engine has not read yet; beyond, no more are sent."""
+
+MIN_RETRY_S, MAX_RETRY_S, EXHAUSTED_LIMIT_S = 0.1, 10.0, 300.0
+"""While the system has no room for an engine's process, its start is tried again for so long before that
+counts as a death; the wait between two tries is doubled."""
 
 DEFAULT_SUPERVISION = SupervisionConfig()
 
@@ -86,6 +91,8 @@ class Supervisor:
         self.num_restarts = 0
         self.on_ready: list[Callable[[EngineReady], None]] = []
         """Called for every engine, the first one included."""
+        self.on_exhausted: list[Callable[[], None]] = []
+        """Called when the system has no room for an engine's process: who can, gives something back."""
         self.supervision = supervision
         self._settings = settings
         self._spawn = spawn
@@ -269,12 +276,15 @@ class Supervisor:
 
     # ---- supervision ---------------------------------------------------------------------------
 
-    async def _start_run(self) -> EngineReady:
+    def _new_run(self) -> EngineRun:
+        return EngineRun(self._settings, self.observer.on_message, self._spawn)
+
+    async def _start_run(self, outage: Outage | None = None) -> EngineReady:
+        """`outage`: this start ends it, if the system has room for a process soon."""
         try:
-            self._run = EngineRun(self._settings, self.observer.on_message, self._spawn)
+            self._run = self._new_run() if outage is None else await self._patient_run(outage)
         except OSError as error:
-            message = f"The engine process cannot be started: {error}."
-            raise SemipdError("engine_start_failed", message, "Look for a limit on processes.") from error
+            raise _unstartable(error) from error
         self.ready = await self._run.start()
         self._ready_since_s = time.monotonic()
         self.state = "ready"
@@ -283,6 +293,23 @@ class Supervisor:
         for observe in self.on_ready:
             observe(self.ready)
         return self.ready
+
+    async def _patient_run(self, outage: Outage) -> EngineRun:
+        """Tried again and again, within a limit, while the system has no room: that is no death."""
+        deadline_s, delay_s = time.monotonic() + EXHAUSTED_LIMIT_S, MIN_RETRY_S
+        while True:
+            try:
+                return self._new_run()
+            except OSError as error:
+                if error.errno not in EXHAUSTED or time.monotonic() + delay_s > deadline_s:
+                    raise
+                outage.why = _unstartable(error)
+            log.error("%s Trying again in %g s.", outage.why, delay_s)
+            for give_back in self.on_exhausted:
+                give_back()
+            outage.next_start_s = time.monotonic() + delay_s
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, MAX_RETRY_S)
 
     async def _supervise(self) -> SemipdError:
         """Until engines are given up; says why."""
@@ -305,7 +332,7 @@ class Supervisor:
             log.error("%s Starting another one in %g s.", outage.why.message, delay_s)
             await asyncio.sleep(delay_s)
             try:
-                ready = await self._start_run()
+                ready = await self._start_run(outage)
             except SemipdError as error:
                 outage.why, served_s, fruitful = error, 0.0, False
                 continue
@@ -371,3 +398,8 @@ class Supervisor:
     @staticmethod
     def _is_congested(run: EngineRun) -> bool:
         return run.unsent_bytes > MAX_UNSENT_BYTES
+
+
+def _unstartable(error: OSError) -> SemipdError:
+    message = f"The engine process cannot be started: {error}."
+    return SemipdError("engine_start_failed", message, next_step(error.errno))

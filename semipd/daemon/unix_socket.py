@@ -26,6 +26,7 @@ from semipd.daemon.logprobs import TokenTexts
 from semipd.daemon.openai_routes import model_card
 from semipd.daemon.passing import PASSING
 from semipd.daemon.peers import peer_of
+from semipd.daemon.process_limits import exhausted
 from semipd.daemon.schema import SocketId, SocketRequest, refusal
 from semipd.daemon.services import Services
 from semipd.daemon.socket_operations import TABLE, Operation, allowed
@@ -109,7 +110,7 @@ class _Connections:
 
     def _room_for(self, writer: asyncio.StreamWriter) -> int:
         """Connections of all that may be open when this one comes. Guests leave some to operators."""
-        limit = self._services.config.limits.max_connections
+        limit = self._services.connection_room.max_connections
         try:
             is_ours = peer_of(writer.get_extra_info("socket")).uid in (os.getuid(), 0)
         except OSError:  # it has gone
@@ -117,20 +118,25 @@ class _Connections:
         return limit if is_ours else limit - min(RESERVED_CONNECTIONS, limit // 8)
 
     async def _turn_away(self, stream: FrameStream, room: int) -> None:
-        limit = self._services.config.limits.max_connections
+        whole = self._services.connection_room
         error = SemipdError(
             "too_many_connections",
-            f"limits.max_connections={limit} are open."
-            if room == limit
-            else f"{len(self._open)} connections are open; of limits.max_connections={limit} the last "
-            f"{limit - room} are for operators.",
-            "Use fewer connections, or try again later.",
+            f"{whole.cause} are open."
+            if room == whole.max_connections
+            else f"{len(self._open)} connections are open; of {whole.cause} the last "
+            f"{whole.max_connections - room} are for operators.",
+            whole.next_step,
             retry_after_s=1,
         )
-        is_patient = len(self._turned_away) < MAX_TURNED_AWAY
+        # half of those passing: connections that were served are being closed too
+        num_patient = min(MAX_TURNED_AWAY, whole.num_passing // 2)
+        is_patient = len(self._turned_away) < num_patient
+        limit_s = LAST_WORDS_LIMIT_S if is_patient else HASTY_LIMIT_S
+        if len(self._tasks) > whole.max_connections + whole.num_passing:
+            limit_s = 0.0
         self._turned_away.add(stream)
         try:
-            await stream.close(error, LAST_WORDS_LIMIT_S if is_patient else HASTY_LIMIT_S)
+            await stream.close(error, limit_s)
         finally:
             self._turned_away.remove(stream)
 
@@ -261,7 +267,10 @@ class _Connection:
             self._stream.writer.transport.abort()
         except PASSING:
             raise
-        except BaseException:
+        except BaseException as error:
+            if (refused := exhausted(error, "The request cannot be worked on now")) is not None:
+                await self._say_last(request.id, refused)
+                return
             log.exception("an operation on the Unix socket failed")
             failed = SemipdError("internal_error", "The daemon failed; its log says how.")
             await self._say_last(request.id, failed)

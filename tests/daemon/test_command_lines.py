@@ -160,6 +160,7 @@ def test_output_that_cannot_be_written(daemon: DaemonProcess, kind: str) -> None
         else:
             assert done.returncode == exit_codes.FAILED, (name, arguments, done)
             assert one_line(done.stderr), (name, arguments, done)
+            assert "[output_unwritable]" in done.stderr, (name, arguments, done)
             assert "No space left" in done.stderr or "Bad file descriptor" in done.stderr
 
 

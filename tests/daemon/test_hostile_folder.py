@@ -46,6 +46,24 @@ def test_children_run_the_semipd_of_their_parent(tmp_path: Path, monkeypatch: py
     assert runs("semipd.cli", "--version"), "found without PYTHONPATH"
 
 
+@pytest.mark.parametrize("entry", ["", "."])
+@pytest.mark.parametrize("name", ["daemon", "client", "top"])
+def test_the_commands_with_a_relative_entry_in_the_search_path(tmp_path: Path, name: str, entry: str) -> None:
+    """By the time the commands run, Python has imported what it starts with."""
+    root = Path(ENV["PYTHONPATH"])
+    for module in ("argparse", "asyncio", "json", "msgpack", "signal", "numpy", "uvloop", "pathlib", "enum"):
+        (tmp_path / f"{module}.py").write_text("open('ran', 'a').write(__name__)")
+    script = tmp_path / "bin" / "command"
+    script.parent.mkdir()
+    script.write_text(f"from semipd.command_line.entry import {name}; raise SystemExit({name}())")
+    env = ENV | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tui"), entry])}
+    command = [sys.executable, str(script), "--version"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"semipd-{name} ")
+    assert not (tmp_path / "ran").exists()
+
+
 def runs(module: str, *arguments: str) -> bool:
     command = [*module_command(module), *arguments]
     done = subprocess.run(command, env=module_environment(), capture_output=True, timeout=LIMIT_S)

@@ -15,7 +15,7 @@ from support.daemon import Running, running
 from support.keys import ANN, key_settings
 from support.loops import on_uvloop
 
-from semipd.daemon import http_connections, lingering
+from semipd.daemon import lingering, process_limits
 from semipd.wire.frames import FrameReader, encode_frame
 
 LIMIT_S = 60
@@ -113,7 +113,7 @@ async def test_a_full_daemon_shows_operators_how_it_is(tmp_path: Path) -> None:
 
 @on_uvloop
 async def test_reserved_connections_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_connections, "RESERVED_CONNECTIONS", 0)
+    monkeypatch.setattr(process_limits, "MAX_RESERVED_CONNECTIONS", 0)
     async with running(tmp_path, settings={"limits.max_connections": 1}) as daemon:
         address = ("127.0.0.1", port_of(daemon))
         with held(address, 1):
@@ -186,7 +186,7 @@ async def test_a_head_that_never_ends(tmp_path: Path) -> None:
 @on_uvloop
 async def test_those_that_linger_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In number and in time; beyond, connections are closed at once, and the daemon serves on."""
-    monkeypatch.setattr(lingering, "MAX_LINGERING", 3)
+    monkeypatch.setattr(process_limits, "MAX_LINGERING", 3)
     monkeypatch.setattr(lingering, "LINGER_S", 0.3)
     closing = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     async with running(tmp_path) as daemon:

@@ -16,7 +16,16 @@ from support.hostile import hostile_folder
 from semipd.client import Client
 from semipd.core.errors import SemipdError
 
-HARMLESS = (signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO, signal.SIGPIPE)
+HARMLESS = (
+    signal.SIGUSR2,
+    signal.SIGALRM,
+    signal.SIGVTALRM,
+    signal.SIGPROF,
+    signal.SIGIO,
+    signal.SIGPIPE,
+    signal.SIGPWR,
+    signal.SIGSTKFLT,
+)
 FOR_CHILDREN = (*HARMLESS, signal.SIGHUP, signal.SIGUSR1)
 
 

@@ -18,6 +18,7 @@ from semipd.client import AsyncClient, GenerateStream
 from semipd.core.errors import SemipdError
 from semipd.daemon import unix_socket
 from semipd.daemon.peers import Peer
+from semipd.daemon.schema import MAX_ID_CHARS
 from semipd.wire.client_protocol import hello
 from semipd.wire.frames import MAX_FRAME_BYTES, FrameReader, encode_frame
 
@@ -173,6 +174,9 @@ async def test_a_connection_that_closes_cancels_all_it_has(tmp_path: Path) -> No
         ({"op": "status"}, "missing_field", "id"),
         ({"id": [1], "op": "status"}, "invalid_value", "id"),
         ({"id": True, "op": "status"}, "invalid_value", "id"),
+        ({"id": "x" * (MAX_ID_CHARS + 1), "op": "status"}, "invalid_value", "id"),
+        ({"id": 1, "op": "status", "int": 1}, "unknown_field", "int"),
+        ({"id": 1, "op": "status", "a-b[c]": 1}, "unknown_field", "a-b[c]"),
     ],
 )
 async def test_bad_requests_are_answered_and_the_connection_lives(
@@ -182,6 +186,8 @@ async def test_bad_requests_are_answered_and_the_connection_lives(
         raw.say(request_)
         answer = await raw.next()
         assert (answer["error"]["code"], answer["error"]["param"]) == (code, param)
+        assert "constrained" not in answer["error"]["message"]
+        assert code != "unknown_field" or f"There is no field {param}." in answer["error"]["message"]
         assert answer["id"] == (1 if request_.get("id") == 1 and request_["id"] is not True else None)
         raw.say({"id": "two", "op": "status"})
         assert (await raw.next())["status"]["state"] == "ready"
@@ -291,3 +297,11 @@ async def test_nobody_there(tmp_path: Path) -> None:
     with pytest.raises(SemipdError) as refused:
         await AsyncClient.connect(tmp_path / "none.sock")
     assert refused.value.code == "daemon_not_running"
+
+
+async def test_too_long_an_id_says_its_limit(tmp_path: Path) -> None:
+    async with running(tmp_path) as daemon, Raw.connect(daemon.socket_path) as raw:
+        raw.say({"id": "x" * (MAX_ID_CHARS + 1), "op": "status"})
+        error = (await raw.next())["error"]
+    assert error["message"].startswith(f"id: String should have at most {MAX_ID_CHARS} characters; got 'xxx")
+    assert error["hint"].startswith("An id is a whole number")

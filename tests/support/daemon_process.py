@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ def model_folder(folder: Path) -> Path:
 class DaemonProcess:
     process: subprocess.Popen[str]
     socket_path: Path
+    port: int
 
     def client(self, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
         """semipd-client with these arguments."""
@@ -46,6 +48,12 @@ class DaemonProcess:
         return subprocess.run([sys.executable, "-m", module, *arguments, *socket], **(given | options))
 
 
+def _port_in(announced: str) -> int:
+    found = re.search(r"http://[^/ ]+:(\d+)/", announced)
+    assert found is not None, announced
+    return int(found[1])
+
+
 @contextmanager
 def scripted_process(tmp_path: Path, **script: Any) -> Iterator[DaemonProcess]:
     """Ready when entered, stopped when left. `settings` in the script: further options of the daemon."""
@@ -57,26 +65,29 @@ def scripted_process(tmp_path: Path, **script: Any) -> Iterator[DaemonProcess]:
 
 
 @contextmanager
-def fake_process(tmp_path: Path) -> Iterator[DaemonProcess]:
-    """The same with a real engine on the fake device."""
+def fake_process(tmp_path: Path, max_files: int | None = None) -> Iterator[DaemonProcess]:
+    """The same with a real engine on the fake device. `max_files`: that may be open."""
     socket_path = tmp_path / "d.sock"
     command = ["-m", "semipd.cli", "start", "--device", "fake", "--port", "0"]
     command += ["--model", str(model_folder(tmp_path / "model")), "--socket", str(socket_path)]
-    with _ready(tmp_path, socket_path, command) as daemon:
+    with _ready(tmp_path, socket_path, command, max_files) as daemon:
         yield daemon
 
 
 @contextmanager
-def _ready(tmp_path: Path, socket_path: Path, command: list[str]) -> Iterator[DaemonProcess]:
+def _ready(
+    tmp_path: Path, socket_path: Path, command: list[str], max_files: int | None = None
+) -> Iterator[DaemonProcess]:
+    limit = [] if max_files is None else ["sh", "-c", f'ulimit -n {max_files}; exec "$@"', "sh"]
     with (tmp_path / "stderr").open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, *command], stdout=subprocess.PIPE, stderr=stderr, text=True, env=ENV
+            [*limit, sys.executable, *command], stdout=subprocess.PIPE, stderr=stderr, text=True, env=ENV
         )
     assert process.stdout is not None
     try:
         while "try:" not in (line := process.stdout.readline()):
             assert line, (tmp_path / "stderr").read_text()
-        yield DaemonProcess(process, socket_path)
+        yield DaemonProcess(process, socket_path, _port_in(line))
     finally:
         process.terminate()
         process.wait(LIMIT_S)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from semipd_top import app, cli
+from semipd_top.environment import blamed_on_variables
 
 from semipd import __version__
 from semipd.command_line import exit_codes
@@ -146,6 +147,34 @@ def test_an_unknown_theme_is_wrong_usage(
     said = capsys.readouterr().err
     assert "unknown_theme" in said
     assert "nord" in said
+
+
+AT_A_TERMINAL = """
+import sys
+from unittest import mock
+from semipd_top import cli
+with mock.patch("semipd_top.cli._check_terminal"):
+    sys.exit(cli.main(["--demo"]))
+"""
+
+
+@pytest.mark.parametrize("name", ["TEXTUAL_COLOR_SYSTEM", "TEXTUAL_DRIVER"])
+def test_a_variable_that_textual_cannot_use(name: str) -> None:
+    command = [sys.executable, "-c", AT_A_TERMINAL]
+    done = subprocess.run(
+        command, env=os.environ | {name: "bogus"}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == exit_codes.USAGE, done.stderr
+    [line] = done.stderr.splitlines()
+    assert name in line
+    assert line.endswith("[invalid_environment]")
+
+
+def test_other_faults_are_not_blamed_on_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TEXTUAL_DRIVER", raising=False)
+    monkeypatch.setattr("semipd_top.environment._given", list)
+    with pytest.raises(KeyError), blamed_on_variables():
+        raise KeyError("ours")
 
 
 def test_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,6 +164,19 @@ def test_paths_without_a_name(path: str, code: int, tmp_path: Path, monkeypatch:
     assert MAINS["daemon"](["stop", "--socket", path]) == code
 
 
+@pytest.mark.parametrize(("name", "arguments"), [("client", ["status"]), ("top", ["--once"])])
+def test_an_empty_socket_means_the_default(
+    name: str,
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert MAINS[name]([*arguments, "--socket", ""]) == exit_codes.NOT_RUNNING
+    assert str(tmp_path) in capsys.readouterr().err
+
+
 # ---- odd files --------------------------------------------------------------------------------------
 
 

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from semipd.core.logs import JsonFormatter, LineHandler, LogFormat, TextFormatter, configure_logging
-from semipd.daemon import process_limits
-from semipd.daemon.process_limits import raise_file_limit
+from semipd.daemon.process_limits import ConnectionRoom, exhausted, raise_file_limit
 
 
 @pytest.fixture
@@ -93,8 +92,6 @@ def test_the_limit_of_open_files_is_raised(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(resource, "setrlimit", lambda _what, pair: limits.append(pair))
     assert raise_file_limit() is None
     assert limits[-1] == (4096, 4096)
-    limits.append((256, process_limits.FEW_FILES - 1))
-    assert "at most 4095 files" in (raise_file_limit() or "")
     limits.append((256, resource.RLIM_INFINITY))
     assert raise_file_limit() is None
 
@@ -125,3 +122,35 @@ def test_lines_lost_on_a_full_disk_are_counted(capsys: pytest.CaptureFixture[str
     assert [line[:6] for line in said] == ["line 0", "line 4", "3 line", "line 5"]
     assert "3 lines of this log were lost" in said[2]
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("files", [1, 40, 64, 256, 1024, 4096, 20000, 2**20, resource.RLIM_INFINITY])
+@pytest.mark.parametrize("wanted", [1, 8, 4096, 2**20])
+def test_connections_fit_into_the_limit_of_files(
+    files: int, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _what: (files, files))
+    room = ConnectionRoom.of(wanted)
+    assert 1 <= room.max_connections <= wanted
+    passing = (room.num_reserved, room.num_overflowing, room.num_lingering)
+    assert sum(passing) <= room.num_passing
+    if files >= 64:
+        assert all(passing)
+        assert files == resource.RLIM_INFINITY or 2 * (room.max_connections + room.num_passing) < files
+    if room.max_connections < wanted:
+        assert f"`ulimit -n` {files}" in room.cause
+        assert f"at most {room.max_connections} connections" in (room.note or "")
+    else:
+        assert (room.cause, room.note) == (f"limits.max_connections={wanted}", None)
+    assert files < 2**20 or wanted > 4096 or room.max_connections == wanted
+
+
+def test_what_the_system_lacks_is_told_apart() -> None:
+    for number, word in ((errno.EMFILE, "-n"), (errno.ENFILE, "file-max"), (errno.EAGAIN, "-u")):
+        error = exhausted(OSError(number, "no"), "It cannot be started")
+        assert error is not None
+        assert error.code == "overloaded"
+        assert word in error.hint
+    assert exhausted(RuntimeError("can't start new thread"), "x") is not None
+    assert exhausted(RuntimeError("a fault"), "x") is None
+    assert exhausted(OSError(errno.ENOENT, "no"), "x") is None

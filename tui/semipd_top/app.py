@@ -21,6 +21,7 @@ from semipd_top.dialogs.help import HelpDialog
 from semipd_top.dialogs.inspect import InspectDialog
 from semipd_top.dialogs.override import OverrideDialog
 from semipd_top.dialogs.slo import SloDialog
+from semipd_top.environment import blamed_on_variables
 from semipd_top.header import Frame, condition_of, header
 from semipd_top.panes import EventsPane, OverviewPane, Pane, RequestsPane
 from semipd_top.picture import Monitor, Picture
@@ -320,13 +321,15 @@ def run_app(
 ) -> int:
     """Until the person quits. Returns the exit code. `theme` None: Textual's dark one, or the terminal's own
     colours where it has only 16."""
-    app = TopApp(source, recording, read_only=read_only)
+    with blamed_on_variables():
+        app = TopApp(source, recording, read_only=read_only)
     # without any colour that theme's text would be as black as what lies behind it
     few_colours = app.console.color_system == "standard" and not app.no_color
     app.theme = theme or ("ansi-dark" if few_colours else app.theme)
     # the terminal is put back before the end
     signal.signal(signal.SIGTERM, lambda *_: app.exit(return_code=TERMINATED))
-    app.run()
+    with blamed_on_variables(if_named=True):
+        app.run()
     if app.failure is not None:
         traceback.print_exception(app.failure)
         return 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semipd import __version__
-from semipd.command_line.arguments import CommandParser, whole_number
+from semipd.command_line.arguments import CommandParser, optional_path, whole_number
 from semipd.command_line.completion import SHELLS, print_completion
 from semipd.command_line.exit_codes import EPILOG
 from semipd.command_line.run import run_command
@@ -67,7 +67,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--version", action="version", version=f"semipd-top {__version__}")
     parser.add_argument("--completion", choices=SHELLS, help="print a shell's completion script")
     what = parser.add_argument_group("what to watch")
-    what.add_argument("--socket", type=Path, metavar="PATH", help="the daemon's Unix socket")
+    what.add_argument("--socket", type=optional_path, metavar="PATH", help="the daemon's Unix socket")
     what.add_argument("--replay", type=Path, metavar="FILE", help="a recording instead of a daemon")
     what.add_argument(
         "--speed",
@@ -200,9 +200,12 @@ def _print(args: argparse.Namespace, source: "Source", recorder: "Recorder | Non
 
 
 def _show(args: argparse.Namespace, source: "Source", recorder: "Recorder | None") -> int:
-    from textual.app import InvalidThemeError
+    from semipd_top.environment import blamed_on_variables
 
-    from semipd_top.app import run_app
+    with blamed_on_variables():
+        from textual.app import InvalidThemeError
+
+        from semipd_top.app import run_app
 
     if isinstance(sys.__stderr__, io.TextIOWrapper):
         # Textual draws there: what the terminal's encoding lacks must keep its width
