@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 from semipd.core.errors import SemipdError
 from semipd.core.plan import TokenLogprobs
 from semipd.daemon.admission import Place
-from semipd.daemon.alternatives import num_alternatives
+from semipd.daemon.alternatives import ALTERNATIVE_BYTES, AnswerAlternatives, num_alternatives
 from semipd.daemon.callers import Caller
 from semipd.daemon.generation import Generation, GenerationService, Piece, Prepared, Usage
 from semipd.daemon.history import RequestRecord
@@ -73,11 +73,13 @@ class Choices:
         num_tokens = sum(len(prepared.prompt.token_ids) for prepared in prompts)
         place.fill(len(prompts) * num_per_prompt, num_tokens * num_per_prompt)
         self.all = _lay_out(prompts, num_per_prompt)
-        wanted = [(len(one.prompt.token_ids), one.params.prompt_logprobs) for one in prompts]
-        self._num_alternatives = num_alternatives(wanted, num_per_prompt)
+        told = [one.told for one in prompts]
+        self._alternatives = AnswerAlternatives(service.alternatives, num_alternatives(told))
+        self._num_of_prompts = sum(one.of_prompt for one in told)
+        self._per_token = told[0].per_generated_token
 
     def __enter__(self) -> Self:
-        self._service.alternatives.take(self._num_alternatives)
+        self._alternatives.begin()
         try:
             self._admit([choice for choice in self.all if choice.first is None])
         except BaseException:
@@ -116,6 +118,8 @@ class Choices:
                 # Whoever asks for the next update has sent this one.
                 for choice, piece in fresh:
                     self._settle(choice, piece)
+                if self._per_token:
+                    self._alternatives.has(self._num_alternatives)
             if failure is not None:
                 raise failure
 
@@ -138,6 +142,20 @@ class Choices:
         finally:
             for generation in generations:
                 generation.sending(begins=False)
+
+    @property
+    def _num_alternatives(self) -> int:
+        """That an answer which is sent whole has so far; else those of the prompts."""
+        return self._num_of_prompts + self._per_token * self._num_generated
+
+    @property
+    def _num_bytes(self) -> int:
+        """What the answer took, roughly."""
+        return ALTERNATIVE_BYTES * (self._num_alternatives + self._num_generated)
+
+    @property
+    def _num_generated(self) -> int:
+        return sum(choice.generation.num_tokens for choice in self.all if choice.generation)
 
     def _poll(self) -> tuple[list[Update], SemipdError | None]:
         """What is new of each choice, and why one has failed: what the others have comes before it."""
@@ -176,7 +194,8 @@ class Choices:
 
     def _close(self) -> None:
         self._place.give_up()
-        self._service.alternatives.give(self._num_alternatives)
+        self._alternatives.end()
+        self._service.prompts.heap.note(self._num_bytes)
         for choice in self._running:
             if choice.generation is not None:
                 choice.generation.close()

@@ -190,9 +190,26 @@ class SamplingOptions(BaseModel):
         return None
 
     @property
+    def prompt_lists(self) -> tuple[int, ...]:
+        """Alternatives in each list that tells of the prompt's tokens; -1: the whole vocabulary."""
+        return ()
+
+    @property
     def num_prompt_logprobs(self) -> int | None:
-        """Likewise for the prompt's tokens; -1: the whole vocabulary."""
-        return None
+        """The most of them; None: no log-probabilities. -1 is more than any other number."""
+        if WHOLE_VOCABULARY in self.prompt_lists:
+            return WHOLE_VOCABULARY
+        return max(self.prompt_lists, default=None)
+
+    @property
+    def repeats_prompt(self) -> bool:
+        """Every choice of a prompt has the lists that tell of it."""
+        return True
+
+    @property
+    def is_whole(self) -> bool:
+        """Nothing leaves before everything is generated."""
+        return False
 
     @property
     def num_choices(self) -> int:
