@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 from semipd.core.errors import SemipdError
 from semipd.core.plan import TokenLogprobs
@@ -14,6 +14,11 @@ from semipd.daemon.alternatives import ALTERNATIVE_BYTES, AnswerAlternatives, nu
 from semipd.daemon.callers import Caller
 from semipd.daemon.generation import Generation, GenerationService, Piece, Prepared, Usage
 from semipd.daemon.history import RequestRecord
+
+T = TypeVar("T")
+
+CHOICES_AT_ONCE = 16
+"""Looked at in one turn of the loop: a few milliseconds, with many stop strings."""
 
 
 @dataclass(slots=True, eq=False)
@@ -112,12 +117,15 @@ class Choices:
         while self._running:
             await self._news.wait()
             self._news.clear()
-            fresh, failure = self._poll()
+            fresh, failure = await self._poll()
             if fresh:
                 yield fresh
                 # Whoever asks for the next update has sent this one.
-                for choice, piece in fresh:
+                async for choice, piece in in_turns(fresh):
                     self._settle(choice, piece)
+                async for choice in in_turns(self._followers(fresh)):
+                    if not self._is_cancelled:
+                        self._admit([choice])
                 if self._per_token:
                     self._alternatives.has(self._num_alternatives)
             if failure is not None:
@@ -157,11 +165,11 @@ class Choices:
     def _num_generated(self) -> int:
         return sum(choice.generation.num_tokens for choice in self.all if choice.generation)
 
-    def _poll(self) -> tuple[list[Update], SemipdError | None]:
+    async def _poll(self) -> tuple[list[Update], SemipdError | None]:
         """What is new of each choice, and why one has failed: what the others have comes before it."""
         fresh: list[Update] = []
         failure: SemipdError | None = None
-        for choice in self._running:
+        async for choice in in_turns(list(self._running)):
             try:
                 piece = _poll(choice)
             except SemipdError as error:
@@ -179,9 +187,12 @@ class Choices:
         if piece.finish_reason is not None:
             self._running.remove(choice)
             generation.close()
-        if choice.first is None and not self._is_cancelled:
-            siblings = self.all[choice.index + 1 : choice.index + self._num_per_prompt]
-            self._admit([sibling for sibling in siblings if sibling.generation is None])
+
+    def _followers(self, update: Sequence[Update]) -> list[Choice]:
+        """Those that waited for the first choice of their prompt."""
+        firsts = [choice for choice, _ in update if choice.first is None]
+        siblings = [self.all[one.index + 1 : one.index + self._num_per_prompt] for one in firsts]
+        return [sibling for some in siblings for sibling in some if sibling.generation is None]
 
     def _admit(self, choices: Sequence[Choice]) -> None:
         for choice in choices:
@@ -199,6 +210,14 @@ class Choices:
         for choice in self._running:
             if choice.generation is not None:
                 choice.generation.close()
+
+
+async def in_turns(items: Sequence[T]) -> AsyncGenerator[T, None]:
+    """A few in each turn of the loop."""
+    for idx, item in enumerate(items):
+        if idx % CHOICES_AT_ONCE == 0 and idx:
+            await asyncio.sleep(0)
+        yield item
 
 
 def _lay_out(prompts: Sequence[Prepared], num_per_prompt: int) -> list[Choice]:

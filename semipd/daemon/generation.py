@@ -79,7 +79,7 @@ class Prepared:
         every = params.prompt_logprobs or 0
         per_prompt_token = sum(1 + (every if num < 0 else num) for num in options.prompt_lists)
         repeated = self.num_choices if options.repeats_prompt else 1
-        num_tokens = params.max_tokens
+        num_tokens = 0 if options.prompt_only else params.max_tokens
         if options.token_limit is None:
             num_tokens = min(num_tokens, EXPECTED_TOKENS)
         per_token = 1 + options.num_logprobs if options.num_logprobs is not None and options.is_whole else 0

@@ -13,7 +13,7 @@ from semipd.core.settings import EngineSettings
 from semipd.daemon import alternatives, generation
 from semipd.daemon.alternatives import MAX_ANSWER_ALTERNATIVES
 
-CHAT = "/v1/chat/completions"
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MESSAGES = [{"role": "user", "content": "hi"}]
 
 
@@ -132,8 +132,7 @@ async def test_every_log_probability_of_an_answer_counts(tmp_path: Path) -> None
             ({"prompt": [[5] * 10] * 64, "max_tokens": 1500, generated: 20}, generated, 64 * 1500 * 21),
             (messages | {"top_logprobs": 20, "n": 64}, generated, 1000 * 21 * 64),
         ):
-            post = daemon.post if "prompt" in body else daemon.post_chat
-            status, answer, _ = await post(body)
+            status, answer, _ = await daemon.post(body, COMPLETIONS if "prompt" in body else CHAT)
             assert (status, answer["error"]["code"], answer["error"]["param"]) == (400, "invalid_value", param)
             assert str(total) in answer["error"]["message"]
         assert daemon.services.table.totals["admitted"] == 0
@@ -148,7 +147,7 @@ async def test_an_answer_without_a_limit_counts_as_it_grows(
     monkeypatch.setattr(generation, "EXPECTED_TOKENS", 10)
     monkeypatch.setattr(alternatives, "MAX_ANSWER_ALTERNATIVES", 600)
     body = {"messages": MESSAGES, "logprobs": True, "top_logprobs": 20, "ignore_eos": True}
-    status, answer, _ = await daemon.post_chat(body)
+    status, answer, _ = await daemon.post(body, CHAT)
     assert (status, answer["error"]["code"]) == (400, "answer_too_large")
     assert 20 < len(answer["partial"]["choices"][0]["token_ids"]) < 60
     assert daemon.services.generation.alternatives.total == 0
