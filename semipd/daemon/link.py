@@ -8,7 +8,8 @@ from typing import Any
 from semipd.wire.engine_link import LINK_FRAME_BYTES
 from semipd.wire.frames import FrameReader, encode_frame
 
-READ_BYTES = 2**18
+READ_BYTES = 2**16
+"""Decoded at once: a few steps with many log-probabilities."""
 
 
 class Link:
@@ -50,6 +51,8 @@ class Link:
                 raise EOFError
             self._received.extend(self._frames.feed(data))
             # an engine that sends as fast as we read must not keep everybody else from running
+            await asyncio.sleep(0)
+        if len(self._received) > 1:
             await asyncio.sleep(0)
         return self._received.popleft()
 

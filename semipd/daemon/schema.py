@@ -38,6 +38,9 @@ MAX_ID_CHARS = 256
 MAX_SHOWN = 80
 """Characters of a name or a value in a refusal."""
 
+MAX_PROBLEMS = 3000
+"""Described to find the first one, in some milliseconds: a map of `logit_bias` may have as many."""
+
 _MIN_SEED = -(2**63)
 _TOKEN_ID = "^(0|[1-9][0-9]{0,9})$"
 
@@ -93,10 +96,17 @@ LogitBias = Annotated[
 
 
 def _whole_all(value: object) -> object:
-    """A list of hundreds of thousands of integers is only looked at."""
-    if isinstance(value, list) and float in set(map(type, value)):
-        return [_whole(one) for one in value]
-    return value
+    """A list of hundreds of thousands is only looked at, or turned in one go."""
+    if not isinstance(value, list):
+        return value
+    kinds = set(map(type, value))
+    if float not in kinds or not kinds <= {int, float}:
+        return value
+    try:
+        whole = list(map(int, value))
+    except (OverflowError, ValueError):  # infinite, or no number
+        return value
+    return whole if whole == value else value
 
 
 def _priority(value: object) -> object:
@@ -235,8 +245,25 @@ class SocketRequest(BaseModel):
     id: SocketId
 
 
+def check_names(schema: type[BaseModel], given: object) -> None:
+    """Each name that a schema forbids would cost an error of its own. Raises SemipdError(`unknown_field`): the
+    first one."""
+    if isinstance(given, dict) and schema.model_config.get("extra") == "forbid":
+        unknown = next((name for name in given if name not in schema.model_fields), None)
+        if unknown is not None:
+            raise _unknown_field(str(unknown)[:MAX_SHOWN])
+
+
+def _unknown_field(field: str) -> SemipdError:
+    return SemipdError("unknown_field", f"There is no field {field}.", param=field.partition(".")[0])
+
+
 def refusal(error: ValidationError) -> SemipdError:
     """The first problem of a body, as an answer for its sender."""
+    num_problems = error.error_count()
+    if num_problems > MAX_PROBLEMS:
+        message = f"The body has {num_problems} faults, each of them in a field or an entry of its own."
+        return SemipdError("invalid_value", message, "Send the fields that the endpoint documents.")
     problems = error.errors(include_url=False)
     # Of a union's alternatives, the one that got furthest is the one that was meant.
     same_field = [problem for problem in problems if problem["loc"][:1] == problems[0]["loc"][:1]]
@@ -250,7 +277,7 @@ def refusal(error: ValidationError) -> SemipdError:
         case "missing":
             return SemipdError("missing_field", f"The field {field} is required.", param=param)
         case "extra_forbidden":
-            return SemipdError("unknown_field", f"There is no field {field}.", param=param)
+            return _unknown_field(field)
     got = f"; got {shown(problem['input'])}" if where else ""
     hint = "A prompt is a string, a list of token ids, or a list of these." if param == "prompt" else ""
     message = f"{field or 'body'}: {problem['msg']}{got}."

@@ -26,7 +26,7 @@ from semipd.daemon.logprobs import TokenTexts
 from semipd.daemon.openai_routes import model_card
 from semipd.daemon.passing import PASSING
 from semipd.daemon.peers import peer_of
-from semipd.daemon.schema import SocketId, SocketRequest, refusal
+from semipd.daemon.schema import SocketId, SocketRequest, check_names, refusal
 from semipd.daemon.services import Services
 from semipd.daemon.socket_operations import TABLE, Operation, allowed
 from semipd.daemon.socket_session import Session
@@ -240,6 +240,7 @@ class _Connection:
                 f"{operation.name} is for the daemon's own user.",
                 f"Members of socket.group may: {', '.join(sorted(allowed(is_operator=False)))}.",
             )
+        check_names(operation.schema, message)
         try:
             request = operation.schema.model_validate(message)
         except ValidationError as error:

@@ -2,7 +2,8 @@
 memory around them from going back to the system."""
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import overload
 
 _PAIR = struct.Struct("=id")
@@ -13,8 +14,8 @@ class PackedTop(Sequence[tuple[int, float]]):
 
     __slots__ = ("_data",)
 
-    def __init__(self, pairs: Iterable[tuple[int, float]]) -> None:
-        self._data = b"".join(_PAIR.pack(token_id, logprob) for token_id, logprob in pairs)
+    def __init__(self, pairs: Sequence[Sequence[float]]) -> None:
+        self._data = struct.pack("=" + "id" * len(pairs), *chain.from_iterable(pairs))
 
     def __len__(self) -> int:
         return len(self._data) // _PAIR.size

@@ -127,13 +127,21 @@ async def test_every_log_probability_of_an_answer_counts(tmp_path: Path) -> None
         of_prompt, generated = "prompt_logprobs", "logprobs"
         for body, param, total in (
             ({"prompt": [5] * 2000, "max_tokens": 1, of_prompt: 20, "n": 128}, of_prompt, 2000 * 21 * 128),
-            ({"prompt": [5] * 1000, "max_tokens": 0, generated: 15, "echo": True, "n": 128}, of_prompt, 2048000),
+            (
+                {"prompt": [5] * 1000, "max_tokens": 0, generated: 15, "echo": True, "n": 128},
+                of_prompt,
+                2048000,
+            ),
             ({"prompt": [5] * 10, "max_tokens": 2000, generated: 20, "n": 128}, generated, 2000 * 21 * 128),
             ({"prompt": [[5] * 10] * 64, "max_tokens": 1500, generated: 20}, generated, 64 * 1500 * 21),
             (messages | {"top_logprobs": 20, "n": 64}, generated, 1000 * 21 * 64),
         ):
             status, answer, _ = await daemon.post(body, COMPLETIONS if "prompt" in body else CHAT)
-            assert (status, answer["error"]["code"], answer["error"]["param"]) == (400, "invalid_value", param)
+            assert (status, answer["error"]["code"], answer["error"]["param"]) == (
+                400,
+                "invalid_value",
+                param,
+            )
             assert str(total) in answer["error"]["message"]
         assert daemon.services.table.totals["admitted"] == 0
         await daemon.complete(prompt=[[5] * 200] * 64, max_tokens=1, logprobs=1, echo=True)
