@@ -50,7 +50,7 @@ def num_alternatives(told: Sequence[Told]) -> int:
             f"{sum(one.num_prompt for one in told)} prompt tokens, {told[0].per_generated_token} to each of "
             f"{sum(one.num_generated for one in told)} generated ones, all choices together; the bound is "
             f"{MAX_ANSWER_ALTERNATIVES}.",
-            "Lower prompt_logprobs, logprobs or top_logprobs, n or max_tokens, or send fewer or shorter prompts.",
+            "Lower prompt_logprobs, logprobs or top_logprobs, n or max_tokens, or send fewer prompts.",
             param="prompt_logprobs" if of_prompt * 2 > total else "logprobs",
         )
     return total

@@ -2,8 +2,8 @@
 
 Reading holds the event loop, about 0.1 us per number in a list. A list costs as much as 12 numbers, an object
 as much as 24, a named value as much as seven, a number with a point as much as two; a long text costs next to
-nothing, whatever it holds. Twenty digits in a row cost as much as three numbers: what has more is no machine number, and the time to read it
-grows with the square of its length.
+nothing, whatever it holds. Twenty digits in a row cost as much as three numbers: what has more is no machine
+number, and the time to read it grows with the square of its length.
 """
 
 import asyncio

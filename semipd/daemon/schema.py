@@ -246,8 +246,8 @@ class SocketRequest(BaseModel):
 
 
 def check_names(schema: type[BaseModel], given: object) -> None:
-    """Each name that a schema forbids would cost an error of its own. Raises SemipdError(`unknown_field`): the
-    first one."""
+    """Each name that a schema forbids would cost an error of its own. Raises SemipdError(`unknown_field`):
+    the first one."""
     if isinstance(given, dict) and schema.model_config.get("extra") == "forbid":
         unknown = next((name for name in given if name not in schema.model_fields), None)
         if unknown is not None:

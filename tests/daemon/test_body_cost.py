@@ -19,22 +19,16 @@ def cost_of(value: Any) -> int:
         return inner + body_cost.MAP_COST + (body_cost.NAMED_COST - 1) * len(value)
     if isinstance(value, list):
         return sum(map(cost_of, value)) + max(len(value) - 1, 0) + body_cost.LIST_COST
-    return int(isinstance(value, float)) + body_cost.DIGITS_COST * (
-        len(str(value)) // 20 if is_int(value) else 0
-    )
-
-
-def is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    of_digits = body_cost.DIGITS_COST * (len(str(value)) // 20) if isinstance(value, int) else 0
+    return of_digits + int(isinstance(value, float))
 
 
 def made(rng: random.Random, depth: int = 0) -> Any:
     kind = rng.randrange(7)
     if depth > 4 or kind < 3:
         letters = 'ab"\\,:[{}]\n\u00e9\U0001f600'
-        return rng.choice(
-            [1, 10**19, 10**59, None, True, -2.5, "".join(rng.choices(letters, k=rng.randrange(30)))]
-        )
+        text = "".join(rng.choices(letters, k=rng.randrange(30)))
+        return rng.choice([1, 10**19, 10**59, None, True, -2.5, text])
     if kind < 5:
         return [made(rng, depth + 1) for _ in range(rng.randrange(5))]
     return {

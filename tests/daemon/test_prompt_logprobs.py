@@ -137,12 +137,9 @@ async def test_every_log_probability_of_an_answer_counts(tmp_path: Path) -> None
             (messages | {"top_logprobs": 20, "n": 64}, generated, 1000 * 21 * 64),
         ):
             status, answer, _ = await daemon.post(body, COMPLETIONS if "prompt" in body else CHAT)
-            assert (status, answer["error"]["code"], answer["error"]["param"]) == (
-                400,
-                "invalid_value",
-                param,
-            )
-            assert str(total) in answer["error"]["message"]
+            error = answer["error"]
+            assert (status, error["code"], error["param"]) == (400, "invalid_value", param)
+            assert str(total) in error["message"]
         assert daemon.services.table.totals["admitted"] == 0
         await daemon.complete(prompt=[[5] * 200] * 64, max_tokens=1, logprobs=1, echo=True)
         await daemon.stream(prompt=[5] * 10, max_tokens=400, logprobs=20, n=120, ignore_eos=True)
