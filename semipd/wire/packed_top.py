@@ -21,7 +21,7 @@ class PackedTop(Sequence[tuple[int, float]]):
         return len(self._data) // _PAIR.size
 
     def __iter__(self) -> Iterator[tuple[int, float]]:
-        return _PAIR.iter_unpack(self._data)  # type: ignore[return-value]
+        return _PAIR.iter_unpack(self._data)
 
     @overload
     def __getitem__(self, idx: int) -> tuple[int, float]: ...
