@@ -52,8 +52,6 @@ class Link:
             self._received.extend(self._frames.feed(data))
             # an engine that sends as fast as we read must not keep everybody else from running
             await asyncio.sleep(0)
-        if len(self._received) > 1:
-            await asyncio.sleep(0)
         return self._received.popleft()
 
     def close(self) -> None:
