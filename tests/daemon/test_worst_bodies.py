@@ -151,7 +151,7 @@ def test_memory_comes_back(daemon: Daemon) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        {"prompt": [5] * 1000, "max_tokens": 1, "prompt_logprobs": 20, "n": 40},
+        {"prompt": [5] * 400, "max_tokens": 1, "prompt_logprobs": 20, "n": 100},
         {"prompt": [5] * 10, "max_tokens": 400, "logprobs": 20, "n": 100, "ignore_eos": True},
     ],
 )
