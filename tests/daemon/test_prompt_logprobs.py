@@ -142,8 +142,11 @@ async def test_every_log_probability_of_an_answer_counts(tmp_path: Path) -> None
             assert str(total) in error["message"]
         assert daemon.services.table.totals["admitted"] == 0
         await daemon.complete(prompt=[[5] * 200] * 64, max_tokens=1, logprobs=1, echo=True)
-        await daemon.stream(prompt=[5] * 10, max_tokens=400, logprobs=20, n=120, ignore_eos=True)
-        assert daemon.services.generation.alternatives.total == 0
+        streamed = {"prompt": [5] * 10, "max_tokens": 1900, "logprobs": 20, "n": 30}
+        assert (await daemon.post(streamed))[0] == 400
+        # the stream may end early, but it begins
+        await daemon.stream(**streamed, stop=list("abcdefghijklmnopqrstuvwxyz "))
+        await until(lambda: daemon.services.generation.alternatives.total == 0)
 
 
 async def test_an_answer_without_a_limit_counts_as_it_grows(
