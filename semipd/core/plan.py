@@ -1,5 +1,6 @@
 """Plans and results: the only things that cross between the coordinator and a lane."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -76,7 +77,7 @@ class TokenLogprobs(NamedTuple):
 
     token_id: int
     logprob: float
-    top: tuple[tuple[int, float], ...]  # alternatives, most likely first
+    top: Sequence[tuple[int, float]]  # alternatives, most likely first
     rank: int
 
 

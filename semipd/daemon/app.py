@@ -22,6 +22,7 @@ from semipd.daemon.addresses import claim_http, claim_socket
 from semipd.daemon.detach import claim_pid_file
 from semipd.daemon.engine_run import EngineReady
 from semipd.daemon.generation import GenerationService
+from semipd.daemon.heap import freeze_heap
 from semipd.daemon.http import serve_http
 from semipd.daemon.log_file import LogFile
 from semipd.daemon.model_files import DEMO_NAME, ModelFiles
@@ -191,6 +192,7 @@ class Daemon:
         text = _announcement(config.server.host, port, config.socket_path, config.served_model_name)
         self._announce(text)
         self._notifier.say(READY="1")
+        freeze_heap()
         self._on_ready(text)
 
     def _announce(self, text: str) -> None:

@@ -5,15 +5,20 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 from semipd.core.errors import SemipdError
 from semipd.core.plan import TokenLogprobs
 from semipd.daemon.admission import Place
-from semipd.daemon.alternatives import num_alternatives
+from semipd.daemon.alternatives import ALTERNATIVE_BYTES, AnswerAlternatives, num_alternatives
 from semipd.daemon.callers import Caller
 from semipd.daemon.generation import Generation, GenerationService, Piece, Prepared, Usage
 from semipd.daemon.history import RequestRecord
+
+T = TypeVar("T")
+
+CHOICES_AT_ONCE = 16
+"""Looked at in one turn of the loop: a few milliseconds, with many stop strings."""
 
 
 @dataclass(slots=True, eq=False)
@@ -73,11 +78,13 @@ class Choices:
         num_tokens = sum(len(prepared.prompt.token_ids) for prepared in prompts)
         place.fill(len(prompts) * num_per_prompt, num_tokens * num_per_prompt)
         self.all = _lay_out(prompts, num_per_prompt)
-        wanted = [(len(one.prompt.token_ids), one.params.prompt_logprobs) for one in prompts]
-        self._num_alternatives = num_alternatives(wanted, num_per_prompt)
+        told = [one.told for one in prompts]
+        self._alternatives = AnswerAlternatives(service.alternatives, num_alternatives(told))
+        self._num_of_prompts = sum(one.of_prompt for one in told)
+        self._per_token = told[0].per_generated_token
 
     def __enter__(self) -> Self:
-        self._service.alternatives.take(self._num_alternatives)
+        self._alternatives.begin()
         try:
             self._admit([choice for choice in self.all if choice.first is None])
         except BaseException:
@@ -110,12 +117,17 @@ class Choices:
         while self._running:
             await self._news.wait()
             self._news.clear()
-            fresh, failure = self._poll()
+            fresh, failure = await self._poll()
             if fresh:
                 yield fresh
                 # Whoever asks for the next update has sent this one.
-                for choice, piece in fresh:
+                async for choice, piece in in_turns(fresh):
                     self._settle(choice, piece)
+                async for choice in in_turns(self._followers(fresh)):
+                    if not self._is_cancelled:
+                        self._admit([choice])
+                if self._per_token:
+                    self._alternatives.has(self._num_alternatives)
             if failure is not None:
                 raise failure
 
@@ -139,11 +151,25 @@ class Choices:
             for generation in generations:
                 generation.sending(begins=False)
 
-    def _poll(self) -> tuple[list[Update], SemipdError | None]:
+    @property
+    def _num_alternatives(self) -> int:
+        """That an answer which is sent whole has so far; else those of the prompts."""
+        return self._num_of_prompts + self._per_token * self._num_generated
+
+    @property
+    def _num_bytes(self) -> int:
+        """What the answer took, roughly."""
+        return ALTERNATIVE_BYTES * (self._num_alternatives + self._num_generated)
+
+    @property
+    def _num_generated(self) -> int:
+        return sum(choice.generation.num_tokens for choice in self.all if choice.generation)
+
+    async def _poll(self) -> tuple[list[Update], SemipdError | None]:
         """What is new of each choice, and why one has failed: what the others have comes before it."""
         fresh: list[Update] = []
         failure: SemipdError | None = None
-        for choice in self._running:
+        async for choice in in_turns(list(self._running)):
             try:
                 piece = _poll(choice)
             except SemipdError as error:
@@ -161,9 +187,12 @@ class Choices:
         if piece.finish_reason is not None:
             self._running.remove(choice)
             generation.close()
-        if choice.first is None and not self._is_cancelled:
-            siblings = self.all[choice.index + 1 : choice.index + self._num_per_prompt]
-            self._admit([sibling for sibling in siblings if sibling.generation is None])
+
+    def _followers(self, update: Sequence[Update]) -> list[Choice]:
+        """Those that waited for the first choice of their prompt."""
+        firsts = [choice for choice, _ in update if choice.first is None]
+        siblings = [self.all[one.index + 1 : one.index + self._num_per_prompt] for one in firsts]
+        return [sibling for some in siblings for sibling in some if sibling.generation is None]
 
     def _admit(self, choices: Sequence[Choice]) -> None:
         for choice in choices:
@@ -176,10 +205,19 @@ class Choices:
 
     def _close(self) -> None:
         self._place.give_up()
-        self._service.alternatives.give(self._num_alternatives)
+        self._alternatives.end()
+        self._service.prompts.heap.note(self._num_bytes)
         for choice in self._running:
             if choice.generation is not None:
                 choice.generation.close()
+
+
+async def in_turns(items: Sequence[T]) -> AsyncGenerator[T, None]:
+    """A few in each turn of the loop."""
+    for idx, item in enumerate(items):
+        if idx % CHOICES_AT_ONCE == 0 and idx:
+            await asyncio.sleep(0)
+        yield item
 
 
 def _lay_out(prompts: Sequence[Prepared], num_per_prompt: int) -> list[Choice]:

@@ -12,7 +12,7 @@ from semipd.core.errors import SemipdError
 from semipd.core.events import FinishReason
 from semipd.core.plan import TokenLogprobs
 from semipd.core.sampling import MAX_SEED, SamplingParams
-from semipd.daemon.alternatives import HeldAlternatives
+from semipd.daemon.alternatives import EXPECTED_TOKENS, HeldAlternatives, Told
 from semipd.daemon.callers import OPERATOR, Caller
 from semipd.daemon.history import RequestRecord
 from semipd.daemon.params import Limits, sampling_params
@@ -72,6 +72,21 @@ class Prepared:
     options: SamplingOptions
     num_choices: int = 1
 
+    @property
+    def told(self) -> Told:
+        """Of the prompt and all its choices."""
+        options, params = self.options, self.params
+        every = params.prompt_logprobs or 0
+        per_prompt_token = sum(1 + (every if num < 0 else num) for num in options.prompt_lists)
+        repeated = self.num_choices if options.repeats_prompt else 1
+        num_tokens = 0 if options.prompt_only else params.max_tokens
+        if options.token_limit is None:
+            num_tokens = min(num_tokens, EXPECTED_TOKENS)
+        per_token = 1 + options.num_logprobs if options.num_logprobs is not None and options.is_whole else 0
+        return Told(
+            len(self.prompt.token_ids) * repeated, per_prompt_token, num_tokens * self.num_choices, per_token
+        )
+
     def sibling(self, idx: int) -> "Prepared":
         """Another choice for the same prompt: the next seed. The prompt's log-probabilities are known."""
         seed = (self.params.seed + idx) % (MAX_SEED + 1)
@@ -97,6 +112,11 @@ class Generation:
         """Counts the tokens seen so far, a stop token included."""
         prompt = len(self._live.request.prompt)
         return Usage(prompt, self._text.num_tokens, self._live.cached_tokens)
+
+    @property
+    def num_tokens(self) -> int:
+        """Generated and seen so far."""
+        return self._text.num_tokens
 
     @property
     def record(self) -> RequestRecord:

@@ -8,7 +8,8 @@ from typing import Any
 from semipd.wire.engine_link import LINK_FRAME_BYTES
 from semipd.wire.frames import FrameReader, encode_frame
 
-READ_BYTES = 2**18
+READ_BYTES = 2**16
+"""Decoded at once: a few steps with many log-probabilities."""
 
 
 class Link:

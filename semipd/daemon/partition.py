@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from aiohttp import web
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from semipd.core.messages import GetPartition, SetPartition, SetSlo
 from semipd.core.slo import SLO_BOUNDS
 from semipd.core.split import MAX_EXPIRY_S
 from semipd.daemon.http_errors import CALLER
-from semipd.daemon.schema import WHOLE, SocketRequest, refusal, within
+from semipd.daemon.schema import WHOLE, SocketRequest, check_names, refusal, within
 from semipd.daemon.services import Services
 from semipd.daemon.wall_times import with_wall_times
 
@@ -171,6 +172,11 @@ class _Routes:
 
 
 def parsed_body(schema: type[B], body: bytes) -> B:
+    try:
+        given = from_json(body, allow_inf_nan=False)
+    except ValueError:
+        given = None  # the schema says what is wrong
+    check_names(schema, given)
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:

@@ -38,6 +38,9 @@ MAX_ID_CHARS = 256
 MAX_SHOWN = 80
 """Characters of a name or a value in a refusal."""
 
+MAX_PROBLEMS = 3000
+"""Described to find the first one, in some milliseconds: a map of `logit_bias` may have as many."""
+
 _MIN_SEED = -(2**63)
 _TOKEN_ID = "^(0|[1-9][0-9]{0,9})$"
 
@@ -93,10 +96,17 @@ LogitBias = Annotated[
 
 
 def _whole_all(value: object) -> object:
-    """A list of hundreds of thousands of integers is only looked at."""
-    if isinstance(value, list) and float in set(map(type, value)):
-        return [_whole(one) for one in value]
-    return value
+    """A list of hundreds of thousands is only looked at, or turned in one go."""
+    if not isinstance(value, list):
+        return value
+    kinds = set(map(type, value))
+    if float not in kinds or not kinds <= {int, float}:
+        return value
+    try:
+        whole = list(map(int, value))
+    except (OverflowError, ValueError):  # infinite, or no number
+        return value
+    return whole if whole == value else value
 
 
 def _priority(value: object) -> object:
@@ -190,9 +200,26 @@ class SamplingOptions(BaseModel):
         return None
 
     @property
+    def prompt_lists(self) -> tuple[int, ...]:
+        """Alternatives in each list that tells of the prompt's tokens; -1: the whole vocabulary."""
+        return ()
+
+    @property
     def num_prompt_logprobs(self) -> int | None:
-        """Likewise for the prompt's tokens; -1: the whole vocabulary."""
-        return None
+        """The most of them; None: no log-probabilities. -1 is more than any other number."""
+        if WHOLE_VOCABULARY in self.prompt_lists:
+            return WHOLE_VOCABULARY
+        return max(self.prompt_lists, default=None)
+
+    @property
+    def repeats_prompt(self) -> bool:
+        """Every choice of a prompt has the lists that tell of it."""
+        return True
+
+    @property
+    def is_whole(self) -> bool:
+        """Nothing leaves before everything is generated."""
+        return False
 
     @property
     def num_choices(self) -> int:
@@ -228,8 +255,25 @@ _HINTS = {
 }
 
 
+def check_names(schema: type[BaseModel], given: object) -> None:
+    """Each name that a schema forbids would cost an error of its own. Raises SemipdError(`unknown_field`):
+    the first one."""
+    if isinstance(given, dict) and schema.model_config.get("extra") == "forbid":
+        unknown = next((name for name in given if name not in schema.model_fields), None)
+        if unknown is not None:
+            raise _unknown_field(str(unknown)[:MAX_SHOWN])
+
+
+def _unknown_field(field: str) -> SemipdError:
+    return SemipdError("unknown_field", f"There is no field {field}.", param=field.partition(".")[0])
+
+
 def refusal(error: ValidationError) -> SemipdError:
     """The first problem of a body, as an answer for its sender."""
+    num_problems = error.error_count()
+    if num_problems > MAX_PROBLEMS:
+        message = f"The body has {num_problems} faults, each of them in a field or an entry of its own."
+        return SemipdError("invalid_value", message, "Send the fields that the endpoint documents.")
     problems = error.errors(include_url=False)
     # Of a union's alternatives, the one that got furthest is the one that was meant.
     same_field = [problem for problem in problems if problem["loc"][:1] == problems[0]["loc"][:1]]
@@ -247,7 +291,7 @@ def refusal(error: ValidationError) -> SemipdError:
         case "missing":
             return SemipdError("missing_field", f"The field {field} is required.", param=param)
         case "extra_forbidden":
-            return SemipdError("unknown_field", f"There is no field {field}.", param=param)
+            return _unknown_field(field)
     got = f"; got {shown(problem['input'])}" if where else ""
     hint = _HINTS.get(param or "", "")
     message = f"{field or 'body'}: {problem['msg']}{got}."

@@ -17,7 +17,6 @@ from semipd.daemon.fields import (
 )
 from semipd.daemon.schema import (
     WHOLE,
-    WHOLE_VOCABULARY,
     SamplingOptions,
     TokenCount,
     TokenIds,
@@ -110,8 +109,8 @@ class ChoiceOptions(SamplingOptions):
         return self.n or 1
 
     @property
-    def num_prompt_logprobs(self) -> int | None:
-        return self.prompt_logprobs
+    def prompt_lists(self) -> tuple[int, ...]:
+        return () if self.prompt_logprobs is None else (self.prompt_logprobs,)
 
     @property
     def truncation(self) -> Truncation | None:
@@ -130,6 +129,10 @@ class AnswerOptions(HttpBody, ChoiceOptions):
     @property
     def token_limit(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def is_whole(self) -> bool:
+        return not self.stream
 
     def check(self) -> None:
         if self.stream_options is not None and not self.stream:
@@ -171,12 +174,9 @@ class CompletionOptions(ChoiceOptions):
         return self.logprobs
 
     @property
-    def num_prompt_logprobs(self) -> int | None:
-        """-1 is more than any other number."""
-        wanted = (self.prompt_logprobs, self.logprobs if self.echo else None)
-        if self.prompt_logprobs == WHOLE_VOCABULARY:
-            return WHOLE_VOCABULARY
-        return max((count for count in wanted if count is not None), default=None)
+    def prompt_lists(self) -> tuple[int, ...]:
+        echoed = (self.logprobs,) if self.echo and self.logprobs is not None else ()
+        return super().prompt_lists + echoed
 
     def check_prompt_only(self) -> None:
         """Raises SemipdError when nothing is asked for."""
@@ -270,6 +270,10 @@ class ChatCompletionRequest(TemplateOptions, AnswerOptions):
     @property
     def num_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def repeats_prompt(self) -> bool:
+        return False
 
     def check(self) -> None:
         super().check()

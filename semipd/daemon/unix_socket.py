@@ -27,7 +27,7 @@ from semipd.daemon.openai_routes import model_card
 from semipd.daemon.passing import PASSING
 from semipd.daemon.peers import peer_of
 from semipd.daemon.process_limits import exhausted
-from semipd.daemon.schema import SocketId, SocketRequest, refusal
+from semipd.daemon.schema import SocketId, SocketRequest, check_names, refusal
 from semipd.daemon.services import Services
 from semipd.daemon.socket_operations import TABLE, Operation, allowed
 from semipd.daemon.socket_session import Session
@@ -246,6 +246,7 @@ class _Connection:
                 f"{operation.name} is for the daemon's own user.",
                 f"Members of socket.group may: {', '.join(sorted(allowed(is_operator=False)))}.",
             )
+        check_names(operation.schema, message)
         try:
             request = operation.schema.model_validate(message)
         except ValidationError as error:

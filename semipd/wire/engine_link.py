@@ -24,6 +24,7 @@ from semipd.core.messages import (
 )
 from semipd.core.plan import TokenLogprobs
 from semipd.core.request import Request, SeqId
+from semipd.wire.packed_top import PackedTop
 from semipd.wire.sampling import sampling_from_wire, sampling_to_wire
 
 LINK_FRAME_BYTES = 64 * 2**20
@@ -96,6 +97,14 @@ def logprobs_from_wire(entry: list[Any] | None) -> TokenLogprobs | None:
     return TokenLogprobs(token_id, logprob, tuple(map(tuple, top)), rank)
 
 
+def _kept_logprobs(entry: list[Any] | None) -> TokenLogprobs | None:
+    """The daemon may keep very many."""
+    if entry is None:
+        return None
+    token_id, logprob, top, rank = entry
+    return TokenLogprobs(token_id, logprob, PackedTop(top) if top else (), rank)
+
+
 def outbound_to_wire(message: Outbound) -> dict[str, Any]:
     match message:
         case StepTokens(seqs, tokens, logprobs):
@@ -112,12 +121,12 @@ def outbound_to_wire(message: Outbound) -> dict[str, Any]:
 
 def _tokens(data: dict[str, Any]) -> StepTokens:
     logprobs = data["logprobs"]
-    entries = None if logprobs is None else [logprobs_from_wire(entry) for entry in logprobs]
+    entries = None if logprobs is None else [_kept_logprobs(entry) for entry in logprobs]
     return StepTokens(tuple(data["seqs"]), data["tokens"], entries)
 
 
 def _prompt_logprobs(data: dict[str, Any]) -> PromptLogprobs:
-    entries = [entry for entry in map(logprobs_from_wire, data["entries"]) if entry is not None]
+    entries = [entry for entry in map(_kept_logprobs, data["entries"]) if entry is not None]
     return PromptLogprobs(SeqId(data["seq"]), entries)
 
 

@@ -19,14 +19,16 @@ def cost_of(value: Any) -> int:
         return inner + body_cost.MAP_COST + (body_cost.NAMED_COST - 1) * len(value)
     if isinstance(value, list):
         return sum(map(cost_of, value)) + max(len(value) - 1, 0) + body_cost.LIST_COST
-    return 0
+    of_digits = body_cost.DIGITS_COST * (len(str(value)) // 20) if isinstance(value, int) else 0
+    return of_digits + int(isinstance(value, float))
 
 
 def made(rng: random.Random, depth: int = 0) -> Any:
     kind = rng.randrange(7)
     if depth > 4 or kind < 3:
         letters = 'ab"\\,:[{}]\n\u00e9\U0001f600'
-        return rng.choice([1, None, True, -2.5, "".join(rng.choices(letters, k=rng.randrange(30)))])
+        text = "".join(rng.choices(letters, k=rng.randrange(30)))
+        return rng.choice([1, 10**19, 10**59, None, True, -2.5, text])
     if kind < 5:
         return [made(rng, depth + 1) for _ in range(rng.randrange(5))]
     return {
@@ -34,10 +36,23 @@ def made(rng: random.Random, depth: int = 0) -> Any:
     }
 
 
+async def test_digits_of_huge_numbers_count() -> None:
+    for number, most in ((b"1" * 4299, 500), (b"-" + b"1" * 30, 70_000), (b"5." + b"0" * 29, 60_000)):
+        body = b'{"prompt":"a","x":[' + b",".join([number] * most) + b"]}"
+        with pytest.raises(SemipdError, match="digits in a row") as refused:
+            await check_cost(body, 262144)
+        assert refused.value.code == "body_too_large"
+    await check_cost(b'{"x":[' + b",".join([b"18446744073709551615"] * 60_000) + b"]}", 262144)
+    await check_cost(b'{"x":"' + b"1" * 8_000_000 + b'"}', 262144)
+
+
 @pytest.mark.parametrize("seed", range(40))
 async def test_the_cost_is_that_of_the_values(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(seed)
-    monkeypatch.setattr(body_cost, "_EXACT_BYTES", rng.choice([1, 2, 3, 7, 64, 2**17]))
+    size = rng.choice([1, 2, 3, 7, 64, 2**17])
+    monkeypatch.setattr(body_cost, "_EXACT_BYTES", size)
+    # digits count within a piece
+    monkeypatch.setattr(body_cost, "DIGITS_COST", 3 if size == 2**17 else 0)
     value = [made(rng) for _ in range(40)]
     body, cost = json.dumps(value, ensure_ascii=rng.random() < 0.5).encode(), cost_of(value)
     await check_cost(body, cost)

@@ -149,6 +149,20 @@ def test_memory_comes_back(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": [5] * 400, "max_tokens": 1, "prompt_logprobs": 20, "n": 100},
+        {"prompt": [5] * 10, "max_tokens": 400, "logprobs": 20, "n": 100, "ignore_eos": True},
+    ],
+)
+def test_memory_comes_back_after_large_answers(daemon: Daemon, body: dict[str, Any]) -> None:
+    """Nearly as many log-probabilities as an answer may hold: 100 MB when they were kept as they came."""
+    before = daemon.rss
+    assert daemon.post(COMPLETIONS, body)[0] == 200
+    eventually_now(lambda: daemon.rss < before + KEPT_BYTES, f"not more than {before} bytes and 50 MB")
+
+
+@pytest.mark.parametrize(
     ("field", "most"),
     [("stop_token_ids", [1] * MAX_STOP_TOKEN_IDS), ("cache_salt", "s" * 1024), ("stop", ["s" * 1024] * 64)],
 )
