@@ -5,7 +5,6 @@ import asyncio
 import json
 import logging
 import os
-import select
 import signal
 import socket
 import struct
@@ -24,6 +23,7 @@ from semipd.command_line.run import run_command
 from semipd.command_line.streams import print_in_utf8
 from semipd.config import SPECS, Config, Override, load_config
 from semipd.core.errors import SemipdError
+from semipd.core.readiness import any_readable
 from semipd.daemon_commands import add_drain_command, add_partition_commands, duration
 from semipd.status_text import drain_text, status_lines
 from semipd.wire.address import connect_error
@@ -254,7 +254,7 @@ def _stop_unreachable(error: SemipdError, pid_file: Path) -> int:
     process = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(process, signal.SIGTERM)
-        if not select.select([process], [], [], STOP_LIMIT_S)[0]:
+        if not any_readable([process], STOP_LIMIT_S):
             raise _stop_timeout(pid, STOP_LIMIT_S)
     finally:
         os.close(process)
@@ -274,8 +274,7 @@ def _ask_and_wait(path: Path, process: int, pid: int, wish: Mapping[str, Any]) -
     except SemipdError as error:
         # the daemon may be on its way out already and close connections without an answer
         refused, limit_s = error, REFUSED_LIMIT_S
-    ended, _, _ = select.select([process], [], [], limit_s)
-    if ended:
+    if any_readable([process], limit_s):
         return
     if refused is not None:
         raise refused

@@ -199,7 +199,7 @@ class AsyncClient:
         if self._gone is not None:
             raise self._gone
         self._last_id = request_id = self._last_id + 1
-        frame = request_frame(request_id, op, fields)
+        frame = request_frame(request_id, op, fields, self.greeting.limits)
         self._inboxes[request_id] = inbox or asyncio.Queue()
         self._writer.write(frame)
         return request_id

@@ -3,7 +3,6 @@
 Several generations and subscriptions may be under way on one connection. For one thread at a time.
 """
 
-import select
 import socket
 import time
 from collections import deque
@@ -29,6 +28,7 @@ from semipd.client.opening import (
     too_busy,
 )
 from semipd.core.errors import SemipdError
+from semipd.core.readiness import any_readable
 from semipd.wire.address import default_socket_path
 from semipd.wire.client_protocol import GenerateItem, StateFrame, given, request_frame
 from semipd.wire.client_results import Greeting, Model, Tokens
@@ -202,7 +202,7 @@ class Client:
         if self._gone is not None:
             raise self._gone
         self._last_id = request_id = self._last_id + 1
-        frame = request_frame(request_id, op, fields)
+        frame = request_frame(request_id, op, fields, self.greeting.limits)
         self._inboxes[request_id] = deque()
         self._sock.settimeout(ANSWER_LIMIT_S)
         try:
@@ -256,7 +256,7 @@ class Client:
     def _frame_if_here(self, request_id: int) -> Answer | None:
         """Likewise, if it has arrived already. What has gone wrong is for the next call of `_answer`."""
         with suppress(SemipdError):
-            while self._gone is None and select.select([self._sock], [], [], 0)[0]:
+            while self._gone is None and any_readable([self._sock.fileno()], 0):
                 self._read_once(ANSWER_LIMIT_S)
                 self._sort()
         inbox = self._inboxes[request_id]
@@ -275,7 +275,7 @@ class Client:
         except ConnectionError:
             data = b""
         except TimeoutError:
-            if not select.select([self._sock], [], [], 0)[0]:
+            if not any_readable([self._sock.fileno()], 0):
                 raise
             data = self._sock.recv(READ_BYTES)  # it is here: we were the ones that slept
         if not data:

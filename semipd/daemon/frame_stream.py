@@ -8,6 +8,7 @@ from collections import deque
 from typing import Any
 
 from semipd.core.errors import ProtocolError, SemipdError
+from semipd.core.readiness import has_hung_up
 from semipd.wire.client_protocol import error_frame
 from semipd.wire.frames import (
     HEADER,
@@ -71,7 +72,7 @@ class FrameStream:
         self._reader = reader
         self._arriving = arriving or Arriving()
         self._frames = FrameReader(max_values=max_values)
-        self._received: deque[dict[str, Any]] = deque()
+        self._received: deque[bytes] = deque()
         self._has_ended = False
         self._writing = asyncio.Lock()
 
@@ -80,14 +81,27 @@ class FrameStream:
         """Of a frame that has begun."""
         return self._frames.pending_bytes
 
+    @property
+    def has_more(self) -> bool:
+        """The next frame is here."""
+        return bool(self._received)
+
+    @property
+    def has_hung_up(self) -> bool:
+        """The peer has not only ended its half: nobody will read us."""
+        return self.writer.transport.is_closing() or has_hung_up(
+            self.writer.get_extra_info("socket").fileno()
+        )
+
     async def receive(self) -> dict[str, Any] | None:
-        """The next frame; None when the peer has closed its end. Raises ProtocolError."""
+        """The next frame; None when the peer has closed its end. Raises ProtocolError, MalformedBodyError if
+        the next but one can be read."""
         if not self._received and not self.pending_bytes:
             await self._read()
         if not self._received and not self._has_ended:
             await self._read_rest()
         if self._received:
-            return self._received.popleft()
+            return self._frames.decode(self._received.popleft())
         if self.pending_bytes:
             message = f"The connection ended {self.pending_bytes} bytes into a frame."
             raise ProtocolError("malformed_frame", message, "Send whole frames.")
@@ -104,6 +118,14 @@ class FrameStream:
             raise ConnectionResetError("the connection is closed")
         else:
             self.writer.write(answer_frame(message))
+
+    async def flushed(self) -> None:
+        """A peer that has ended its half only may still read the rest, at its pace."""
+        left_bytes = self.writer.transport.get_write_buffer_size()
+        async with OwnTime(WRITE_LIMIT_S):
+            while left_bytes and not self.has_hung_up:
+                await asyncio.sleep(POLL_S)
+                left_bytes = self.writer.transport.get_write_buffer_size()
 
     async def close(self, why: SemipdError | None = None, limit_s: float = LAST_WORDS_LIMIT_S) -> None:
         """Nobody may be receiving. With a reason to give, wait for the peer to end its half: one that still
@@ -126,7 +148,7 @@ class FrameStream:
         data = await self._reader.read(READ_BYTES)
         self._has_ended = not data
         try:
-            self._received.extend(self._frames.feed(data))
+            self._received.extend(self._frames.bodies(data))
         finally:
             self._arriving.change(before, self.pending_bytes)
 

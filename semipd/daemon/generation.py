@@ -223,7 +223,9 @@ class GenerationService:
 
     def prompt_bound(self, options: SamplingOptions) -> TextBound:
         """Raises SemipdError(`engine_not_ready`)."""
-        return self.text_bound if options.truncation else TextBound(self.limits.max_model_len, "the context")
+        if options.truncation:
+            return self.text_bound
+        return TextBound(self.limits.max_model_len, "the context", is_checked_later=True)
 
     @property
     def text_bound(self) -> TextBound:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import nlargest
 from operator import attrgetter
@@ -313,6 +313,9 @@ class RequestHistory:
         if timeline:
             shown["events"] = [self.journal.to_wire(entry) for entry in record.timeline]
         return shown
+
+    def all_to_wire(self, records: Iterable[RequestRecord]) -> list[dict[str, Any]]:
+        return [self.to_wire(record) for record in records]
 
     def _newest_first(self) -> Iterator[RequestRecord]:
         yield from reversed(self._live.values())

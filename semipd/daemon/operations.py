@@ -68,7 +68,11 @@ class _Operations:
             raise SemipdError("invalid_value", message, param="state")
         history = self._services.history
         records = history.records(state, _limit(request), request[CALLER])
-        return web.json_response({"object": "list", "data": [history.to_wire(record) for record in records]})
+        parts = await self._services.listings.written(
+            records, lambda some: json.dumps(history.all_to_wire(some))[1:-1]
+        )
+        text = f'{{"object": "list", "data": [{", ".join(parts)}]}}'
+        return web.json_response(text=text)
 
     async def request(self, request: web.Request) -> web.Response:
         """One request, each of its sequences with its events."""

@@ -219,7 +219,9 @@ class _Encoder:
             if num_tokens > bound.max_tokens * CERTAINTY:
                 raise bound.too_many_tokens(num_tokens, num_chars, len(text))
             num_chars *= _GROWTH
-        return encode(text, add_special_tokens=add_special_tokens)
+        token_ids = encode(text, add_special_tokens=add_special_tokens)
+        bound.check(len(token_ids))
+        return token_ids
 
     @contextmanager
     def _under_way(self, num_chars: int) -> Iterator[None]:

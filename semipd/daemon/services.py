@@ -27,6 +27,7 @@ from semipd.daemon.generation import GenerationService, Usage
 from semipd.daemon.hosts import Hosts
 from semipd.daemon.http_errors import is_clients_fault
 from semipd.daemon.limits import RateLimiter
+from semipd.daemon.listing import Listings
 from semipd.daemon.metrics import Metrics, exposition, families
 from semipd.daemon.process_limits import ConnectionRoom
 from semipd.daemon.request_rules import Priority
@@ -85,6 +86,7 @@ class Services:
         self.cors = Cors(config.server.cors_origins, self.hosts)
         self.limiter = RateLimiter(config.limits.requests_per_s, config.limits.burst)
         self.history = table.history
+        self.listings = Listings()
         self.admission = Admission(config.admission, self.history)
         self.drain = Drain(table, config.drain.limit_s, on_drained=lambda: shut_down(self.drain.why))
         self.metrics = Metrics(self.history)

@@ -84,7 +84,8 @@ async def _models(session: Session, _request: PlainRequest, _arrival_ns: int) ->
 
 
 async def _status(session: Session, _request: PlainRequest, _arrival_ns: int) -> Answer:
-    return {"status": await session.services.status()}
+    async with session.asking:
+        return {"status": await session.services.status()}
 
 
 async def _requests(session: Session, request: RequestsRequest, _arrival_ns: int) -> Answer:
@@ -92,8 +93,11 @@ async def _requests(session: Session, request: RequestsRequest, _arrival_ns: int
     if request.request_id is not None:
         named = history.named(request.request_id, caller)
         return {"requests": [history.to_wire(record, timeline=True) for record in named]}
-    records = history.records(request.state, request.limit, caller)
-    return {"requests": [history.to_wire(record) for record in records]}
+    async with session.listing:
+        records = history.records(request.state, request.limit, caller)
+        parts = await session.services.listings.written(records, history.all_to_wire)
+        await session.stream.say({"id": request.id, "requests": [shown for part in parts for shown in part]})
+    return None
 
 
 async def _subscribe(session: Session, request: SubscribeRequest, _arrival_ns: int) -> Answer:
@@ -118,7 +122,8 @@ async def _drain(session: Session, request: DrainRequest | ShutdownRequest, _arr
 
 
 async def _partition(session: Session, request: PartitionRequest, _arrival_ns: int) -> Answer:
-    return await answer_socket(session.services, request, *session.peer[:2])
+    async with session.asking:
+        return await answer_socket(session.services, request, *session.peer[:2])
 
 
 TABLE = {

@@ -1,5 +1,6 @@
 """What the operations of one connection on the Unix socket share."""
 
+import asyncio
 from dataclasses import dataclass, field
 
 from semipd.daemon.callers import OPERATOR, Caller
@@ -11,11 +12,15 @@ from semipd.daemon.services import Services
 from semipd.daemon.subscription import Subscription
 from semipd.wire.client_protocol import RequestId
 
+MAX_ASKED = 8
+"""Questions of one connection to the engine at once: its answers may come all in one turn of our loop."""
+
 
 @dataclass(slots=True)
 class Session:
     """`peer` and `caller`: who it is; nobody until the kernel has been asked. `generations` and
-    `subscriptions`: those under way, by the id of their request."""
+    `subscriptions`: those under way, by the id of their request. `listing`: held while a list is made and
+    said, one after the other. `asking`: while the engine is asked."""
 
     services: Services
     texts: TokenTexts
@@ -24,6 +29,9 @@ class Session:
     caller: Caller = field(default_factory=Caller)
     generations: dict[RequestId, Choices] = field(default_factory=dict)
     subscriptions: dict[RequestId, Subscription] = field(default_factory=dict)
+
+    listing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    asking: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_ASKED))
 
     def take_token(self) -> None:
         """Of a guest's rate. Raises SemipdError(`rate_limited`)."""

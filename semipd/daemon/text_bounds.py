@@ -32,12 +32,20 @@ _KEEPING_SPLITTERS = frozenset({"ByteLevel", "Metaspace", "Digits", "UnicodeScri
 
 @dataclass(frozen=True, slots=True)
 class TextBound:
-    """What a text may come to. `wanted_by` says whose limit it is; `code` is the refusal's."""
+    """What a text may come to. `wanted_by` says whose limit it is; `code` is the refusal's.
+    `is_checked_later`: whoever asks counts the tokens himself, and says more of them."""
 
     max_tokens: int
     wanted_by: str
     code: str = "context_length_exceeded"
     param: str = "prompt"
+    is_checked_later: bool = False
+
+    def check(self, num_tokens: int) -> None:
+        """Raises SemipdError when a whole text has too many."""
+        if num_tokens > self.max_tokens and not self.is_checked_later:
+            message = f"The text has {num_tokens} tokens; {self.wanted_by} is {self.max_tokens}."
+            raise SemipdError(self.code, message, "Shorten the text.", param=self.param)
 
     def too_many_chars(self, num_chars: int, chars_per_token: int) -> SemipdError:
         message = (

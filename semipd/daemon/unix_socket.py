@@ -32,7 +32,7 @@ from semipd.daemon.services import Services
 from semipd.daemon.socket_operations import TABLE, Operation, allowed
 from semipd.daemon.socket_session import Session
 from semipd.wire.client_protocol import HELLO_LIMIT_S, RequestId, check_hello, error_frame, hello
-from semipd.wire.frames import MAX_CONTAINER_LEN, MAX_FRAME_BYTES, MAX_MAP_LEN
+from semipd.wire.frames import MAX_FRAME_BYTES, MalformedBodyError, longest_array, longest_map
 from semipd.wire.own_time import OwnTime
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,9 @@ HASTY_LIMIT_S = 0.1
 
 GOODBYE_LIMIT_S = 0.5
 """For clients to read that the daemon ends. What they have not read by then the kernel keeps for them."""
+
+HUNG_UP_LOOK_S = 0.1
+"""A client that has ended its half is looked after so often: the end of the other half wakes nobody."""
 
 _ID: TypeAdapter[RequestId] = TypeAdapter(SocketId)
 
@@ -179,8 +182,10 @@ class _Connection:
         """Why the connection ends; None: its client has closed it."""
         try:
             await self._greet()
-            while (message := await self._stream.receive()) is not None:
-                await self._dispatch(message)
+            while await self._serve_one():
+                if self._stream.has_more:
+                    await asyncio.sleep(0)  # others have their turn
+            await self._finish()
         except ProtocolError as error:
             return error
         except OSError:
@@ -191,6 +196,24 @@ class _Connection:
             log.exception("a connection on the Unix socket failed")
             return SemipdError("internal_error", "The daemon failed; its log says how.")
         return None
+
+    async def _serve_one(self) -> bool:
+        """Whether more may come."""
+        try:
+            message = await self._stream.receive()
+        except MalformedBodyError as error:
+            await self._refuse(_valid_id(error.request_id), error)
+            return True
+        if message is not None:
+            await self._dispatch(message)
+        return message is not None
+
+    async def _finish(self) -> None:
+        """Its client sends no more. What is in flight is answered, unless nobody reads any more."""
+        while self._operations and not self._stream.has_hung_up:
+            await asyncio.wait(self._operations.values(), timeout=HUNG_UP_LOOK_S)
+        with suppress(TimeoutError):
+            await self._stream.flushed()
 
     async def _greet(self) -> None:
         session = self._session
@@ -225,7 +248,7 @@ class _Connection:
 
     async def _refuse(self, request_id: RequestId | None, error: SemipdError) -> None:
         """An error with the id of a request in flight would look like the end of that."""
-        if error.code == "duplicate_id":
+        if request_id in self._operations:
             await self._stream.say(error_frame(None, error) | {"duplicate": request_id})
         else:
             await self._say_error(request_id, error)
@@ -299,6 +322,7 @@ def _welcome(session: Session) -> dict[str, Any]:
     """Our hello: what the client may do here, with what, and within which limits."""
     card = model_card(session.services)
     is_operator = session.caller is OPERATOR
+    max_values = session.services.config.limits.max_body_values
     return hello("semipd") | {
         "model": card["id"],
         "max_model_len": card["max_model_len"],
@@ -306,9 +330,9 @@ def _welcome(session: Session) -> dict[str, Any]:
         "operations": allowed(is_operator=is_operator),
         "limits": {
             "frame_bytes": MAX_FRAME_BYTES,
-            "array_entries": MAX_CONTAINER_LEN,
-            "map_entries": MAX_MAP_LEN,
-            "values": session.services.config.limits.max_body_values,
+            "array_entries": longest_array(max_values),
+            "map_entries": longest_map(max_values),
+            "values": max_values,
             "in_flight": MAX_IN_FLIGHT,
             "hello_s": HELLO_LIMIT_S,
             "frame_s": FRAME_LIMIT_S,

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import select
 import signal
 import socket
 import time
@@ -14,6 +13,7 @@ from semipd import __version__
 from semipd.core.children import follow_parents_log, ignore_signals, release_signals
 from semipd.core.errors import ProtocolError, SemipdError
 from semipd.core.logs import configure_logging
+from semipd.core.readiness import any_readable
 from semipd.core.settings import EngineSettings
 from semipd.devices.contract import Device
 from semipd.engine.coordinator import Coordinator
@@ -130,7 +130,7 @@ def _wait(device: Device, link: Channel, stop: "_StopFlag", wake_at_ns: int | No
     timeout_s = IDLE_WAIT_S
     if wake_at_ns is not None:
         timeout_s = max(0.0, (wake_at_ns - time.monotonic_ns()) / 1e9)
-    select.select([link.fileno(), stop.fileno(), *device.files()], [], [], timeout_s)
+    any_readable([link.fileno(), stop.fileno(), *device.files()], timeout_s)
 
 
 def _report(link: Channel, phase: str, limit_s: float) -> None:

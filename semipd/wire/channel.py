@@ -5,6 +5,7 @@ import socket
 import time
 from typing import Any
 
+from semipd.core.readiness import writable
 from semipd.wire.frames import FrameReader, encode_frame
 
 _READ_BYTES = 2**18
@@ -72,7 +73,7 @@ class Channel:
         """Wait until everything is sent, for the last words of a process that is about to end."""
         deadline_s = time.monotonic() + limit_s
         while self._unsent and (left_s := deadline_s - time.monotonic()) > 0:
-            select.select([], [self._sock], [], left_s)
+            writable(self._sock.fileno(), left_s)
             self._flush()
 
     def close(self) -> None:

@@ -15,9 +15,10 @@ from semipd.core.brief import brief
 from semipd.core.errors import ProtocolError, SemipdError
 from semipd.wire import PROTOCOL_VERSION
 from semipd.wire.client_results import Logprobs
-from semipd.wire.frames import MAX_FRAME_BYTES, encode_frame
+from semipd.wire.frames import HEADER, MAX_FRAME_BYTES, MalformedBodyError, decode_body, encode_frame
 
 HELLO_LIMIT_S = 5.0
+MAX_AGENT_CHARS = 256
 
 OPERATIONS = (
     "generate",
@@ -140,9 +141,30 @@ def given(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def request_frame(request_id: RequestId, op: str, fields: Mapping[str, Any]) -> bytes:
-    """Raises SemipdError(`cannot_be_sent`): the daemon would end the connection."""
-    return encode_frame({"id": request_id, "op": op, **fields}, MAX_FRAME_BYTES)
+def request_frame(
+    request_id: RequestId, op: str, fields: Mapping[str, Any], limits: Mapping[str, float]
+) -> bytes:
+    """`limits`: of the daemon's hello. Raises SemipdError: `cannot_be_sent`, what the daemon would not read;
+    `invalid_value`, a field with the name of one of ours."""
+    for name in ("id", "op"):
+        if name in fields:
+            message = f"{name} is no option: the client sets it."
+            raise SemipdError("invalid_value", message, f"Leave {name} out.", param=name)
+    frame = encode_frame({"id": request_id, "op": op, **_with_text_keys(fields)}, MAX_FRAME_BYTES)
+    max_values = limits.get("values")
+    try:
+        decode_body(frame[HEADER.size :], max_values=None if max_values is None else int(max_values))
+    except MalformedBodyError as error:
+        raise SemipdError("cannot_be_sent", error.message, error.hint) from error
+    return frame
+
+
+def _with_text_keys(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Token ids as keys of logit_bias are texts on the wire."""
+    bias = fields.get("logit_bias")
+    if not isinstance(bias, Mapping):
+        return fields
+    return {**fields, "logit_bias": {str(key) if type(key) is int else key: bias[key] for key in bias}}
 
 
 def hello(agent: str) -> dict[str, Any]:
@@ -156,11 +178,17 @@ def check_hello(message: dict[str, Any]) -> None:
         raise ProtocolError(refused.code, refused.message, refused.hint, retry_after_s=refused.retry_after_s)
     if message.get("op") != "hello":
         raise ProtocolError("hello_expected", "The first frame is not a hello.", "Is this a semipd socket?")
-    if message.get("protocol") != PROTOCOL_VERSION:
+    agent, protocol = message.get("agent", ""), message.get("protocol")
+    if type(agent) is not str or len(agent) > MAX_AGENT_CHARS:
+        text = (
+            f"The agent of the hello, {brief(agent, 64)}, is no text of at most {MAX_AGENT_CHARS} characters."
+        )
+        raise ProtocolError("hello_expected", text, "Name the program and its version.")
+    if type(protocol) is not int or protocol != PROTOCOL_VERSION:
         raise ProtocolError(
             "protocol_version",
-            f"The peer ({brief(message.get('agent', 'unnamed'), 64)}) speaks protocol "
-            f"{brief(message.get('protocol'), 32)}, this side {PROTOCOL_VERSION}.",
+            f"The peer ({brief(agent or 'unnamed', 64)}) speaks protocol {brief(protocol, 32)}, this side "
+            f"{PROTOCOL_VERSION}, a whole number.",
             "Install the same version of semipd on both sides.",
         )
 

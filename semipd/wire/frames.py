@@ -34,6 +34,9 @@ def encode_frame(message: dict[str, Any], max_bytes: int = MAX_LENGTH) -> bytes:
     return HEADER.pack(len(body)) + body
 
 
+MAX_SKIPPED = 64
+"""Entries of a malformed map among which its id is looked for."""
+
 LIST_COST = 12
 MAP_COST = 24
 NAMED_COST = 7
@@ -62,31 +65,75 @@ class _Counter:
             raise ValueError(f"it holds more than limits.max_body_values={self._limit} values, {counted}")
 
 
+class MalformedBodyError(ProtocolError):
+    """The length of a frame was right and its content is not: the next frame can be read. `request_id`: what
+    stands there as its id, if that can be told."""
+
+    def __init__(self, message: str, hint: str = "", request_id: object = None) -> None:
+        super().__init__("malformed_frame", message, hint)
+        self.request_id = request_id
+
+
 def decode_body(
     body: bytes | memoryview, max_array_len: int = MAX_CONTAINER_LEN, max_values: int | None = None
 ) -> dict[str, Any]:
-    """One frame's body to a map. Raises ProtocolError on anything else, or on more than `max_values`."""
+    """One frame's body to a map. Raises MalformedBodyError on anything else, or on more than `max_values`."""
     counter = None if max_values is None else _Counter(max_values)
-    longest = max_array_len if max_values is None else min(max_values, max_array_len)
+    longest = longest_array(max_values, max_array_len)
     try:
         message = msgpack.unpackb(
             body,
             raw=False,
             strict_map_key=True,
             max_array_len=longest,
-            max_map_len=min(longest, MAX_MAP_LEN),
+            max_map_len=longest_map(longest),
             list_hook=counter and counter.list,
             object_hook=counter and counter.map,
         )
     except Exception as error:  # msgpack raises a zoo: ValueError, ExtraData, UnicodeDecodeError, ...
-        raise ProtocolError(
-            "malformed_frame",
-            f"A frame of {len(body)} bytes is not valid msgpack ({error}).",
-            "Send one msgpack map per frame.",
+        raise MalformedBodyError(
+            f"A frame of {len(body)} bytes is not what is read here: {error!s:.200}.",
+            _hint(max_values),
+            _id_of(body),
         ) from error
     if not isinstance(message, dict):
-        raise ProtocolError("malformed_frame", f"A frame holds {type(message).__name__}, not a map.")
+        raise MalformedBodyError(f"A frame holds {type(message).__name__}, not a map.", _hint(max_values))
     return message
+
+
+def longest_array(max_values: int | None, max_array_len: int = MAX_CONTAINER_LEN) -> int:
+    """In a frame that may hold `max_values`."""
+    return max_array_len if max_values is None else min(max_values, max_array_len)
+
+
+def longest_map(max_values: int | None) -> int:
+    return MAX_MAP_LEN if max_values is None else min(max_values, MAX_MAP_LEN)
+
+
+def _hint(max_values: int | None) -> str:
+    most = "" if max_values is None else f", with at most {max_values} values (limits.max_body_values)"
+    return f"Send one msgpack map per frame, its keys and those of maps in it texts{most}."
+
+
+def _id_of(body: bytes | memoryview) -> object:
+    """Of a map that cannot be read as a whole. Nothing but its id is built; what stands before is skipped."""
+    unpacker = msgpack.Unpacker(
+        raw=False,
+        strict_map_key=False,
+        max_array_len=0,
+        max_map_len=0,
+        max_ext_len=0,
+        max_buffer_size=len(body) or 1,
+    )
+    unpacker.feed(body)
+    try:
+        for _ in range(min(unpacker.read_map_header(), MAX_SKIPPED)):
+            if unpacker.unpack() == "id":
+                return unpacker.unpack()
+            unpacker.skip()
+    except Exception:  # as above
+        return None
+    return None
 
 
 class FrameReader:
@@ -102,8 +149,12 @@ class FrameReader:
 
     def feed(self, data: bytes) -> list[dict[str, Any]]:
         """Every message completed by `data`. Raises ProtocolError; the stream is then unusable."""
+        return [self.decode(body) for body in self.bodies(data)]
+
+    def bodies(self, data: bytes) -> list[bytes]:
+        """Every frame completed by `data`, not decoded. Raises ProtocolError; the stream is then unusable."""
         self._buffer += data
-        messages: list[dict[str, Any]] = []
+        found: list[bytes] = []
         offset = 0
         while len(self._buffer) - offset >= HEADER.size:
             (length,) = HEADER.unpack_from(self._buffer, offset)
@@ -114,13 +165,14 @@ class FrameReader:
             end = offset + HEADER.size + length
             if len(self._buffer) < end:
                 break
-            messages.append(self._decode(offset + HEADER.size, end))
+            found.append(bytes(self._buffer[offset + HEADER.size : end]))
             offset = end
         del self._buffer[:offset]
-        return messages
+        return found
 
-    def _decode(self, begin: int, end: int) -> dict[str, Any]:
-        return decode_body(bytes(self._buffer[begin:end]), self._max_array_len, self._max_values)
+    def decode(self, body: bytes) -> dict[str, Any]:
+        """Raises MalformedBodyError: the next frame may be right."""
+        return decode_body(body, self._max_array_len, self._max_values)
 
     @property
     def pending_bytes(self) -> int:

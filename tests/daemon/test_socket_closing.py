@@ -242,7 +242,9 @@ async def test_millions_of_empty_maps_are_not_built(tmp_path: Path) -> None:
         for field in ("messages", "chat_template_kwargs"):
             body = {"id": 1, "op": "generate", field: [{}] * 70_000}
             plain = await Plain.connect(daemon.socket_path, HELLO + encode_frame(body))
-            assert await plain.why() == "malformed_frame"
+            [refused] = await plain.first(1)
+            assert (refused["id"], refused["error"]["code"]) == (1, "malformed_frame")
+            assert "closing" not in refused
 
 
 async def test_guests_leave_room_for_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
