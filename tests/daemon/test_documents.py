@@ -14,12 +14,20 @@ from support.daemon import running
 from semipd.config import Config
 from semipd.config_sections import LimitsConfig
 from semipd.core.settings import EngineSettings
-from semipd.daemon import events, frame_stream, schema, socket_operations, subscription, unix_socket
+from semipd.daemon import (
+    events,
+    frame_stream,
+    schema,
+    socket_operations,
+    socket_session,
+    subscription,
+    unix_socket,
+)
 from semipd.daemon.answer_types import Timing
 from semipd.daemon.history import MAX_RECENT, STATES
 from semipd.daemon.metric_names import DEFINITIONS
 from semipd.engine import slow_steps
-from semipd.wire import frames
+from semipd.wire import client_protocol, frames
 from semipd.wire.client_protocol import HELLO_LIMIT_S, OPERATIONS, check_hello
 
 ROOT = Path(__file__).parents[2]
@@ -76,8 +84,13 @@ def test_limits_are_those_in_force() -> None:
     assert said == {
         "bytes of a frame, either way": frames.MAX_FRAME_BYTES,
         "bytes of unfinished frames, all connections together": frame_stream.MAX_ARRIVING_BYTES,
-        "entries of an array": frames.MAX_CONTAINER_LEN,
-        "entries of a map": frames.MAX_MAP_LEN,
+        "entries of an array in a frame to the daemon, unless `limits.max_body_values` says otherwise": (
+            frames.longest_array(LimitsConfig().max_body_values)
+        ),
+        "entries of an array in an answer": frames.MAX_CONTAINER_LEN,
+        "entries of a map, or `limits.max_body_values` if that is less": frames.MAX_MAP_LEN,
+        "characters of `agent`": client_protocol.MAX_AGENT_CHARS,
+        "of these, with the engine at once for `status`, `partition.*`, `slo.*`": socket_session.MAX_ASKED,
         "values in a frame to the daemon, unless `limits.max_body_values` says otherwise": (
             LimitsConfig().max_body_values
         ),

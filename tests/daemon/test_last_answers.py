@@ -256,7 +256,7 @@ async def test_the_unix_socket_tells_whom_it_turns_away(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "code"),
-    [(HELLO + b"\xff\xff\xff\xff", "frame_too_large"), (b"\x00\x00\x00\x01\xc1", "malformed_frame")],
+    [(HELLO + b"\xff\xff\xff\xff", "frame_too_large"), (b"\xc1\x00\x00\x01", "frame_too_large")],
 )
 @on_uvloop
 async def test_the_unix_socket_says_what_is_no_frame(tmp_path: Path, wrong: bytes, code: str) -> None:
