@@ -1,7 +1,7 @@
 """The choices of one answer: n per prompt, generated together and read by one consumer."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -121,11 +121,9 @@ class Choices:
             if fresh:
                 yield fresh
                 # Whoever asks for the next update has sent this one.
-                async for choice, piece in in_turns(fresh):
-                    self._settle(choice, piece)
-                async for choice in in_turns(self._followers(fresh)):
-                    if not self._is_cancelled:
-                        self._admit([choice])
+                await in_turns(fresh, self._settle)
+                if self._num_per_prompt > 1:
+                    await in_turns(self._followers(fresh), self._follow)
                 if self._per_token:
                     self._alternatives.has(self._num_alternatives)
             if failure is not None:
@@ -169,17 +167,22 @@ class Choices:
         """What is new of each choice, and why one has failed: what the others have comes before it."""
         fresh: list[Update] = []
         failure: SemipdError | None = None
-        async for choice in in_turns(list(self._running)):
+
+        def poll(choice: Choice) -> None:
+            nonlocal failure
             try:
                 piece = _poll(choice)
             except SemipdError as error:
                 failure = failure or error
-                continue
+                return
             if piece is not None:
                 fresh.append((choice, piece))
+
+        await in_turns(list(self._running), poll)
         return fresh, failure
 
-    def _settle(self, choice: Choice, piece: Piece) -> None:
+    def _settle(self, update: Update) -> None:
+        choice, piece = update
         generation = choice.generation
         assert generation is not None
         generation.sent(piece)
@@ -193,6 +196,10 @@ class Choices:
         firsts = [choice for choice, _ in update if choice.first is None]
         siblings = [self.all[one.index + 1 : one.index + self._num_per_prompt] for one in firsts]
         return [sibling for some in siblings for sibling in some if sibling.generation is None]
+
+    def _follow(self, choice: Choice) -> None:
+        if not self._is_cancelled:
+            self._admit([choice])
 
     def _admit(self, choices: Sequence[Choice]) -> None:
         for choice in choices:
@@ -212,12 +219,12 @@ class Choices:
                 choice.generation.close()
 
 
-async def in_turns(items: Sequence[T]) -> AsyncGenerator[T, None]:
-    """A few in each turn of the loop."""
+async def in_turns(items: Sequence[T], do: Callable[[T], None]) -> None:
+    """`do` a few of them in each turn of the loop."""
     for idx, item in enumerate(items):
         if idx % CHOICES_AT_ONCE == 0 and idx:
             await asyncio.sleep(0)
-        yield item
+        do(item)
 
 
 def _lay_out(prompts: Sequence[Prepared], num_per_prompt: int) -> list[Choice]:

@@ -8,7 +8,7 @@ from typing import Any
 from semipd.wire.engine_link import LINK_FRAME_BYTES
 from semipd.wire.frames import FrameReader, encode_frame
 
-READ_BYTES = 2**16
+READ_BYTES = 2**17
 """Decoded at once: a few steps with many log-probabilities."""
 
 
