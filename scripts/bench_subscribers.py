@@ -12,7 +12,6 @@ import asyncio
 import json
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -23,6 +22,7 @@ from typing import Any
 from benchlib.procfs import cpu_used, process_tree
 
 from semipd.client import AsyncClient
+from semipd.core.children import module_command
 from semipd.core.errors import SemipdError
 
 PROMPT_TOKENS = 200
@@ -71,7 +71,7 @@ async def meanwhile(work: list[Coroutine[Any, Any, None]]) -> AsyncIterator[None
 def daemon(device: str, model: str, folder: Path) -> Iterator[tuple[Path, int]]:
     """Its socket and its pid, when it serves."""
     path, log = folder / "daemon.sock", folder / "log"
-    command = [sys.executable, "-P", "-m", "semipd.cli", "start", "--device", device, "--model", model]
+    command = [*module_command("semipd.cli"), "start", "--device", device, "--model", model]
     command += ["--socket", str(path), "--port", "0", "--set", "drain.limit_s=0"]
     with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         try:

@@ -19,7 +19,6 @@ import signal
 import statistics
 import struct
 import subprocess
-import sys
 import tempfile
 import termios
 import threading
@@ -32,8 +31,9 @@ from pathlib import Path
 from benchlib.procfs import ProcessCpu, cpu_used, process_tree
 
 from semipd.client import AsyncClient
+from semipd.core.children import module_command
 
-TOP = [sys.executable, "-P", "-m", "semipd_top.cli"]
+TOP = module_command("semipd_top.cli")
 SIZES = ((200, 50), (80, 24))
 INTERVALS_S = (0.25, 0.5, 1.0)
 VIEWS = (("2", "requests"), ("3", "events"), ("1", "overview"))
@@ -127,17 +127,7 @@ def dashboard(
 def daemon(folder: Path) -> Iterator[tuple[int, Path]]:
     """Its pid and its socket."""
     socket_path = folder / "s.sock"
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "semipd.cli",
-        "start",
-        "--device",
-        "sim:h200",
-        "--model",
-        "llama-3-8b",
-    ]
+    command = [*module_command("semipd.cli"), "start", "--device", "sim:h200", "--model", "llama-3-8b"]
     command += ["--port", "0", "--socket", str(socket_path)]
     env = os.environ | {"XDG_STATE_HOME": str(folder)}
     with (folder / "log").open("w") as log:

@@ -6,7 +6,6 @@ import re
 import resource
 import signal
 import subprocess
-import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from benchlib.procfs import process_tree
 
 from chaoslib.clock import MachineClock, usage_with_ours
 from chaoslib.http import HttpExchange, ask
+from semipd.core.children import module_command
 from semipd.core.errors import SemipdError
 
 START_LIMIT_S = 300.0
@@ -42,17 +42,7 @@ class Target:
         self.log_path = folder / "daemon.log"
         self.url = ""
         self._mark = uuid.uuid4().hex
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "semipd.cli",
-            "start",
-            "--device",
-            device,
-            "--model",
-            str(model),
-        ]
+        command = [*module_command("semipd.cli"), "start", "--device", device, "--model", str(model)]
         command += ["--port", "0", "--socket", str(self.socket_path)]
         for key, value in options.items():
             command += ["--set", f"{key}={value}"]

@@ -95,7 +95,7 @@ class StepClock:
     """For work that takes a known time on a machine of one's own: only what the machine grants counts."""
 
     def __init__(self, limit_s: float, usage: Usage) -> None:
-        """`usage`: before the work."""
+        """`usage`: before the work; of it only the waiting for a core counts."""
         self._limit_s = limit_s
         self._granted = GrantedTime()
         self._seen = usage

@@ -2,8 +2,9 @@
 an error and no wait."""
 
 import os
-import select
 from pathlib import Path
+
+from semipd.core.readiness import any_readable
 
 PIPE_LIMIT_S = 10.0
 _CHUNK_BYTES = 2**16
@@ -25,8 +26,6 @@ def read_small_file(path: Path, max_bytes: int) -> bytes:
 
 
 def _chunk(descriptor: int) -> bytes:
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    if not poll.poll(PIPE_LIMIT_S * 1e3):
+    if not any_readable([descriptor], PIPE_LIMIT_S):
         raise TimeoutError(f"nothing came from it for {PIPE_LIMIT_S:g} s")
     return os.read(descriptor, _CHUNK_BYTES)

@@ -75,12 +75,12 @@ async def _whole(
     request: web.Request, choices: Choices, shape: Shape, options: AnswerOptions
 ) -> web.StreamResponse:
     pieces: dict[int, list[Piece]] = {choice.index: [] for choice in choices.all}
-    size = sum(map(_prompt_size, choices.all))
+    size = sum(map(num_prompt_numbers, choices.all))
     try:
         async for fresh in choices.updates():
             for choice, piece in fresh:
                 pieces[choice.index].append(piece)
-                size += _size(piece, options)
+                size += num_numbers(piece, options)
     except SemipdError as error:
         return error_response(error, partial=_partial(pieces, usage_of(choices, options)))
     usage = usage_of(choices, options)
@@ -144,12 +144,12 @@ def _join(pieces: Sequence[Piece]) -> Piece:
     )
 
 
-def _size(piece: Piece, options: AnswerOptions) -> int:
+def num_numbers(piece: Piece, options: SamplingOptions) -> int:
     """Numbers to format, at most."""
     return 1 + len(piece.token_ids) * (1 + _per_token(options.num_logprobs))
 
 
-def _prompt_size(choice: Choice) -> int:
+def num_prompt_numbers(choice: Choice) -> int:
     """Likewise for what an answer may say of its prompt."""
     prepared = (choice.first or choice).prepared
     return len(prepared.prompt.token_ids) * (1 + _per_token(prepared.params.prompt_logprobs))
@@ -157,12 +157,6 @@ def _prompt_size(choice: Choice) -> int:
 
 def _per_token(num_alternatives: int | None) -> int:
     return 0 if num_alternatives is None else 1 + num_alternatives
-
-
-def num_logprobs(choice: Choice, piece: Piece, *, with_prompt: bool) -> int:
-    """Numbers to format."""
-    prompt = choice.prompt_logprobs if with_prompt else []
-    return sum(1 + len(entry.top) for entries in (prompt, piece.logprobs) for entry in entries)
 
 
 class _RunningUsage:
@@ -227,8 +221,8 @@ class _Stream:
         await self._write(b"data: [DONE]\n\n")
 
     async def _send_update(self, update: list[Update]) -> None:
-        size = sum(_size(piece, self._options) for _, piece in update)
-        size += sum(_prompt_size(choice) for choice, _ in update if not choice.started)
+        size = sum(num_numbers(piece, self._options) for _, piece in update)
+        size += sum(num_prompt_numbers(choice) for choice, _ in update if not choice.started)
         is_long = size > INLINE_LOGPROBS
         usage = self._usage_now()
         if is_long:

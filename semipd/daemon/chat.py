@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import web
 
@@ -48,6 +48,25 @@ class Chat:
             choices = Choices(service, sender, [prepared], body.num_choices, place)
             shape = _ChatShape(f"chatcmpl-{request_id}", self._services.model_name, body, self._texts)
             return await answer(request, choices, shape, body)
+
+
+class Source(Protocol):
+    """What a prompt is made of: `prompt`, or `messages` if there are some."""
+
+    @property
+    def prompt(self) -> str | list[int] | None: ...
+
+    @property
+    def messages(self) -> Sequence[ChatMessage] | None: ...
+
+
+async def prompt_of(prompts: Prompts, source: Source, options: TemplateFields, bound: TextBound) -> Prompt:
+    """Raises what Prompts.of and Prompts.of_messages raise."""
+    if source.messages is not None:
+        return await conversation_prompt(prompts, source.messages, options, bound)
+    special = options.add_special_tokens is not False
+    [prompt] = await prompts.of([source.prompt or ""], bound, add_special_tokens=special)
+    return prompt
 
 
 async def conversation_prompt(

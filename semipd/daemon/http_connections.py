@@ -16,8 +16,8 @@ from semipd.config_sections import LimitsConfig
 from semipd.core.errors import SemipdError
 from semipd.daemon.http_errors import REASONS, error_body, error_headers, error_response, status_of
 from semipd.daemon.lingering import Lingering, LingeringTransport
-from semipd.daemon.own_timer import OwnTimer
 from semipd.daemon.process_limits import ConnectionRoom
+from semipd.wire.own_time import OwnTimer
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ hold the GIL.
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import pickle
@@ -13,7 +12,6 @@ import socket
 import subprocess
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import msgpack
@@ -21,6 +19,7 @@ import msgpack
 from semipd.config_sections import LimitsConfig
 from semipd.core.children import module_command, module_environment
 from semipd.core.errors import SemipdError
+from semipd.core.process_usage import process_usage
 from semipd.daemon.chat_template import LIMIT_CODE, ChatTemplate
 from semipd.daemon.conversation import Conversation, Template, written
 from semipd.daemon.process_limits import exhausted
@@ -304,7 +303,7 @@ class _Child:
         left_s = 0.01
         while left_s > 0 and time.monotonic() < deadline_s:
             await asyncio.sleep(max(left_s, 0.01))
-            left_s = self.cpu_s + limit_s - _cpu_s(self.process.pid)
+            left_s = self.cpu_s + limit_s - process_usage(self.process.pid).cpu_s
         self.process.kill()
 
     def _too_slow(self) -> SemipdError:
@@ -337,11 +336,3 @@ def _spawn(link: socket.socket) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         process_group=0,
     )
-
-
-def _cpu_s(pid: int) -> float:
-    """CPU time that a process has used; 0 when it has gone."""
-    with contextlib.suppress(OSError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return 0.0

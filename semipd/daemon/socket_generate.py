@@ -7,15 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from semipd.core.errors import SemipdError
-from semipd.daemon.answers import num_logprobs, usage_of
-from semipd.daemon.callers import OPERATOR
-from semipd.daemon.chat import conversation_prompt
+from semipd.daemon.answers import num_numbers, num_prompt_numbers, usage_of
+from semipd.daemon.chat import prompt_of
 from semipd.daemon.choices import Choice, Choices, Sender
 from semipd.daemon.completions import CompletionShape
 from semipd.daemon.generation import Piece
 from semipd.daemon.json_text import Later
 from semipd.daemon.logprobs import INLINE_LOGPROBS
-from semipd.daemon.prompts import Prompt, beside_loop
+from semipd.daemon.prompts import beside_loop
 from semipd.daemon.schema import WHOLE_VOCABULARY
 from semipd.daemon.schema_socket import GenerateRequest
 from semipd.daemon.socket_session import Session
@@ -38,35 +37,24 @@ async def generate(session: Session, request: GenerateRequest, arrival_ns: int) 
 
 async def _generate_as(request_id: str, session: Session, request: GenerateRequest, arrival_ns: int) -> None:
     request.check()
-    services, caller = session.services, session.caller
+    services, service = session.services, session.services.generation
     services.check_model(request.model)
-    if caller is not OPERATOR:
-        services.limiter.take(caller.name)
+    session.take_token()
     num_known_tokens = len(request.prompt) if isinstance(request.prompt, list) else 0
     with services.enter(
         request.priority, request.num_choices, num_known_tokens * request.num_choices
     ) as place:
-        async with services.generation.preparing(request, arrival_ns):
-            prompt = await _prompt(session, request)
-        prepared = services.generation.prepare(prompt, request)
-        sender = Sender(request_id, arrival_ns, caller)
-        choices = Choices(services.generation, sender, [prepared], request.num_choices, place)
+        async with service.preparing(request, arrival_ns):
+            prompt = await prompt_of(service.prompts, request, request, service.prompt_bound(request))
+        prepared = service.prepare(prompt, request)
+        sender = Sender(request_id, arrival_ns, session.caller)
+        choices = Choices(service, sender, [prepared], request.num_choices, place)
         with choices:
             session.generations[request.id] = choices
             try:
                 await _Items(session, request, choices).send_all()
             finally:
                 del session.generations[request.id]
-
-
-async def _prompt(session: Session, request: GenerateRequest) -> Prompt:
-    service = session.services.generation
-    prompts, bound = service.prompts, service.prompt_bound(request)
-    if request.messages is not None:
-        return await conversation_prompt(prompts, request.messages, request, bound)
-    special = request.add_special_tokens is not False
-    [prompt] = await prompts.of([request.prompt or ""], bound, add_special_tokens=special)
-    return prompt
 
 
 class _Items:
@@ -114,7 +102,8 @@ class _Items:
 
     async def _detailed(self, choice: Choice, piece: Piece) -> dict[str, Any]:
         is_first = choice.generation is not None and not choice.started
-        is_long = num_logprobs(choice, piece, with_prompt=is_first) > INLINE_LOGPROBS
+        size = num_numbers(piece, self._request) + (num_prompt_numbers(choice) if is_first else 0)
+        is_long = size > INLINE_LOGPROBS
         return await beside_loop(lambda: self._item(choice, piece, is_first=is_first), when=is_long)
 
     def _item(self, choice: Choice, piece: Piece, *, is_first: bool) -> dict[str, Any]:

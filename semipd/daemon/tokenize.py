@@ -9,11 +9,11 @@ from aiohttp import web
 from semipd.core.sampling import check_ids
 from semipd.daemon.answer_types import DetokenizeAnswer, TokenizeAnswer
 from semipd.daemon.answers import parse
-from semipd.daemon.chat import conversation_prompt
+from semipd.daemon.chat import prompt_of
 from semipd.daemon.generation import GenerationService
 from semipd.daemon.json_text import parts_of
 from semipd.daemon.logprobs import INLINE_LOGPROBS
-from semipd.daemon.prompts import Prompt, beside_loop
+from semipd.daemon.prompts import beside_loop
 from semipd.daemon.schema_openai import DetokenizeRequest, TokenizeFields, TokenizeRequest
 from semipd.daemon.services import Services
 
@@ -47,7 +47,7 @@ class Tokenize:
 
 async def tokenized(service: GenerationService, body: TokenizeFields) -> TokenizeAnswer:
     """Raises what Prompts raises."""
-    token_ids = (await _prompt(service, body)).token_ids
+    token_ids = (await prompt_of(service.prompts, body, body, service.text_bound)).token_ids
     pieces = service.model.tokenizer.pieces
     spelled = None
     if body.return_token_strs:
@@ -65,12 +65,3 @@ async def detokenized(service: GenerationService, tokens: list[int]) -> Detokeni
     check_ids(tokens, service.limits.vocab_size, "tokens")
     decode = partial(service.model.tokenizer.decode, tokens, skip_special_tokens=False)
     return {"prompt": await beside_loop(decode, when=len(tokens) > INLINE_LOGPROBS)}
-
-
-async def _prompt(service: GenerationService, body: TokenizeFields) -> Prompt:
-    prompts, bound = service.prompts, service.text_bound
-    if body.messages is not None:
-        return await conversation_prompt(prompts, body.messages, body, bound)
-    special = body.add_special_tokens is not False
-    [prompt] = await prompts.of([body.prompt or ""], bound, add_special_tokens=special)
-    return prompt

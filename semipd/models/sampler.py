@@ -20,12 +20,11 @@ from typing import NamedTuple
 
 import torch
 
-from semipd.core.errors import SemipdError
 from semipd.core.sampling import SamplingParams
 from semipd.models.nucleus import nucleus
 from semipd.models.philox import seed_words, uniforms
 
-_INVALID_TOKEN = -1
+INVALID_TOKEN = -1
 _DRAWS_AHEAD = 32
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -42,19 +41,6 @@ class SamplingRow(NamedTuple):
         return len(self.token_ids) - self.num_prompt_tokens
 
 
-def checked_tokens(sampled: torch.Tensor) -> list[int]:
-    """The ids of a `SamplingBatch.sample`. Raises SemipdError(`invalid_logits`) if a row had none to give."""
-    tokens: list[int] = sampled.tolist()
-    if min(tokens, default=0) < 0:
-        bad = [row for row, token in enumerate(tokens) if token == _INVALID_TOKEN]
-        raise SemipdError(
-            "invalid_logits",
-            f"{len(bad)} of {len(tokens)} rows of logits hold NaN or infinity, or allow no token: {bad[:8]}.",
-            "Check the checkpoint and dtype; float16 overflows where bfloat16 or float32 do not.",
-        )
-    return tokens
-
-
 class SamplingBatch:
     """Parameters of a fixed set of rows as tensors; built when membership changes, advanced every step."""
 
@@ -68,14 +54,14 @@ class SamplingBatch:
     def sample(self, logits: torch.Tensor) -> torch.Tensor:
         """Next token of each row, int64 [rows], from raw logits, fp32 [rows, vocab] (left unchanged).
 
-        A row without a finite largest logit yields an invalid token, which `checked_tokens` refuses;
-        the split spares a device synchronisation. Changes nothing: `advance` moves on.
+        A row without a finite largest logit yields INVALID_TOKEN, for the caller to refuse once the tokens
+        have left the device. Changes nothing: `advance` moves on.
         """
         adjusted = self._adjust(logits)
         best, tokens = adjusted.max(dim=-1)
         if self._draws is not None:
             tokens = self._draws.replace(tokens, adjusted, best)
-        return torch.where(best.isfinite(), tokens, _INVALID_TOKEN)
+        return torch.where(best.isfinite(), tokens, INVALID_TOKEN)
 
     def advance(self, tokens: torch.Tensor) -> None:
         """Append `tokens`, int64 [rows], to the histories. Equal to building the batch anew."""

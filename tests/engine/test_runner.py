@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from support.sampled import checked_tokens
 from support.toy_decoder import ToyDecoder
 
 from semipd.core.plan import BLOCK_SIZE, Join, Segment, StepPlan, StepResult, TokenLogprobs
@@ -14,7 +15,7 @@ from semipd.core.split import Split
 from semipd.models import runner as runner_module
 from semipd.models.logprobs import token_logprobs
 from semipd.models.runner import StepRunner
-from semipd.models.sampler import SamplingBatch, SamplingRow, checked_tokens
+from semipd.models.sampler import SamplingBatch, SamplingRow
 
 CPU = torch.device("cpu")
 VOCAB = 53

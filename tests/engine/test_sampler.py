@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.sampled import checked_tokens
 
 from semipd.core.errors import SemipdError
 from semipd.core.sampling import SamplingParams
 from semipd.models.logprobs import token_logprobs
 from semipd.models.nucleus import nucleus
 from semipd.models.philox import seed_words, uniforms
-from semipd.models.sampler import SamplingBatch, SamplingRow, checked_tokens
+from semipd.models.sampler import SamplingBatch, SamplingRow
 
 CPU = torch.device("cpu")
 MARGIN = 1e-5

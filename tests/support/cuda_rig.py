@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from support.deferred_cuda import DeferredCuda, WatchedStaging, host_frees
+from support.sampled import checked_tokens
 from torch import Tensor
 
 from semipd.core.events import Event
@@ -34,7 +35,7 @@ from semipd.models.decoder import DenseDecoder
 from semipd.models.layout import kv_pool_shape, plan_weights
 from semipd.models.logprobs import token_logprobs
 from semipd.models.rope_config import RopeConfig
-from semipd.models.sampler import SamplingBatch, SamplingRow, checked_tokens
+from semipd.models.sampler import SamplingBatch, SamplingRow
 from semipd.models.weights import weight_views
 
 CPU = torch.device("cpu")

@@ -78,7 +78,7 @@ class CpuLane:
         assert self.capacity(), f"{self.name}: step {plan.step_id} while {self.state}, after {self._step}"
         self.worker.channel.send(plan_to_wire(plan, self._sent_decode))
         self._step, self._sent_decode = plan, plan.decode
-        self._watch(StepClock(self._limit_s(plan), self.worker.usage()), now_ns)
+        self._watch(StepClock(self._limit_s(plan), self.worker.waiting_time()), now_ns)
 
     def poll(self, now_ns: int) -> list[StepResult]:
         match self.state:

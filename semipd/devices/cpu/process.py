@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -13,7 +12,8 @@ from dataclasses import dataclass
 
 from semipd.core.children import module_command, module_environment, signals_held
 from semipd.core.patience import StartPatience
-from semipd.core.process_usage import Usage, tree_usage
+from semipd.core.process_usage import Usage, tree_usage, waiting_time
+from semipd.core.readiness import any_readable
 from semipd.devices.contract import LaneFailed, LaneName
 from semipd.devices.cpu.messages import LANE_FRAME_BYTES, STEP_FAILED, Message
 from semipd.wire.channel import Channel
@@ -104,6 +104,10 @@ class Worker:
     def usage(self) -> Usage:
         """Of its process, so far."""
         return tree_usage(self.pid)
+
+    def waiting_time(self) -> Usage:
+        """Of its process, so far: no more than what it has waited for a core."""
+        return waiting_time(self.pid)
 
     def first_word(self, op: str) -> Message | None:
         """What it says, which must be `op`; None: nothing yet. Raises LaneFailed, also when it has died."""
@@ -203,7 +207,7 @@ def wait_for_all(workers: Sequence[Worker], op: str, what: str, limit_s: float) 
     patience = {worker: StartPatience(limit_s, worker.usage()) for worker in workers}
     looked_s = time.monotonic()
     while waiting := [worker for worker in workers if worker not in said]:
-        _wait_readable(waiting, patience[waiting[0]].look_every_s)
+        any_readable([worker.channel.fileno() for worker in waiting], patience[waiting[0]].look_every_s)
         elapsed_s, looked_s = time.monotonic() - looked_s, time.monotonic()
         for worker in waiting:
             if (message := worker.first_word(op)) is not None:
@@ -211,13 +215,6 @@ def wait_for_all(workers: Sequence[Worker], op: str, what: str, limit_s: float) 
             elif why := patience[worker].looked(elapsed_s, worker.usage()):
                 raise worker_timeout(worker.lane, what, why, patience[worker])
     return [said[worker] for worker in workers]
-
-
-def _wait_readable(workers: Sequence[Worker], limit_s: float) -> None:
-    waiter = select.poll()
-    for worker in workers:
-        waiter.register(worker.channel.fileno(), select.POLLIN)
-    waiter.poll(limit_s * 1000)
 
 
 def worker_timeout(lane: LaneName, what: str, why: str, patience: StartPatience) -> LaneFailed:

@@ -17,8 +17,8 @@ from semipd.core.sampling import SamplingParams
 from semipd.devices.cuda.slots import Column, SlotState, float_bits
 from semipd.devices.cuda.staging import Packer
 from semipd.models.philox import uniforms
+from semipd.models.sampler import INVALID_TOKEN
 
-INVALID_TOKEN = -1
 PROMPT_FLAG = 1 << 30
 FORBIDDEN = -(1 << 31)
 _TINY = torch.finfo(torch.float32).tiny

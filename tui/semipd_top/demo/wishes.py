@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from semipd.core.errors import SemipdError
+from semipd.core.split import MAX_EXPIRY_S
 from semipd_top.demo.gpu import NUM_SMS, SPLITS, Split
 
 MAX_WORDS = 200
-MAX_EXPIRY_S = 30 * 24 * 3600.0
 MAX_LISTED = 1024
 STATES = ("waiting", "prefilling", "decoding", "finished", "live")
 MODES = ("auto", "fixed", "off")
