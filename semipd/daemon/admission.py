@@ -19,7 +19,7 @@ from semipd.config_sections import AdmissionConfig
 from semipd.core.errors import SemipdError
 from semipd.core.request import SeqId
 from semipd.daemon.history import RequestHistory, RequestRecord
-from semipd.daemon.request_rules import Priority
+from semipd.daemon.terms import Priority
 
 RATE_WINDOW_S = 30
 MIN_RETRY_S = 1.0

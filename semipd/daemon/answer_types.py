@@ -10,31 +10,9 @@ from typing import (
 
 from typing_extensions import TypedDict
 
+from semipd.daemon.usage import Usage
+
 FinishReason = Literal["stop", "length"]
-
-
-class PromptTokensDetails(TypedDict):
-    cached_tokens: int
-
-
-class Timing(TypedDict):
-    """With `include_timing`; docs/operations.md says from when to when. Null: did not happen."""
-
-    queue_ms: float | None
-    prefill_ms: float | None
-    ttft_ms: float | None
-    tpot_ms: float | None
-    total_ms: float
-    preemptions: int
-    cached_tokens: int
-
-
-class Usage(TypedDict):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
-    timing: NotRequired[Timing]
 
 
 class PromptLogprob(TypedDict):
@@ -145,31 +123,6 @@ class ChatChunk(TypedDict):
     usage: NotRequired[Usage | None]
     prompt_token_ids: NotRequired[list[int]]
     prompt_logprobs: NotRequired[PromptLogprobs]
-
-
-class ErrorDetails(TypedDict):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class PartialChoice(TypedDict):
-    index: int
-    text: str
-    token_ids: list[int]
-
-
-class Partial(TypedDict):
-    """What had been generated of an answer when it failed."""
-
-    choices: list[PartialChoice]
-    usage: Usage
-
-
-class ErrorAnswer(TypedDict):
-    error: ErrorDetails
-    partial: NotRequired[Partial]
 
 
 class ModelCard(TypedDict):

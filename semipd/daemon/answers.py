@@ -13,8 +13,8 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from semipd.core.errors import SemipdError
-from semipd.daemon.answer_types import Partial, PartialChoice, Usage
 from semipd.daemon.choices import Choice, Choices, Update
+from semipd.daemon.error_types import Partial, PartialChoice
 from semipd.daemon.generation import Piece
 from semipd.daemon.history import timing_to_wire
 from semipd.daemon.http_errors import error_body, error_response
@@ -23,6 +23,7 @@ from semipd.daemon.logprobs import INLINE_LOGPROBS
 from semipd.daemon.schema import SamplingOptions, refusal
 from semipd.daemon.schema_openai import AnswerOptions, HttpBody, StreamOptions
 from semipd.daemon.services import Services, usage_to_wire
+from semipd.daemon.usage import Usage
 
 WRITE_LIMIT_S = 60.0
 """A client that reads nothing for so long has gone."""

@@ -13,7 +13,6 @@ from semipd.daemon.answer_types import (
     ChatChunkChoice,
     ChatCompletion,
     ChatLogprobs,
-    Usage,
 )
 from semipd.daemon.answers import answer, parse
 from semipd.daemon.choices import Choice, Choices, Sender
@@ -25,6 +24,7 @@ from semipd.daemon.schema_messages import ChatMessage
 from semipd.daemon.schema_openai import ChatCompletionRequest, TemplateFields
 from semipd.daemon.services import Services
 from semipd.daemon.text_bounds import TextBound
+from semipd.daemon.usage import Usage
 
 MESSAGES_AT_ONCE = 500
 """Made ready for the template without a pause: about a millisecond."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from aiohttp import web
 
-from semipd.daemon.answer_types import Completion, CompletionChoice, CompletionLogprobs, Usage
+from semipd.daemon.answer_types import Completion, CompletionChoice, CompletionLogprobs
 from semipd.daemon.answers import answer, parse
 from semipd.daemon.choices import Choice, Choices, Sender
 from semipd.daemon.generation import Piece
@@ -15,6 +15,7 @@ from semipd.daemon.prompts import Prompt
 from semipd.daemon.schema_openai import CompletionOptions, CompletionRequest
 from semipd.daemon.services import Services
 from semipd.daemon.text import StreamDecoder
+from semipd.daemon.usage import Usage
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's, for this endpoint."""

@@ -12,10 +12,10 @@ from typing import Any, Literal, get_args
 from semipd.core.events import Event, FinishReason
 from semipd.core.plan import blocks_for
 from semipd.core.request import Request, SeqId
-from semipd.daemon.answer_types import Timing
 from semipd.daemon.callers import OPERATOR, Caller
 from semipd.daemon.events import Entry, Journal
-from semipd.daemon.request_rules import DEFAULT_TERMS, Priority, Terms
+from semipd.daemon.terms import DEFAULT_TERMS, Priority, Terms
+from semipd.daemon.usage import Timing
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Any
 from aiohttp import web
 
 from semipd.core.errors import SemipdError
-from semipd.daemon.answer_types import Partial
 from semipd.daemon.callers import Caller
+from semipd.daemon.error_types import Partial
 from semipd.daemon.passing import PASSING
 from semipd.daemon.process_limits import exhausted
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
-from semipd.daemon.answer_types import ErrorAnswer
+from semipd.daemon.error_types import ErrorAnswer
 
 _REF = "#/components/schemas/{model}"
 _RETRY_AFTER = {

@@ -1,31 +1,13 @@
 """What the configuration says of every request: its root in the prefix cache, deadline, delay, and bounds."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from semipd.config import Config
 from semipd.config_sections import LimitsConfig
 from semipd.core.errors import SemipdError
 from semipd.core.sampling import SamplingParams
 from semipd.daemon.callers import Caller
-
-Priority = Literal["interactive", "batch"]
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a request is admitted under, beside what it asks of the engine. `delay_ns`: see core.request.
-    `max_unread`: tokens its consumer may leave unread; 0: any number. `num_choices`: what was asked of the
-    prompt, counted with its first choice; 0: a later one."""
-
-    owner: str = ""
-    priority: Priority = "interactive"
-    delay_ns: int = 0
-    max_unread: int = 0
-    num_choices: int = 1
-
-
-DEFAULT_TERMS = Terms()
+from semipd.daemon.terms import Priority, Terms
 
 
 @dataclass(frozen=True, slots=True)

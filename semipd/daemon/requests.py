@@ -23,8 +23,9 @@ from semipd.core.sampling import SamplingParams
 from semipd.daemon.callers import OPERATOR, Caller
 from semipd.daemon.engine_run import EngineReady
 from semipd.daemon.history import RequestHistory, RequestRecord
-from semipd.daemon.request_rules import DEFAULT_TERMS, Terms, slow_reader
+from semipd.daemon.request_rules import slow_reader
 from semipd.daemon.resume import Resumption
+from semipd.daemon.terms import DEFAULT_TERMS, Terms
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from semipd.core.sampling import (
     MAX_STOP_TOKEN_IDS,
     RANGES,
 )
-from semipd.daemon.request_rules import Priority
+from semipd.daemon.terms import Priority
 
 MAX_STOPS = 64
 MAX_STOP_CHARS = 1024

@@ -17,8 +17,6 @@ from semipd.core.errors import SemipdError
 from semipd.core.events import Event
 from semipd.core.slo import Slo
 from semipd.daemon.admission import Admission, Place
-from semipd.daemon.answer_types import Timing
-from semipd.daemon.answer_types import Usage as UsageAnswer
 from semipd.daemon.callers import OPERATOR, Caller
 from semipd.daemon.cors import Cors
 from semipd.daemon.door import Door
@@ -30,11 +28,13 @@ from semipd.daemon.limits import RateLimiter
 from semipd.daemon.listing import Listings
 from semipd.daemon.metrics import Metrics, exposition, families
 from semipd.daemon.process_limits import ConnectionRoom
-from semipd.daemon.request_rules import Priority
 from semipd.daemon.requests import RequestTable
 from semipd.daemon.slo import SloWindow
 from semipd.daemon.snapshot import state_frame, state_samples
 from semipd.daemon.supervisor import Supervisor
+from semipd.daemon.terms import Priority
+from semipd.daemon.usage import Timing
+from semipd.daemon.usage import Usage as UsageAnswer
 from semipd.daemon.vitals import Vitals
 from semipd.daemon.wall_times import with_wall_times
 

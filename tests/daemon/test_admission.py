@@ -21,8 +21,8 @@ from semipd.core.sampling import SamplingParams
 from semipd.core.settings import EngineSettings
 from semipd.daemon.admission import MAX_RETRY_S, Admission, Place
 from semipd.daemon.history import RequestHistory, RequestRecord
-from semipd.daemon.request_rules import Priority, Terms
 from semipd.daemon.schema import SamplingOptions
+from semipd.daemon.terms import Priority, Terms
 
 
 class Clock:

@@ -23,9 +23,9 @@ from semipd.daemon import (
     subscription,
     unix_socket,
 )
-from semipd.daemon.answer_types import Timing
 from semipd.daemon.history import MAX_RECENT, STATES
 from semipd.daemon.metric_names import DEFINITIONS
+from semipd.daemon.usage import Timing
 from semipd.engine import slow_steps
 from semipd.wire import client_protocol, frames
 from semipd.wire.client_protocol import HELLO_LIMIT_S, OPERATIONS, check_hello

@@ -1,0 +1,22 @@
+"""What a request is admitted under, beside what it asks of the engine."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Priority = Literal["interactive", "batch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """`delay_ns`: see core.request.
+    `max_unread`: tokens its consumer may leave unread; 0: any number. `num_choices`: what was asked of the
+    prompt, counted with its first choice; 0: a later one."""
+
+    owner: str = ""
+    priority: Priority = "interactive"
+    delay_ns: int = 0
+    max_unread: int = 0
+    num_choices: int = 1
+
+
+DEFAULT_TERMS = Terms()
