@@ -1,4 +1,4 @@
-"""Attention of a prefill chunk: tiles (semipd.models.chunk_attention) against torch's SDPA.
+"""Attention of a prefill chunk: tiles (semipd.network.chunk_attention) against torch's SDPA.
 
     python scripts/bench_chunk_attention.py [--threads 1]
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from semipd.models.chunk_attention import attend_chunk
+from semipd.network.chunk_attention import attend_chunk
 
 HEADS, KV_HEADS, HEAD_DIM = 8, 4, 64
 SIZES = ((128, 128), (512, 512), (128, 1024), (512, 2048))

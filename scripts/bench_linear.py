@@ -14,10 +14,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from semipd.models.dtypes import ITEM_BYTES
-from semipd.models.layout import TensorSpec, WeightsLayout
-from semipd.models.packing import can_pack, linear, pack_weights, packed_views
-from semipd.models.weights import TORCH_DTYPES, weight_views
+from semipd.checkpoints.dtypes import ITEM_BYTES
+from semipd.checkpoints.layout import TensorSpec, WeightsLayout
+from semipd.checkpoints.weights import TORCH_DTYPES, weight_views
+from semipd.network.packing import can_pack, linear, pack_weights, packed_views
 
 SHAPES = ((1024, 512), (512, 512), (2752, 512), (512, 1376), (32000, 512))
 ROWS = (1, 8, 32, 128, 512)

@@ -31,7 +31,7 @@ LONG = SeqId(NUM_STREAMS + 1)
 LEAD_TOKENS = 24
 """Tokens every stream has produced before the long prompt arrives."""
 
-DEMO = Path(semipd.__file__).parent / "models" / "demo"
+DEMO = Path(semipd.__file__).parent / "checkpoints" / "demo"
 
 
 @dataclass

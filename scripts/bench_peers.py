@@ -23,13 +23,13 @@ import uvloop
 from benchlib import report
 from benchlib.checkpoint import LlamaShape, ensure_checkpoint, text_of
 from benchlib.comparison import PeerRun, markdown, medians
-from benchlib.load import LoadRun
+from benchlib.load.load import LoadRun
+from benchlib.load.progress import progress_bar
+from benchlib.load.prompts import PromptMaker
+from benchlib.load.workload import PlannedRequest
 from benchlib.metrics import Slo, Summary, summarize
 from benchlib.procfs import cpu_used, process_tree
-from benchlib.progress import progress_bar
-from benchlib.prompts import PromptMaker
 from benchlib.servers import Peer, Serving, serving
-from benchlib.workload import PlannedRequest
 
 from semipd.core.errors import SemipdError
 
@@ -37,7 +37,8 @@ EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 SLO = Slo(500.0, 50.0)
 SEMIPD = (
-    "{bin}/python -m semipd.cli start --model {model} --dtype bfloat16 --port {port} --socket {folder}/sock"
+    "{bin}/python -m semipd.commands.daemon start --model {model}"
+    " --dtype bfloat16 --port {port} --socket {folder}/sock"
 )
 TRANSFORMERS = (
     "{bin}/transformers serve {model} --continuous-batching --dtype bfloat16 --host 127.0.0.1 --port {port}"

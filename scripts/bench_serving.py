@@ -21,13 +21,21 @@ from typing import Any
 
 import uvloop
 from benchlib import plot, report
-from benchlib.load import LoadRun
+from benchlib.load.load import LoadRun
+from benchlib.load.progress import progress_bar
+from benchlib.load.prompts import PromptMaker
+from benchlib.load.targets import HttpTarget, ModelFacts, SocketTarget, Target
+from benchlib.load.traces import read_trace
+from benchlib.load.workload import (
+    PlannedRequest,
+    TokenRange,
+    closed_loop,
+    cut,
+    made_up,
+    poisson,
+    without_long,
+)
 from benchlib.metrics import Slo, summarize
-from benchlib.progress import progress_bar
-from benchlib.prompts import PromptMaker
-from benchlib.targets import HttpTarget, ModelFacts, SocketTarget, Target
-from benchlib.traces import read_trace
-from benchlib.workload import PlannedRequest, TokenRange, closed_loop, cut, made_up, poisson, without_long
 
 from semipd.core.errors import SemipdError
 

@@ -22,8 +22,8 @@ from typing import Any
 from benchlib.procfs import cpu_used, process_tree
 
 from semipd.client import AsyncClient
-from semipd.core.children import module_command
 from semipd.core.errors import SemipdError
+from semipd.system.children import module_command
 
 PROMPT_TOKENS = 200
 OUTPUT_TOKENS = 2000
@@ -71,7 +71,7 @@ async def meanwhile(work: list[Coroutine[Any, Any, None]]) -> AsyncIterator[None
 def daemon(device: str, model: str, folder: Path) -> Iterator[tuple[Path, int]]:
     """Its socket and its pid, when it serves."""
     path, log = folder / "daemon.sock", folder / "log"
-    command = [*module_command("semipd.cli"), "start", "--device", device, "--model", model]
+    command = [*module_command("semipd.commands.daemon"), "start", "--device", device, "--model", model]
     command += ["--socket", str(path), "--port", "0", "--set", "drain.limit_s=0"]
     with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         try:

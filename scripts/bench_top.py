@@ -31,7 +31,7 @@ from pathlib import Path
 from benchlib.procfs import ProcessCpu, cpu_used, process_tree
 
 from semipd.client import AsyncClient
-from semipd.core.children import module_command
+from semipd.system.children import module_command
 
 TOP = module_command("semipd_top.cli")
 SIZES = ((200, 50), (80, 24))
@@ -127,7 +127,14 @@ def dashboard(
 def daemon(folder: Path) -> Iterator[tuple[int, Path]]:
     """Its pid and its socket."""
     socket_path = folder / "s.sock"
-    command = [*module_command("semipd.cli"), "start", "--device", "sim:h200", "--model", "llama-3-8b"]
+    command = [
+        *module_command("semipd.commands.daemon"),
+        "start",
+        "--device",
+        "sim:h200",
+        "--model",
+        "llama-3-8b",
+    ]
     command += ["--port", "0", "--socket", str(socket_path)]
     env = os.environ | {"XDG_STATE_HOME": str(folder)}
     with (folder / "log").open("w") as log:

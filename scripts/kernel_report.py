@@ -20,9 +20,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kernellib.build import compile_all
-from kernellib.facts import Facts
-from kernellib.report_table import table, verdict
+from kernellib.report.build import compile_all
+from kernellib.report.facts import Facts
+from kernellib.report.report_table import table, verdict
 
 SCRIPTS = Path(__file__).parent
 KERNELS = SCRIPTS.parent / "kernels" / "semipd_kernels"

@@ -2,7 +2,7 @@
 
 The result is an ordinary Hugging Face folder (config, tokenizer, safetensors, model card).
 
-    python scripts/train_demo_model.py --data tinyshakespeare.txt --out semipd/models/demo
+    python scripts/train_demo_model.py --data tinyshakespeare.txt --out semipd/checkpoints/demo
 
 Needs torch, tokenizers and safetensors. The same seed gives the same data order and the same
 initial weights everywhere; results differ in the last bits between devices and versions.

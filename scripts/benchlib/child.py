@@ -3,7 +3,7 @@
 import os
 import sys
 
-from semipd.core.parent_death import die_with_parent
+from semipd.system.parent_death import die_with_parent
 
 EXIT_NOT_FOUND = 127
 

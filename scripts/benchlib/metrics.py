@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchlib.records import Record
+from benchlib.load.records import Record
 
 
 @dataclass(frozen=True, slots=True)

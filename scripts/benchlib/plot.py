@@ -5,8 +5,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from benchlib.load.records import Record
 from benchlib.metrics import Slo
-from benchlib.records import Record
 from semipd.core.errors import SemipdError
 
 

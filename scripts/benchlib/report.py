@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchlib.load import LoadRun
+from benchlib.load.load import LoadRun
 from benchlib.metrics import Distribution, Summary, distribution_ms
 from semipd import __version__
 from semipd.core.errors import SemipdError

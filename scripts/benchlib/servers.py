@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from benchlib import child
-from benchlib.http_client import HttpClient, HttpStatusError
-from benchlib.records import Record
-from benchlib.targets import HttpTarget, RefusedError
+from benchlib.load.http_client import HttpClient, HttpStatusError
+from benchlib.load.records import Record
+from benchlib.load.targets import HttpTarget, RefusedError
 from semipd.core.errors import SemipdError
 
 POLL_S = 0.25

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from benchlib.http_parser import EventSplitter
+from benchlib.load.http_parser import EventSplitter
 
 from chaoslib.clock import MachineClock
 from chaoslib.http import HttpExchange, cancel

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from semipd.core.patience import GrantedTime
-from semipd.core.process_usage import Usage, process_usage, tree_usage
+from semipd.system.patience import GrantedTime
+from semipd.system.process_usage import Usage, process_usage, tree_usage
 
 LOOK_EVERY_S = 0.2
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchlib.http_parser import ResponseParser
+from benchlib.load.http_parser import ResponseParser
 
 READ_BYTES = 2**16
 SLOW_READ_BYTES = 512

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from chaoslib.jobs import Choice, Job, Outcome
 from semipd.core.sampling import SamplingParams
-from semipd.daemon.model_files import ModelFiles
+from semipd.daemon.model.files import ModelFiles
 from semipd.devices.fake import expected_tokens
 
 TOLERANCE = 1e-4

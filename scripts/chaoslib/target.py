@@ -15,8 +15,8 @@ from benchlib.procfs import process_tree
 
 from chaoslib.clock import MachineClock, usage_with_ours
 from chaoslib.http import HttpExchange, ask
-from semipd.core.children import module_command
 from semipd.core.errors import SemipdError
+from semipd.system.children import module_command
 
 START_LIMIT_S = 300.0
 STOP_LIMIT_S = 90.0
@@ -42,7 +42,14 @@ class Target:
         self.log_path = folder / "daemon.log"
         self.url = ""
         self._mark = uuid.uuid4().hex
-        command = [*module_command("semipd.cli"), "start", "--device", device, "--model", str(model)]
+        command = [
+            *module_command("semipd.commands.daemon"),
+            "start",
+            "--device",
+            device,
+            "--model",
+            str(model),
+        ]
         command += ["--port", "0", "--socket", str(self.socket_path)]
         for key, value in options.items():
             command += ["--set", f"{key}={value}"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchlib.http_parser import ResponseParser
+from benchlib.load.http_parser import ResponseParser
 
 from semipd.core.errors import SemipdError
 from semipd.wire.client_protocol import hello

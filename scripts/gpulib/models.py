@@ -5,11 +5,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from semipd.checkpoints.config import ModelConfig
+from semipd.checkpoints.rope_config import RopeConfig
+from semipd.checkpoints.weights import weight_views
 from semipd.core.settings import EngineSettings
-from semipd.devices.cuda.model import Report, ServedModel
-from semipd.models.config import ModelConfig
-from semipd.models.rope_config import RopeConfig
-from semipd.models.weights import weight_views
+from semipd.devices.cuda.start.model import Report, ServedModel
 
 LLAMA_3_8B = ModelConfig(
     family="llama",
@@ -49,8 +49,8 @@ MODELS = {"llama-3-8b": LLAMA_3_8B, "small": SMALL}
 
 
 class RandomModel:
-    """A semipd.devices.cuda.model.ModelSource. Small models are drawn on the CPU, so that every device gets
-    the same one."""
+    """A semipd.devices.cuda.start.model.ModelSource. Small models are drawn on the CPU, so that every device
+    gets the same one."""
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         self.config = config

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
-from semipd.devices.cuda.environment import cuda_environment
-from semipd.devices.cuda.start_up import SWITCH_INTERVAL_S
+from semipd.devices.cuda.driver.environment import cuda_environment
+from semipd.devices.cuda.start.entry import SWITCH_INTERVAL_S
 
 if TYPE_CHECKING:
-    from semipd.devices.cuda.device import CudaDevice
+    from semipd.devices.cuda.start.device import CudaDevice
 
 BASE = EngineSettings(device="cuda", dtype="bfloat16", partition_mode="auto", kv_fraction=0.95)
 
@@ -38,8 +38,8 @@ def why_no_cuda() -> str:
 def open_random(model: str, settings: EngineSettings, *, plain: bool = False, seed: int = 0) -> "CudaDevice":
     """The device over a model with random weights. `plain`: plain torch operations instead of our kernels."""
     from gpulib.models import MODELS, RandomModel
-    from semipd.devices.cuda.device import CudaDevice
-    from semipd.devices.cuda.platform import plain_platform, real_platform
+    from semipd.devices.cuda.start.device import CudaDevice
+    from semipd.devices.cuda.start.platform import plain_platform, real_platform
 
     def report(phase: str, limit_s: float) -> None:
         print(f"{phase} (at most {limit_s:g} s)", file=sys.stderr, flush=True)

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from gpulib.host import Run
+from semipd.checkpoints.config import ModelConfig
+from semipd.checkpoints.layout import kv_pool_shape
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
-from semipd.models.batch import BatchInput
-from semipd.models.config import ModelConfig
-from semipd.models.decoder import DenseDecoder
-from semipd.models.layout import kv_pool_shape
-from semipd.models.philox import seed_words, uniforms
+from semipd.network.batch import BatchInput
+from semipd.network.decoder import DenseDecoder
+from semipd.sampling.philox import seed_words, uniforms
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-2}
 """Of the logits' standard deviation for greedy tokens, of the CDF for drawn ones."""

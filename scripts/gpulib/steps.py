@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from gpulib.models import num_parameters
+from semipd.checkpoints.config import ModelConfig
+from semipd.checkpoints.dtypes import ITEM_BYTES
+from semipd.checkpoints.layout import kv_block_bytes, plan_weights
 from semipd.core.plan import Join, Segment, StepPlan, StepResult, blocks_for
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.split import Split
 from semipd.devices.contract import Device, Lane
-from semipd.models.config import ModelConfig
-from semipd.models.dtypes import ITEM_BYTES
-from semipd.models.layout import kv_block_bytes, plan_weights
 
 STEPS = 12
 SKIPPED = 3

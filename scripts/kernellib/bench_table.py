@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from kernellib.report_table import markdown_table
+from kernellib.report.report_table import markdown_table
 from kernellib.roofline import Roofline, rate, share
 from kernellib.workloads import TARGETS, WORKLOADS, Workload
 

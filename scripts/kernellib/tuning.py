@@ -7,7 +7,7 @@ from typing import Any
 
 from semipd_kernels.tuned import Config, Key, Table
 
-from kernellib.report_table import markdown_table
+from kernellib.report.report_table import markdown_table
 from kernellib.workloads import Workload, decode_workload, prefill_workload
 
 TUNED_OPS = ("decode_attention", "prefill_attention")

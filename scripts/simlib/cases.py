@@ -180,7 +180,7 @@ def _digest(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else ""
 
 
-SIMULATED_ROOMS = ("core", "memory", "sched", "partition", "engine", "devices/sim")
+SIMULATED_ROOMS = ("core", "system", "memory", "sched", "partition", "engine", "devices/sim")
 SIMULATING_FILES = (
     "traces",
     "prompts",

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from semipd_top.demo import DemoWorld
-from semipd_top.source import Gone, Item, Seen
+from semipd_top.sources.contract import Gone, Item, Seen
 
 from toplib.still import StillSource
 

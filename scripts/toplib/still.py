@@ -7,8 +7,8 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 
-from semipd_top.app import TopApp
-from semipd_top.source import Item, Operator
+from semipd_top.screen.app import TopApp
+from semipd_top.sources.contract import Item, Operator
 from textual.pilot import Pilot
 
 LIMIT_S = 30.0

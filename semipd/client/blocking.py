@@ -28,7 +28,7 @@ from semipd.client.opening import (
     too_busy,
 )
 from semipd.core.errors import SemipdError
-from semipd.core.readiness import any_readable
+from semipd.system.readiness import any_readable
 from semipd.wire.address import default_socket_path
 from semipd.wire.client_protocol import GenerateItem, StateFrame, given, request_frame
 from semipd.wire.client_results import Greeting, Model, Tokens

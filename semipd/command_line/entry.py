@@ -28,11 +28,11 @@ _forget_working_folder()
 
 
 def daemon() -> int:
-    return _run("semipd.cli")
+    return _run("semipd.commands.daemon")
 
 
 def client() -> int:
-    return _run("semipd.client.cli")
+    return _run("semipd.commands.client")
 
 
 def top() -> int:

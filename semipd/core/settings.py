@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from semipd.core.logs import LogFormat
 from semipd.core.split import PartitionMode, PolicyName
+from semipd.system.logs import LogFormat
 
 SchedulerName = Literal["semipd", "chunked", "prefill-first"]
 

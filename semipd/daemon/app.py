@@ -13,30 +13,30 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from semipd.checkpoints.shards import check_weight_files
 from semipd.command_line.streams import flush
-from semipd.config import Config
-from semipd.core.children import ignore_signals, release_signals, signals_held
+from semipd.config.config import Config
 from semipd.core.errors import SemipdError
-from semipd.core.logs import configure_logging
-from semipd.daemon.addresses import claim_http, claim_socket
-from semipd.daemon.detach import claim_pid_file
-from semipd.daemon.engine_run import EngineReady
-from semipd.daemon.generation import GenerationService
-from semipd.daemon.heap import freeze_heap
-from semipd.daemon.http import serve_http
-from semipd.daemon.log_file import LogFile
-from semipd.daemon.model_files import DEMO_NAME, ModelFiles
-from semipd.daemon.params import Limits
-from semipd.daemon.process_limits import ConnectionRoom, raise_file_limit
-from semipd.daemon.request_rules import RequestRules
-from semipd.daemon.requests import RequestTable
-from semipd.daemon.sd_notify import EXTENSION, Notifier
-from semipd.daemon.services import Services
-from semipd.daemon.supervisor import Supervisor
-from semipd.daemon.terminal import Terminal
-from semipd.daemon.unix_socket import serve_unix_socket
+from semipd.daemon.access.addresses import claim_http, claim_socket
+from semipd.daemon.engine.run import EngineReady
+from semipd.daemon.engine.supervisor import Supervisor
+from semipd.daemon.host.detach import claim_pid_file
+from semipd.daemon.host.heap import freeze_heap
+from semipd.daemon.host.log_file import LogFile
+from semipd.daemon.host.process_limits import ConnectionRoom, raise_file_limit
+from semipd.daemon.host.sd_notify import EXTENSION, Notifier
+from semipd.daemon.host.terminal import Terminal
+from semipd.daemon.model.files import DEMO_NAME, ModelFiles
+from semipd.daemon.requests.generation import GenerationService
+from semipd.daemon.requests.options import Limits
+from semipd.daemon.requests.rules import RequestRules
+from semipd.daemon.requests.table import RequestTable
+from semipd.daemon.servers.http import serve_http
+from semipd.daemon.servers.unix_socket import serve_unix_socket
+from semipd.daemon.state.services import Services
 from semipd.engine.launcher import EngineChild, spawn_engine
-from semipd.models.shards import check_weight_files
+from semipd.system.children import ignore_signals, release_signals, signals_held
+from semipd.system.logs import configure_logging
 
 log = logging.getLogger(__name__)
 

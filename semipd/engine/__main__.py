@@ -3,7 +3,7 @@
 import os
 import sys
 
-from semipd.core.parent_death import die_with_parent
+from semipd.system.parent_death import die_with_parent
 
 if __name__ == "__main__":
     die_with_parent(int(sys.argv[1]), int(sys.argv[2]))

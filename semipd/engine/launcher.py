@@ -6,7 +6,7 @@ import subprocess
 import threading
 from dataclasses import dataclass
 
-from semipd.core.children import module_command, module_environment, signals_held
+from semipd.system.children import module_command, module_environment, signals_held
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,15 @@ from contextlib import ExitStack
 from dataclasses import asdict
 
 from semipd import __version__
-from semipd.core.children import follow_parents_log, ignore_signals, release_signals
 from semipd.core.errors import ProtocolError, SemipdError
-from semipd.core.logs import configure_logging
-from semipd.core.readiness import any_readable
 from semipd.core.settings import EngineSettings
 from semipd.devices.contract import Device
 from semipd.engine.coordinator import Coordinator
 from semipd.engine.saved_times import SAVE_EVERY_S, SavedTimes
 from semipd.partition.models import Models
+from semipd.system.children import follow_parents_log, ignore_signals, release_signals
+from semipd.system.logs import configure_logging
+from semipd.system.readiness import any_readable
 from semipd.wire.channel import Channel
 from semipd.wire.engine_link import LINK_FRAME_BYTES, inbound_from_wire, outbound_to_wire
 
@@ -74,7 +74,7 @@ def open_device(settings: EngineSettings, report: Report) -> Device:
 
             return CpuDevice.open(settings, report)
         case "cuda":
-            from semipd.devices.cuda.start_up import open_cuda
+            from semipd.devices.cuda.start.entry import open_cuda
 
             return open_cuda(settings, report)
         case device if device.startswith("sim:"):

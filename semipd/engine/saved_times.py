@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from semipd import __version__
-from semipd.core.safe_files import make_folder, open_safely
 from semipd.core.settings import EngineSettings
 from semipd.devices.contract import DeviceInfo
 from semipd.partition.models import Models
+from semipd.system.safe_files import make_folder, open_safely
 
 SAVE_EVERY_S = 60.0
 FORMAT = 1

@@ -5,7 +5,7 @@ import socket
 import time
 from typing import Any
 
-from semipd.core.readiness import writable
+from semipd.system.readiness import writable
 from semipd.wire.frames import FrameReader, encode_frame
 
 _READ_BYTES = 2**18

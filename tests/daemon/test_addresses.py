@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from semipd.core.errors import SemipdError
-from semipd.daemon import addresses
-from semipd.daemon.addresses import claim_http, claim_socket
+from semipd.daemon.access import addresses
+from semipd.daemon.access.addresses import claim_http, claim_socket
 
 
 def refused_socket(path: Path) -> SemipdError:

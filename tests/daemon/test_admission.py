@@ -13,16 +13,16 @@ import pytest
 from support.daemon import Running, running, until
 
 from semipd.client import AsyncClient, GenerateStream
-from semipd.config_sections import AdmissionConfig
+from semipd.config.sections import AdmissionConfig
 from semipd.core.errors import SemipdError
 from semipd.core.events import Event
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.settings import EngineSettings
-from semipd.daemon.admission import MAX_RETRY_S, Admission, Place
-from semipd.daemon.history import RequestHistory, RequestRecord
-from semipd.daemon.schema import SamplingOptions
-from semipd.daemon.terms import Priority, Terms
+from semipd.daemon.access.terms import Priority, Terms
+from semipd.daemon.history.records import RequestHistory, RequestRecord
+from semipd.daemon.requests.admission import MAX_RETRY_S, Admission, Place
+from semipd.daemon.requests.schema import SamplingOptions
 
 
 class Clock:

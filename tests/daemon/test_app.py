@@ -107,7 +107,7 @@ def started(tmp_path: Path, *command: str) -> Iterator[DaemonProcess]:
 def cli(model: Path, *more: str, port: str = "0", socket: Path | None = None) -> list[str]:
     flags = ["--device", "fake", "--model", str(model), "--port", port]
     flags += ["--socket", str(socket or model.parent / "d.sock")]
-    return ["-m", "semipd.cli", "start", *flags, *more]
+    return ["-m", "semipd.commands.daemon", "start", *flags, *more]
 
 
 def run_to_the_end(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -237,7 +237,7 @@ def test_client_command_line(tmp_path: Path, model: Path) -> None:
 
         def client(*arguments: str) -> subprocess.CompletedProcess[str]:
             return run_to_the_end(
-                ["-m", "semipd.client.cli", *arguments, "--socket", str(daemon.socket_path)]
+                ["-m", "semipd.commands.client", *arguments, "--socket", str(daemon.socket_path)]
             )
 
         text = client("generate", "The quick brown fox", "--max-tokens", "12")

@@ -14,11 +14,11 @@ from support.daemon import Running, running, until
 
 from semipd.client import AsyncClient
 from semipd.core.sampling import SamplingParams
-from semipd.daemon import answers
-from semipd.daemon.callers import OPERATOR
-from semipd.daemon.http_connections import UNSENT_BYTES
-from semipd.daemon.request_rules import RequestRules
-from semipd.daemon.requests import LiveRequest
+from semipd.daemon.access.callers import OPERATOR
+from semipd.daemon.openai import answers
+from semipd.daemon.requests.rules import RequestRules
+from semipd.daemon.requests.table import LiveRequest
+from semipd.daemon.web.connections import UNSENT_BYTES
 from semipd.wire.client_protocol import hello
 from semipd.wire.frames import FrameReader, encode_frame
 

@@ -181,7 +181,7 @@ def test_watch(daemon: DaemonProcess) -> None:
 
 
 def test_watch_shows_events_and_survives_ctrl_c(daemon: DaemonProcess) -> None:
-    command = [sys.executable, "-m", "semipd.client.cli", "watch", "--interval", "0.1", "--events"]
+    command = [sys.executable, "-m", "semipd.commands.client", "watch", "--interval", "0.1", "--events"]
     watching = subprocess.Popen(
         [*command, "--socket", str(daemon.socket_path)], stdout=subprocess.PIPE, text=True, env=ENV
     )
@@ -208,7 +208,7 @@ def test_chat_from_a_pipe(daemon: DaemonProcess) -> None:
 
 def test_an_interactive_conversation_keeps_its_history(daemon: DaemonProcess) -> None:
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "semipd.client.cli", "chat", "--max-tokens", "20"]
+    command = [sys.executable, "-m", "semipd.commands.client", "chat", "--max-tokens", "20"]
     chatting = subprocess.Popen(
         [*command, "--socket", str(daemon.socket_path)],
         stdin=theirs,

@@ -8,8 +8,8 @@ import pytest
 
 from semipd.core.brief import brief
 from semipd.core.errors import SemipdError
-from semipd.daemon import body_cost
-from semipd.daemon.body_cost import check_cost
+from semipd.daemon.web import body_cost
+from semipd.daemon.web.body_cost import check_cost
 
 
 def cost_of(value: Any) -> int:

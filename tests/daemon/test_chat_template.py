@@ -8,7 +8,7 @@ from support import tiny_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from semipd.core.errors import SemipdError
-from semipd.daemon.chat_template import ChatTemplate
+from semipd.daemon.model.chat_template import ChatTemplate
 
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 

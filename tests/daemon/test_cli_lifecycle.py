@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from support import tiny_tokenizers
 
-from semipd.config import Config
+from semipd.config.config import Config
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "semipd.cli", *arguments]
+    return [sys.executable, "-m", "semipd.commands.daemon", *arguments]
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -11,7 +11,7 @@ from support.daemon import Running, running
 from support.tiny_models import reference_logits, tiny_checkpoint
 
 from semipd.core.settings import EngineSettings
-from semipd.daemon.model_files import ModelFiles
+from semipd.daemon.model.files import ModelFiles
 
 TOLERANCE = 1e-3
 

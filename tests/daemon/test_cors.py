@@ -7,9 +7,9 @@ import pytest
 from support.daemon import Running, running
 from support.keys import ANN, key_settings
 
-from semipd.config import Override, load_config
+from semipd.config.config import Override, load_config
 from semipd.core.errors import SemipdError
-from semipd.daemon.cors import parse_origins
+from semipd.daemon.web.cors import parse_origins
 
 PAGE = "https://chat.example"
 BOTH = f"{PAGE}, http://localhost:3000"

@@ -14,11 +14,11 @@ from support.daemon_process import ENV, LIMIT_S, model_folder
 
 from semipd.client import Client
 from semipd.core.errors import SemipdError
-from semipd.daemon.detach import claim_pid_file
+from semipd.daemon.host.detach import claim_pid_file
 
 
 def cli(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "semipd.cli", *arguments]
+    command = [sys.executable, "-m", "semipd.commands.daemon", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=ENV)
 
 
@@ -148,7 +148,7 @@ def test_a_start_that_dies_without_a_word(place: Place) -> None:
         "    os._exit(9)\n"
         f"sys.path.insert(0, {ENV['PYTHONPATH']!r})\n"
     )
-    command = [sys.executable, "-m", "semipd.cli", "start", "--detach", "--device", "fake"]
+    command = [sys.executable, "-m", "semipd.commands.daemon", "start", "--detach", "--device", "fake"]
     command += ["--model", str(place.model), "--socket", str(place.socket)]
     failed = subprocess.run(
         command, capture_output=True, text=True, timeout=LIMIT_S, env=environment, cwd=ENV["PYTHONPATH"]

@@ -11,21 +11,15 @@ from aiohttp.hdrs import METH_DELETE
 from prometheus_client.parser import text_string_to_metric_families
 from support.daemon import running
 
-from semipd.config import Config
-from semipd.config_sections import LimitsConfig
+from semipd.config.config import Config
+from semipd.config.sections import LimitsConfig
 from semipd.core.settings import EngineSettings
-from semipd.daemon import (
-    events,
-    frame_stream,
-    schema,
-    socket_operations,
-    socket_session,
-    subscription,
-    unix_socket,
-)
-from semipd.daemon.history import MAX_RECENT, STATES
-from semipd.daemon.metric_names import DEFINITIONS
-from semipd.daemon.usage import Timing
+from semipd.daemon.history import journal as events
+from semipd.daemon.history.metric_names import DEFINITIONS
+from semipd.daemon.history.records import MAX_RECENT, STATES
+from semipd.daemon.history.usage import Timing
+from semipd.daemon.requests import schema
+from semipd.daemon.servers import frame_stream, socket_operations, socket_session, subscription, unix_socket
 from semipd.engine import slow_steps
 from semipd.wire import client_protocol, frames
 from semipd.wire.client_protocol import HELLO_LIMIT_S, OPERATIONS, check_hello

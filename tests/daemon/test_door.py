@@ -17,9 +17,9 @@ from support.keys import ANN, BOB, OPS, key_settings, write_keys
 from semipd.client import AsyncClient
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
-from semipd.daemon import unix_socket
-from semipd.daemon.addresses import claim_http, claim_socket
-from semipd.daemon.peers import Peer, group_id, peer_of
+from semipd.daemon.access.addresses import claim_http, claim_socket
+from semipd.daemon.access.peers import Peer, group_id, peer_of
+from semipd.daemon.servers import unix_socket
 
 
 async def complete(daemon: Running, key: str, **body: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from support.daemon import Running, running
 from support.fake_model import fake_model, fake_settings
 from support.tiny_tokenizers import byte_level, metaspace
 
-from semipd.daemon.tokenizer import Tokenizer
+from semipd.daemon.model.tokenizer import Tokenizer
 
 
 @pytest.fixture

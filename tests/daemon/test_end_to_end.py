@@ -27,7 +27,16 @@ PROMPT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\
 
 
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "semipd.cli", "start", "--port", "0", "--socket", str(folder / "s.sock")]
+    command = [
+        sys.executable,
+        "-m",
+        "semipd.commands.daemon",
+        "start",
+        "--port",
+        "0",
+        "--socket",
+        str(folder / "s.sock"),
+    ]
     with (folder / "log").open("w") as log:
         return subprocess.Popen(
             [*command, *arguments], stdout=subprocess.PIPE, stderr=log, text=True, process_group=0

@@ -10,7 +10,7 @@ from pathlib import Path
 from support.daemon import Running, running
 
 from semipd.client import AsyncClient
-from semipd.daemon.prompts import INLINE_ENCODE_CHARS
+from semipd.daemon.prompts.prompt import INLINE_ENCODE_CHARS
 
 BLOCKING = {"time.sleep", "open", "subprocess.Popen", "socket.getaddrinfo", "os.listdir", "os.scandir"}
 

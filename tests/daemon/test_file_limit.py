@@ -18,12 +18,13 @@ from support.daemon_process import LIMIT_S, fake_process
 from support.scripted_engine import scripted
 
 from semipd.client import Client
-from semipd.config_sections import LimitsConfig
+from semipd.config.sections import LimitsConfig
 from semipd.core.errors import SemipdError
-from semipd.daemon import rendering, supervisor
-from semipd.daemon.chat_template import ChatTemplate
-from semipd.daemon.conversation import Conversation
-from semipd.daemon.rendering import RenderPool
+from semipd.daemon.engine import supervisor
+from semipd.daemon.model.chat_template import ChatTemplate
+from semipd.daemon.prompts import rendering
+from semipd.daemon.prompts.conversation import Conversation
+from semipd.daemon.prompts.rendering import RenderPool
 from semipd.engine.launcher import EngineChild
 
 FILES = 64

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from support.fake_model import fake_model
 
-from semipd.daemon.generation_keys import unread_keys
-from semipd.daemon.model_files import ModelFiles
+from semipd.daemon.model.files import ModelFiles
+from semipd.daemon.model.generation_keys import unread_keys
 
 
 @pytest.mark.parametrize(

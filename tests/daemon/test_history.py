@@ -16,13 +16,13 @@ from semipd.core.events import Event, EventKind
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.slo import Slo
-from semipd.daemon import history as history_module
-from semipd.daemon import slo
-from semipd.daemon.events import Journal
-from semipd.daemon.history import RequestHistory, RequestRecord, timing_to_wire
-from semipd.daemon.metric_names import DEFINITIONS
-from semipd.daemon.metrics import Histogram, Metrics
-from semipd.daemon.slo import SloWindow, percentile
+from semipd.daemon.history import records as history_module
+from semipd.daemon.history import slo
+from semipd.daemon.history.journal import Journal
+from semipd.daemon.history.metric_names import DEFINITIONS
+from semipd.daemon.history.metrics import Histogram, Metrics
+from semipd.daemon.history.records import RequestHistory, RequestRecord, timing_to_wire
+from semipd.daemon.history.slo import SloWindow, percentile
 
 MS = 1_000_000
 

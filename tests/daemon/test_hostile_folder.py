@@ -12,7 +12,7 @@ import pytest
 from support.daemon_process import ENV, LIMIT_S, model_folder
 from support.hostile import hostile_folder
 
-from semipd.core.children import module_command, module_environment
+from semipd.system.children import module_command, module_environment
 
 
 def test_a_daemon_and_its_engine(tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_a_daemon_and_its_engine(tmp_path: Path) -> None:
         ["stop", *at],
     ):
         # as the installed script is run: without the working directory
-        command = [sys.executable, "-P", "-m", "semipd.cli", *arguments]
+        command = [sys.executable, "-P", "-m", "semipd.commands.daemon", *arguments]
         done = subprocess.run(command, cwd=folder, env=ENV, capture_output=True, text=True, timeout=LIMIT_S)
         assert done.returncode == 0, done.stderr
     assert not (folder / "ran").exists()
@@ -32,7 +32,7 @@ def test_a_daemon_and_its_engine(tmp_path: Path) -> None:
 def test_the_parent_of_a_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "semipd" / "semipd").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert runs("semipd.cli", "--version")
+    assert runs("semipd.commands.daemon", "--version")
 
 
 def test_children_run_the_semipd_of_their_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +43,7 @@ def test_children_run_the_semipd_of_their_parent(tmp_path: Path, monkeypatch: py
     assert all(Path(entry).is_absolute() for entry in entries)
     assert "-P" in module_command("x")
     monkeypatch.delenv("PYTHONPATH")
-    assert runs("semipd.cli", "--version"), "found without PYTHONPATH"
+    assert runs("semipd.commands.daemon", "--version"), "found without PYTHONPATH"
 
 
 @pytest.mark.parametrize("entry", ["", "."])

@@ -8,9 +8,9 @@ from support.daemon import Running, running
 from support.loops import on_uvloop
 from support.raw_http import send
 
-from semipd.config_sections import ServerConfig
+from semipd.config.sections import ServerConfig
 from semipd.core.errors import SemipdError
-from semipd.daemon.hosts import Hosts, host_name
+from semipd.daemon.access.hosts import Hosts, host_name
 
 ROUTES = ["/v1/models", "/v1/status", "/metrics", "/v1/requests", "/v1/events", "/v1/partition", "/version"]
 

@@ -22,7 +22,7 @@ from semipd.client import AsyncClient
 from semipd.core.errors import SemipdError
 from semipd.core.sampling import SamplingParams
 from semipd.core.settings import EngineSettings
-from semipd.daemon.model_files import ModelFiles
+from semipd.daemon.model.files import ModelFiles
 from semipd.devices.fake import expected_tokens
 
 BAD = 7

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semipd.daemon import json_text
-from semipd.daemon.json_text import Later, parts_of
+from semipd.daemon.web import json_text
+from semipd.daemon.web.json_text import Later, parts_of
 
 
 def dumps(value: Any) -> str:

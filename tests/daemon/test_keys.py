@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from support.keys import ANN, BOB, OPS, key_settings, write_keys
 
-from semipd.config_sections import AuthConfig
-from semipd.core import safe_files
+from semipd.config.sections import AuthConfig
 from semipd.core.errors import SemipdError
-from semipd.daemon import keys
-from semipd.daemon.callers import Caller
-from semipd.daemon.door import Door
-from semipd.daemon.keys import Keyring
+from semipd.daemon.access import keys
+from semipd.daemon.access.auth import Door
+from semipd.daemon.access.callers import Caller
+from semipd.daemon.access.keys import Keyring
+from semipd.system import safe_files
 
 
 def load(path: Path, text: str, mode: int = 0o600) -> Keyring:

@@ -11,8 +11,7 @@ import pytest
 from support.daemon import Running, running
 from support.fake_model import fake_model, fake_settings
 
-from semipd.daemon.fields import STREAM_FIELDS
-from semipd.daemon.schema_openai import (
+from semipd.daemon.openai.bodies import (
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -20,6 +19,7 @@ from semipd.daemon.schema_openai import (
     StreamOptions,
     TokenizeRequest,
 )
+from semipd.daemon.openai.unserved_fields import STREAM_FIELDS
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"

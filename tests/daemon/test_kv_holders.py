@@ -12,8 +12,8 @@ from semipd.core.messages import Cancel, GetStatus, Inbound, Status, Submit
 from semipd.core.plan import blocks_for
 from semipd.core.request import Request, SeqId
 from semipd.core.settings import EngineSettings
-from semipd.daemon.history import MAX_HOLDERS
-from semipd.daemon.requests import LiveRequest, RequestTable
+from semipd.daemon.history.records import MAX_HOLDERS
+from semipd.daemon.requests.table import LiveRequest, RequestTable
 from semipd.devices.fake import FakeDevice
 
 

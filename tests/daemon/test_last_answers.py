@@ -15,7 +15,8 @@ from support.daemon import Running, running
 from support.keys import ANN, key_settings
 from support.loops import on_uvloop
 
-from semipd.daemon import lingering, process_limits
+from semipd.daemon.host import process_limits
+from semipd.daemon.web import lingering
 from semipd.wire.frames import FrameReader, encode_frame
 
 LIMIT_S = 60

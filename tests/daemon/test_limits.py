@@ -15,8 +15,8 @@ from support.keys import ANN, BOB, OPS, key_settings
 
 from semipd.client import AsyncClient
 from semipd.core.errors import SemipdError
-from semipd.daemon import http
-from semipd.daemon.limits import MAX_BUCKETS, RateLimiter
+from semipd.daemon.access.rates import MAX_BUCKETS, RateLimiter
+from semipd.daemon.servers import http
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from support.eventually import eventually
 
 from semipd.core.errors import ProtocolError
-from semipd.daemon.link import Link
+from semipd.daemon.engine.link import Link
 from semipd.wire.engine_link import LINK_FRAME_BYTES
 from semipd.wire.frames import FrameReader, encode_frame
 

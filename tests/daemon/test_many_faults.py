@@ -9,9 +9,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from semipd.core.errors import SemipdError
 from semipd.core.plan import TokenLogprobs
-from semipd.daemon.partition import PartitionWish, SloWish, parsed_body
-from semipd.daemon.schema import MAX_PROBLEMS, TokenIds, check_names, refusal
-from semipd.daemon.unix_socket import TABLE
+from semipd.daemon.operators.partition import PartitionWish, SloWish, parsed_body
+from semipd.daemon.requests.schema import MAX_PROBLEMS, TokenIds, check_names, refusal
+from semipd.daemon.servers.unix_socket import TABLE
 from semipd.wire.packed_top import PackedTop
 
 MANY = {f"k{idx}": 1 for idx in range(36_000)}

@@ -14,8 +14,8 @@ from support import tiny_tokenizers
 
 from semipd.core.errors import SemipdError
 from semipd.core.sampling import MAX_STOP_TOKEN_IDS, RANGES
-from semipd.daemon import model_files
-from semipd.daemon.model_files import ModelFiles
+from semipd.daemon.model import files as model_files
+from semipd.daemon.model.files import ModelFiles
 
 
 @pytest.fixture
@@ -333,7 +333,7 @@ def test_a_name_the_hub_cannot_have() -> None:
 def test_offline_for_real(tmp_path: Path) -> None:
     """The library itself, told to stay offline, with an empty cache."""
     script = (
-        "from semipd.daemon.model_files import ModelFiles\n"
+        "from semipd.daemon.model.files import ModelFiles\n"
         "from semipd.core.errors import SemipdError\n"
         "try:\n    ModelFiles.open('owner/model')\n"
         "except SemipdError as error:\n    print(error.code)\n"
@@ -354,7 +354,16 @@ def test_offline_for_real(tmp_path: Path) -> None:
 )
 def test_a_daemon_that_cannot_read_its_checkpoint_says_so(folder: Path, name: str, content: str) -> None:
     (folder / name).write_text(content)
-    command = [sys.executable, "-m", "semipd.cli", "start", "--device", "fake", "--model", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "semipd.commands.daemon",
+        "start",
+        "--device",
+        "fake",
+        "--model",
+        str(folder),
+    ]
     command += ["--port", "0", "--socket", str(folder / "d.sock")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0

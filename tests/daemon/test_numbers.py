@@ -12,7 +12,7 @@ from support.daemon_process import scripted_process
 from support.scripted_engine import VOCAB_SIZE
 
 from semipd.client import AsyncClient
-from semipd.config import load_config
+from semipd.config.config import load_config
 from semipd.core.errors import SemipdError
 from semipd.core.sampling import (
     MAX_ALLOWED_TOKEN_IDS,
@@ -215,8 +215,8 @@ async def test_what_would_be_zero_to_the_sampler_is_its_smallest_number(tmp_path
 
 
 def test_the_published_schema_shows_the_ranges() -> None:
-    from semipd.daemon.api import OPERATIONS
-    from semipd.daemon.openapi import document
+    from semipd.daemon.servers.api import OPERATIONS
+    from semipd.daemon.web.openapi import document
 
     schemas = json.loads(json.dumps(document(OPERATIONS, "0")))["components"]["schemas"]
     for body in ("CompletionRequest", "ChatCompletionRequest"):

@@ -12,7 +12,7 @@ from support.daemon import Running, running
 from support.fake_model import fake_model, fake_settings
 from support.openai_schema import check_openai, check_ours
 
-from semipd.daemon.http import make_app
+from semipd.daemon.servers.http import make_app
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hi"}]

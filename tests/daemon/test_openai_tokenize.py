@@ -11,8 +11,8 @@ from support.daemon import Running, running
 from support.fake_model import CONTEXT_TOKENS, TEMPLATE, fake_model, fake_settings
 from support.keys import ANN, key_settings
 
-from semipd.daemon.model_files import ModelFiles
-from semipd.daemon.prompts import INLINE_ENCODE_CHARS
+from semipd.daemon.model.files import ModelFiles
+from semipd.daemon.prompts.prompt import INLINE_ENCODE_CHARS
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 

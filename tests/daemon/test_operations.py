@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.daemon import Running, running
 
 from semipd.core.settings import EngineSettings
-from semipd.daemon import operations
-from semipd.daemon.metric_names import DEFINITIONS
+from semipd.daemon.history.metric_names import DEFINITIONS
+from semipd.daemon.operators import http as operations
 
 FAKE = EngineSettings(device="fake")
 JSON = {"Content-Type": "application/json"}

@@ -20,9 +20,9 @@ import pytest
 from support import tiny_tokenizers
 
 from semipd.client import AsyncClient, Client
+from semipd.commands.operators import parse_duration
 from semipd.core.errors import SemipdError
 from semipd.core.sampling import SamplingParams
-from semipd.daemon_commands import parse_duration
 from semipd.devices.fake import expected_tokens
 
 VOCAB, CONTEXT = 400, 1024
@@ -66,7 +66,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 
 def cli(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "semipd.cli", *arguments]
+    return [sys.executable, "-m", "semipd.commands.daemon", *arguments]
 
 
 async def run_cli(*arguments: str) -> tuple[int, str, str]:

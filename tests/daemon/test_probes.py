@@ -7,7 +7,7 @@ from support.keys import key_settings
 
 from semipd import __version__
 from semipd.client import AsyncClient
-from semipd.daemon.services import MAX_IGNORED_NAMES
+from semipd.daemon.state.services import MAX_IGNORED_NAMES
 
 
 async def test_ping_version_and_load(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from support.daemon import Running, running, until
 from support.fake_model import fake_model, fake_settings
 
 from semipd.core.settings import EngineSettings
-from semipd.daemon import alternatives, generation
-from semipd.daemon.alternatives import MAX_ANSWER_ALTERNATIVES
+from semipd.daemon.requests import generation
+from semipd.daemon.requests import logprob_limits as alternatives
+from semipd.daemon.requests.logprob_limits import MAX_ANSWER_ALTERNATIVES
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MESSAGES = [{"role": "user", "content": "hi"}]

@@ -13,12 +13,12 @@ from support.byte_model import ByteModel
 from support.daemon import Running, running, until
 
 from semipd.client import AsyncClient
-from semipd.config_sections import LimitsConfig
+from semipd.config.sections import LimitsConfig
 from semipd.core.errors import SemipdError
-from semipd.daemon import rendering
-from semipd.daemon.chat_template import ChatTemplate
-from semipd.daemon.conversation import Conversation, written
-from semipd.daemon.rendering import MAX_CHILDREN, SAFE_DEPTH, RenderPool
+from semipd.daemon.model.chat_template import ChatTemplate
+from semipd.daemon.prompts import rendering
+from semipd.daemon.prompts.conversation import Conversation, written
+from semipd.daemon.prompts.rendering import MAX_CHILDREN, SAFE_DEPTH, RenderPool
 
 USER = {"role": "user", "content": "Hi"}
 LOOP = (

@@ -9,8 +9,8 @@ from semipd.core.messages import Finished, PromptLogprobs, StepTokens
 from semipd.core.plan import TokenLogprobs
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
-from semipd.daemon.engine_run import EngineReady
-from semipd.daemon.requests import LiveRequest, RequestTable
+from semipd.daemon.engine.run import EngineReady
+from semipd.daemon.requests.table import LiveRequest, RequestTable
 
 DEATH = SemipdError("engine_crashed", "The engine ended.")
 READY = EngineReady({"name": "another one"}, "semipd", (), "0")

@@ -10,9 +10,9 @@ from support.daemon import Running, running
 
 from semipd.client import AsyncClient
 from semipd.core.errors import MAX_SAID_CHARS, SemipdError
-from semipd.daemon.chat_template import ChatTemplate
-from semipd.daemon.http_errors import error_body
-from semipd.daemon.prompts import Prompts
+from semipd.daemon.model.chat_template import ChatTemplate
+from semipd.daemon.prompts.prompt import Prompts
+from semipd.daemon.web.errors import error_body
 from semipd.wire.client_protocol import error_frame, error_from_wire
 from semipd.wire.frames import encode_frame
 

@@ -18,8 +18,8 @@ from support.daemon import running, until
 from support.daemon_process import scripted_process
 
 from semipd.core.settings import EngineSettings
-from semipd.daemon import sd_notify
-from semipd.daemon.sd_notify import Notifier
+from semipd.daemon.host import sd_notify
+from semipd.daemon.host.sd_notify import Notifier
 
 UNIT = Path(__file__).parents[2] / "configs" / "semipd.service"
 

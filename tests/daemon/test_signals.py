@@ -31,7 +31,7 @@ FOR_CHILDREN = (*HARMLESS, signal.SIGHUP, signal.SIGUSR1)
 
 def cli(*arguments: str, folder: Path | None = None) -> "subprocess.CompletedProcess[str]":
     """Run in `folder`, as the installed script is: nothing there is imported."""
-    command = [sys.executable, "-P", "-m", "semipd.cli", *arguments]
+    command = [sys.executable, "-P", "-m", "semipd.commands.daemon", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=ENV, cwd=folder)
 
 
@@ -181,7 +181,7 @@ def foreground(tmp_path: Path, *before: str) -> Iterator[tuple[subprocess.Popen[
     daemon = Daemon(tmp_path, "fake")
     ours, theirs = os.openpty()
     command = [sys.executable, "-c", TAKE_TERMINAL, *before]
-    command += [sys.executable, "-m", "semipd.cli", *daemon.arguments]
+    command += [sys.executable, "-m", "semipd.commands.daemon", *daemon.arguments]
     with (tmp_path / "err").open("w") as stderr:
         process = subprocess.Popen(
             command, stdin=theirs, stdout=theirs, stderr=stderr, start_new_session=True, env=ENV, cwd=tmp_path

@@ -11,9 +11,9 @@ from support.fake_model import fake_model, fake_settings
 
 from semipd.client import AsyncClient, GenerateStream
 from semipd.core.errors import SemipdError
-from semipd.daemon import socket_generate, unix_socket
-from semipd.daemon.peers import Peer
-from semipd.daemon.socket_generate import split
+from semipd.daemon.access.peers import Peer
+from semipd.daemon.servers import socket_generate, unix_socket
+from semipd.daemon.servers.socket_generate import split
 from semipd.wire.client_protocol import GenerateItem
 from semipd.wire.client_results import Logprobs
 

@@ -15,9 +15,9 @@ from support.daemon_process import scripted_process
 
 from semipd.client import AsyncClient, Client
 from semipd.core.errors import SemipdError
-from semipd.daemon import frame_stream, unix_socket
-from semipd.daemon.frame_stream import Arriving, answer_frame
-from semipd.daemon.peers import Peer
+from semipd.daemon.access.peers import Peer
+from semipd.daemon.servers import frame_stream, unix_socket
+from semipd.daemon.servers.frame_stream import Arriving, answer_frame
 from semipd.wire.client_protocol import hello
 from semipd.wire.frames import FrameReader, encode_frame
 from semipd.wire.own_time import OwnTime

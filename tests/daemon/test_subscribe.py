@@ -16,7 +16,7 @@ from support.daemon import Running, running
 from semipd.client import AsyncClient, StateStream
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
-from semipd.daemon.vitals import SAMPLE_INTERVAL_S
+from semipd.daemon.history.vitals import SAMPLE_INTERVAL_S
 from semipd.wire.client_protocol import MAX_UNREAD_EVENTS, StateFrame, hello
 from semipd.wire.frames import FrameReader, encode_frame
 

@@ -81,7 +81,7 @@ def post(url: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
 
 
 def cli(folder: Path, device: str) -> list[str]:
-    command = ["-m", "semipd.cli", "start", "--port", "0", "--socket", str(folder / "d.sock")]
+    command = ["-m", "semipd.commands.daemon", "start", "--port", "0", "--socket", str(folder / "d.sock")]
     if device == "cpu":
         return [*command, "--set", "kv.bytes=33554432"]
     return [*command, "--device", device, "--model", str(model_folder(folder / "model"))]

@@ -17,10 +17,10 @@ from support.scripted_engine import scripted
 
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
-from semipd.daemon import engine_run
-from semipd.daemon.engine_run import describe_exit
-from semipd.daemon.model_files import DEMO_FOLDER
-from semipd.daemon.supervisor import Supervisor
+from semipd.daemon.engine import run as engine_run
+from semipd.daemon.engine.run import describe_exit
+from semipd.daemon.engine.supervisor import Supervisor
+from semipd.daemon.model.files import DEMO_FOLDER
 from semipd.engine.launcher import EngineChild
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.byte_model import EOS, ByteDecoder
 
-from semipd.daemon.text import StopStrings, TextStream
+from semipd.daemon.model.text import StopStrings, TextStream
 
 
 def cut_slowly(text: str, stops: list[str]) -> tuple[str, bool]:

@@ -10,11 +10,11 @@ from support import tiny_tokenizers
 from support.byte_model import ByteModel
 from tokenizers import models, normalizers, pre_tokenizers
 
-from semipd.config_sections import LimitsConfig
+from semipd.config.sections import LimitsConfig
 from semipd.core.errors import SemipdError
-from semipd.daemon.prompts import MAX_REQUEST_TOKENS, Prompts
-from semipd.daemon.text_bounds import TextBound
-from semipd.daemon.tokenizer import Tokenizer
+from semipd.daemon.model.text_bounds import TextBound
+from semipd.daemon.model.tokenizer import Tokenizer
+from semipd.daemon.prompts.prompt import MAX_REQUEST_TOKENS, Prompts
 
 BOUND = TextBound(64, "the context")
 

@@ -12,7 +12,7 @@ from support import tiny_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from semipd.core.errors import SemipdError
-from semipd.daemon.tokenizer import Tokenizer
+from semipd.daemon.model.tokenizer import Tokenizer
 
 KINDS = [tiny_tokenizers.byte_level, tiny_tokenizers.metaspace]
 Kind = Callable[[], tokenizers.Tokenizer]

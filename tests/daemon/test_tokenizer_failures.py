@@ -16,12 +16,12 @@ from support.fake_model import fake_model, fake_settings
 from tokenizers import models, normalizers
 
 from semipd.client import AsyncClient
-from semipd.config_sections import LimitsConfig
+from semipd.config.sections import LimitsConfig
 from semipd.core.errors import SemipdError
-from semipd.daemon import prompts
-from semipd.daemon.model_files import ModelFiles
-from semipd.daemon.prompts import Prompts
-from semipd.daemon.tokenizer import Tokenizer
+from semipd.daemon.model.files import ModelFiles
+from semipd.daemon.model.tokenizer import Tokenizer
+from semipd.daemon.prompts import prompt as prompts
+from semipd.daemon.prompts.prompt import Prompts
 
 PANICS = "a" * 30 + "b"
 

@@ -15,9 +15,9 @@ from support.daemon import running
 
 from semipd.client import AsyncClient, GenerateStream
 from semipd.core.errors import SemipdError
-from semipd.daemon import unix_socket
-from semipd.daemon.peers import Peer
-from semipd.daemon.schema import MAX_ID_CHARS
+from semipd.daemon.access.peers import Peer
+from semipd.daemon.requests.schema import MAX_ID_CHARS
+from semipd.daemon.servers import unix_socket
 from semipd.wire.client_protocol import hello
 from semipd.wire.frames import MAX_FRAME_BYTES, FrameReader, encode_frame
 

@@ -10,15 +10,15 @@ import pytest
 from support.daemon import running, until
 
 from semipd.client import AsyncClient
-from semipd.config_sections import AdmissionConfig
+from semipd.config.sections import AdmissionConfig
 from semipd.core.errors import SemipdError
 from semipd.core.messages import Finished, StepTokens
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
-from semipd.daemon import link
-from semipd.daemon.admission import Admission
-from semipd.daemon.engine_run import EngineReady
-from semipd.daemon.requests import LiveRequest, RequestTable
+from semipd.daemon.engine import link
+from semipd.daemon.engine.run import EngineReady
+from semipd.daemon.requests.admission import Admission
+from semipd.daemon.requests.table import LiveRequest, RequestTable
 from semipd.wire.engine_link import request_to_wire
 from semipd.wire.frames import encode_frame
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from support.daemon_process import model_folder
 
-from semipd import cli
+from semipd.checkpoints.shards import INDEX, SINGLE, check_weight_files
 from semipd.command_line import exit_codes
+from semipd.commands import daemon as cli
 from semipd.core.errors import SemipdError
-from semipd.daemon.model_files import DEMO_FOLDER
-from semipd.models.shards import INDEX, SINGLE, check_weight_files
+from semipd.daemon.model.files import DEMO_FOLDER
 
 HEAD = json.dumps({"__metadata__": {"a": "b"}, "x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}})
 WHOLE = len(HEAD).to_bytes(8, "little") + HEAD.encode() + bytes(8)

@@ -15,7 +15,7 @@ from support.tiny_models import tiny_checkpoint
 
 from semipd.client import AsyncClient
 from semipd.core.settings import EngineSettings
-from semipd.daemon.model_files import ModelFiles
+from semipd.daemon.model.files import ModelFiles
 
 MAX_TOKENS = 150
 LIMIT_S = 60.0

@@ -56,7 +56,7 @@ def started(folder: Path, template: str | None = None) -> Iterator[Daemon]:
     if template is not None:
         (model / "chat_template.jinja").write_text(template)
     path, stderr_path = folder / "d.sock", folder / "stderr"
-    command = [sys.executable, "-m", "semipd.cli", "start", "--device", "fake", "--port", "0"]
+    command = [sys.executable, "-m", "semipd.commands.daemon", "start", "--device", "fake", "--port", "0"]
     command += ["--model", str(model), "--socket", str(path), "--set", "model.served_model_name=x"]
     with stderr_path.open("w") as stderr:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=ENV)

@@ -15,6 +15,9 @@ import pytest
 import torch
 from support.tiny_models import tiny_checkpoint
 
+from semipd.checkpoints.config import load_model_config
+from semipd.checkpoints.layout import kv_pool_shape, plan_weights
+from semipd.checkpoints.weights import load_weights, weight_views
 from semipd.core.errors import SemipdError
 from semipd.core.plan import Join, Segment, StepPlan, StepResult
 from semipd.core.request import SeqId
@@ -23,11 +26,8 @@ from semipd.core.settings import EngineSettings
 from semipd.core.split import Split
 from semipd.devices.contract import Lane
 from semipd.devices.cpu.device import CpuDevice
-from semipd.models.config import load_model_config
-from semipd.models.decoder import DenseDecoder
-from semipd.models.layout import kv_pool_shape, plan_weights
-from semipd.models.runner import StepRunner
-from semipd.models.weights import load_weights, weight_views
+from semipd.network.decoder import DenseDecoder
+from semipd.steps.runner import StepRunner
 
 PROMPT = [5, 9, 301, 44, 7] * 9
 SEQ = SeqId(3)

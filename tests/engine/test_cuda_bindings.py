@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from semipd.core.errors import SemipdError
-from semipd.devices.cuda.bindings import CudaDriver
+from semipd.devices.cuda.driver.bindings import CudaDriver
 
 SUPPORT = Path(__file__).parents[1] / "support"
 

@@ -20,15 +20,15 @@ from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.settings import EngineSettings
 from semipd.devices.contract import LaneFailed
-from semipd.devices.cuda import launch_thread
-from semipd.devices.cuda.device import CudaDevice
-from semipd.devices.cuda.diagnosis import diagnose
-from semipd.devices.cuda.driver import CudaError
-from semipd.devices.cuda.model import Report, ServedModel, cuda_dtype
-from semipd.devices.cuda.opening import RESERVE_BYTES
-from semipd.devices.cuda.platform import Platform
-from semipd.devices.cuda.sampling import TorchSampler
-from semipd.devices.cuda.torch_ops import TorchOps
+from semipd.devices.cuda.driver.diagnosis import diagnose
+from semipd.devices.cuda.driver.interface import CudaError
+from semipd.devices.cuda.forward.torch_ops import TorchOps
+from semipd.devices.cuda.lane import launch_thread
+from semipd.devices.cuda.rows.sampling import TorchSampler
+from semipd.devices.cuda.start.device import CudaDevice
+from semipd.devices.cuda.start.model import Report, ServedModel, cuda_dtype
+from semipd.devices.cuda.start.opening import RESERVE_BYTES
+from semipd.devices.cuda.start.platform import Platform
 from semipd.engine.launcher import spawn_engine
 from semipd.wire.engine_link import LINK_FRAME_BYTES
 from semipd.wire.frames import FrameReader, encode_frame

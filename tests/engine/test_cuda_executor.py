@@ -18,13 +18,13 @@ from semipd.core.sampling import SamplingParams
 from semipd.core.settings import SchedulerName
 from semipd.core.split import Split
 from semipd.devices.contract import LaneName
-from semipd.devices.cuda.director import split_to_use
-from semipd.devices.cuda.driver import Event, Graph, Stream
-from semipd.devices.cuda.executor import LaneExecutor
-from semipd.devices.cuda.graphs import GraphKey, GraphTable, batch_buckets, bucket_for
-from semipd.devices.cuda.lane_step import LaneStep
-from semipd.devices.cuda.launch_loop import GROUPS_AHEAD, STEP_LIMIT_NS
-from semipd.devices.cuda.slots import Column, Delta, SlotState, float_bits
+from semipd.devices.cuda.driver.interface import Event, Graph, Stream
+from semipd.devices.cuda.lane.executor import LaneExecutor
+from semipd.devices.cuda.lane.graphs import GraphKey, GraphTable, batch_buckets, bucket_for
+from semipd.devices.cuda.lane.launch_loop import GROUPS_AHEAD, STEP_LIMIT_NS
+from semipd.devices.cuda.lane.step import LaneStep
+from semipd.devices.cuda.rows.slots import Column, Delta, SlotState, float_bits
+from semipd.devices.cuda.split.launch_split import split_to_use
 from semipd.sched.outbox import Outbox
 
 

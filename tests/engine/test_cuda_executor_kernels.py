@@ -13,8 +13,8 @@ from support.cuda_serving import check_outputs, random_requests, serve
 
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
-from semipd.devices.cuda.kernel_ops import KernelOps
-from semipd.devices.cuda.kernel_sampler import KernelSampler
+from semipd.devices.cuda.forward.kernel_ops import KernelOps
+from semipd.devices.cuda.sampler.kernel_sampler import KernelSampler
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from support.fake_cuda import FakeCuda
 from support.fake_cuda_parts import CudaMisuseError, Shape
 
-from semipd.devices.cuda.driver import CudaError, GreenContext, SmSplit, Stream
+from semipd.devices.cuda.driver.interface import CudaError, GreenContext, SmSplit, Stream
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from support.fake_cuda import FakeCuda
 
 from semipd.core.errors import SemipdError
 from semipd.devices.contract import LaneName
-from semipd.devices.cuda.driver import Event
-from semipd.devices.cuda.lanes import Lanes
+from semipd.devices.cuda.driver.interface import Event
+from semipd.devices.cuda.split.streams import Lanes
 
 
 @pytest.fixture

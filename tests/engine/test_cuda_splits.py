@@ -10,9 +10,16 @@ from support.fake_cuda_parts import Shape
 
 from semipd.core.errors import SemipdError
 from semipd.core.split import Split
-from semipd.devices.cuda.driver import CudaError, GreenContext, SmResource, SmSplit, Stream, Versions
-from semipd.devices.cuda.lanes import Lanes
-from semipd.devices.cuda.splits import check_versions, decode_group_counts
+from semipd.devices.cuda.driver.interface import (
+    CudaError,
+    GreenContext,
+    SmResource,
+    SmSplit,
+    Stream,
+    Versions,
+)
+from semipd.devices.cuda.split.green_contexts import check_versions, decode_group_counts
+from semipd.devices.cuda.split.streams import Lanes
 
 SHAPES = {
     "H100, groups that do not fill their GPCs": Shape(),

@@ -19,14 +19,14 @@ from gpulib.steps import PREFILL_TOKENS, measured_profile
 from simlib.outcomes import Outcome, Targets, figures
 from support.cuda_rig import TINY, Oracle, random_weights
 
+from semipd.checkpoints.layout import plan_weights
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
 from semipd.core.split import Split
-from semipd.devices.cuda.model import ServedModel
+from semipd.devices.cuda.start.model import ServedModel
 from semipd.devices.fake import FakeDevice, expected_tokens
 from semipd.devices.sim.gpus import GPUS
 from semipd.devices.sim.profile import load_profile
-from semipd.models.layout import plan_weights
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SETTINGS = EngineSettings(device="fake", max_num_seqs=16, prefill_chunk_tokens=64, step_token_budget=64)

@@ -13,16 +13,16 @@ from support.cuda_rig import DEFAULTS, FAMILIES, TINY, Rig, random_weights
 from support.cuda_serving import serve
 from torch import Tensor
 
+from semipd.checkpoints.layout import kv_pool_shape
 from semipd.core.plan import INVALID_LOGITS, Join, Segment, StepPlan, StepResult
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.settings import SchedulerName
 from semipd.core.split import Split
-from semipd.devices.cuda.kernel_ops import KernelOps
-from semipd.devices.cuda.kernel_sampler import KernelSampler
-from semipd.models.decoder import DenseDecoder
-from semipd.models.layout import kv_pool_shape
-from semipd.models.runner import StepRunner
+from semipd.devices.cuda.forward.kernel_ops import KernelOps
+from semipd.devices.cuda.sampler.kernel_sampler import KernelSampler
+from semipd.network.decoder import DenseDecoder
+from semipd.steps.runner import StepRunner
 
 CPU = torch.device("cpu")
 SPLIT = Split(1, 1)

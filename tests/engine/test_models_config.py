@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from support.tiny_models import FAMILIES, tiny_checkpoint
 
+from semipd.checkpoints.config import ModelConfig, load_model_config
+from semipd.checkpoints.dtypes import cpu_flags, resolve_dtype
+from semipd.checkpoints.layout import ALIGNMENT_BYTES, kv_block_bytes, plan_weights
+from semipd.checkpoints.sources import checkpoint_sources
 from semipd.core.errors import SemipdError
-from semipd.models.config import ModelConfig, load_model_config
-from semipd.models.dtypes import cpu_flags, resolve_dtype
-from semipd.models.layout import ALIGNMENT_BYTES, kv_block_bytes, plan_weights
-from semipd.models.sources import checkpoint_sources
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -267,7 +267,7 @@ def test_kv_block_bytes(tmp_path: Path) -> None:
 
 
 def test_planning_memory_needs_no_torch() -> None:
-    modules = "semipd.models.layout, semipd.models.sources, semipd.models.shards"
+    modules = "semipd.checkpoints.layout, semipd.checkpoints.sources, semipd.checkpoints.shards"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "False"

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from semipd.checkpoints.config import load_model_config
+from semipd.checkpoints.shards import find_shards
 from semipd.core.errors import SemipdError
-from semipd.models.config import load_model_config
-from semipd.models.shards import find_shards
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -12,11 +12,11 @@ import torch
 from support.paged import PagedModel, Sequence
 from support.tiny_models import tiny_checkpoint
 
-from semipd.models.config import load_model_config
-from semipd.models.decoder import DenseDecoder
-from semipd.models.layout import TensorSpec, WeightsLayout, plan_weights
-from semipd.models.packing import can_pack, linear, pack_weights, packed_views
-from semipd.models.weights import TORCH_DTYPES, load_weights, weight_views
+from semipd.checkpoints.config import load_model_config
+from semipd.checkpoints.layout import TensorSpec, WeightsLayout, plan_weights
+from semipd.checkpoints.weights import TORCH_DTYPES, load_weights, weight_views
+from semipd.network.decoder import DenseDecoder
+from semipd.network.packing import can_pack, linear, pack_weights, packed_views
 
 EVERY_DTYPE = ("float32", "bfloat16")
 DTYPES = [name for name in EVERY_DTYPE if can_pack(TORCH_DTYPES[name])]
@@ -96,10 +96,10 @@ def test_a_matrix_that_onednn_refuses_stays_plain(monkeypatch):
 LOOK = """
 import json, torch
 from semipd.devices.cpu.arithmetic import native_flags
-from semipd.models.dtypes import BF16_FLAGS
-from semipd.models.layout import TensorSpec, WeightsLayout
-from semipd.models.packing import can_pack, linear, pack_weights, packed_views
-from semipd.models.weights import weight_views
+from semipd.checkpoints.dtypes import BF16_FLAGS
+from semipd.checkpoints.layout import TensorSpec, WeightsLayout
+from semipd.network.packing import can_pack, linear, pack_weights, packed_views
+from semipd.checkpoints.weights import weight_views
 
 torch.manual_seed(0)
 for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):

@@ -11,8 +11,8 @@ import torch
 from support.paged import PagedModel, Sequence
 from support.tiny_models import LLAMA3_ROPE, reference_logits, tiny_checkpoint
 
-from semipd.models.config import load_model_config
-from semipd.models.rope import inverse_frequencies, rotate, rotation
+from semipd.checkpoints.config import load_model_config
+from semipd.network.rope import inverse_frequencies, rotate, rotation
 
 YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 128}
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from semipd.checkpoints.fields import Fields
+from semipd.checkpoints.rope_config import RopeConfig, parse_rope
 from semipd.core.errors import SemipdError
-from semipd.models.fields import Fields
-from semipd.models.rope import inverse_frequencies
-from semipd.models.rope_config import RopeConfig, parse_rope
+from semipd.network.rope import inverse_frequencies
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
 LLAMA3 = {**YARN, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}

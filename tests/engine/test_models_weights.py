@@ -12,10 +12,10 @@ from support.paged import PagedModel, Sequence, loaded_weights
 from support.tiny_models import FAMILIES, reference_logits, tiny_checkpoint
 from torch import Tensor
 
+from semipd.checkpoints.config import load_model_config
+from semipd.checkpoints.layout import plan_weights
+from semipd.checkpoints.weights import load_weights
 from semipd.core.errors import SemipdError
-from semipd.models.config import load_model_config
-from semipd.models.layout import plan_weights
-from semipd.models.weights import load_weights
 
 
 def assert_same_logits(folder: Path) -> None:

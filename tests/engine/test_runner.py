@@ -12,10 +12,10 @@ from semipd.core.plan import BLOCK_SIZE, Join, Segment, StepPlan, StepResult, To
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.split import Split
-from semipd.models import runner as runner_module
-from semipd.models.logprobs import token_logprobs
-from semipd.models.runner import StepRunner
-from semipd.models.sampler import SamplingBatch, SamplingRow
+from semipd.sampling.logprobs import token_logprobs
+from semipd.sampling.sampler import SamplingBatch, SamplingRow
+from semipd.steps import runner as runner_module
+from semipd.steps.runner import StepRunner
 
 CPU = torch.device("cpu")
 VOCAB = 53

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from semipd.models.philox import philox4x32, seed_words, uniforms
+from semipd.sampling.philox import philox4x32, seed_words, uniforms
 
 KNOWN_ANSWERS = [
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),

@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[2]
 START = """
 import sys
 from pathlib import Path
-from semipd.daemon import model_files
+from semipd.daemon.model import files as model_files
 model_files.DEMO_FOLDER = Path(sys.argv[1])
-from semipd.cli import main
+from semipd.commands.daemon import main
 sys.exit(main(["start", *sys.argv[2:]]))
 """
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from semipd.devices.cuda.environment import cuda_environment
+from semipd.devices.cuda.driver.environment import cuda_environment
 
 if Path("/dev/nvidiactl").exists():
     os.environ.update(cuda_environment(os.environ))

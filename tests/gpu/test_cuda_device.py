@@ -15,8 +15,8 @@ from gpulib.parity import TOLERANCES, Reference, parity_requests
 
 from semipd.core.messages import Inbound, SetPartition
 from semipd.core.settings import EngineSettings, SchedulerName
-from semipd.devices.cuda.device import CudaDevice
-from semipd.devices.cuda.platform import Platform, plain_platform, real_platform
+from semipd.devices.cuda.start.device import CudaDevice
+from semipd.devices.cuda.start.platform import Platform, plain_platform, real_platform
 
 SETTINGS = EngineSettings(
     device="cuda",

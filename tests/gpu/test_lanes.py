@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from semipd.devices.contract import LaneName
-from semipd.devices.cuda.bindings import CudaDriver
-from semipd.devices.cuda.census import CTAS_PER_SM, SPINS_NS
-from semipd.devices.cuda.driver import Stream
-from semipd.devices.cuda.lanes import Lanes
-from semipd.devices.cuda.nvml import Nvml
+from semipd.devices.cuda.driver.bindings import CudaDriver
+from semipd.devices.cuda.driver.interface import Stream
+from semipd.devices.cuda.split.placement import CTAS_PER_SM, SPINS_NS
+from semipd.devices.cuda.split.streams import Lanes
+from semipd.devices.cuda.start.nvml import Nvml
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 if not torch.cuda.is_available():
@@ -80,7 +80,7 @@ def test_torch_work_goes_to_the_lane_and_moves_keep_its_order(driver: CudaDriver
 
 
 def test_a_graph_keeps_the_sms_of_its_capture(driver: CudaDriver, lanes: Lanes):
-    from semipd.devices.cuda.census_kernel import launch_census
+    from semipd.devices.cuda.driver.placement_kernel import launch_census
 
     split, num_sms = lanes.splits[0], lanes.capability.num_sms
     own, other = lanes.stream("decode", split), lanes.stream("prefill", split)
@@ -143,10 +143,10 @@ def test_nothing_is_left_after_many_openings():
     """In a process of its own: memory of the device before and after."""
     code = """
 import os
-from semipd.devices.cuda.environment import cuda_environment
+from semipd.devices.cuda.driver.environment import cuda_environment
 os.environ.update(cuda_environment(os.environ))
-from semipd.devices.cuda.bindings import CudaDriver
-from semipd.devices.cuda.lanes import Lanes
+from semipd.devices.cuda.driver.bindings import CudaDriver
+from semipd.devices.cuda.split.streams import Lanes
 driver = CudaDriver.open()
 Lanes.open(driver).close()
 before = driver.memory_bytes()[0]

@@ -11,11 +11,11 @@ from support.cuda_rig import TINY, random_weights
 from support.kernels import PagedBatch, paged_batch, randn, starts_of
 from torch import Tensor
 
+from semipd.checkpoints.layout import kv_pool_shape
 from semipd.core.plan import BLOCK_SIZE
-from semipd.devices.cuda.kernel_ops import KernelOps
-from semipd.devices.cuda.rows import ChunkRows, DecodeRows, StepRows
-from semipd.devices.cuda.transformer import Activations, Transformer
-from semipd.models.layout import kv_pool_shape
+from semipd.devices.cuda.forward.kernel_ops import KernelOps
+from semipd.devices.cuda.forward.transformer import Activations, Transformer
+from semipd.devices.cuda.rows.rows import ChunkRows, DecodeRows, StepRows
 
 pytestmark = pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
 """Of the interpreter's largest score; a GPU has no such worry."""

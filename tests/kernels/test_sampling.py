@@ -37,9 +37,9 @@ from torch import Tensor
 
 from semipd.core.errors import SemipdError
 from semipd.core.sampling import SamplingParams
-from semipd.models.logprobs import token_logprobs as plain_logprobs
-from semipd.models.philox import seed_words, uniforms
-from semipd.models.sampler import SamplingBatch, SamplingRow
+from semipd.sampling.logprobs import token_logprobs as plain_logprobs
+from semipd.sampling.philox import seed_words, uniforms
+from semipd.sampling.sampler import SamplingBatch, SamplingRow
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import triton
 import triton.language as tl
-from kernellib.build import compile_case
-from kernellib.facts import violations
+from kernellib.report.build import compile_case
+from kernellib.report.facts import violations
 from semipd_kernels.aot import AotCase
 
 

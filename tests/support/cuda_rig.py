@@ -11,32 +11,33 @@ from support.deferred_cuda import DeferredCuda, WatchedStaging, host_frees
 from support.sampled import checked_tokens
 from torch import Tensor
 
+from semipd.checkpoints.config import ModelConfig
+from semipd.checkpoints.layout import kv_pool_shape, plan_weights
+from semipd.checkpoints.rope_config import RopeConfig
+from semipd.checkpoints.weights import weight_views
 from semipd.core.events import Event
 from semipd.core.messages import Finished, Inbound, PromptLogprobs, StepTokens
 from semipd.core.plan import StepResult, TokenLogprobs
 from semipd.core.request import Request, SeqId
 from semipd.core.settings import EngineSettings
 from semipd.devices.contract import DeviceInfo, LaneName
-from semipd.devices.cuda.assembly import build_loop, graph_splits, lane_size, reserve_memory
-from semipd.devices.cuda.events import EventPool
-from semipd.devices.cuda.graphs import GraphTable
-from semipd.devices.cuda.lane import CudaLane
-from semipd.devices.cuda.lane_memory import LaneSize, Shared
-from semipd.devices.cuda.lanes import Lanes
-from semipd.devices.cuda.launch_loop import IDLE_BEFORE_CAPTURE_NS, Command, LaunchLoop
-from semipd.devices.cuda.ops import Ops
-from semipd.devices.cuda.sampling import Sampler, TorchSampler
-from semipd.devices.cuda.torch_ops import TorchOps
-from semipd.devices.cuda.transformer import Transformer
+from semipd.devices.cuda.driver.timing_events import EventPool
+from semipd.devices.cuda.forward.ops import Ops
+from semipd.devices.cuda.forward.torch_ops import TorchOps
+from semipd.devices.cuda.forward.transformer import Transformer
+from semipd.devices.cuda.lane.graphs import GraphTable
+from semipd.devices.cuda.lane.lane import CudaLane
+from semipd.devices.cuda.lane.launch_loop import IDLE_BEFORE_CAPTURE_NS, Command, LaunchLoop
+from semipd.devices.cuda.lane.memory import Shared
+from semipd.devices.cuda.rows.sampling import Sampler, TorchSampler
+from semipd.devices.cuda.rows.size import LaneSize
+from semipd.devices.cuda.split.streams import Lanes
+from semipd.devices.cuda.start.assembly import build_loop, graph_splits, lane_size, reserve_memory
 from semipd.engine.coordinator import Coordinator
-from semipd.models.batch import BatchInput
-from semipd.models.config import ModelConfig
-from semipd.models.decoder import DenseDecoder
-from semipd.models.layout import kv_pool_shape, plan_weights
-from semipd.models.logprobs import token_logprobs
-from semipd.models.rope_config import RopeConfig
-from semipd.models.sampler import SamplingBatch, SamplingRow
-from semipd.models.weights import weight_views
+from semipd.network.batch import BatchInput
+from semipd.network.decoder import DenseDecoder
+from semipd.sampling.logprobs import token_logprobs
+from semipd.sampling.sampler import SamplingBatch, SamplingRow
 
 CPU = torch.device("cpu")
 DEFAULTS = EngineSettings(

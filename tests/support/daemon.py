@@ -12,19 +12,19 @@ import aiohttp
 from support.byte_model import ByteModel
 from support.scripted_engine import scripted
 
-from semipd.config import Override, load_config
+from semipd.config.config import Override, load_config
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
-from semipd.daemon.addresses import claim_http, claim_socket
-from semipd.daemon.generation import GenerationService
-from semipd.daemon.http import serve_http
-from semipd.daemon.params import Limits
-from semipd.daemon.request_rules import RequestRules
-from semipd.daemon.requests import RequestTable
-from semipd.daemon.served_model import ServedModel
-from semipd.daemon.services import Services
-from semipd.daemon.supervisor import Supervisor
-from semipd.daemon.unix_socket import serve_unix_socket
+from semipd.daemon.access.addresses import claim_http, claim_socket
+from semipd.daemon.engine.supervisor import Supervisor
+from semipd.daemon.model.served_model import ServedModel
+from semipd.daemon.requests.generation import GenerationService
+from semipd.daemon.requests.options import Limits
+from semipd.daemon.requests.rules import RequestRules
+from semipd.daemon.requests.table import RequestTable
+from semipd.daemon.servers.http import serve_http
+from semipd.daemon.servers.unix_socket import serve_unix_socket
+from semipd.daemon.state.services import Services
 from semipd.engine.launcher import EngineChild, spawn_engine
 
 MAX_BODY_BYTES = 100_000

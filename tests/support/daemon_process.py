@@ -36,11 +36,11 @@ class DaemonProcess:
 
     def client(self, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
         """semipd-client with these arguments."""
-        return self._run("semipd.client.cli", *arguments, **options)
+        return self._run("semipd.commands.client", *arguments, **options)
 
     def command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """semipd-daemon with these arguments; the socket is this daemon's unless they name another."""
-        return self._run("semipd.cli", *arguments)
+        return self._run("semipd.commands.daemon", *arguments)
 
     def _run(self, module: str, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
         socket = [] if "--socket" in arguments else ["--socket", str(self.socket_path)]
@@ -68,7 +68,7 @@ def scripted_process(tmp_path: Path, **script: Any) -> Iterator[DaemonProcess]:
 def fake_process(tmp_path: Path, max_files: int | None = None) -> Iterator[DaemonProcess]:
     """The same with a real engine on the fake device. `max_files`: that may be open."""
     socket_path = tmp_path / "d.sock"
-    command = ["-m", "semipd.cli", "start", "--device", "fake", "--port", "0"]
+    command = ["-m", "semipd.commands.daemon", "start", "--device", "fake", "--port", "0"]
     command += ["--model", str(model_folder(tmp_path / "model")), "--socket", str(socket_path)]
     with _ready(tmp_path, socket_path, command, max_files) as daemon:
         yield daemon

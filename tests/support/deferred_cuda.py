@@ -17,9 +17,9 @@ from support.fake_cuda_parts import CudaMisuseError, Shape
 from support.happens_before import HOST, Access, Resource
 from torch import Tensor
 
-from semipd.devices.cuda.driver import Event, Graph, Stream
-from semipd.devices.cuda.staging import Staging
-from semipd.devices.cuda.stream_work import Touched
+from semipd.devices.cuda.driver.interface import Event, Graph, Stream
+from semipd.devices.cuda.driver.stream_work import Touched
+from semipd.devices.cuda.rows.staging import Staging
 
 POISON = -(10**6)
 """What a staging buffer holds while nobody may read it."""

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from semipd.core.errors import SemipdError
-from semipd.devices.cuda.bindings import CudaDriver
-from semipd.devices.cuda.driver import CudaError, Stream
-from semipd.devices.cuda.lanes import Lanes
+from semipd.devices.cuda.driver.bindings import CudaDriver
+from semipd.devices.cuda.driver.interface import CudaError, Stream
+from semipd.devices.cuda.split.streams import Lanes
 
 stub = ctypes.CDLL("libcuda.so.1")
 

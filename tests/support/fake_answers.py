@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from support.fake_model import CONTEXT_TOKENS
 
 from semipd.core.sampling import SamplingParams
-from semipd.daemon.model_files import ModelFiles
+from semipd.daemon.model.files import ModelFiles
 from semipd.devices.fake import expected_tokens
 
 

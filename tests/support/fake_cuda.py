@@ -23,7 +23,7 @@ from support.fake_cuda_parts import (
 )
 from support.happens_before import HOST, Access, Drain, Op, Record, Resource, Wait, explain, violations
 
-from semipd.devices.cuda.driver import (
+from semipd.devices.cuda.driver.interface import (
     Event,
     Graph,
     GreenContext,
@@ -35,7 +35,7 @@ STREAM_CAPTURE_UNSUPPORTED = 900
 
 
 class FakeCuda(FakeSms):
-    """See semipd.devices.cuda.driver.Driver.
+    """See semipd.devices.cuda.driver.interface.Driver.
 
     Attributes:
         trace: everything launched, recorded and waited for, in the host's order.

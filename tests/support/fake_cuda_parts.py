@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from semipd.devices.cuda.driver import (
+from semipd.devices.cuda.driver.interface import (
     INVALID_RESOURCE_CONFIGURATION,
     CudaError,
     GreenContext,

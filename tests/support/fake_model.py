@@ -6,7 +6,7 @@ from pathlib import Path
 from support import tiny_tokenizers
 
 from semipd.core.settings import EngineSettings
-from semipd.daemon.model_files import ModelFiles
+from semipd.daemon.model.files import ModelFiles
 
 CONTEXT_TOKENS = 1024
 TEMPLATE = (

@@ -22,6 +22,6 @@ def hostile_folder(folder: Path) -> Path:
     for package in ("semipd", "semipd/engine", "semipd/core", "semipd/devices", "semipd/devices/cpu"):
         (folder / package).mkdir(parents=True, exist_ok=True)
         (folder / package / "__init__.py").write_text(betray)
-    for module in ("semipd/engine/__main__", "semipd/cli", "semipd/devices/cpu/worker", *NAMES):
+    for module in ("semipd/engine/__main__", "semipd/commands/daemon", "semipd/devices/cpu/worker", *NAMES):
         (folder / f"{module}.py").write_text(betray)
     return folder

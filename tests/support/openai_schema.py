@@ -16,8 +16,8 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from semipd import __version__
-from semipd.daemon.api import OPERATIONS
-from semipd.daemon.openapi import document
+from semipd.daemon.servers.api import OPERATIONS
+from semipd.daemon.web.openapi import document
 
 _OPENAI_FILE = Path(__file__).parents[1] / "data" / "openai" / "openai_min_openapi.json"
 _WITH_FIRST_NULL = ("token_logprobs", "top_logprobs")

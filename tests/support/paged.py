@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from semipd.checkpoints.config import ModelConfig, load_model_config
+from semipd.checkpoints.dtypes import DTypeName
+from semipd.checkpoints.layout import kv_pool_shape, plan_weights
+from semipd.checkpoints.weights import TORCH_DTYPES, load_weights, weight_views
 from semipd.core.plan import BLOCK_SIZE
-from semipd.models.batch import BatchInput
-from semipd.models.config import ModelConfig, load_model_config
-from semipd.models.decoder import DenseDecoder
-from semipd.models.dtypes import DTypeName
-from semipd.models.layout import kv_pool_shape, plan_weights
-from semipd.models.weights import TORCH_DTYPES, load_weights, weight_views
+from semipd.network.batch import BatchInput
+from semipd.network.decoder import DenseDecoder
 
 # Several threads on tiny matrices, on cores that others use too, spin more than they work.
 torch.set_num_threads(1)

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from semipd.core.parent_death import die_with_parent
 from semipd.devices.fake import FakeLane
 from semipd.engine.launcher import EngineChild
+from semipd.system.parent_death import die_with_parent
 
 KILLS_IN_PREFILL = 399
 KILLS_LATER = 398

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 else:
     from scripted_engine import scripted
 
-from semipd.config import Override, load_config
+from semipd.config.config import Override, load_config
 from semipd.daemon.app import run
 
 if __name__ == "__main__":

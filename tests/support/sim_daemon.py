@@ -39,7 +39,7 @@ class SimDaemon:
 
     def start(self) -> None:
         """Returns when it serves."""
-        command = [sys.executable, "-m", "semipd.cli", "start", *self._device]
+        command = [sys.executable, "-m", "semipd.commands.daemon", "start", *self._device]
         for key, value in self._settings.items():
             command += ["--set", f"{key}={value}"]
         with self._log.open("a") as log:

@@ -5,11 +5,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from semipd_top.app import TopApp
-from semipd_top.dialogs.base import Dialog
-from semipd_top.dialogs.override import OverrideDialog
-from semipd_top.dialogs.slo import SloDialog
-from semipd_top.panes import EventsPane, RequestsPane
+from semipd_top.screen.app import TopApp
+from semipd_top.screen.dialogs.base import Dialog
+from semipd_top.screen.dialogs.override import OverrideDialog
+from semipd_top.screen.dialogs.slo import SloDialog
+from semipd_top.screen.panes import EventsPane, RequestsPane
 from support.eventually import eventually
 from support.top_source import ScriptedSource
 from support.top_state import event, finished, request, seen, state

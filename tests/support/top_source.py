@@ -5,7 +5,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-from semipd_top.source import Gone, Item, Operator
+from semipd_top.sources.contract import Gone, Item, Operator
 from support.top_state import CHANGE, NOW_S, NUM_UNITS, POSSIBLE, partition_document, state
 
 from semipd.core.errors import SemipdError

@@ -6,7 +6,7 @@ from copy import deepcopy
 from itertools import count
 from typing import Any
 
-from semipd_top.source import Seen
+from semipd_top.sources.contract import Seen
 
 from semipd.wire.client_protocol import StateFrame
 

@@ -7,7 +7,7 @@ position gives other logits.
 import torch
 
 from semipd.core.plan import BLOCK_SIZE
-from semipd.models.batch import BatchInput
+from semipd.network.batch import BatchInput
 
 NUM_STATES = 9973
 

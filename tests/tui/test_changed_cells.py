@@ -4,8 +4,8 @@ import random
 
 import pytest
 from rich.cells import cell_len
-from semipd_top.lines import Line, Span, Style, fit, width_of
-from semipd_top.widgets import changed_cells
+from semipd_top.screen.widgets import changed_cells
+from semipd_top.text.lines import Line, Span, Style, fit, width_of
 
 TEXTS = ("a", "bb", "ccc", "漢", "漢字", "e\u0301", " ", "", "▒▒")
 STYLES: tuple[Style, ...] = ("", "bad")

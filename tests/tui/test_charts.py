@@ -4,8 +4,8 @@ import random
 from itertools import product
 
 import pytest
-from semipd_top.charts import EIGHTHS, bar, column_chart, columns, shares_to_cells, sparkline
-from semipd_top.lines import Line, Span, plain, width_of
+from semipd_top.text.charts import EIGHTHS, bar, column_chart, columns, shares_to_cells, sparkline
+from semipd_top.text.lines import Line, Span, plain, width_of
 
 SEEDS = range(300)
 

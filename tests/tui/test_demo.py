@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from semipd_top.demo import DemoSource, DemoWorld
-from semipd_top.picture import Monitor
-from semipd_top.source import Seen
+from semipd_top.picture.picture import Monitor
+from semipd_top.sources.contract import Seen
 from support.daemon import Running, running
 from support.eventually import eventually
 from support.shapes import by_kind, differences, shape_of
@@ -19,7 +19,7 @@ from support.shapes import by_kind, differences, shape_of
 from semipd.client import AsyncClient
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
-from semipd.daemon.params import Limits
+from semipd.daemon.requests.options import Limits
 
 BEGAN_S = 1_790_000_000.0
 TOLERANCE = 1e-6

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from semipd_top.demo import DemoWorld
-from semipd_top.source import Operator
+from semipd_top.sources.contract import Operator
 from support.daemon import running
 from support.shapes import by_kind
 

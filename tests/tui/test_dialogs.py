@@ -3,13 +3,13 @@
 import asyncio
 
 import pytest
-from semipd_top.dialogs.base import Dialog
-from semipd_top.dialogs.confirm import CancelDialog
-from semipd_top.dialogs.event import EventDialog
-from semipd_top.dialogs.help import HelpDialog
-from semipd_top.dialogs.inspect import InspectDialog
-from semipd_top.dialogs.override import OverrideDialog
-from semipd_top.dialogs.slo import SloDialog
+from semipd_top.screen.dialogs.base import Dialog
+from semipd_top.screen.dialogs.confirm import CancelDialog
+from semipd_top.screen.dialogs.event import EventDialog
+from semipd_top.screen.dialogs.help import HelpDialog
+from semipd_top.screen.dialogs.inspect import InspectDialog
+from semipd_top.screen.dialogs.override import OverrideDialog
+from semipd_top.screen.dialogs.slo import SloDialog
 from support.eventually import eventually
 from support.top_pilot import ROWS, Board, dashboard
 from support.top_source import ScriptedPlayback
@@ -242,7 +242,7 @@ async def test_a_finished_request_cannot_be_cancelled() -> None:
 
 
 async def test_a_living_request_is_looked_at_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("semipd_top.dialogs.inspect.REFRESH_S", 0.02)
+    monkeypatch.setattr("semipd_top.screen.dialogs.inspect.REFRESH_S", 0.02)
     async with dashboard() as board:
         board.person.records["req-0004"] = [ROWS[0] | {"events": [event("arrived")]}]
         await board.opens(InspectDialog, "2", "enter")

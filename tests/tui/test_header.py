@@ -3,9 +3,9 @@
 from typing import Any, get_args
 
 import pytest
-from semipd_top.header import LOOKS, Condition, Frame, condition_of, header
-from semipd_top.lines import plain, width_of
-from semipd_top.picture import Monitor, Picture
+from semipd_top.panels.header import LOOKS, Condition, Frame, condition_of, header
+from semipd_top.picture.picture import Monitor, Picture
+from semipd_top.text.lines import plain, width_of
 from support.top_source import gone
 from support.top_state import NOW_S, seen, state, state_without_engine
 

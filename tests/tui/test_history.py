@@ -1,7 +1,7 @@
 """Samples: what a frame says beside the one before."""
 
 import pytest
-from semipd_top.history import NO_USE, LaneUse, Sample, sample_of
+from semipd_top.picture.history import NO_USE, LaneUse, Sample, sample_of
 from support.top_state import later, state, state_without_engine
 
 

@@ -3,17 +3,17 @@
 from collections.abc import Awaitable, Callable
 
 import pytest
-from semipd_top.app import TopApp
-from semipd_top.dialogs.base import Dialog
-from semipd_top.dialogs.confirm import CancelDialog
-from semipd_top.dialogs.event import EventDialog
-from semipd_top.dialogs.help import HelpDialog
-from semipd_top.dialogs.inspect import InspectDialog
-from semipd_top.dialogs.override import OverrideDialog, UnitsInput
-from semipd_top.dialogs.slo import SloDialog
-from semipd_top.lines import plain
-from semipd_top.panes import EventsPane, OverviewPane, RequestsPane, SearchablePane
-from semipd_top.widgets import LinesWidget
+from semipd_top.screen.app import TopApp
+from semipd_top.screen.dialogs.base import Dialog
+from semipd_top.screen.dialogs.confirm import CancelDialog
+from semipd_top.screen.dialogs.event import EventDialog
+from semipd_top.screen.dialogs.help import HelpDialog
+from semipd_top.screen.dialogs.inspect import InspectDialog
+from semipd_top.screen.dialogs.override import OverrideDialog, UnitsInput
+from semipd_top.screen.dialogs.slo import SloDialog
+from semipd_top.screen.panes import EventsPane, OverviewPane, RequestsPane, SearchablePane
+from semipd_top.screen.widgets import LinesWidget
+from semipd_top.text.lines import plain
 from support.eventually import eventually
 from support.top_pilot import ROWS, Board, dashboard
 from support.top_source import ScriptedPlayback

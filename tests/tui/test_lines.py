@@ -4,7 +4,7 @@ import random
 
 import pytest
 from rich.cells import cell_len
-from semipd_top.lines import EMPTY, Line, Span, Style, beside, fit, line, plain, spread, width_of
+from semipd_top.text.lines import EMPTY, Line, Span, Style, beside, fit, line, plain, spread, width_of
 
 PIECES = ("a", "long word ", "▒", "漢字", "ＡＢ", "e\u0301", "é", "🚀", "", "-", "…", "ば", "\u0301")
 STYLES: tuple[Style, ...] = ("", "dim", "bad", "prefill")

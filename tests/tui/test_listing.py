@@ -5,7 +5,7 @@ from itertools import combinations, pairwise
 
 import pytest
 from rich.cells import cell_len
-from semipd_top.listing import BY_NAME, FIELDS, WHICH, Order, chosen_rows, fields_for
+from semipd_top.panels.listing import BY_NAME, FIELDS, WHICH, Order, chosen_rows, fields_for
 from support.top_state import finished, request
 
 ROWS = [

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from semipd_top.live import LiveSource
-from semipd_top.source import Gone, Item, Seen
+from semipd_top.sources.contract import Gone, Item, Seen
+from semipd_top.sources.live import LiveSource
 from support.daemon import running
 from support.daemon_process import LIMIT_S, fake_process, scripted_process
 
 from semipd.client import AsyncClient
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
-from semipd.daemon import unix_socket
-from semipd.daemon.peers import Peer
+from semipd.daemon.access.peers import Peer
+from semipd.daemon.servers import unix_socket
 from semipd.wire.client_protocol import hello
 from semipd.wire.frames import encode_frame
 
@@ -147,7 +147,7 @@ async def test_a_stopping_daemon_says_so(tmp_path: Path) -> None:
 async def test_a_daemon_that_stops_turning_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("semipd_top.live.FRAME_LIMIT_S", 0.2)
+    monkeypatch.setattr("semipd_top.sources.live.FRAME_LIMIT_S", 0.2)
     with scripted_process(tmp_path) as daemon:
         source = LiveSource(daemon.socket_path, 0.1)
         async with aclosing(source.items()) as items:
@@ -187,7 +187,7 @@ async def test_retries_come_slower_and_slower(tmp_path: Path, monkeypatch: pytes
     async def skip(seconds: float) -> None:
         pauses.append(seconds)
 
-    monkeypatch.setattr("semipd_top.live.asyncio.sleep", skip)
+    monkeypatch.setattr("semipd_top.sources.live.asyncio.sleep", skip)
     left_over = tmp_path / "left.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(left_over))

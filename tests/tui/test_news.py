@@ -3,8 +3,17 @@
 from typing import Any
 
 import pytest
-from semipd_top.lines import plain
-from semipd_top.news import COMMON, DECIDED, DecisionWatch, Event, describe, event_line, is_news, style_of
+from semipd_top.picture.news import (
+    COMMON,
+    DECIDED,
+    DecisionWatch,
+    Event,
+    describe,
+    event_line,
+    is_news,
+    style_of,
+)
+from semipd_top.text.lines import plain
 from support.top_state import EVENTS, event, later, state, state_without_engine
 
 WORDS = {

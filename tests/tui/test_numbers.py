@@ -5,7 +5,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from semipd_top.numbers import clock, count, countdown, duration, gib, millis, percent, rate
+from semipd_top.text.numbers import clock, count, countdown, duration, gib, millis, percent, rate
 
 AMOUNTS = st.floats(0, 9.9e14) | st.integers(0, 10**14)
 

@@ -4,15 +4,15 @@ import random
 from typing import Any
 
 import pytest
-from semipd_top.lines import Line, plain, width_of
-from semipd_top.overview import WIDE, Panel, first_screen, overview
 from semipd_top.panels.device import device_panel
 from semipd_top.panels.events import events_panel
 from semipd_top.panels.kv import kv_panel
+from semipd_top.panels.overview import WIDE, Panel, first_screen, overview
 from semipd_top.panels.slo import judged_at, slo_panel
 from semipd_top.panels.split import pending_split, split_panel
 from semipd_top.panels.traffic import traffic_panel
-from semipd_top.picture import Monitor, Picture
+from semipd_top.picture.picture import Monitor, Picture
+from semipd_top.text.lines import Line, plain, width_of
 from support.top_source import gone
 from support.top_state import (
     CHANGE,

@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-from semipd_top import picture as module
-from semipd_top.picture import STALE_AFTER_S, Monitor
+from semipd_top.picture import picture as module
+from semipd_top.picture.picture import STALE_AFTER_S, Monitor
 from support.top_source import gone
 from support.top_state import NOW_S, event, later, request, seen, state, state_without_engine
 

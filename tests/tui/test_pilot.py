@@ -1,11 +1,11 @@
 """The screen as a whole: mouse, pause, tables that move, themes, sizes, and what is shown when it breaks."""
 
 import pytest
-from semipd_top import app as module
-from semipd_top.app import TopApp, run_app
-from semipd_top.dialogs.inspect import InspectDialog
-from semipd_top.dialogs.override import OverrideDialog
-from semipd_top.dialogs.slo import SloDialog
+from semipd_top.screen import app as module
+from semipd_top.screen.app import TopApp, run_app
+from semipd_top.screen.dialogs.inspect import InspectDialog
+from semipd_top.screen.dialogs.override import OverrideDialog
+from semipd_top.screen.dialogs.slo import SloDialog
 from support.eventually import eventually
 from support.top_pilot import ROWS, Board, dashboard
 from support.top_source import ScriptedSource, gone

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from semipd_top.changes import changed, changed_rows, changes, row_changes
 from semipd_top.demo import DemoSource
-from semipd_top.live import LiveSource
-from semipd_top.picture import Monitor
-from semipd_top.recording import VERSION, Recorder, Recording
-from semipd_top.replay import ReplayClock, ReplaySource
-from semipd_top.source import Gone, Item, Seen, Source
+from semipd_top.picture.picture import Monitor
+from semipd_top.sources.changes import changed, changed_rows, changes, row_changes
+from semipd_top.sources.contract import Gone, Item, Seen, Source
+from semipd_top.sources.live import LiveSource
+from semipd_top.sources.recording import VERSION, Recorder, Recording
+from semipd_top.sources.replay import ReplayClock, ReplaySource
 from support.daemon import running
 
 from semipd.client import AsyncClient

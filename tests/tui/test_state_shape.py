@@ -12,8 +12,8 @@ from support.top_source import RecordingOperator
 from semipd.client import AsyncClient
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
-from semipd.daemon.events import EntryKind
-from semipd.devices.cuda.nvml import GpuStats
+from semipd.daemon.history.journal import EntryKind
+from semipd.devices.cuda.start.nvml import GpuStats
 
 FAKE = EngineSettings(device="fake")
 FREE = {"memory", "stats", "totals", "refused", "requested", "observed"}
@@ -88,7 +88,7 @@ async def test_states_without_an_engine_are_those_of_a_daemon(tmp_path: Path) ->
 async def test_a_decision_has_the_shape_of_a_real_one() -> None:
     from semipd.core.request import SeqId
     from semipd.core.split import Split
-    from semipd.daemon.wall_times import with_wall_times
+    from semipd.daemon.history.wall_times import with_wall_times
     from semipd.partition.interface import Decision
     from semipd.partition.journal import Outcome
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-from semipd_top.lines import Line, plain, width_of
-from semipd_top.timeline import request_lines
+from semipd_top.panels.timeline import request_lines
+from semipd_top.text.lines import Line, plain, width_of
 from support.top_state import NOW_S, event, finished, request
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from semipd_top import app, cli
-from semipd_top.environment import blamed_on_variables
+from semipd_top import cli
+from semipd_top.screen import app
+from semipd_top.screen.environment import blamed_on_variables
 
 from semipd import __version__
 from semipd.command_line import exit_codes
@@ -172,7 +173,7 @@ def test_a_variable_that_textual_cannot_use(name: str) -> None:
 
 def test_other_faults_are_not_blamed_on_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TEXTUAL_DRIVER", raising=False)
-    monkeypatch.setattr("semipd_top.environment._given", list)
+    monkeypatch.setattr("semipd_top.screen.environment._given", list)
     with pytest.raises(KeyError), blamed_on_variables():
         raise KeyError("ours")
 

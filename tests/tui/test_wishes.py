@@ -4,8 +4,7 @@ import random
 from typing import Any
 
 import pytest
-from semipd_top.lines import plain, width_of
-from semipd_top.wishes import (
+from semipd_top.operator_input import (
     merged_bar,
     parse_expiry,
     parse_number,
@@ -14,6 +13,7 @@ from semipd_top.wishes import (
     split_bar,
     stepped,
 )
+from semipd_top.text.lines import plain, width_of
 from support.top_state import NOW_S, finished, request
 
 from semipd.core.errors import SemipdError

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import pytest
-from benchlib.http_client import HttpClient, HttpStatusError
-from benchlib.http_parser import EventSplitter, ResponseParser
-from benchlib.records import Record
-from benchlib.targets import HttpTarget, RefusedError
+from benchlib.load.http_client import HttpClient, HttpStatusError
+from benchlib.load.http_parser import EventSplitter, ResponseParser
+from benchlib.load.records import Record
+from benchlib.load.targets import HttpTarget, RefusedError
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import pytest
 from benchlib import report
-from benchlib.load import LoadRun
+from benchlib.load.load import LoadRun
+from benchlib.load.progress import progress_line
+from benchlib.load.records import Record
+from benchlib.load.targets import RefusedError
+from benchlib.load.workload import PlannedRequest
 from benchlib.metrics import Slo, summarize
-from benchlib.progress import progress_line
-from benchlib.records import Record
-from benchlib.targets import RefusedError
-from benchlib.workload import PlannedRequest
 
 from semipd.core.errors import SemipdError
 

@@ -6,8 +6,8 @@ from itertools import pairwise
 from typing import get_args
 
 import pytest
+from benchlib.load.records import Outcome, Record
 from benchlib.metrics import Slo, distribution_ms, percentile, summarize
-from benchlib.records import Outcome, Record
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -14,15 +14,15 @@ import bench_peers
 import pytest
 from benchlib.checkpoint import LlamaShape, ensure_checkpoint, text_of
 from benchlib.comparison import PeerRun, markdown, medians
+from benchlib.load.records import Record
 from benchlib.metrics import Slo, summarize
 from benchlib.procfs import ProcessCpu, cpu_used, process_tree
-from benchlib.records import Record
 from benchlib.servers import Peer
 from support import openai_stub
 from tokenizers import Tokenizer
 
 from semipd.core.errors import SemipdError
-from semipd.daemon.model_files import ModelFiles
+from semipd.daemon.model.files import ModelFiles
 
 STUB = f"{sys.executable} {openai_stub.__file__}"
 SMALL = LlamaShape(

@@ -13,8 +13,8 @@ from typing import Any
 import bench_serving
 import pytest
 from benchlib import plot
+from benchlib.load.records import Record
 from benchlib.metrics import Slo
-from benchlib.records import Record
 from support import tiny_tokenizers
 
 from semipd.core.errors import SemipdError
@@ -31,7 +31,16 @@ class FakeDaemon:
         config = {"vocab_size": 400, "eos_token_id": 1, "max_position_embeddings": CONTEXT_TOKENS}
         (folder / "config.json").write_text(json.dumps(config))
         self.socket = folder / "s.sock"
-        command = [sys.executable, "-m", "semipd.cli", "start", "--model", str(folder), "--device", "fake"]
+        command = [
+            sys.executable,
+            "-m",
+            "semipd.commands.daemon",
+            "start",
+            "--model",
+            str(folder),
+            "--device",
+            "fake",
+        ]
         command += ["--port", "0", "--socket", str(self.socket), "--set", "model.served_model_name=tiny"]
         with (folder / "log").open("w") as log:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
@@ -181,7 +190,15 @@ def test_ctrl_c_gives_the_figures_so_far(daemon: FakeDaemon, tmp_path: Path) -> 
     command += ["--num-requests", "4000", "--prompt-tokens", "16", "--output-tokens", "400"]
     command += ["--json", str(path), "--warmup", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    status = [sys.executable, "-m", "semipd.cli", "status", "--socket", str(daemon.socket), "--json"]
+    status = [
+        sys.executable,
+        "-m",
+        "semipd.commands.daemon",
+        "status",
+        "--socket",
+        str(daemon.socket),
+        "--json",
+    ]
     while True:
         done = subprocess.run(status, capture_output=True, text=True, timeout=60, check=True)
         if json.loads(done.stdout)["live_requests"] > 1:
@@ -263,7 +280,15 @@ def test_plot(tmp_path: Path) -> None:
 
 def test_the_daemon_is_idle_afterwards(daemon: FakeDaemon) -> None:
     """Whatever the tests above cancelled."""
-    status = [sys.executable, "-m", "semipd.cli", "status", "--socket", str(daemon.socket), "--json"]
+    status = [
+        sys.executable,
+        "-m",
+        "semipd.commands.daemon",
+        "status",
+        "--socket",
+        str(daemon.socket),
+        "--json",
+    ]
     deadline_s = time.monotonic() + 30
     while True:
         done = subprocess.run(status, capture_output=True, text=True, timeout=60, check=True)

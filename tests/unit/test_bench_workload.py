@@ -7,9 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from benchlib.prompts import PromptMaker
-from benchlib.traces import infer_block_tokens, read_trace
-from benchlib.workload import (
+from benchlib.load.prompts import PromptMaker
+from benchlib.load.traces import infer_block_tokens, read_trace
+from benchlib.load.workload import (
     PlannedRequest,
     TokenRange,
     closed_loop,

@@ -27,9 +27,9 @@ from chaoslib.models import CONTEXT_TOKENS, VOCAB_SIZE, save_weightless
 from chaoslib.report import Result
 from chaoslib.target import processes_with
 
-from semipd.core.process_usage import Usage
 from semipd.core.sampling import SamplingParams
 from semipd.devices.fake import expected_tokens
+from semipd.system.process_usage import Usage
 
 SHAPE = Shape(VOCAB_SIZE, CONTEXT_TOKENS, 100, 50, is_greedy=False)
 LIMIT_S = 20.0

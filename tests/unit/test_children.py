@@ -6,11 +6,17 @@ import sys
 
 import pytest
 
-from semipd.core.children import HELD_SIGNALS, IGNORED_SIGNALS, ignore_signals, release_signals, signals_held
+from semipd.system.children import (
+    HELD_SIGNALS,
+    IGNORED_SIGNALS,
+    ignore_signals,
+    release_signals,
+    signals_held,
+)
 
 LISTEN = """
 import signal, sys
-from semipd.core.children import release_signals
+from semipd.system.children import release_signals
 for number in (signal.SIGHUP, signal.SIGUSR1):
     signal.signal(number, lambda number, _: print(number, flush=True))
 print("born", flush=True)

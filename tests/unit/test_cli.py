@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from semipd import cli
 from semipd.command_line import exit_codes
-from semipd.config import SPECS
-from semipd.status_text import status_lines
+from semipd.commands import daemon as cli
+from semipd.commands.status_text import status_lines
+from semipd.config.config import SPECS
 
 
 @pytest.fixture(autouse=True)

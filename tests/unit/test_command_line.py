@@ -8,17 +8,21 @@ from pathlib import Path
 import pytest
 import semipd_top.cli
 
-import semipd.cli
-import semipd.client.cli
+import semipd.commands.client
+import semipd.commands.daemon
 from semipd.command_line import exit_codes
 from semipd.command_line.arguments import CommandParser, did_you_mean
 from semipd.command_line.streams import printable
-from semipd.config import load_config
-from semipd.core import small_files
+from semipd.config.config import load_config
 from semipd.core.errors import SemipdError
+from semipd.system import small_files
 from semipd.wire.address import connect_error, default_socket_path
 
-MAINS = {"client": semipd.client.cli.main, "daemon": semipd.cli.main, "top": semipd_top.cli.main}
+MAINS = {
+    "client": semipd.commands.client.main,
+    "daemon": semipd.commands.daemon.main,
+    "top": semipd_top.cli.main,
+}
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 
 

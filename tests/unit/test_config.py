@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semipd.config import SPECS, Config, Override, load_config
-from semipd.config_schema import nearest_key, toml_literal
+from semipd.config.config import SPECS, Config, Override, load_config
+from semipd.config.schema import nearest_key, toml_literal
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
 from semipd.core.slo import SLO_BOUNDS

@@ -10,7 +10,7 @@ def test_it_reads_the_sm_and_the_clock(capability: int):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from semipd.devices.cuda.census_kernel import _where
+    from semipd.devices.cuda.driver.placement_kernel import _where
 
     source = ASTSource(_where, {"out_ptr": "*i32", "SPIN_NS": "constexpr"}, {(1,): 200_000})
     options = {"num_warps": 1, "enable_fp_fusion": False}

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from semipd.devices.cuda.environment import cuda_environment, environment_notes
+from semipd.devices.cuda.driver.environment import cuda_environment, environment_notes
 
 RECIPE = {
     "CUDA_DEVICE_MAX_CONNECTIONS": "32",
@@ -35,5 +35,8 @@ def test_mps_and_missing_settings_are_noted():
 
 
 def test_it_is_known_before_anything_of_cuda_is_imported():
-    code = "import sys, semipd.devices.cuda.environment; sys.exit(bool({'torch', 'cuda'} & set(sys.modules)))"
+    code = (
+        "import sys, semipd.devices.cuda.driver.environment;"
+        " sys.exit(bool({'torch', 'cuda'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ), check=False).returncode == 0

@@ -7,7 +7,7 @@ import pytest
 
 from semipd.core.errors import SemipdError
 from semipd.core.plan import BLOCK_SIZE
-from semipd.devices.cuda.memory_table import MemoryDemand, memory_rows, memory_table, num_kv_blocks
+from semipd.devices.cuda.start.memory_table import MemoryDemand, memory_rows, memory_table, num_kv_blocks
 
 GIB = 2**30
 

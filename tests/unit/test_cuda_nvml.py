@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from semipd.devices.cuda.nvml import Nvml
+from semipd.devices.cuda.start.nvml import Nvml
 
 UUID = "01234567-89ab-cdef-0123-456789abcdef"
 

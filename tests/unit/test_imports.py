@@ -28,7 +28,7 @@ except SystemExit as end:
 pass"""
 
 
-@pytest.mark.parametrize("main", ["semipd.cli", "semipd.client.cli", "semipd_top.cli"])
+@pytest.mark.parametrize("main", ["semipd.commands.daemon", "semipd.commands.client", "semipd_top.cli"])
 def test_help_is_light(main: str) -> None:
     loaded = modules_after(helped(main))
     assert main.partition(".")[0] in loaded
@@ -44,7 +44,7 @@ def test_help_is_light(main: str) -> None:
     }
 
 
-@pytest.mark.parametrize("module", ["semipd.daemon.app", "semipd.client", "semipd.config"])
+@pytest.mark.parametrize("module", ["semipd.daemon.app", "semipd.client", "semipd.config.config"])
 def test_the_daemons_side_never_loads_torch(module: str) -> None:
     loaded = modules_after(f"import {module}")
     assert "semipd" in loaded

@@ -1,8 +1,8 @@
 """Loops and loads are read from assembly text as a reader would."""
 
 import pytest
-from kernellib import cubin, ptx
-from kernellib.loops import UnclearFlowError, control_flow, innermost_loops
+from kernellib.report import cubin, ptx
+from kernellib.report.loops import UnclearFlowError, control_flow, innermost_loops
 
 
 def loops_of(text: str) -> list[list[str]]:

@@ -15,10 +15,10 @@ from typing import Any
 
 import kernel_report
 import pytest
-from kernellib import build
-from kernellib.build import by_name
-from kernellib.facts import Facts, violations
-from kernellib.report_table import table, verdict
+from kernellib.report import build
+from kernellib.report.build import by_name
+from kernellib.report.facts import Facts, violations
+from kernellib.report.report_table import table, verdict
 
 ROOT = Path(__file__).parents[2]
 GOOD = Facts(

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from semipd.core.logs import JsonFormatter, LineHandler, LogFormat, TextFormatter, configure_logging
-from semipd.daemon.process_limits import ConnectionRoom, exhausted, raise_file_limit
+from semipd.daemon.host.process_limits import ConnectionRoom, exhausted, raise_file_limit
+from semipd.system.logs import JsonFormatter, LineHandler, LogFormat, TextFormatter, configure_logging
 
 
 @pytest.fixture

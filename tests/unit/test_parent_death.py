@@ -9,13 +9,13 @@ from pathlib import Path
 
 from support.eventually import eventually_now
 
-from semipd.core.parent_death import HANGUP_GRACE_S
+from semipd.system.parent_death import HANGUP_GRACE_S
 
 ENV = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 
 BUSY = """
 import ctypes, os, sys, time
-from semipd.core.parent_death import die_with_parent
+from semipd.system.parent_death import die_with_parent
 die_with_parent(int(sys.argv[1]), int(sys.argv[2]))
 libc = ctypes.CDLL(None)
 signal = ctypes.c_int()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from semipd.core.patience import BUSY_FACTOR, LEAST_SHARE, LONGEST_FACTOR, StartPatience, StepClock
-from semipd.core.process_usage import NOTHING, Usage, tree_usage
+from semipd.system.patience import BUSY_FACTOR, LEAST_SHARE, LONGEST_FACTOR, StartPatience, StepClock
+from semipd.system.process_usage import NOTHING, Usage, tree_usage
 
 LIMIT_S = 10.0
 LOOK_S = 0.5

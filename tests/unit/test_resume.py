@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from semipd.core.request import SeqId
-from semipd.daemon.resume import Resumption, Stage
+from semipd.daemon.requests.resume import Resumption, Stage
 
 MAX_CRASHES = 400
 SEATS = 8

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from semipd.core import safe_files
-from semipd.core.safe_files import make_folder, open_log, open_safely, refuse_planted_links
+from semipd.system import safe_files
+from semipd.system.safe_files import make_folder, open_log, open_safely, refuse_planted_links
 
 STRANGER = 54321
 

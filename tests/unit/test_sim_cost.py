@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semipd.config import SPECS
+from semipd.config.config import SPECS
 from semipd.core.errors import SemipdError
 from semipd.devices.sim.contention import slowdown
 from semipd.devices.sim.cost import CostModel, StepCost, Work

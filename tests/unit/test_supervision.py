@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from semipd.config_sections import SupervisionConfig
+from semipd.config.sections import SupervisionConfig
 from semipd.core.messages import GetStatus, SetPartition, SetSlo
-from semipd.core.process_usage import Usage
-from semipd.daemon.backoff import Restarts
-from semipd.daemon.liveness import Watch
-from semipd.daemon.standing import AGAIN, StandingOrders
+from semipd.daemon.engine.backoff import Restarts
+from semipd.daemon.engine.live_settings import AGAIN, StandingOrders
+from semipd.daemon.engine.liveness import Watch
+from semipd.system.process_usage import Usage
 
 INTERVAL_S = 1.0
 

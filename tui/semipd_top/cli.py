@@ -16,8 +16,8 @@ from semipd.command_line.run import run_command
 from semipd.core.errors import SemipdError
 
 if TYPE_CHECKING:
-    from semipd_top.recording import Recorder
-    from semipd_top.source import Source
+    from semipd_top.sources.contract import Source
+    from semipd_top.sources.recording import Recorder
 
 MIN_INTERVAL_S, MAX_INTERVAL_S, DEFAULT_INTERVAL_S = 0.25, 60.0, 0.5
 DEMO_SKIP_S = 90.0
@@ -115,7 +115,7 @@ def _check_combination(parser: argparse.ArgumentParser, args: argparse.Namespace
 
 
 def _check_speed(parser: argparse.ArgumentParser, speed: float) -> None:
-    from semipd_top.replay import check_speed
+    from semipd_top.sources.replay import check_speed
 
     try:
         check_speed(speed)
@@ -161,7 +161,7 @@ def _check_terminal() -> None:
 
 def _source(args: argparse.Namespace, is_headless: bool) -> "Source":
     if args.replay is not None:
-        from semipd_top.replay import ReplaySource
+        from semipd_top.sources.replay import ReplaySource
 
         return ReplaySource(args.replay, None if is_headless and args.speed is None else args.speed or 1.0)
     interval_s = args.interval or DEFAULT_INTERVAL_S
@@ -169,7 +169,7 @@ def _source(args: argparse.Namespace, is_headless: bool) -> "Source":
         from semipd_top.demo import DemoSource
 
         return DemoSource(interval_s, skip_s=DEMO_SKIP_S if args.once else 0.0)
-    from semipd_top.live import LiveSource
+    from semipd_top.sources.live import LiveSource
 
     # rows of requests are neither in a JSON object nor on the first screen, but they belong in a recording
     wants_requests = not is_headless or args.record is not None
@@ -179,7 +179,7 @@ def _source(args: argparse.Namespace, is_headless: bool) -> "Source":
 def _recorder(args: argparse.Namespace, source: "Source") -> "Recorder | None":
     if args.record is None:
         return None
-    from semipd_top.recording import Recorder
+    from semipd_top.sources.recording import Recorder
 
     return Recorder(args.record, source.title, source.interval_s)
 
@@ -200,12 +200,12 @@ def _print(args: argparse.Namespace, source: "Source", recorder: "Recorder | Non
 
 
 def _show(args: argparse.Namespace, source: "Source", recorder: "Recorder | None") -> int:
-    from semipd_top.environment import blamed_on_variables
+    from semipd_top.screen.environment import blamed_on_variables
 
     with blamed_on_variables():
         from textual.app import InvalidThemeError
 
-        from semipd_top.app import run_app
+        from semipd_top.screen.app import run_app
 
     if isinstance(sys.__stderr__, io.TextIOWrapper):
         # Textual draws there: what the terminal's encoding lacks must keep its width

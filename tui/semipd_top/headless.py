@@ -9,9 +9,9 @@ from contextlib import aclosing
 
 from semipd.command_line.answers import understood
 from semipd.core.errors import SemipdError
-from semipd_top.picture import Monitor
-from semipd_top.recording import Recorder
-from semipd_top.source import Gone, Item, Seen, Source
+from semipd_top.picture.picture import Monitor
+from semipd_top.sources.contract import Gone, Item, Seen, Source
+from semipd_top.sources.recording import Recorder
 
 FRAMES_FOR_RATES = 2
 """Counters of two frames make a rate."""
@@ -108,8 +108,8 @@ def _print_frame(seen: Seen) -> None:
 
 
 def _print_screen(monitor: Monitor, now_s: float) -> None:
-    from semipd_top.lines import plain
-    from semipd_top.overview import first_screen
+    from semipd_top.panels.overview import first_screen
+    from semipd_top.text.lines import plain
 
     width, height = shutil.get_terminal_size((80, 24))
     for line in first_screen(monitor.picture(now_s), min(width, MAX_COLUMNS), min(height, MAX_LINES)):

@@ -1,4 +1,4 @@
-"""Sampling on the device, without the host waiting for it: the tokens of the sampler in semipd.models.
+"""Sampling on the device, without the host waiting for it: the tokens of the sampler in semipd.sampling.
 
 That sampler is the specification: order of operations (bias, allowed tokens, min_tokens, penalties, then
 greedy or temperature, top-k, top-p, min-p and the draw), tie rules, Philox uniforms (the same bits), inverse

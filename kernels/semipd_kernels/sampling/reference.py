@@ -1,4 +1,4 @@
-"""What sampling means, row by row, in plain torch: semipd.models.sampler with masses in integers.
+"""What sampling means, row by row, in plain torch: semipd.sampling.sampler with masses in integers.
 
 The order is: bias, allowed tokens, min_tokens, repetition, frequency and presence penalty, greedy or
 temperature, top-k, top-p, min-p, inverse CDF in order of token ids.

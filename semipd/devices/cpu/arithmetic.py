@@ -2,7 +2,7 @@
 
 import torch
 
-from semipd.models.dtypes import BF16_FLAGS, FP16_FLAGS, cpu_flags
+from semipd.checkpoints.dtypes import BF16_FLAGS, FP16_FLAGS, cpu_flags
 
 
 def native_flags() -> frozenset[str]:

@@ -7,6 +7,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from semipd.checkpoints.config import ModelConfig, load_model_config
+from semipd.checkpoints.dtypes import DTypeName, resolve_dtype
+from semipd.checkpoints.layout import WeightsLayout, kv_block_bytes, plan_weights
+from semipd.checkpoints.weights import TORCH_DTYPES, load_weights
 from semipd.core.settings import EngineSettings
 from semipd.core.split import Split
 from semipd.devices.contract import DeviceInfo, LaneName
@@ -18,11 +22,7 @@ from semipd.devices.cpu.memory import SharedMemory, available_memory
 from semipd.devices.cpu.messages import Message, Setup
 from semipd.devices.cpu.process import Worker, wait_for_all
 from semipd.devices.cpu.sizing import DEFAULT_KV_FRACTION, MemoryDemand, num_kv_blocks
-from semipd.models.config import ModelConfig, load_model_config
-from semipd.models.dtypes import DTypeName, resolve_dtype
-from semipd.models.layout import WeightsLayout, kv_block_bytes, plan_weights
-from semipd.models.packing import Packed, can_pack, pack_weights
-from semipd.models.weights import TORCH_DTYPES, load_weights
+from semipd.network.packing import Packed, can_pack, pack_weights
 
 Report = Callable[[str, float], None]
 """Called with the name of a start-up phase and the seconds it may stand still; again when it moves on."""

@@ -10,13 +10,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from semipd.core.patience import StartPatience, StepClock
 from semipd.core.plan import Join, StepPlan, StepResult
 from semipd.core.request import SeqId
 from semipd.devices.contract import LaneFailed, LaneName, WorkerDied, WorkerNews, WorkerRestarted
 from semipd.devices.cpu.deaths import Deaths
 from semipd.devices.cpu.messages import plan_to_wire, rebuild_to_wire, result_from_wire
 from semipd.devices.cpu.process import Worker, unkillable, worker_timeout
+from semipd.system.patience import StartPatience, StepClock
 
 _SLOW_FACTOR = 20
 """A step may take so much longer than its tokens took in the warm-up, whatever the limit is."""

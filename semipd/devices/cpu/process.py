@@ -10,12 +10,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from semipd.core.children import module_command, module_environment, signals_held
-from semipd.core.patience import StartPatience
-from semipd.core.process_usage import Usage, tree_usage, waiting_time
-from semipd.core.readiness import any_readable
 from semipd.devices.contract import LaneFailed, LaneName
 from semipd.devices.cpu.messages import LANE_FRAME_BYTES, STEP_FAILED, Message
+from semipd.system.children import module_command, module_environment, signals_held
+from semipd.system.patience import StartPatience
+from semipd.system.process_usage import Usage, tree_usage, waiting_time
+from semipd.system.readiness import any_readable
 from semipd.wire.channel import Channel
 
 _STDERR_TAIL_BYTES = 2000

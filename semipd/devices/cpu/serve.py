@@ -6,6 +6,9 @@ from collections import deque
 
 import torch
 
+from semipd.checkpoints.config import load_model_config
+from semipd.checkpoints.layout import kv_pool_shape, plan_weights
+from semipd.checkpoints.weights import TORCH_DTYPES
 from semipd.core.errors import SemipdError
 from semipd.core.plan import BLOCK_SIZE, PADDING_BLOCK, Join, Segment, StepPlan, StepResult, blocks_for
 from semipd.core.request import SeqId
@@ -22,13 +25,10 @@ from semipd.devices.cpu.messages import (
     rebuild_from_wire,
     result_to_wire,
 )
-from semipd.models.config import load_model_config
-from semipd.models.decoder import DenseDecoder
-from semipd.models.failures import check_trial
-from semipd.models.layout import kv_pool_shape, plan_weights
-from semipd.models.packing import Packed, packed_views
-from semipd.models.runner import StepRunner
-from semipd.models.weights import TORCH_DTYPES
+from semipd.network.decoder import DenseDecoder
+from semipd.network.packing import Packed, packed_views
+from semipd.steps.failures import check_trial
+from semipd.steps.runner import StepRunner
 from semipd.wire.frames import FrameReader, encode_frame
 
 _WARM_UP_BATCHES = (1, 2, 4, 8)

@@ -8,7 +8,7 @@ import socket
 import sys
 from typing import NoReturn
 
-from semipd.core.parent_death import die_with_parent
+from semipd.system.parent_death import die_with_parent
 
 NICENESS = 5
 """Below daemon and coordinator, which must wake at once."""

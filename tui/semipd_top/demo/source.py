@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncGenerator
 
 from semipd_top.demo.world import DemoWorld
-from semipd_top.source import Item, Operator
+from semipd_top.sources.contract import Item, Operator
 
 DEFAULT_SEED = 7
 

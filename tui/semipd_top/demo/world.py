@@ -16,7 +16,7 @@ from semipd_top.demo.operator import DemoOperator
 from semipd_top.demo.partition import Control
 from semipd_top.demo.policy import Work
 from semipd_top.demo.requests import DemoHistory, DemoRequest
-from semipd_top.source import REQUEST_ROWS, Seen
+from semipd_top.sources.contract import REQUEST_ROWS, Seen
 
 TURN_S = 0.1
 RATE_WINDOW_S = 5.0

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from textwrap import wrap
 from typing import Any
 
-from semipd_top.history import LaneUse
-from semipd_top.lines import Line, Span, line
-from semipd_top.numbers import count, gib, millis, percent, rate
 from semipd_top.panels.frame import framed, waiting
-from semipd_top.picture import Picture
+from semipd_top.picture.history import LaneUse
+from semipd_top.picture.picture import Picture
+from semipd_top.text.lines import Line, Span, line
+from semipd_top.text.numbers import count, gib, millis, percent, rate
 
 
 def device_panel(picture: Picture, width: int, height: int) -> list[Line]:

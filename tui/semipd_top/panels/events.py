@@ -1,10 +1,10 @@
 """The last events that an operator wants to see unasked."""
 
-from semipd_top.lines import Line
-from semipd_top.news import event_line
-from semipd_top.numbers import clock
 from semipd_top.panels.frame import framed, waiting
-from semipd_top.picture import Picture
+from semipd_top.picture.news import event_line
+from semipd_top.picture.picture import Picture
+from semipd_top.text.lines import Line
+from semipd_top.text.numbers import clock
 
 
 def events_panel(picture: Picture, width: int, height: int) -> list[Line]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from semipd_top.lines import EMPTY, Line, Span, fit, line, width_of
+from semipd_top.text.lines import EMPTY, Line, Span, fit, line, width_of
 
 RULE = "─"
 

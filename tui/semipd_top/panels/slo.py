@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from semipd_top.charts import column_chart, sparkline
-from semipd_top.history import Sample
-from semipd_top.lines import Line, Span, Style, line
-from semipd_top.numbers import count, duration, latency, millis, percent, rate
 from semipd_top.panels.frame import framed, waiting
-from semipd_top.picture import Picture
-from semipd_top.why import late_line, slow_line
+from semipd_top.picture.history import Sample
+from semipd_top.picture.picture import Picture
+from semipd_top.picture.why import late_line, slow_line
+from semipd_top.text.charts import column_chart, sparkline
+from semipd_top.text.lines import Line, Span, Style, line
+from semipd_top.text.numbers import count, duration, latency, millis, percent, rate
 
 PERCENTILES = ("p50", "p90", "p99")
 NAMES = (("ttft_ms", "TTFT"), ("tpot_ms", "TPOT"))

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
-from semipd_top.charts import EIGHTHS, bar, columns
-from semipd_top.header import engine_words
-from semipd_top.history import Sample
-from semipd_top.lines import EMPTY, Line, Span, Style, line, spread
-from semipd_top.numbers import countdown, duration, latency, percent
 from semipd_top.panels.frame import framed, waiting
-from semipd_top.picture import Picture
+from semipd_top.panels.header import engine_words
+from semipd_top.picture.history import Sample
+from semipd_top.picture.picture import Picture
+from semipd_top.text.charts import EIGHTHS, bar, columns
+from semipd_top.text.lines import EMPTY, Line, Span, Style, line, spread
+from semipd_top.text.numbers import countdown, duration, latency, percent
 
 PREFILL, DECODE, LENT, MERGED, PENDING, IDLE = "█", "▒", "░", "▞", "╱", "·"
 

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from semipd_top.charts import sparkline
-from semipd_top.lines import Line, Span, line
-from semipd_top.numbers import count, duration
 from semipd_top.panels.frame import framed, waiting
-from semipd_top.picture import Picture
+from semipd_top.picture.picture import Picture
+from semipd_top.text.charts import sparkline
+from semipd_top.text.lines import Line, Span, line
+from semipd_top.text.numbers import count, duration
 
 
 def traffic_panel(picture: Picture, width: int, height: int) -> list[Line]:

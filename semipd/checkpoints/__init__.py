@@ -1,0 +1,1 @@
+"""A checkpoint on disk: its configuration, its files, and its weights in one flat buffer."""

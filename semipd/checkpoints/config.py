@@ -1,0 +1,264 @@
+"""config.json of a checkpoint, read once into a frozen ModelConfig. No torch here.
+
+Keys and their defaults follow transformers' LlamaConfig, MistralConfig, Qwen2Config and Qwen3Config.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from semipd.checkpoints.config_keys import unhonoured
+from semipd.checkpoints.dtypes import ITEM_BYTES, DTypeName
+from semipd.checkpoints.fields import Fields
+from semipd.checkpoints.rope_config import RopeConfig, parse_rope
+from semipd.core.errors import SemipdError
+from semipd.system.json_file import UnusableJson, read_json_object
+
+Family = Literal["llama", "mistral", "qwen2", "qwen3"]
+
+ARCHITECTURES: dict[str, Family] = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+}
+
+
+MAX_LAYERS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Facts about a dense decoder checkpoint.
+
+    Attributes:
+        max_position_embeddings: longest context in tokens; with yarn, what the scaling extends it to.
+        qkv_bias, o_bias, mlp_bias: which projections have a bias.
+        qk_norm: RMSNorm over each query and key head before RoPE (Qwen3).
+        dtype: of the checkpoint.
+    """
+
+    family: Family
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    rms_norm_eps: float
+    rope: RopeConfig
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    dtype: DTypeName
+
+
+def load_model_config(model_dir: str | Path, max_model_len: int = 0) -> ModelConfig:
+    """Read `model_dir`/config.json.
+
+    Args:
+        max_model_len: longest context that will be served, in tokens; 0: what the checkpoint says. A sliding
+            window at least this long never takes effect, so the model is accepted.
+
+    Raises:
+        SemipdError: `model_not_found`, `checkpoint_corrupt`, `unsupported_architecture`, `unsupported_rope`,
+            `unsupported_model`, or `invalid_value` when `max_model_len` exceeds the checkpoint's context.
+    """
+    fields = _read_config(Path(model_dir))
+    family = _family(fields)
+    _refuse_unsupported(fields)
+    config = _dense_config(fields, family)
+    _refuse_unhonoured(fields, config)
+    _check_context(fields, config, max_model_len)
+    return config
+
+
+def _read_config(model_dir: Path) -> Fields:
+    path = model_dir / "config.json"
+    if not path.is_file():
+        what = "has no config.json" if model_dir.is_dir() else "is not a folder"
+        raise SemipdError(
+            "model_not_found",
+            f"{model_dir} {what}.",
+            "Point `model` at a checkpoint folder as Hugging Face publishes them.",
+            param="model",
+        )
+    try:
+        return Fields(read_json_object(path), path)
+    except UnusableJson as error:
+        raise SemipdError("checkpoint_corrupt", f"{path} {error}.", "Download or repair the file.") from error
+
+
+def _family(fields: Fields) -> Family:
+    names = fields.data.get("architectures")
+    if isinstance(names, list):
+        for name in names:
+            if isinstance(name, str) and name in ARCHITECTURES:
+                return _agreed(fields, name)
+    shown = ", ".join(map(str, names)) if isinstance(names, list) and names else "none"
+    raise SemipdError(
+        "unsupported_architecture",
+        f"{fields.path} names the architecture {shown} (model_type {fields.data.get('model_type')!r}).",
+        f"Supported: {', '.join(ARCHITECTURES)}.",
+    )
+
+
+def _agreed(fields: Fields, architecture: str) -> Family:
+    """The family of `architecture`, if the file names no other one and no code of its own."""
+    family, model_type = ARCHITECTURES[architecture], fields.data.get("model_type")
+    if model_type not in (None, "", family):
+        raise SemipdError(
+            "unsupported_architecture",
+            f"{fields.path} names the architecture {architecture}, but model_type {model_type!r:.100}.",
+            f"If it is a plain {family} model, set model_type to {family!r}.",
+        )
+    auto_map = fields.data.get("auto_map") or {}
+    if not isinstance(auto_map, dict):
+        raise fields.corrupt(f"auto_map must be an object, got {auto_map!r:.100}")
+    if code := [auto_map[name] for name in auto_map if name.startswith("AutoModel")]:
+        raise SemipdError(
+            "unsupported_architecture",
+            f"{fields.path}: code of the checkpoint's own, which is not run, computes the model "
+            f"(auto_map: {code[0]!r:.100}).",
+            f"If it is a plain {family} model, remove auto_map.",
+        )
+    return family
+
+
+def _refuse_unhonoured(fields: Fields, config: ModelConfig) -> None:
+    if keys := unhonoured(fields.data, config):
+        shown = ", ".join(f"{key}={json.dumps(fields.data[key])[:60]}" for key in keys[:5])
+        raise SemipdError(
+            "unsupported_model",
+            f"{fields.path}: {shown}{', ...' if len(keys) > 5 else ''} may change what a {config.family} "
+            "model computes, and this release does not know how.",
+            "Use another checkpoint. If a key has no effect on the arithmetic, remove it from config.json.",
+        )
+
+
+def _refuse_unsupported(fields: Fields) -> None:
+    """What would change the arithmetic and is not implemented is refused, never ignored."""
+    for key in ("quantization_config", "compression_config", "quantization"):
+        quantization = fields.data.get(key)
+        if quantization:
+            method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else quantization
+            raise SemipdError(
+                "unsupported_model",
+                f"{fields.path} is quantized ({key}: {method}).",
+                "Use the checkpoint's unquantized (bfloat16, float16 or float32) release.",
+            )
+    activation = fields.data.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise SemipdError(
+            "unsupported_model",
+            f"{fields.path}: hidden_act is {activation!r:.100}; only 'silu' is supported.",
+        )
+
+
+def _dense_config(fields: Fields, family: Family) -> ModelConfig:
+    hidden_size = fields.count("hidden_size")
+    num_heads = fields.count("num_attention_heads")
+    context = fields.count("max_position_embeddings")
+    rope = parse_rope(fields, context)
+    attention_bias = family in ("llama", "qwen3") and fields.flag("attention_bias")
+    config = ModelConfig(
+        family=family,
+        vocab_size=fields.count("vocab_size"),
+        hidden_size=hidden_size,
+        num_layers=fields.count("num_hidden_layers", maximum=MAX_LAYERS),
+        num_heads=num_heads,
+        num_kv_heads=fields.count("num_key_value_heads", num_heads),
+        head_dim=fields.count("head_dim", 128 if family == "qwen3" else hidden_size // num_heads),
+        intermediate_size=fields.count("intermediate_size"),
+        rms_norm_eps=fields.number("rms_norm_eps", 1e-6, maximum=1.0),
+        rope=rope,
+        max_position_embeddings=rope.context_tokens(context),
+        tie_word_embeddings=fields.flag("tie_word_embeddings"),
+        qkv_bias=attention_bias or family == "qwen2",
+        o_bias=attention_bias,
+        mlp_bias=family == "llama" and fields.flag("mlp_bias"),
+        qk_norm=family == "qwen3",
+        dtype=_checkpoint_dtype(fields),
+    )
+    if config.num_heads % config.num_kv_heads:
+        raise fields.corrupt(
+            f"num_attention_heads ({config.num_heads}) must be a multiple of "
+            f"num_key_value_heads ({config.num_kv_heads})"
+        )
+    if config.head_dim % 2:
+        raise fields.corrupt(f"head_dim {config.head_dim} is odd, which rotary positions exclude")
+    return config
+
+
+def _checkpoint_dtype(fields: Fields) -> DTypeName:
+    first, second = (fields.text(key).removeprefix("torch.") for key in ("dtype", "torch_dtype"))
+    if first and second and first != second:
+        raise fields.corrupt(f"dtype is {first!r:.100}, torch_dtype {second!r:.100}")
+    name = first or second or "float32"
+    if name not in ITEM_BYTES:
+        raise SemipdError(
+            "unsupported_model",
+            f"{fields.path}: dtype {name!r:.100} is not supported.",
+            "Use a bfloat16, float16 or float32 release of the checkpoint.",
+        )
+    return name
+
+
+def _check_context(fields: Fields, config: ModelConfig, max_model_len: int) -> None:
+    if max_model_len > config.max_position_embeddings:
+        raise SemipdError(
+            "invalid_value",
+            f"max_model_len is {max_model_len}; {fields.path} allows {config.max_position_embeddings}.",
+            f"Set max_model_len to {config.max_position_embeddings} or less.",
+            param="max_model_len",
+        )
+    context = max_model_len or config.max_position_embeddings
+    window = _sliding_window(fields, config)
+    if window is not None and window < context:
+        raise SemipdError(
+            "unsupported_model",
+            f"{fields.path}: sliding-window attention over {window} tokens is in use, context {context}.",
+            f"Set max_model_len to {window} or less, where the window has no effect.",
+            param="max_model_len",
+        )
+
+
+def _sliding_window(fields: Fields, config: ModelConfig) -> int | None:
+    """Tokens of the window that some layer really applies, or None."""
+    types = _layer_types(fields, config)
+    # In transformers an absent key means 4096; null means no window.
+    if fields.data.get("sliding_window", 4096) is None:
+        return None
+    if config.family == "llama" and "sliding_attention" not in types:
+        return None
+    if config.family in ("qwen2", "qwen3") and not (
+        fields.flag("use_sliding_window") and _some_layer_slides(fields, config, types)
+    ):
+        return None
+    return fields.count("sliding_window", 4096)
+
+
+def _layer_types(fields: Fields, config: ModelConfig) -> list[str]:
+    """Empty when the file does not say. Raises `unsupported_model` for other kinds of layers."""
+    types = fields.data.get("layer_types")
+    if types is None:
+        return []
+    if not isinstance(types, list) or len(types) != config.num_layers:
+        raise fields.corrupt(f"layer_types must be a list of {config.num_layers} names, got {types!r:.200}")
+    if others := [name for name in types if name not in ("full_attention", "sliding_attention")]:
+        raise SemipdError(
+            "unsupported_model",
+            f"{fields.path}: layer_types names {others[0]!r:.100}; supported are full and sliding attention.",
+        )
+    return types
+
+
+def _some_layer_slides(fields: Fields, config: ModelConfig, types: list[str]) -> bool:
+    if types:
+        return "sliding_attention" in types
+    return fields.count("max_window_layers", 28, minimum=0) < config.num_layers

@@ -1,0 +1,1 @@
+"""The commands semipd-daemon and semipd-client, and status as text."""

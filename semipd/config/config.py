@@ -1,0 +1,255 @@
+"""Configuration: TOML file < environment < command line, resolved once, then frozen."""
+
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from semipd.config.schema import OptionSpec, Value, nearest_key, section_specs, toml_literal
+from semipd.config.sections import (
+    AdmissionConfig,
+    AuthConfig,
+    DrainConfig,
+    EngineConfig,
+    KvConfig,
+    LimitsConfig,
+    ModelConfig,
+    PartitionConfig,
+    ServerConfig,
+    SloConfig,
+    SocketConfig,
+    SupervisionConfig,
+)
+from semipd.core.errors import SemipdError
+from semipd.core.settings import EngineSettings
+from semipd.system.small_files import read_small_file
+from semipd.wire.address import default_socket_path
+
+MAX_FILE_BYTES = 2**20
+
+ENV_PREFIX = "SEMIPD__"
+"""Two underscores: Kubernetes adds SEMIPD_PORT and the like for a service called semipd, never these."""
+
+
+class Explained(NamedTuple):
+    key: str
+    value: Value
+    origin: str
+    description: str
+
+
+class Override(NamedTuple):
+    """A value given as text on the command line; `flag` is how it was spelled there."""
+
+    key: str
+    text: str
+    flag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Every setting of a daemon. Nothing here changes after start-up."""
+
+    server: ServerConfig = field(default_factory=ServerConfig)
+    socket: SocketConfig = field(default_factory=SocketConfig)
+    auth: AuthConfig = field(default_factory=AuthConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
+    drain: DrainConfig = field(default_factory=DrainConfig)
+    supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    kv: KvConfig = field(default_factory=KvConfig)
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+    slo: SloConfig = field(default_factory=SloConfig)
+    origins: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def socket_path(self) -> Path:
+        if not self.server.socket:
+            return default_socket_path()
+        return Path(os.path.expanduser(self.server.socket))  # noqa: PTH111 (Path's raises for an unknown user)
+
+    @property
+    def served_model_name(self) -> str:
+        return self.model.served_model_name or self.model.name
+
+    def value(self, key: str) -> Value:
+        section, _, name = key.partition(".")
+        value: Value = getattr(getattr(self, section), name)
+        return value
+
+    def origin(self, key: str) -> str:
+        """Where the value came from: "default", "file PATH", "environment variable NAME" or "flag --NAME"."""
+        return self.origins.get(key, "default")
+
+    def explain(self) -> list[Explained]:
+        return [
+            Explained(spec.key, self.value(spec.key), self.origin(spec.key), spec.rule.description)
+            for spec in SPECS.values()
+        ]
+
+    def to_toml(self) -> str:
+        """A file that resolves to this configuration, with a comment over each key."""
+        lines: list[str] = []
+        for section in SECTIONS:
+            lines += ["", f"[{section}]"] if lines else [f"[{section}]"]
+            for spec in SPECS.values():
+                owner, _, name = spec.key.partition(".")
+                if owner == section:
+                    bounds = f" ({spec.bounds})" if spec.bounds else ""
+                    lines.append(f"# {spec.rule.description}{bounds}")
+                    lines.append(f"{name} = {toml_literal(self.value(spec.key))}")
+        return "\n".join(lines) + "\n"
+
+    def engine_settings(self, model_dir: str | Path) -> EngineSettings:
+        """What the engine process is told; `model_dir` is the local folder that model.name resolved to."""
+        return EngineSettings(
+            model_dir=str(model_dir),
+            model_name=self.model.name,
+            device=self.engine.device,
+            dtype=self.model.dtype,
+            scheduler=self.engine.scheduler,
+            max_model_len=self.model.max_model_len,
+            max_num_seqs=self.engine.max_num_seqs,
+            prefill_chunk_tokens=self.engine.prefill_chunk_tokens,
+            step_token_budget=self.engine.step_token_budget,
+            kv_bytes=self.kv.bytes,
+            kv_fraction=self.kv.fraction,
+            prefill_units=self.engine.prefill_units,
+            log_format=self.server.log_format,
+            sim_profile=self.engine.sim_profile,
+            partition_mode=self.partition.mode,
+            partition_policy=self.partition.policy,
+            merge_tokens=self.partition.merge_tokens,
+            slo_ttft_ms=self.slo.ttft_ms,
+            slo_tpot_ms=self.slo.tpot_ms,
+            slo_percentile=self.slo.percentile,
+            slo_window_s=self.slo.window_s,
+            state_dir=self.partition.state_dir,
+            start_patience=self.supervision.start_patience,
+            worker_step_limit_s=self.supervision.worker_step_limit_s,
+        )
+
+
+SECTIONS: dict[str, type] = {
+    "server": ServerConfig,
+    "socket": SocketConfig,
+    "auth": AuthConfig,
+    "limits": LimitsConfig,
+    "admission": AdmissionConfig,
+    "drain": DrainConfig,
+    "supervision": SupervisionConfig,
+    "model": ModelConfig,
+    "engine": EngineConfig,
+    "kv": KvConfig,
+    "partition": PartitionConfig,
+    "slo": SloConfig,
+}
+
+SPECS: dict[str, OptionSpec] = {
+    spec.key: spec for section, record in SECTIONS.items() for spec in section_specs(section, record)
+}
+
+
+def load_config(
+    path: Path | None = None,
+    environ: Mapping[str, str] = MappingProxyType({}),
+    overrides: Iterable[Override] = (),
+) -> Config:
+    """Resolve the configuration. Without `path` no file is read: there is no implicit one.
+
+    Raises SemipdError: `config_not_found`, `config_unreadable`, `unknown_option`, `invalid_config`,
+    `conflicting_options`.
+    """
+    values: dict[str, Value] = {}
+    origins: dict[str, str] = {}
+    layers = [_from_file(path) if path else {}, _from_environment(environ), _from_overrides(overrides)]
+    for layer in layers:
+        for key, (value, origin) in layer.items():
+            values[key], origins[key] = value, origin
+    sections = {name: record(**_of_section(values, name)) for name, record in SECTIONS.items()}
+    return Config(**sections, origins=MappingProxyType(origins))
+
+
+Layer = dict[str, tuple[Value, str]]
+"""One source's values: key -> (value, origin)."""
+
+
+def _of_section(values: Mapping[str, Value], section: str) -> dict[str, Value]:
+    prefix = section + "."
+    return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+
+
+def _from_file(path: Path) -> Layer:
+    origin = f"file {path}"
+    layer: Layer = {}
+    for section, table in _read_toml(path).items():
+        if not isinstance(table, dict):
+            raise _unknown(section, origin)
+        for name, raw in table.items():
+            spec = _spec(f"{section}.{name}", origin)
+            layer[spec.key] = spec.check(raw, origin), origin
+        if section not in SECTIONS:
+            raise _unknown(section, origin)
+    return layer
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(read_small_file(path, MAX_FILE_BYTES).decode("utf-8"))
+    except FileNotFoundError as error:
+        raise SemipdError(
+            "config_not_found",
+            f"There is no configuration file {path}.",
+            "Give --config an existing file, or leave it out to use the defaults.",
+        ) from error
+    except OSError as error:
+        message = f"The configuration file {path} cannot be read: {error.strerror or error}."
+        raise SemipdError("config_unreadable", message, "Check the path and its permissions.") from error
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError, or too deep
+        message = f"The configuration file {path} is not valid TOML: {error}."
+        hint = "semipd-daemon config prints a complete file to start from."
+        raise SemipdError("config_unreadable", message, hint) from error
+
+
+def _from_environment(environ: Mapping[str, str]) -> Layer:
+    layer: Layer = {}
+    for variable in sorted(environ):
+        if variable.startswith(ENV_PREFIX):
+            origin = f"environment variable {variable}"
+            key = variable.removeprefix(ENV_PREFIX).lower().replace("__", ".", 1)
+            if variable != variable.upper():
+                raise _unknown(key, origin, f"Write it in capitals: {variable.upper()}.")
+            spec = _spec(key, origin)
+            layer[key] = spec.parse(environ[variable], origin), origin
+    return layer
+
+
+def _from_overrides(overrides: Iterable[Override]) -> Layer:
+    layer: Layer = {}
+    for key, text, flag in overrides:
+        origin = f"flag {flag}"
+        spec = _spec(key, origin)
+        if key in layer:
+            message = f"{key} is given twice on the command line ({layer[key][1]} and {origin})."
+            raise SemipdError("conflicting_options", message, "Keep one of them.", param=key)
+        layer[key] = spec.parse(text, origin), origin
+    return layer
+
+
+def _spec(key: str, origin: str) -> OptionSpec:
+    spec = SPECS.get(key)
+    if spec is None:
+        raise _unknown(key, origin)
+    return spec
+
+
+def _unknown(key: str, origin: str, hint: str = "") -> SemipdError:
+    near = nearest_key(key, SPECS)
+    if not hint:
+        hint = f"Did you mean {near}?" if near else f"Known sections: {', '.join(SECTIONS)}."
+    return SemipdError("unknown_option", f"There is no option {key} ({origin}).", hint, param=key)

@@ -1,0 +1,1 @@
+"""The engine process as the daemon sees it: started, watched, replaced."""

@@ -1,0 +1,1 @@
+"""What happened: a record for each request, the journal of events, service levels, metrics."""

@@ -1,0 +1,378 @@
+"""What happened to each request: one record per live and recent request, never its text."""
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from heapq import nlargest
+from operator import attrgetter
+from typing import Any, Literal, get_args
+
+from semipd.core.events import Event, FinishReason
+from semipd.core.plan import blocks_for
+from semipd.core.request import Request, SeqId
+from semipd.daemon.access.callers import OPERATOR, Caller
+from semipd.daemon.access.terms import DEFAULT_TERMS, Priority, Terms
+from semipd.daemon.history.journal import Entry, Journal
+from semipd.daemon.history.usage import Timing
+
+log = logging.getLogger(__name__)
+
+RequestState = Literal["waiting", "prefilling", "decoding", "finished"]
+STATES: tuple[str, ...] = (*get_args(RequestState), "live")
+"""What a listing can be filtered by; live: all but finished."""
+
+MAX_RECENT = 1024
+MAX_HOLDERS = 8
+"""Requests named as the largest holders of KV blocks."""
+
+MAX_TIMELINE = 64
+"""Entries a record keeps; a request preempted again and again must not grow without bound."""
+
+
+@dataclass(slots=True, eq=False)
+class RequestRecord:
+    """Times are CLOCK_MONOTONIC in ns, 0 until they happen.
+
+    "Sent" is when a token leaves the daemon: its text has been written to the client's connection or, for an
+    answer that is sent as a whole, has been added to it. `is_placed`: an engine has it in its KV pool.
+    `num_choices`: see request_rules.Terms.
+    """
+
+    request_id: str
+    seq: SeqId
+    prompt_tokens: int
+    max_tokens: int
+    arrival_ns: int
+    owner: str = ""
+    priority: Priority = "interactive"
+    delay_ns: int = 0
+    num_choices: int = 1
+    state: RequestState = "waiting"
+    is_placed: bool = False
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    sent_tokens: int = 0
+    preemptions: int = 0
+    admitted_ns: int = 0
+    first_token_ns: int = 0
+    last_token_ns: int = 0
+    first_sent_ns: int = 0
+    last_sent_ns: int = 0
+    finished_ns: int = 0
+    finish_reason: FinishReason | None = None
+    error_code: str | None = None
+    timeline: list[Entry] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """The prompt's and those generated so far."""
+        return self.prompt_tokens + self.output_tokens
+
+    @property
+    def blocks(self) -> int:
+        """KV blocks it holds, shared ones included: computed from its tokens. The engine may have one more
+        or one less, and blocks that a step in flight still reads stay taken until that has settled."""
+        return blocks_for(self.tokens) if self.is_placed else 0
+
+    @property
+    def queue_ms(self) -> float | None:
+        """From arrival to the first admission to the KV pool."""
+        return _between_ms(self.arrival_ns, self.admitted_ns)
+
+    @property
+    def prefill_ms(self) -> float | None:
+        """From the first admission to the engine's first token."""
+        return _between_ms(self.admitted_ns, self.first_token_ns)
+
+    @property
+    def inference_ms(self) -> float | None:
+        """From the first admission to the engine's last token."""
+        return _between_ms(self.admitted_ns, self.last_token_ns)
+
+    @property
+    def ttft_ms(self) -> float | None:
+        """From arrival at the daemon to the first token leaving it."""
+        return _between_ms(self.arrival_ns, self.first_sent_ns)
+
+    @property
+    def tpot_ms(self) -> float | None:
+        """(last - first) / (tokens - 1); a request of one token has none."""
+        if self.sent_tokens < 2 or not self.first_sent_ns:
+            return None
+        return (self.last_sent_ns - self.first_sent_ns) / 1e6 / (self.sent_tokens - 1)
+
+    def total_ms(self, now_ns: int) -> float:
+        """From arrival to the end, or until now."""
+        return ((self.finished_ns or now_ns) - self.arrival_ns) / 1e6
+
+
+class RequestHistory:
+    """Told by the request table of every edge. `on_*` are called with what has just happened."""
+
+    def __init__(
+        self, journal: Journal | None = None, clock_ns: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        self.journal = journal or Journal()
+        self.prompt_tokens = 0
+        """Of requests that have been prefilled, cached ones included."""
+        self.output_tokens = 0
+        self.prefix_queries_tokens = 0
+        self.prefix_hits_tokens = 0
+        self.preemptions = 0
+        self.engine_deaths = 0
+        self.worker_deaths: Counter[str] = Counter()
+        """By lane."""
+        self.resumptions = 0
+        """Of requests, by an engine that came after a death."""
+        self.refused: Counter[str] = Counter()
+        self.last_split_change: Event | None = None
+        self.on_gap: list[Callable[[int, int], None]] = []
+        """(ns since the sequence's token before, how many sequences of the step)"""
+        self.on_arrived: list[Callable[[RequestRecord], None]] = []
+        self.on_placed: list[Callable[[RequestRecord], None]] = []
+        """The first admission to the KV pool."""
+        self.on_first_sent: list[Callable[[RequestRecord], None]] = []
+        self.on_finished: list[Callable[[RequestRecord], None]] = []
+        self.on_refused: list[Callable[[str], None]] = []
+        self.on_slo_changed: list[Callable[[Event], None]] = []
+        self._clock_ns = clock_ns
+        self._live: dict[SeqId, RequestRecord] = {}
+        self._recent: deque[RequestRecord] = deque(maxlen=MAX_RECENT)
+
+    # ---- told by the table ---------------------------------------------------------------------
+
+    def arrived(self, request: Request, terms: Terms = DEFAULT_TERMS) -> RequestRecord:
+        num_prompt, most = len(request.prompt), request.params.max_tokens
+        record = RequestRecord(
+            request.request_id,
+            request.seq,
+            num_prompt,
+            most,
+            request.arrival_ns,
+            terms.owner,
+            terms.priority,
+            terms.delay_ns,
+            terms.num_choices,
+        )
+        self._live[request.seq] = record
+        arrival = {"prompt_tokens": num_prompt, "max_tokens": most}
+        self._write(record, request.arrival_ns, "arrived", arrival)
+        for observe in self.on_arrived:
+            observe(record)
+        return record
+
+    def stepped(self, records: Sequence[RequestRecord], now_ns: int) -> None:
+        """Each record has one more token. Called once a step; most of a batch share one gap."""
+        gaps: dict[int, int] = {}
+        for record in records:
+            last_ns = record.last_token_ns
+            if last_ns in gaps:
+                gaps[last_ns] += 1
+            elif last_ns:
+                gaps[last_ns] = 1
+            else:
+                record.first_token_ns = now_ns
+                self.prompt_tokens += record.prompt_tokens
+            record.last_token_ns = now_ns
+            record.output_tokens += 1
+            record.state = "decoding"
+        self.output_tokens += len(records)
+        for last_ns, count in gaps.items():
+            for observe in self.on_gap:
+                observe(now_ns - last_ns, count)
+
+    def noted(self, event: Event) -> None:
+        """An event of the engine. Its `finished` is left out: the daemon knows the reason, and when the
+        last token left."""
+        record = self._live.get(event.seq) if event.seq is not None else None
+        match event.kind:
+            case "finished":
+                if record is not None:
+                    record.is_placed = False
+                return
+            case "refused":
+                self.refused[str(event.data["code"])] += 1
+            case "worker_died":
+                self.worker_deaths[str(event.data["lane"])] += 1
+            case "split_changed":
+                self.last_split_change = event
+            case "slo_changed":
+                for observe in self.on_slo_changed:
+                    observe(event)
+            case _ if record is not None:
+                self._advance(record, event)
+        self._write(record, event.at_ns, event.kind, event.data, event.request_id)
+
+    def sent(self, record: RequestRecord, num_tokens: int, *, has_text: bool) -> None:
+        """Tokens have left. While their text is withheld they are only counted: the time is that of the text.
+        An answer without any token leaves as if it had one."""
+        record.sent_tokens += num_tokens
+        if not has_text:
+            return
+        record.last_sent_ns = now_ns = self._clock_ns()
+        if not record.first_sent_ns:
+            record.first_sent_ns = now_ns
+            self._write(record, now_ns, "first_byte", {"ttft_ms": record.ttft_ms})
+            for observe in self.on_first_sent:
+                observe(record)
+
+    def finished(self, record: RequestRecord, reason: FinishReason, error_code: str | None) -> None:
+        """The end of a request, as its client saw it."""
+        del self._live[record.seq]
+        record.finished_ns = self._clock_ns()
+        record.state = "finished"
+        record.is_placed = False
+        record.finish_reason = reason
+        record.error_code = error_code
+        code = {} if error_code is None else {"code": error_code}
+        end = {"reason": reason, "output_tokens": record.sent_tokens, "tpot_ms": record.tpot_ms} | code
+        self._write(record, record.finished_ns, "finished", end)
+        self._recent.append(record)
+        for observe in self.on_finished:
+            observe(record)
+
+    def abandoned(self, seq: SeqId, error_code: str) -> None:
+        """Its admission has failed, perhaps before it had a record."""
+        record = self._live.get(seq)
+        if record is not None:
+            self.finished(record, "error", error_code)
+
+    def answered_with_error(self, code: str, request_id: str, arrival_ns: int) -> None:
+        """A refusal, unless the request has been handed to the engine: then it has a record that says so."""
+        if any(record.arrival_ns == arrival_ns for record in self.named(request_id)):
+            return
+        self.refused[code] += 1
+        self._write(None, self._clock_ns(), "refused", {"code": code}, request_id)
+        for observe in self.on_refused:
+            observe(code)
+
+    def engine_died(self, why: str, in_flight: Sequence[RequestRecord]) -> None:
+        self.engine_deaths += 1
+        for record in in_flight:
+            record.state = "waiting"
+            record.is_placed = False
+        self._write(None, self._clock_ns(), "engine_died", {"why": why, "in_flight": len(in_flight)})
+
+    def engine_restarted(self, outage_s: float, device: str) -> None:
+        self._write(None, self._clock_ns(), "engine_restarted", {"outage_s": outage_s, "device": device})
+
+    def resumed(self, record: RequestRecord, output_tokens: int) -> None:
+        """It has been submitted to another engine than before."""
+        self.resumptions += 1
+        self._write(record, self._clock_ns(), "request_resumed", {"output_tokens": output_tokens})
+
+    def drain_changed(self, data: dict[str, Any]) -> None:
+        self._write(None, self._clock_ns(), "drain_changed", data)
+
+    def close(self) -> None:
+        self.journal.close()
+
+    # ---- asked ---------------------------------------------------------------------------------
+
+    def records(
+        self, state: str | None = None, limit: int = MAX_RECENT, caller: Caller = OPERATOR
+    ) -> list[RequestRecord]:
+        """The caller's: live requests, then finished ones, each newest first. `state`: one of STATES; None:
+        all."""
+        chosen = (r for r in self._newest_first() if caller.owns(r.owner) and _matches(r, state))
+        return [record for record, _ in zip(chosen, range(limit), strict=False)]
+
+    def named(self, request_id: str, caller: Caller = OPERATOR) -> list[RequestRecord]:
+        """The caller's records with this public id: a request of several choices has several sequences."""
+        return [r for r in self._newest_first() if r.request_id == request_id and caller.owns(r.owner)]
+
+    def holders(self, limit: int = MAX_HOLDERS) -> list[RequestRecord]:
+        """Live requests with KV blocks, those with the most first."""
+        placed = [record for record in self._live.values() if record.is_placed]
+        return nlargest(limit, placed, key=attrgetter("tokens"))
+
+    def to_wire(self, record: RequestRecord, *, timeline: bool = False) -> dict[str, Any]:
+        shown: dict[str, Any] = {
+            "id": record.request_id,
+            "key": record.owner or None,
+            "seq": record.seq,
+            "state": record.state,
+            "finish_reason": record.finish_reason,
+            "error_code": record.error_code,
+            "arrived_at_s": self.journal.wall_s(record.arrival_ns),
+            "age_ms": record.total_ms(self._clock_ns()),
+            "priority": record.priority,
+            "prompt_tokens": record.prompt_tokens,
+            "cached_tokens": record.cached_tokens,
+            "output_tokens": record.output_tokens,
+            "max_tokens": record.max_tokens,
+            "blocks": record.blocks,
+            "preemptions": record.preemptions,
+            "queue_ms": record.queue_ms,
+            "prefill_ms": record.prefill_ms,
+            "ttft_ms": record.ttft_ms,
+            "tpot_ms": record.tpot_ms,
+        }
+        if timeline:
+            shown["events"] = [self.journal.to_wire(entry) for entry in record.timeline]
+        return shown
+
+    def all_to_wire(self, records: Iterable[RequestRecord]) -> list[dict[str, Any]]:
+        return [self.to_wire(record) for record in records]
+
+    def _newest_first(self) -> Iterator[RequestRecord]:
+        yield from reversed(self._live.values())
+        yield from reversed(self._recent)
+
+    def _advance(self, record: RequestRecord, event: Event) -> None:
+        match event.kind:
+            case "admitted":
+                record.state = "prefilling"
+                record.is_placed = True
+                if not record.admitted_ns:
+                    self._first_admission(record, event)
+            case "preempted":
+                record.state = "waiting"
+                record.is_placed = False
+                record.preemptions += 1
+                self.preemptions += 1
+
+    def _first_admission(self, record: RequestRecord, event: Event) -> None:
+        record.admitted_ns = event.at_ns
+        record.cached_tokens = int(event.data["cached_tokens"])  # type: ignore[arg-type]
+        self.prefix_queries_tokens += record.prompt_tokens
+        self.prefix_hits_tokens += record.cached_tokens
+        for observe in self.on_placed:
+            observe(record)
+
+    def _write(
+        self, record: RequestRecord | None, at_ns: int, kind: str, data: dict[str, Any], request_id: str = ""
+    ) -> None:
+        request_id = record.request_id if record is not None else request_id
+        entry = self.journal.add(at_ns, kind, data, request_id)
+        if record is not None and len(record.timeline) < MAX_TIMELINE:
+            record.timeline.append(entry)
+        facts = {"request_id": request_id} if request_id else {}
+        log.debug("%s", kind, extra={**facts, "data": data})
+
+
+def timing_to_wire(records: Sequence[RequestRecord], now_ns: int) -> Timing:
+    """`usage.timing` of one request. Of several choices: the one whose first token left first, the mean TPOT,
+    the longest total, and the sums of preemptions and cached tokens. What has not left does so now."""
+    first = min(records, key=lambda record: record.first_sent_ns or now_ns)
+    first_sent_ns = first.first_sent_ns or now_ns
+    tpots_ms = [record.tpot_ms for record in records if record.tpot_ms is not None]
+    return {
+        "queue_ms": first.queue_ms,
+        "prefill_ms": first.prefill_ms,
+        "ttft_ms": _between_ms(first.arrival_ns, first_sent_ns),
+        "tpot_ms": sum(tpots_ms) / len(tpots_ms) if tpots_ms else None,
+        "total_ms": max(record.total_ms(now_ns) for record in records),
+        "preemptions": sum(record.preemptions for record in records),
+        "cached_tokens": sum(record.cached_tokens for record in records),
+    }
+
+
+def _matches(record: RequestRecord, state: str | None) -> bool:
+    return state is None or record.state == state or (state == "live" and record.state != "finished")
+
+
+def _between_ms(start_ns: int, end_ns: int) -> float | None:
+    return (end_ns - start_ns) / 1e6 if start_ns and end_ns else None

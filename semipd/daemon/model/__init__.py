@@ -1,0 +1,1 @@
+"""What the daemon reads of a checkpoint: tokenizer, chat template, defaults; and text made of tokens."""

@@ -1,0 +1,1 @@
+"""OpenAI's interface: completions, chat, tokenizing, models."""

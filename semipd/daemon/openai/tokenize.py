@@ -1,0 +1,67 @@
+"""Tokenizing for clients, over HTTP and the socket, with vLLM's fields; and GET /tokenizer_info."""
+
+import json
+from collections.abc import Mapping
+from functools import cached_property, partial
+
+from aiohttp import web
+
+from semipd.core.sampling import check_ids
+from semipd.daemon.openai.answer_types import DetokenizeAnswer, TokenizeAnswer
+from semipd.daemon.openai.answers import parse
+from semipd.daemon.openai.bodies import DetokenizeRequest, TokenizeFields, TokenizeRequest
+from semipd.daemon.openai.chat import prompt_of
+from semipd.daemon.openai.logprobs import INLINE_LOGPROBS
+from semipd.daemon.prompts.prompt import beside_loop
+from semipd.daemon.requests.generation import GenerationService
+from semipd.daemon.state.services import Services
+from semipd.daemon.web.json_text import parts_of
+
+
+async def _answer(shown: Mapping[str, object], num_tokens: int) -> web.Response:
+    body = await beside_loop(lambda: b"".join(parts_of(shown)), when=num_tokens > INLINE_LOGPROBS)
+    return web.Response(body=body, content_type="application/json", charset="utf-8")
+
+
+class Tokenize:
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def tokenize(self, request: web.Request) -> web.Response:
+        body = parse(TokenizeRequest, await request.read(), self._services)
+        shown = await tokenized(self._services.generation, body)
+        return await _answer(shown, shown["count"])
+
+    async def detokenize(self, request: web.Request) -> web.Response:
+        body = parse(DetokenizeRequest, await request.read(), self._services)
+        shown = await detokenized(self._services.generation, body.tokens)
+        return await _answer(shown, len(body.tokens))
+
+    async def info(self, _request: web.Request) -> web.Response:
+        return web.Response(body=self._info, content_type="application/json", charset="utf-8")
+
+    @cached_property
+    def _info(self) -> bytes:
+        return json.dumps(dict(self._services.generation.model.tokenizer_info)).encode()
+
+
+async def tokenized(service: GenerationService, body: TokenizeFields) -> TokenizeAnswer:
+    """Raises what Prompts raises."""
+    token_ids = (await prompt_of(service.prompts, body, body, service.text_bound)).token_ids
+    pieces = service.model.tokenizer.pieces
+    spelled = None
+    if body.return_token_strs:
+        spelled = await beside_loop(lambda: pieces(token_ids), when=len(token_ids) > INLINE_LOGPROBS)
+    return {
+        "count": len(token_ids),
+        "max_model_len": service.limits.max_model_len,
+        "tokens": token_ids,
+        "token_strs": spelled,
+    }
+
+
+async def detokenized(service: GenerationService, tokens: list[int]) -> DetokenizeAnswer:
+    """Raises SemipdError(`invalid_value`) when one is not in the vocabulary."""
+    check_ids(tokens, service.limits.vocab_size, "tokens")
+    decode = partial(service.model.tokenizer.decode, tokens, skip_special_tokens=False)
+    return {"prompt": await beside_loop(decode, when=len(tokens) > INLINE_LOGPROBS)}

@@ -1,0 +1,1 @@
+"""Operators' interface: partition, targets, requests, events, drain."""

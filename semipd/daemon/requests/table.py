@@ -1,0 +1,398 @@
+"""The request table: every request from admission until its client has the last token.
+
+It holds all that a new engine needs to continue a request: prompt, parameters with a concrete seed,
+and the tokens produced so far. A request's stream goes on there as if nothing had happened; what may be
+submitted when is decided in resume.py.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import repeat
+from typing import Protocol
+
+from semipd.core.errors import SemipdError
+from semipd.core.events import Event, FinishReason
+from semipd.core.messages import Finished, Outbound, PromptLogprobs, StepTokens
+from semipd.core.plan import TokenLogprobs
+from semipd.core.request import Request, SeqId
+from semipd.core.sampling import SamplingParams
+from semipd.daemon.access.callers import OPERATOR, Caller
+from semipd.daemon.access.terms import DEFAULT_TERMS, Terms
+from semipd.daemon.engine.run import EngineReady
+from semipd.daemon.history.records import RequestHistory, RequestRecord
+from semipd.daemon.requests.resume import Resumption
+from semipd.daemon.requests.rules import slow_reader
+
+log = logging.getLogger(__name__)
+
+
+class EngineLink(Protocol):
+    """What the table needs of the engine. No call waits."""
+
+    @property
+    def can_submit(self) -> bool:
+        """An engine is there and takes requests now."""
+
+    def check_accepting(self) -> None:
+        """Raises SemipdError when new requests cannot be taken, not even for a later engine."""
+
+    def submit(self, request: Request) -> None:
+        """Only while `can_submit`. Raises SemipdError(`cannot_be_sent`): this request never can be."""
+
+    def cancel(self, seq: SeqId) -> None:
+        """Best effort: an engine that is gone has cancelled everything."""
+
+
+class LiveRequest:
+    """One request in the table. `tokens` only grows; one consumer reads it at its own pace.
+
+    `news` is set whenever something has changed; requests that one consumer reads together share it.
+    `logprobs` has an entry per token if the request asked for them; `prompt_logprobs` likewise has one
+    per prompt token but the first, all of them before the first token. `num_read`: tokens the consumer has
+    taken. While it waits for its client to take them (`is_blocked`), it may leave `max_unread` behind (0: any
+    number).
+    """
+
+    __slots__ = (
+        "cached_tokens",
+        "error",
+        "finish_reason",
+        "is_blocked",
+        "logprobs",
+        "max_unread",
+        "news",
+        "num_read",
+        "num_submissions",
+        "prompt_logprobs",
+        "record",
+        "request",
+        "stop_token",
+        "tokens",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        record: RequestRecord,
+        news: asyncio.Event | None = None,
+        max_unread: int = 0,
+    ) -> None:
+        self.request = request
+        self.max_unread = max_unread
+        self.num_read = 0
+        self.is_blocked = False
+        self.num_submissions = 0
+        self.record = record
+        self.news = news or asyncio.Event()
+        self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
+        self.prompt_logprobs: list[TokenLogprobs] = []
+        self.cached_tokens = 0
+        self.finish_reason: FinishReason | None = None
+        self.stop_token: int | None = None
+        self.error: SemipdError | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.finish_reason is not None
+
+    @property
+    def is_neglected(self) -> bool:
+        """Its client leaves too much unread. A busy daemon may have as many tokens at once, of a client that
+        waits for them."""
+        return self.is_blocked and 0 < self.max_unread < len(self.tokens) - self.num_read
+
+    def add(self, token: int, logprobs: TokenLogprobs | None = None) -> None:
+        self.tokens.append(token)
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
+        self.news.set()
+
+    def finish(self, reason: FinishReason, error: SemipdError | None = None) -> None:
+        """The first end counts; later ones are ignored."""
+        if self.finish_reason is None:
+            self.finish_reason = reason
+            self.error = error
+            self.news.set()
+
+    def submission(self) -> Request:
+        """What an engine needs to produce the rest of it, and only the rest."""
+        request, params = self.request, self.request.params
+        if params.prompt_logprobs is not None and self._has_prompt_logprobs:
+            params = replace(params, prompt_logprobs=None)
+        return replace(request, params=params, emitted=tuple(self.tokens))
+
+    def lose_engine(self) -> None:
+        """Its engine is dead. Its end may have been among what got lost, although its last token was not."""
+        params = self.request.params
+        if not self._has_prompt_logprobs:
+            # nobody has read them: they count from the first token on
+            self.prompt_logprobs.clear()
+        if not self.tokens or self.is_over:
+            return
+        if self.tokens[-1] in params.stop_token_ids and len(self.tokens) >= params.min_tokens:
+            self.stop_token = self.tokens[-1]
+            self.finish("stop")
+        elif len(self.tokens) >= params.max_tokens:
+            self.finish("length")
+
+    @property
+    def _has_prompt_logprobs(self) -> bool:
+        return bool(self.tokens) or len(self.prompt_logprobs) == len(self.request.prompt) - 1
+
+    async def changed(self, num_seen: int) -> None:
+        """Wait until there are more than `num_seen` tokens or the request is over."""
+        while len(self.tokens) <= num_seen and not self.is_over:
+            self.news.clear()
+            await self.news.wait()
+
+
+class RequestTable:
+    """Owner of every live request, and the supervisor's observer."""
+
+    def __init__(self, engine: EngineLink, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self._engine = engine
+        self._clock_ns = clock_ns
+        self._live: dict[SeqId, LiveRequest] = {}
+        self._last_seq = 0
+        self._closed: SemipdError | None = None
+        self._resumption = Resumption()
+        self.totals: Counter[str] = Counter()
+        self.history = RequestHistory(clock_ns=clock_ns)
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    @property
+    def num_suspects(self) -> int:
+        """Requests that were in flight at a crash and have not passed that point yet."""
+        return self._resumption.num_suspects
+
+    @property
+    def num_held(self) -> int:
+        """Requests that no engine has at the moment."""
+        return self._resumption.num_held
+
+    def admit(
+        self,
+        request_id: str,
+        prompt: list[int],
+        params: SamplingParams,
+        namespace: str = "",
+        arrival_ns: int | None = None,
+        news: asyncio.Event | None = None,
+        terms: Terms = DEFAULT_TERMS,
+    ) -> LiveRequest:
+        """Hand a request to the engine, or to the next one. `arrival_ns`: when it reached the daemon; None:
+        now. `news`: shared with the requests that are read together with it. Raises what
+        `EngineLink.check_accepting` raises, and why the request cannot be sent; nothing of it lives then."""
+        if self._closed is not None:
+            raise self._closed
+        self._engine.check_accepting()
+        seq = SeqId(self._last_seq + 1)
+        arrived_ns = self._clock_ns() if arrival_ns is None else arrival_ns
+        request = Request(seq, request_id, prompt, params, arrived_ns, namespace, delay_ns=terms.delay_ns)
+        self._last_seq = seq
+        try:
+            live = self._arrive(request, news, terms)
+            self._submit_due()
+        except BaseException:
+            self._undo(seq, "internal_error")
+            raise
+        if live.error is not None:
+            self._undo(seq, live.error.code)
+            raise live.error
+        return live
+
+    def _arrive(self, request: Request, news: asyncio.Event | None, terms: Terms) -> LiveRequest:
+        live = LiveRequest(request, self.history.arrived(request, terms), news, terms.max_unread)
+        self._live[request.seq] = live
+        self.totals["admitted"] += 1
+        self._resumption.arrived(request.seq)
+        return live
+
+    def _undo(self, seq: SeqId, code: str) -> None:
+        """Its admission has failed, however far it came: nobody will release it."""
+        self._resumption.ended(seq)
+        if self._live.pop(seq, None) is not None:
+            self.totals["error"] += 1
+        self.history.abandoned(seq, code)
+
+    def release(self, live: LiveRequest) -> None:
+        """The consumer is done with the request; the engine is told if it is not."""
+        if self._live.pop(live.request.seq, None) is None:
+            return
+        if not live.is_over:
+            live.finish("cancelled")
+            self._withdraw(live)
+        reason = live.finish_reason or "cancelled"
+        self.totals[reason] += 1
+        self.history.finished(live.record, reason, live.error.code if live.error else None)
+
+    def cancel(self, live: LiveRequest, reason: FinishReason = "cancelled") -> None:
+        """End the request now, with `reason` as its consumer's answer."""
+        if not live.is_over:
+            live.finish(reason)
+            self._withdraw(live)
+
+    def cancel_named(self, request_id: str, caller: Caller = OPERATOR) -> int:
+        """End every sequence of a request that the caller owns; its client is told so. Returns how many."""
+        who = "An operator" if caller.is_operator else "Another call with the same key"
+        error = SemipdError("request_cancelled", f"{who} cancelled the request.")
+        going = [
+            live
+            for live in self._live.values()
+            if live.request.request_id == request_id and not live.is_over and caller.owns(live.record.owner)
+        ]
+        for live in going:
+            self.fail(live, error, "cancelled")
+        return len(going)
+
+    def fail(self, live: LiveRequest, error: SemipdError, reason: FinishReason = "error") -> None:
+        """End the request now; its consumer gets what has been produced, then the error."""
+        if not live.is_over:
+            live.finish(reason, error)
+            self._withdraw(live)
+
+    def fail_all(self, error: Callable[[LiveRequest], SemipdError]) -> int:
+        """End every live request; later ones are welcome. Returns how many."""
+        going = [live for live in self._live.values() if not live.is_over]
+        for live in going:
+            self.fail(live, error(live))
+        return len(going)
+
+    def oldest_arrival_ns(self) -> int | None:
+        return min((live.request.arrival_ns for live in self._live.values()), default=None)
+
+    def close(self, error: SemipdError) -> None:
+        """Every live request fails with `error`, and so does every later one. The first call counts."""
+        if self._closed is not None:
+            return
+        self._closed = error
+        self.history.close()
+        for live in self._live.values():
+            if not live.is_over:
+                live.finish("error", error)
+                self._withdraw(live)
+
+    # ---- told by the supervisor ----------------------------------------------------------------
+
+    def on_message(self, message: Outbound) -> None:
+        match message:
+            case StepTokens():
+                self._add_tokens(message)
+            case PromptLogprobs(seq, entries):
+                if seq in self._live:
+                    self._live[seq].prompt_logprobs.extend(entries)
+            case Finished():
+                self._finish(message)
+            case Event():
+                self._note(message)
+        if self._resumption.num_held:
+            self._submit_due()
+
+    def engine_died(self, error: SemipdError) -> bool:
+        """Whoever was in flight is a suspect. Returns whether one of them was found guilty."""
+        in_flight = [live for seq, live in self._live.items() if self._resumption.is_in_flight(seq)]
+        for live in in_flight:
+            live.lose_engine()
+            if live.is_over:
+                self._resumption.ended(live.request.seq)
+        guilty = self._resumption.crashed({live.request.seq: live.record.state for live in in_flight})
+        self.history.engine_died(error.message, [live.record for live in in_flight])
+        for seq in guilty:
+            self._condemn(self._live[seq], error)
+        return bool(guilty)
+
+    def engine_ready(self, ready: EngineReady, outage_s: float) -> None:
+        self.history.engine_restarted(outage_s, ready.info["name"])
+        self._submit_due()
+
+    def _condemn(self, live: LiveRequest, error: SemipdError) -> None:
+        request_id = live.request.request_id
+        log.error("the engine died twice of this request", extra={"request_id": request_id})
+        live.finish(
+            "error",
+            SemipdError(
+                "engine_crashed",
+                f"The engine died twice while it worked on the request {request_id!r:.140}, the second time "
+                f"on nothing else. {error.message}",
+                "Do not send it again as it is; please report it.",
+            ),
+        )
+
+    # ---- to the engine -------------------------------------------------------------------------
+
+    def _submit_due(self) -> None:
+        while self._engine.can_submit and (seq := self._resumption.next_due()) is not None:
+            self._submit(self._live[seq])
+
+    def _submit(self, live: LiveRequest) -> None:
+        """A request that cannot be sent fails alone, whoever's turn brought it up."""
+        try:
+            self._engine.submit(live.submission())
+        except Exception as error:
+            self._resumption.ended(live.request.seq)
+            live.finish("error", _why_unsent(error, live.request.request_id))
+            return
+        live.num_submissions += 1
+        if live.num_submissions > 1:
+            self.history.resumed(live.record, len(live.tokens))
+
+    def _withdraw(self, live: LiveRequest) -> None:
+        """It is over; an engine that works on it is told."""
+        seq = live.request.seq
+        if self._resumption.is_in_flight(seq):
+            self._engine.cancel(seq)
+        self._resumption.ended(seq)
+        if self._closed is None and self._resumption.num_held:
+            self._submit_due()
+
+    # ---- messages ------------------------------------------------------------------------------
+
+    def _add_tokens(self, step: StepTokens) -> None:
+        live_requests = self._live
+        logprobs = step.logprobs or repeat(None)
+        on_trial = self._resumption.on_trial
+        grown: list[RequestRecord] = []
+        for seq, token, entry in zip(step.seqs, step.tokens, logprobs, strict=False):
+            live = live_requests.get(seq)
+            # Tokens of a cancelled request may still be on their way.
+            if live is not None and live.finish_reason is None:
+                live.add(token, entry)
+                grown.append(live.record)
+                if seq == on_trial:
+                    self._resumption.progressed(seq)
+                if live.is_neglected:
+                    self.fail(live, slow_reader(live.max_unread))
+        self.history.stepped(grown, self._clock_ns())
+
+    def _finish(self, message: Finished) -> None:
+        live = self._live.get(message.seq)
+        if live is None or live.is_over:
+            return
+        if live.num_submissions == 1:  # of a later one, the last engine knows only its own
+            live.cached_tokens = message.cached_tokens
+        self._resumption.ended(message.seq)
+        live.stop_token = message.stop_token
+        error = (
+            SemipdError(message.code, message.message, message.hint) if message.reason == "error" else None
+        )
+        live.finish(message.reason, error)
+
+    def _note(self, event: Event) -> None:
+        self.history.noted(event)
+        live = self._live.get(event.seq) if event.seq is not None else None
+        if live is not None and event.kind == "admitted":
+            live.cached_tokens = live.record.cached_tokens
+
+
+def _why_unsent(error: Exception, request_id: str) -> SemipdError:
+    if isinstance(error, SemipdError):
+        return error
+    log.error("a request cannot be submitted", exc_info=error, extra={"request_id": request_id})
+    return SemipdError("internal_error", "The daemon failed to hand the request over; its log says how.")

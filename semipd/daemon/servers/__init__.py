@@ -1,0 +1,1 @@
+"""The two servers, HTTP and the Unix socket, and their operations."""

@@ -1,0 +1,155 @@
+"""The operations of the Unix socket: one table of their fields, who may ask, and how they are answered."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from semipd.core.errors import SemipdError
+from semipd.daemon.openai.routes import model_card
+from semipd.daemon.openai.tokenize import detokenized, tokenized
+from semipd.daemon.operators.drain import DrainRequest, ShutdownRequest, answer_drain
+from semipd.daemon.operators.partition import (
+    PartitionClear,
+    PartitionQuestion,
+    PartitionRequest,
+    PartitionSet,
+    SloSet,
+    answer_socket,
+    socket_peer,
+)
+from semipd.daemon.requests.schema import SocketRequest
+from semipd.daemon.servers.socket_bodies import (
+    CancelRequest,
+    GenerateRequest,
+    PlainRequest,
+    RequestsRequest,
+    SocketDetokenize,
+    SocketTokenize,
+    SubscribeRequest,
+    UnsubscribeRequest,
+)
+from semipd.daemon.servers.socket_generate import generate
+from semipd.daemon.servers.socket_session import Session
+from semipd.daemon.servers.subscription import Subscription
+from semipd.wire.client_protocol import OPERATIONS
+
+Answer = dict[str, Any] | None
+"""Without the request's id; None: all has been sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """`answer(session, request, arrival_ns)` raises SemipdError. `for_guests`: members of socket.group may
+    ask, too, about requests of their own."""
+
+    name: str
+    schema: type[SocketRequest]
+    answer: Callable[[Session, Any, int], Awaitable[Answer]]
+    for_guests: bool = False
+
+
+async def _generate(session: Session, request: GenerateRequest, arrival_ns: int) -> Answer:
+    await generate(session, request, arrival_ns)
+    return None
+
+
+async def _cancel(session: Session, request: CancelRequest, _arrival_ns: int) -> Answer:
+    """{cancelled}; by public id also {result}, as DELETE /v1/requests/{id} says it."""
+    if request.target is not None and request.request_id is not None:
+        raise SemipdError("invalid_value", "Send either target or request_id.", param="target")
+    if request.request_id is not None:
+        result = session.services.cancel_named(request.request_id, session.caller)
+        return {"cancelled": result == "cancelled", "result": result}
+    if request.target is None:
+        raise SemipdError("missing_field", "Send target or request_id.", param="target")
+    choices = session.generations.get(request.target)
+    if choices is not None:
+        choices.cancel()
+    return {"cancelled": choices is not None}
+
+
+async def _tokenize(session: Session, request: SocketTokenize, _arrival_ns: int) -> Answer:
+    request.check()
+    session.take_token()
+    return {**await tokenized(session.services.generation, request)}
+
+
+async def _detokenize(session: Session, request: SocketDetokenize, _arrival_ns: int) -> Answer:
+    session.take_token()
+    return {**await detokenized(session.services.generation, request.tokens)}
+
+
+async def _models(session: Session, _request: PlainRequest, _arrival_ns: int) -> Answer:
+    return {"models": [model_card(session.services)]}
+
+
+async def _status(session: Session, _request: PlainRequest, _arrival_ns: int) -> Answer:
+    async with session.asking:
+        return {"status": await session.services.status()}
+
+
+async def _requests(session: Session, request: RequestsRequest, _arrival_ns: int) -> Answer:
+    history, caller = session.services.history, session.caller
+    if request.request_id is not None:
+        named = history.named(request.request_id, caller)
+        return {"requests": [history.to_wire(record, timeline=True) for record in named]}
+    async with session.listing:
+        records = history.records(request.state, request.limit, caller)
+        parts = await session.services.listings.written(records, history.all_to_wire)
+        await session.stream.say({"id": request.id, "requests": [shown for part in parts for shown in part]})
+    return None
+
+
+async def _subscribe(session: Session, request: SubscribeRequest, _arrival_ns: int) -> Answer:
+    subscription = Subscription(session.services, request, session.stream)
+    session.subscriptions[request.id] = subscription
+    try:
+        await subscription.run()
+    finally:
+        del session.subscriptions[request.id]
+    return None
+
+
+async def _unsubscribe(session: Session, request: UnsubscribeRequest, _arrival_ns: int) -> Answer:
+    subscription = session.subscriptions.get(request.target)
+    if subscription is not None:
+        subscription.end("unsubscribed")
+    return {"unsubscribed": subscription is not None}
+
+
+async def _drain(session: Session, request: DrainRequest | ShutdownRequest, _arrival_ns: int) -> Answer:
+    return answer_drain(session.services, request, socket_peer(*session.peer[:2]))
+
+
+async def _partition(session: Session, request: PartitionRequest, _arrival_ns: int) -> Answer:
+    async with session.asking:
+        return await answer_socket(session.services, request, *session.peer[:2])
+
+
+TABLE = {
+    operation.name: operation
+    for operation in (
+        Operation("generate", GenerateRequest, _generate, for_guests=True),
+        Operation("cancel", CancelRequest, _cancel, for_guests=True),
+        Operation("tokenize", SocketTokenize, _tokenize, for_guests=True),
+        Operation("detokenize", SocketDetokenize, _detokenize, for_guests=True),
+        Operation("models", PlainRequest, _models, for_guests=True),
+        Operation("status", PlainRequest, _status),
+        Operation("requests", RequestsRequest, _requests, for_guests=True),
+        Operation("subscribe", SubscribeRequest, _subscribe),
+        Operation("unsubscribe", UnsubscribeRequest, _unsubscribe),
+        Operation("drain", DrainRequest, _drain),
+        Operation("shutdown", ShutdownRequest, _drain),
+        Operation("partition.get", PartitionQuestion, _partition),
+        Operation("partition.set", PartitionSet, _partition),
+        Operation("partition.clear", PartitionClear, _partition),
+        Operation("slo.get", PartitionQuestion, _partition),
+        Operation("slo.set", SloSet, _partition),
+    )
+}
+assert tuple(TABLE) == OPERATIONS, "the protocol and its server name different operations"
+
+
+def allowed(*, is_operator: bool) -> list[str]:
+    """Names of what this caller may ask."""
+    return [name for name, operation in TABLE.items() if is_operator or operation.for_guests]

@@ -1,0 +1,1 @@
+"""What handlers share, and the daemon's state at one moment."""

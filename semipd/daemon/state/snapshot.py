@@ -1,0 +1,204 @@
+"""The daemon's state at one moment: the frame that dashboards eat, and the same numbers as metrics."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, get_args
+
+from semipd import __version__
+from semipd.config.sections import KvConfig
+from semipd.core.plan import BLOCK_SIZE
+from semipd.core.split import PartitionMode
+from semipd.daemon.history.metrics import Histogram, Sample
+from semipd.daemon.history.wall_times import with_wall_times
+
+if TYPE_CHECKING:
+    from semipd.daemon.state.services import Services
+
+LOOP_LAG_LIMIT_S = 0.5
+_ENGINE_FIELDS = ("split", "prefix", "preemptions", "scheduler")
+
+
+def state_frame(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, Any]:
+    """One immutable snapshot. What only the engine knows is None while it does not answer."""
+    ready = services.supervisor.ready
+    return {
+        "at_s": time.time(),
+        "uptime_s": services.uptime_s,
+        "state": services.supervisor.state,
+        "engine": services.supervisor.report(),
+        "model": {"name": services.model_name, "max_model_len": ready.max_model_len if ready else None},
+        "versions": {"daemon": __version__, "engine": ready.version if ready else None},
+        "device": _device(services, engine),
+        **{name: engine.get(name) if engine else None for name in _ENGINE_FIELDS},
+        "lanes": _lanes(engine),
+        "kv": _kv(services, engine),
+        "last_split_change": services.last_split_change(),
+        "partition": _partition(engine),
+        "requests": _requests(services, engine),
+        "drain": services.drain.to_wire(),
+        "throughput": services.vitals.throughput(),
+        "slo": services.slo.snapshot(),
+        "lamps": lamps(services, engine),
+        "refused": dict(services.history.refused),
+        "notes": list(ready.notes) if ready else [],
+    }
+
+
+def lamps(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """Three separate facts: the engine process is up; both loops turn; work moves forward."""
+    lag_s = services.vitals.loop_lag_s
+    age_s = progress_age_s(engine)
+    return {
+        "process": {"ok": services.supervisor.state == "ready"},
+        "loop": {
+            "ok": engine is not None and lag_s < LOOP_LAG_LIMIT_S,
+            "event_loop_lag_ms": lag_s * 1e3,
+            "engine_answer_ms": services.vitals.answer_ms,
+        },
+        "progress": {
+            "ok": age_s is not None and age_s < services.supervisor.supervision.stall_s,
+            "age_ms": None if age_s is None else age_s * 1e3,
+        },
+    }
+
+
+def progress_age_s(engine: Mapping[str, Any] | None) -> float | None:
+    """How long the slowest step in flight has been under way; 0 without work, None: nobody knows."""
+    return None if engine is None else float(engine["progress_age_ms"]) / 1e3
+
+
+def _device(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Facts of the device, and its numbers of this moment under `stats`."""
+    ready = services.supervisor.ready
+    if ready is None:
+        return None
+    facts = {name: ready.info.get(name) for name in ("kind", "name", "unit", "num_units", "dtype", "memory")}
+    return facts | {"stats": engine.get("device") if engine else None}
+
+
+def _lanes(engine: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Without the sizes of their steps, which are for the metrics."""
+    if engine is None:
+        return None
+    return {
+        name: {fact: value for fact, value in lane.items() if fact != "step_sizes"}
+        for name, lane in engine["lanes"].items()
+    }
+
+
+def _kv(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The pool's numbers, and who holds most of it."""
+    if engine is None:
+        return None
+    holders = [
+        {
+            "id": record.request_id,
+            "state": record.state,
+            "blocks": record.blocks,
+            "tokens": record.tokens,
+            "priority": record.priority,
+        }
+        for record in services.history.holders()
+    ]
+    return {**engine["kv"], "holders": holders}
+
+
+def _partition(engine: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Without the engine's view of the service levels: the frame's own is what clients see."""
+    if engine is None:
+        return None
+    return with_wall_times({name: value for name, value in engine["partition"].items() if name != "slo"})
+
+
+def _requests(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, Any]:
+    numbers: Mapping[str, Any] = (engine or {}).get("requests") or {}
+    names = ("waiting", "prefilling", "decoding", "oldest_waiting_ms")
+    return {name: numbers.get(name) for name in names} | {
+        "live": len(services.table),
+        "held": services.table.num_held,
+        "suspects": services.table.num_suspects,
+        "totals": dict(services.table.totals),
+    }
+
+
+def state_samples(services: "Services", engine: Mapping[str, Any] | None) -> Iterator[Sample]:
+    """Metrics of this moment. Those of a silent engine are left out rather than repeated."""
+    yield Sample("semipd:engine_up", engine is not None)
+    yield Sample("semipd:live_requests", len(services.table))
+    yield Sample("semipd:event_loop_lag_seconds", services.vitals.loop_lag_s)
+    yield Sample("semipd:slo_requests", services.slo.num_judged)
+    yield Sample("semipd:slo_met", services.slo.num_met)
+    yield Sample("semipd:slo_target_seconds", services.slo.targets.ttft_ms / 1e3, ("ttft",))
+    yield Sample("semipd:slo_target_seconds", services.slo.targets.tpot_ms / 1e3, ("tpot",))
+    yield Sample("semipd:engine_deaths", services.history.engine_deaths)
+    for lane in ("prefill", "decode"):
+        yield Sample("semipd:worker_deaths", services.history.worker_deaths[lane], (lane,))
+    yield Sample("semipd:requests_resumed", services.history.resumptions)
+    yield Sample("semipd:ignored_fields", services.ignored_fields.total())
+    phases_s: Counter[str] = Counter()
+    for phase in services.supervisor.timeline:
+        phases_s[phase.name] += phase.seconds  # type: ignore[assignment]
+    for name, seconds in phases_s.items():
+        yield Sample("semipd:startup_phase_seconds", seconds, (name,))
+    ready = services.supervisor.ready
+    facts = (ready.version, str(ready.info["name"]), ready.scheduler) if ready else ("", "", "")
+    yield Sample("semipd:build_info", 1, (__version__, *facts))
+    if ready is not None:
+        yield Sample("vllm:cache_config_info", 1, _cache_facts(services.config.kv, ready.info))
+    if engine is not None:
+        yield Sample("semipd:progress_age_seconds", engine["progress_age_ms"] / 1e3)
+        yield from _engine_samples(engine)
+        yield from _partition_samples(engine["partition"])
+
+
+def _engine_samples(engine: Mapping[str, Any]) -> Iterator[Sample]:
+    requests, kv, split = engine["requests"], engine["kv"], engine["split"]
+    yield Sample("vllm:num_requests_running", requests["prefilling"] + requests["decoding"])
+    yield Sample("vllm:num_requests_waiting", requests["waiting"])
+    yield Sample("semipd:oldest_waiting_seconds", (requests["oldest_waiting_ms"] or 0.0) / 1e3)
+    yield Sample("vllm:kv_cache_usage_perc", kv["used_blocks"] / kv["total_blocks"])
+    for state in ("used", "free", "cached"):
+        yield Sample("semipd:kv_blocks", kv[f"{state}_blocks"], (state,))
+    lanes = engine["lanes"]
+    for name, lane in lanes.items():
+        yield Sample("semipd:split_units", split[name], (name,))
+        yield Sample("semipd:lane_busy_seconds", lane["busy_ms"] / 1e3, (name,))
+        yield Sample("semipd:lane_steps", lane["steps"], (name,))
+        yield Sample("semipd:slow_steps", lane["slow_steps"], (name,))
+        for phase in ("prefill", "decode"):
+            yield Sample("semipd:lane_tokens", lane[f"{phase}_tokens"], (name, phase))
+    yield Sample("vllm:iteration_tokens_total", _step_sizes([lane["step_sizes"] for lane in lanes.values()]))
+
+
+def _step_sizes(lanes: Sequence[Mapping[str, Any]]) -> Histogram:
+    """Of all lanes together."""
+    counts = [sum(bucket) for bucket in zip(*(lane["counts"] for lane in lanes), strict=True)]
+    return Histogram.counted(lanes[0]["bounds"], counts, sum(lane["sum_tokens"] for lane in lanes))
+
+
+def _cache_facts(kv: KvConfig, info: Mapping[str, Any]) -> tuple[str, ...]:
+    """In the order of the labels. Block 0 holds nothing, so it is no block of the pool."""
+    fraction = "None" if kv.bytes else f"{kv.fraction:g}" if kv.fraction else "auto"
+    kv_bytes = info["memory"].get("kv_pool")
+    return (str(BLOCK_SIZE), info["dtype"], "True", fraction, str(kv_bytes), str(info["num_blocks"] - 1))
+
+
+def _partition_samples(partition: Mapping[str, Any]) -> Iterator[Sample]:
+    """What is not known yet is NaN."""
+    for mode in get_args(PartitionMode):
+        yield Sample("semipd:partition_mode", mode == partition["mode"], (mode,))
+    decision, prediction = partition["decision"] or {}, partition["prediction"]
+    for name in ("ttft", "tpot"):
+        predicted_ms, error = decision.get(f"predicted_{name}_ms"), prediction[f"{name}_error"]
+        yield Sample("semipd:predicted_seconds", _or_nan(predicted_ms) / 1e3, (name,))
+        yield Sample("semipd:prediction_error_ratio", _or_nan(error), (name,))
+    switch = partition["switch_ms"]
+    bounds_s = [bound / 1e3 for bound in switch["bounds_ms"]]
+    counted = Histogram.counted(bounds_s, switch["counts"], switch["sum_ms"] / 1e3)
+    yield Sample("semipd:split_switch_seconds", counted)
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value

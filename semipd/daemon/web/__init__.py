@@ -1,0 +1,1 @@
+"""HTTP beneath the routes: connections, errors, bodies, the OpenAPI document."""

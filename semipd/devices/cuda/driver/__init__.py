@@ -1,0 +1,1 @@
+"""Calls of the CUDA driver, what they hand out, and what their failures mean."""

@@ -1,0 +1,1 @@
+"""A lane: steps in pieces, launched on its streams, finished in order."""

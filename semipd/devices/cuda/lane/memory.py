@@ -1,0 +1,87 @@
+"""What a lane has on the device, and what both lanes share."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from semipd.devices.cuda.driver.interface import Driver
+from semipd.devices.cuda.driver.stream_work import Submit
+from semipd.devices.cuda.driver.timing_events import EventPool
+from semipd.devices.cuda.forward.transformer import Activations, Transformer, reserve_logits
+from semipd.devices.cuda.rows.sampling import Sampler, TokenHistory
+from semipd.devices.cuda.rows.size import LaneSize
+from semipd.devices.cuda.rows.slots import SlotState
+from semipd.devices.cuda.rows.staging import Staging
+from semipd.devices.cuda.split.streams import Lanes
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What both lanes of a device have in common."""
+
+    driver: Driver
+    lanes: Lanes
+    submit: Submit
+    transformer: Transformer
+    staging: Staging
+    events: EventPool
+    device: torch.device
+
+
+@dataclass(slots=True)
+class LaneMemory:
+    """Everything a lane keeps on the device, at addresses that graphs may hold on to.
+
+    Attributes:
+        sampler: with whatever memory it works in.
+        slots: int32 [buckets[-1]], of the decode batch; padded with the padding slot.
+        metadata, delta: int32, where uploads go. history_tokens: int32, the history of one sequence and the
+            tokens that it may choose.
+    """
+
+    state: SlotState
+    history: TokenHistory
+    activations: Activations
+    logits: Tensor
+    slots: Tensor
+    metadata: Tensor
+    delta: Tensor
+    history_tokens: Tensor
+    sampler: Sampler
+    retired: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def reserve(
+        cls, size: LaneSize, activations: Activations, sampler: Sampler, device: torch.device
+    ) -> "LaneMemory":
+        num_slots = size.max_num_seqs + 1
+        state = SlotState(num_slots, size.max_blocks_per_seq, device)
+
+        def ints(count: int) -> Tensor:
+            return torch.zeros(count, dtype=torch.int32, device=device)
+
+        # Rows come four times (token, position, slot, wanted), sequences a few times; logit bias and stop
+        # tokens beyond the rest make the buffer grow.
+        metadata = ints(8 * size.max_rows + 64 * num_slots + 2**16)
+        return cls(
+            state,
+            TokenHistory(num_slots, size.vocab_size, device),
+            activations,
+            reserve_logits(size.max_num_seqs, size.vocab_size, device),
+            ints(size.buckets[-1]),
+            metadata,
+            ints(2 * state.max_delta),
+            ints(size.max_tokens_per_seq + size.vocab_size),
+            sampler,
+        )
+
+    def grow_metadata(self, num_elements: int) -> None:
+        """The device may still read the old buffer, so it is kept; doubling bounds what that costs."""
+        self.retired.append(self.metadata)
+        self.metadata = self.metadata.new_empty(num_elements)
+
+    @property
+    def num_bytes(self) -> int:
+        tensors = (self.state.flat, self.logits, self.slots, self.metadata, self.delta, self.history_tokens)
+        return sum(t.nbytes for t in tensors) + self.history.counts.nbytes + self.activations.num_bytes

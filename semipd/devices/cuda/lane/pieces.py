@@ -1,0 +1,264 @@
+"""The pieces of a lane's steps: what each launches on its stream, and what that touches.
+
+Bodies run in the stream's order. What one leaves for the next (`_bound`) is therefore state of the stream,
+not of the host, which may be a step ahead.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from semipd.devices.contract import LaneName
+from semipd.devices.cuda.driver.stream_work import Touched
+from semipd.devices.cuda.forward.transformer import PROMPT_ROWS_AT_ONCE, Activations
+from semipd.devices.cuda.lane.graphs import GraphKey, GraphTable, bucket_for
+from semipd.devices.cuda.lane.memory import LaneMemory, Shared
+from semipd.devices.cuda.lane.step import LaneStep, Piece, Place
+from semipd.devices.cuda.rows.layout import BoundLayout, StepLayout, decode_rows
+from semipd.devices.cuda.rows.residents import Changes, SlotResident
+from semipd.devices.cuda.rows.size import LaneSize
+from semipd.devices.cuda.rows.staging import Packer
+from semipd.devices.cuda.sampler.logprobs import LogprobBuffers
+
+
+class LaneWork:
+    def __init__(
+        self, name: LaneName, shared: Shared, size: LaneSize, memory: LaneMemory, graphs: GraphTable
+    ) -> None:
+        self._name = name
+        self._shared = shared
+        self._size = size
+        self._memory = memory
+        self._graphs = graphs
+        self._bound: BoundLayout | None = None
+
+    # ---- uploads -------------------------------------------------------------------------------
+
+    def uploads(self, step: LaneStep, changes: Changes, layout: StepLayout | None) -> list[Piece]:
+        """What has to reach the device before the step computes; staged now, since the host moves on."""
+        uploads = list[Piece]()
+        if changes.delta:
+            uploads.append(self._delta_upload(step, changes))
+        uploads += [self._history_upload(step, resident) for resident in changes.histories]
+        if layout is not None:
+            uploads.append(self._layout_upload(step, layout))
+        return uploads
+
+    def _staged(self, step: LaneStep, values: Sequence[int]) -> Tensor:
+        packer = Packer()
+        packer.add(values)
+        buffer = step.take(self._shared.staging, packer.size)
+        packer.write(buffer)
+        return buffer
+
+    def _delta_upload(self, step: LaneStep, changes: Changes) -> Piece:
+        count, memory = len(changes.delta), self._memory
+        buffer = self._staged(step, [*changes.delta.keys(), *changes.delta.values()])
+
+        def body() -> None:
+            delta = memory.delta[: 2 * count]
+            delta.copy_(buffer[: 2 * count], non_blocking=True)
+            memory.state.apply(delta[:count], delta[count:])
+
+        touched = self._touched({("pinned", id(buffer))}, {"delta", "slots"})
+        return lambda place: self._shared.submit(place.stream, "delta", body, touched)
+
+    def _history_upload(self, step: LaneStep, resident: SlotResident) -> Piece:
+        memory, slot, num_prompt = self._memory, resident.slot, resident.num_prompt_tokens
+        num_tokens, allowed = len(resident.token_ids), sorted(set(resident.params.allowed_token_ids))
+        buffer, count = self._staged(step, [*resident.token_ids, *allowed]), num_tokens + len(allowed)
+
+        def body() -> None:
+            target = memory.history_tokens[:count]
+            target.copy_(buffer[:count], non_blocking=True)
+            memory.history.join(
+                slot, target[:num_tokens], num_prompt, target[num_tokens:] if allowed else None
+            )
+
+        touched = self._touched({("pinned", id(buffer))}, {"history"})
+        return lambda place: self._shared.submit(place.stream, "history", body, touched)
+
+    def _layout_upload(self, step: LaneStep, layout: StepLayout) -> Piece:
+        size, memory = layout.packer.size, self._memory
+        if size > memory.metadata.numel():
+            memory.grow_metadata(2 * size)
+        buffer, target = step.take(self._shared.staging, size), memory.metadata
+        layout.packer.write(buffer)
+
+        def body() -> None:
+            target[:size].copy_(buffer[:size], non_blocking=True)
+            self._bound = layout.bind(target, memory.state)
+            if not layout.chunks:
+                memory.slots.zero_()
+                memory.slots[: len(layout.decoding)].copy_(self._bound.decode_slots)
+
+        touched = self._touched({("pinned", id(buffer)), "slots"}, {"metadata", "rows"})
+        return lambda place: self._shared.submit(place.stream, "layout", body, touched)
+
+    # ---- pieces --------------------------------------------------------------------------------
+
+    def decode_piece(
+        self, step: LaneStep, layout: StepLayout, lens: list[int], uploads: list[Piece]
+    ) -> Piece:
+        def piece(place: Place) -> None:
+            for upload in uploads:
+                upload(place)
+            if layout.decoding:
+                self._launch_decode(place, layout, lens)
+                self._launch_sampling(place, step)
+
+        return piece
+
+    def _launch_decode(self, place: Place, layout: StepLayout, lens: list[int]) -> None:
+        driver, bucket = self._shared.driver, bucket_for(self._size.buckets, len(layout.decoding))
+        graph = self._graphs.find(GraphKey(place.split, bucket))
+
+        def body() -> None:
+            if graph is None:
+                self.decode_pass(bucket, place.num_sms)
+            else:
+                driver.launch_graph(graph, place.stream)
+
+        touched = self._touched_kv(layout, lens, {"slots", "rows"}, {"activations", "logits"})
+        self._shared.submit(place.stream, f"decode {bucket}", body, touched)
+
+    def decode_pass(self, bucket: int, num_sms: int) -> None:
+        """Logits of the batch in `memory.slots`, padded to `bucket`: what a graph captures."""
+        memory, transformer = self._memory, self._shared.transformer
+        rows = decode_rows(memory.state, memory.slots[:bucket])
+        activations = memory.activations.first(bucket)
+        transformer.embed(rows, activations)
+        transformer.layers(rows, activations, range(transformer.num_layers), num_sms)
+        transformer.logits(transformer.finish(activations, None), memory.logits[:bucket])
+
+    def warm_up(self, place: Place, bucket: int) -> None:
+        """A decode pass over padding only. The next step must upload its batch again."""
+        slots = self._memory.slots
+
+        def body() -> None:
+            slots.zero_()
+            self.decode_pass(bucket, place.num_sms)
+
+        touched = self._touched({"slots"}, {"rows", "activations", "logits"})
+        self._shared.submit(place.stream, f"warm up {bucket}", body, touched)
+
+    def chunk_pieces(
+        self, step: LaneStep, layout: StepLayout, lens: list[int], uploads: list[Piece], group_layers: int
+    ) -> list[Piece]:
+        """Groups of layers; uploads go with the first, sampling with the last."""
+        num_layers = self._shared.transformer.num_layers
+        starts = range(0, num_layers, group_layers)
+        groups = [range(start, min(start + group_layers, num_layers)) for start in starts]
+        return [self._group_piece(step, layout, lens, uploads, group) for group in groups]
+
+    def _group_piece(
+        self, step: LaneStep, layout: StepLayout, lens: list[int], uploads: list[Piece], group: range
+    ) -> Piece:
+        shared = self._shared
+        activations = self._memory.activations.first(layout.num_rows)
+
+        def piece(place: Place) -> None:
+            is_first, is_last = group.start == 0, group.stop == shared.transformer.num_layers
+            for upload in uploads if is_first else []:
+                upload(place)
+
+            def body() -> None:
+                rows = None if self._bound is None else self._bound.rows
+                assert rows is not None, "no rows on the device"
+                if is_first:
+                    shared.transformer.embed(rows, activations)
+                shared.transformer.layers(rows, activations, group, place.num_sms)
+
+            touched = self._touched_kv(layout, lens, {"metadata", "rows", "slots"}, {"activations"})
+            shared.submit(place.stream, f"layers {group.start}-{group.stop - 1}", body, touched)
+            if is_last:
+                self._launch_sums(place, step, activations.attended[len(layout.decoding) :])
+            if is_last and (layout.sampled or layout.num_prompt_rows):
+                self._launch_finish(place, step, layout, activations)
+
+        return piece
+
+    def _launch_sums(self, place: Place, step: LaneStep, attended: Tensor) -> None:
+        """`attended`: of the chunks' rows, in the last layer."""
+        assert step.sums is not None
+        sums = step.sums[: attended.shape[0]]
+
+        def body() -> None:
+            sums.copy_(attended.sum(dim=1, dtype=torch.float32), non_blocking=True)
+
+        touched = self._touched({"activations"}, {("pinned", id(step.sums))})
+        self._shared.submit(place.stream, "sums", body, touched)
+
+    def _launch_finish(
+        self, place: Place, step: LaneStep, layout: StepLayout, activations: Activations
+    ) -> None:
+        transformer, logits = self._shared.transformer, self._memory.logits
+        num_sampled = len(layout.sampled)
+
+        def body() -> None:
+            bound = self._bound
+            assert bound is not None
+            final = transformer.finish(activations, bound.wanted)
+            for start in range(0, layout.num_prompt_rows, PROMPT_ROWS_AT_ONCE):
+                assert step.prompt_logprobs is not None
+                targets = bound.prompt_targets[start : start + PROMPT_ROWS_AT_ONCE]
+                rows = final[num_sampled + start :][: targets.shape[0]]
+                transformer.logits(rows, logits[: targets.shape[0]])
+                step.prompt_logprobs.launch(logits[: targets.shape[0]], targets, start)
+            if num_sampled:
+                transformer.logits(final[:num_sampled], logits[:num_sampled])
+
+        outputs = _pinned(step.prompt_logprobs)
+        touched = self._touched({"metadata"}, {"activations", "logits", *outputs})
+        self._shared.submit(place.stream, "finish", body, touched)
+        if num_sampled:
+            self._launch_sampling(place, step)
+
+    def _launch_sampling(self, place: Place, step: LaneStep) -> None:
+        memory, num_rows = self._memory, len(step.sampled)
+
+        def body() -> None:
+            bound, logits = self._bound, memory.logits[:num_rows]
+            assert bound is not None
+            assert step.tokens is not None
+            slots, stages = bound.sampled_slots, bound.stages
+            raw = logits.clone() if step.logprobs is not None else logits
+            tokens = memory.sampler.sample(logits, slots, stages, memory.state, memory.history)
+            valid = tokens.clamp_min(0)
+            memory.state.advance(slots, valid)
+            if stages.penalised is not None:
+                memory.history.advance(slots[stages.penalised], valid[stages.penalised].long())
+            step.tokens[:num_rows].copy_(tokens, non_blocking=True)
+            if step.logprobs is not None:
+                step.logprobs.launch(raw, tokens)
+
+        outputs = {("pinned", id(step.tokens)), *_pinned(step.logprobs)}
+        touched = self._touched({"metadata", "rows"}, {"logits", "slots", "history", *outputs})
+        self._shared.submit(place.stream, "sample", body, touched)
+
+    # ---- what is touched -----------------------------------------------------------------------
+
+    def _touched(self, reads: set[Hashable], writes: set[Hashable]) -> Callable[[], Touched]:
+        return lambda: Touched(self._named(reads), self._named(writes))
+
+    def _touched_kv(
+        self, layout: StepLayout, lens: list[int], reads: set[Hashable], writes: set[Hashable]
+    ) -> Callable[[], Touched]:
+        def touched() -> Touched:
+            kv_reads = {("kv", block) for block in layout.kv_reads(lens)}
+            kv_writes = {("kv", block) for block in layout.kv_writes(lens)}
+            return Touched(self._named(reads) | kv_reads, self._named(writes) | kv_writes)
+
+        return touched
+
+    def _named(self, names: set[Hashable]) -> frozenset[Hashable]:
+        """Bare words are the lane's own memory."""
+        return frozenset((self._name, name) if isinstance(name, str) else name for name in names)
+
+
+def _pinned(buffers: LogprobBuffers | None) -> set[Hashable]:
+    if buffers is None:
+        return set()
+    memory = (buffers.own, buffers.values, buffers.ids, buffers.ranks)
+    return {("pinned", id(buffer)) for buffer in memory}

@@ -1,0 +1,159 @@
+"""Where the rows of one step come from: everything about it that the host knows, packed for one upload."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from semipd.core.plan import BLOCK_SIZE, blocks_for
+from semipd.devices.cuda.rows.residents import Chunk, SlotResident
+from semipd.devices.cuda.rows.rows import ChunkPlan, ChunkRows, DecodeRows, StepRows
+from semipd.devices.cuda.rows.sampling import StagePlan, Stages
+from semipd.devices.cuda.rows.slots import Column, SlotState
+from semipd.devices.cuda.rows.staging import Packer
+
+PlanChunks = Callable[[list[int], list[int]], ChunkPlan]
+"""(lengths, context lengths) of the chunks."""
+
+
+class StepLayout:
+    """Of a step that decodes `decoding` and computes `chunks`.
+
+    Attributes:
+        sampled: who gets a token, in the order of StepResult.tokens.
+        num_prompt_rows: rows that predict prompt tokens.
+        packer: all vectors, for one copy to the device.
+    """
+
+    def __init__(
+        self,
+        decoding: list[SlotResident],
+        chunks: list[Chunk],
+        vocab_size: int,
+        plan_chunks: PlanChunks,
+    ) -> None:
+        self.decoding = decoding
+        self.chunks = chunks
+        self.sampled = [*decoding, *(c.resident for c in chunks if c.segment.sample)]
+        self.packer = packer = Packer()
+        self._decode_slots = packer.add([r.slot for r in decoding])
+        self._sampled_slots = packer.add([r.slot for r in self.sampled])
+        self._stages = StagePlan(packer, [(r.params, r.num_prompt_tokens) for r in self.sampled], vocab_size)
+        targets = [c.resident.token_ids[i] for c in chunks for i in c.predicted_prompt()]
+        self.num_prompt_rows = len(targets)
+        self._prompt_targets = packer.add(targets)
+        if chunks:
+            self._pack_chunks(packer, chunks)
+            self._plan = plan_chunks([c.segment.length for c in chunks], [c.end for c in chunks])
+            self._work = packer.add(self._plan.work.astype(np.int64))
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.decoding) + sum(chunk.segment.length for chunk in self.chunks)
+
+    def bind(self, memory: Tensor, state: SlotState) -> "BoundLayout":
+        """`memory`: int32, where the packer's vectors have gone. Launches on the current stream."""
+        view = self.packer.views(memory)
+        sampled_slots = view(self._sampled_slots).long()
+        stages, targets = self._stages.bind(view), view(self._prompt_targets)
+        if not self.chunks:
+            return BoundLayout(view(self._decode_slots), sampled_slots, stages, targets, None, None)
+        rows = self._rows(view, state)
+        return BoundLayout(view(self._decode_slots), sampled_slots, stages, targets, rows, view(self._wanted))
+
+    def _pack_chunks(self, packer: Packer, chunks: Sequence[Chunk]) -> None:
+        tables = [np.array(c.resident.block_table, dtype=np.int64) for c in chunks]
+        positions = [np.arange(c.segment.start, c.end) for c in chunks]
+        pairs = zip(tables, positions, strict=True)
+        slots = [table[at // BLOCK_SIZE] * BLOCK_SIZE + at % BLOCK_SIZE for table, at in pairs]
+        tokens = [token for c in chunks for token in c.resident.token_ids[c.segment.start : c.end]]
+        lengths = [c.segment.length for c in chunks]
+        self._tokens = packer.add(tokens)
+        self._positions = packer.add(np.concatenate(positions))
+        self._kv_slots = packer.add(np.concatenate(slots))
+        self._chunk_slots = packer.add([c.resident.slot for c in chunks])
+        self._query_starts = packer.add(np.cumsum([0, *lengths]))
+        self._kv_lens = packer.add([c.end for c in chunks])
+        self._wanted = packer.add(self._wanted_rows(lengths))
+
+    def _wanted_rows(self, lengths: list[int]) -> list[int]:
+        """Whose logits are wanted: decode rows, ends of chunks that sample, predictors of prompt tokens."""
+        num_decode = len(self.decoding)
+        starts = np.cumsum([num_decode, *lengths]).tolist()
+        rows = list(range(num_decode))
+        rows += [starts[i + 1] - 1 for i, c in enumerate(self.chunks) if c.segment.sample]
+        for start, chunk in zip(starts, self.chunks, strict=False):
+            # The logits of token i - 1 predict token i.
+            rows += [start + i - 1 - chunk.segment.start for i in chunk.predicted_prompt()]
+        return rows
+
+    def _rows(self, view: Callable[[int], Tensor], state: SlotState) -> StepRows:
+        tables = state.tables.index_select(0, view(self._chunk_slots))
+        chunks = ChunkRows(
+            tables,
+            view(self._query_starts),
+            view(self._kv_lens),
+            view(self._work),
+            self._plan,
+            [chunk.segment.length for chunk in self.chunks],
+            [chunk.end for chunk in self.chunks],
+        )
+        tokens, positions = view(self._tokens), view(self._positions)
+        slots = view(self._kv_slots).long()
+        if not self.decoding:
+            return StepRows(tokens, positions, slots, None, chunks)
+        decode = decode_rows(state, view(self._decode_slots))
+        return StepRows(
+            torch.cat((decode.token_ids, tokens)),
+            torch.cat((decode.positions, positions)),
+            torch.cat((decode.slots, slots)),
+            decode.decode,
+            chunks,
+        )
+
+    def kv_reads(self, decode_lens: Sequence[int]) -> set[int]:
+        """Blocks whose keys and values a step attends to, given the contexts of its decodes."""
+        blocks = set[int]()
+        for resident, kv_len in zip(self.decoding, decode_lens, strict=True):
+            blocks.update(resident.block_table[: blocks_for(kv_len)])
+        for chunk in self.chunks:
+            blocks.update(chunk.resident.block_table[: blocks_for(chunk.end)])
+        return blocks
+
+    def kv_writes(self, decode_lens: Sequence[int]) -> set[int]:
+        pairs = zip(self.decoding, decode_lens, strict=True)
+        blocks = {resident.block_table[(kv_len - 1) // BLOCK_SIZE] for resident, kv_len in pairs}
+        for chunk in self.chunks:
+            first = chunk.segment.start // BLOCK_SIZE
+            blocks.update(chunk.resident.block_table[first : blocks_for(chunk.end)])
+        return blocks
+
+
+@dataclass(frozen=True, slots=True)
+class BoundLayout:
+    """A layout on the device.
+
+    Attributes:
+        decode_slots: int32 [D]; sampled_slots: int64 [R].
+        prompt_targets: int32 [P], the tokens that the prompt rows predict.
+        rows, wanted: of a step with chunks; else None, and the rows come from the slots.
+    """
+
+    decode_slots: Tensor
+    sampled_slots: Tensor
+    stages: Stages
+    prompt_targets: Tensor
+    rows: StepRows | None
+    wanted: Tensor | None
+
+
+def decode_rows(state: SlotState, slots: Tensor) -> StepRows:
+    """One row for each of `slots`, int32 [D]: the newest token of its sequence."""
+    columns = state.columns.index_select(1, slots)
+    tables = state.tables.index_select(0, slots)
+    positions = columns[Column.POSITION]
+    blocks = tables.gather(1, (positions // BLOCK_SIZE).long()[:, None]).squeeze(1)
+    kv_slots = blocks.long() * BLOCK_SIZE + positions % BLOCK_SIZE
+    return StepRows(columns[Column.TOKEN], positions, kv_slots, DecodeRows(tables, positions + 1), None)

@@ -1,0 +1,20 @@
+"""What a lane is built for: its greatest numbers."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class LaneSize:
+    """Attributes:
+    max_rows: most rows of one pass. max_num_seqs: most residents.
+    buckets: batch sizes of decode passes, rising; the last holds every resident.
+    group_layers: layers of a piece of a step with chunks.
+    """
+
+    max_rows: int
+    max_num_seqs: int
+    max_blocks_per_seq: int
+    max_tokens_per_seq: int
+    vocab_size: int
+    buckets: tuple[int, ...]
+    group_layers: int

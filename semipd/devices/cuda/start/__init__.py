@@ -1,0 +1,1 @@
+"""Start-up of the device, and the device itself."""

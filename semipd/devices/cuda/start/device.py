@@ -1,0 +1,95 @@
+"""The CUDA device: one process, one copy of weights and KV pool, two lanes of SMs (DESIGN section 2)."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from semipd.core.settings import EngineSettings
+from semipd.devices.cuda.lane.lane import CudaLane
+from semipd.devices.cuda.split.streams import SwitchStats
+from semipd.devices.cuda.start.model import Checkpoint, ModelSource, Report
+from semipd.devices.cuda.start.opening import Opened, Opening
+from semipd.devices.cuda.start.platform import Platform, real_platform
+
+DECODE_DEPTH = 2
+"""The host runs one step behind the device."""
+
+_START_S = 60.0
+_WAKE_NS = 1_000_000_000
+
+
+class CudaDevice:
+    """See devices.contract.Device."""
+
+    def __init__(self, opened: Opened, stack: ExitStack) -> None:
+        self.info = opened.info
+        self.prefill = CudaLane("prefill", opened.thread, 1)
+        self.decode = CudaLane("decode", opened.thread, DECODE_DEPTH)
+        self._opened = opened
+        self._stack = stack
+
+    @classmethod
+    def open(
+        cls,
+        settings: EngineSettings,
+        report: Report,
+        source: ModelSource | None = None,
+        platform_of: Callable[[], Platform] = real_platform,
+    ) -> "CudaDevice":
+        """`source`: of the weights; None: the folder that the settings name.
+
+        Raises SemipdError: what reading the checkpoint raises, `cuda_unavailable`, `insufficient_memory`;
+        CudaError; LaneFailed. Nothing is left behind then. A device that cannot be divided is no error:
+        `info.splits` is empty.
+        """
+        with ExitStack() as stack:
+            report("starting CUDA", _START_S)
+            platform = platform_of()
+            stack.callback(platform.close)
+            opened = Opening(settings, report, platform, source or Checkpoint(settings), stack).run()
+            return cls(opened, stack.pop_all())
+
+    def files(self) -> Sequence[int]:
+        return [self._opened.thread.fileno()]
+
+    def wake_at_ns(self) -> int | None:
+        """While work is in flight somebody has to notice that the launch thread hangs."""
+        return time.monotonic_ns() + _WAKE_NS if self._opened.thread.is_busy else None
+
+    def stats(self) -> dict[str, Any]:
+        lanes, graphs = self._opened.lanes, self._opened.graphs
+        found = lanes.capability
+        return {
+            "gpu": self._opened.nvml.stats(),
+            "partition": {
+                "possible": found.can_partition,
+                "reason": found.reason,
+                "notes": list(found.notes),
+            },
+            "switches": {name: _switches(stats) for name, stats in lanes.switches.items()},
+            "graphs": {
+                "captured": len(graphs),
+                "missing": graphs.num_missing,
+                "hits": graphs.num_hits,
+                "misses": graphs.num_misses,
+            },
+            "memory": dict(self.info.memory),
+        }
+
+    def close(self) -> None:
+        """After a failure nothing that waits for the device is tried: the process ends anyway."""
+        thread, stack = self._opened.thread, self._stack.pop_all()
+        if thread.stop() and not thread.has_failed:
+            stack.close()
+        thread.close()
+
+
+def _switches(stats: SwitchStats) -> dict[str, float]:
+    """Host time that moving a lane took, in microseconds."""
+    return {
+        "count": stats.count,
+        "last_us": stats.last_ns / 1e3,
+        "mean_us": stats.total_ns / 1e3 / max(stats.count, 1),
+        "max_us": stats.max_ns / 1e3,
+    }

@@ -1,0 +1,265 @@
+"""Start-up of the CUDA device, in the order that its parts need each other:
+
+CUDA ─▶ libraries ─▶ weights ─▶ lanes ─▶ working memory ─▶ a trial graph ─▶ KV pool ─▶ graphs ─▶ launch thread
+"""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from semipd.checkpoints.layout import kv_block_bytes, kv_pool_shape
+from semipd.checkpoints.weights import TORCH_DTYPES, weight_views
+from semipd.core.plan import StepPlan, StepResult
+from semipd.core.settings import EngineSettings
+from semipd.devices.contract import DeviceInfo, LaneFailed, LaneName
+from semipd.devices.cuda.driver.diagnosis import diagnose
+from semipd.devices.cuda.driver.environment import environment_notes
+from semipd.devices.cuda.driver.timing_events import EventPool
+from semipd.devices.cuda.forward.transformer import Transformer
+from semipd.devices.cuda.lane.executor import LaneExecutor
+from semipd.devices.cuda.lane.graphs import GraphKey, GraphTable
+from semipd.devices.cuda.lane.launch_loop import LaunchLoop
+from semipd.devices.cuda.lane.launch_thread import LaunchThread
+from semipd.devices.cuda.lane.memory import LaneMemory, Shared
+from semipd.devices.cuda.lane.warm_up import trial_tokens, warm_up_plans
+from semipd.devices.cuda.rows.size import LaneSize
+from semipd.devices.cuda.split.streams import Lanes
+from semipd.devices.cuda.start.assembly import build_loop, graph_splits, lane_size, reserve_memory
+from semipd.devices.cuda.start.memory_table import (
+    DEFAULT_KV_FRACTION,
+    MemoryDemand,
+    memory_rows,
+    memory_table,
+    num_kv_blocks,
+)
+from semipd.devices.cuda.start.model import ModelSource, Report
+from semipd.devices.cuda.start.nvml import Nvml
+from semipd.devices.cuda.start.platform import Platform
+from semipd.steps.failures import check_trial
+
+RESERVE_BYTES = 2**30
+"""Stays free: cuBLAS workspaces of every stream, kernels loaded late, the allocator's slack. Estimate."""
+
+CAPTURE_AT_START_S = 20.0
+"""Graphs that do not fit into this time are captured in the pauses of serving."""
+
+_LANES_S, _WARM_UP_S, _CAPTURE_S = 120.0, 300.0, 120.0
+_NAMES: tuple[LaneName, ...] = ("prefill", "decode")
+
+log = logging.getLogger("semipd.devices.cuda")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    info: DeviceInfo
+    lanes: Lanes
+    graphs: GraphTable
+    thread: LaunchThread
+    nvml: Nvml
+
+
+class Opening:
+    """`stack` receives what has to be closed, so that a failure half-way leaves nothing behind."""
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        report: Report,
+        platform: Platform,
+        source: ModelSource,
+        stack: ExitStack,
+    ) -> None:
+        self._settings = settings
+        self._report = report
+        self._platform = platform
+        self._source = source
+        self._stack = stack
+        self._model = source.read(settings)
+
+    def run(self) -> Opened:
+        """Raises SemipdError: of reading the checkpoint, `insufficient_memory`; CudaError."""
+        self._warm_libraries()
+        weights = self._load()
+        self._lanes = self._divide()
+        self._events = EventPool(self._platform.driver)
+        self._stack.callback(self._events.close)
+        self._sizes = {name: self._size(name) for name in _NAMES}
+        self._memories = {name: self._reserve(name) for name in _NAMES}
+        splits = graph_splits(self._lanes, None)
+        self._report("warming up", _WARM_UP_S)
+        graphs_bytes = self._trial_graph_bytes(weights) * len(splits)
+        demand = self._demand(graphs_bytes)
+        num_blocks = num_kv_blocks(demand)
+        log.info("device memory:\n%s", memory_table(demand, num_blocks))
+        graphs = GraphTable(splits, self._sizes["decode"].buckets)
+        thread = self._start(self._shared(weights, num_blocks), graphs, num_blocks)
+        nvml = Nvml.open(self._platform.uuid)
+        self._stack.callback(nvml.close)
+        return Opened(
+            self._info(num_blocks, memory_rows(demand, num_blocks)), self._lanes, graphs, thread, nvml
+        )
+
+    # ---- the parts -----------------------------------------------------------------------------
+
+    def _warm_libraries(self) -> None:
+        """cuBLAS makes its handle in the context that is current: it must be the primary one."""
+        dtype = TORCH_DTYPES[self._model.dtype]
+        square = torch.ones(256, 256, dtype=dtype, device=self._platform.device)
+        torch.mm(square, square)
+        self._platform.synchronize()
+
+    def _load(self) -> dict[str, Tensor]:
+        layout = self._model.layout
+        buffer = torch.empty(layout.total_bytes, dtype=torch.uint8, device=self._platform.device)
+        self._source.load(self._model, buffer, self._report)
+        self._platform.synchronize()
+        return weight_views(layout, buffer)
+
+    def _divide(self) -> Lanes:
+        self._report("dividing the SMs", _LANES_S)
+        lanes = Lanes.open(self._platform.driver, environment_notes(os.environ))
+        self._stack.callback(lanes.close)
+        found = lanes.capability
+        for note in found.notes:
+            log.warning("%s", note)
+        if found.can_partition:
+            log.info("%s: splits %s", found.device_name, ", ".join(map(str, found.splits)))
+        else:
+            log.warning("%s is not divided: %s", found.device_name, found.reason)
+        return lanes
+
+    def _size(self, lane: LaneName) -> LaneSize:
+        return lane_size(lane, self._settings, self._model.config, self._model.max_model_len)
+
+    def _reserve(self, lane: LaneName) -> LaneMemory:
+        model = self._model
+        size, platform = self._sizes[lane], self._platform
+        sampler = platform.sampler_of(size)
+        return reserve_memory(size, model.config, model.dtype, sampler, platform.device)
+
+    def _shared(self, weights: dict[str, Tensor], num_blocks: int) -> Shared:
+        """With a KV pool of its own."""
+        model, platform = self._model, self._platform
+        # Zeros: whatever the memory held before never shows, not even in a benchmark of made-up contexts.
+        pool = torch.zeros(
+            kv_pool_shape(model.config, num_blocks), dtype=TORCH_DTYPES[model.dtype], device=platform.device
+        )
+        # Zeroed buffers and pool were made on the default stream, which no lane waits for.
+        platform.synchronize()
+        return Shared(
+            platform.driver,
+            self._lanes,
+            platform.submit,
+            Transformer(model.config, weights, pool, platform.ops_of(pool.dtype)),
+            platform.staging,
+            self._events,
+            platform.device,
+        )
+
+    def _trial_graph_bytes(self, weights: dict[str, Tensor]) -> int:
+        """Of one split's graphs, judged by its two largest: the first brings the scratch memory that all of
+        the split share, the second what each further one adds."""
+        driver, size = self._platform.driver, self._sizes["decode"]
+        splits = [self._lanes.solo_decode]
+        table = GraphTable(splits, size.buckets)
+        lane = LaneExecutor("decode", self._shared(weights, 2), size, self._memories["decode"], table)
+        used = []
+        for bucket in [*reversed(size.buckets)][:2]:
+            lane.warm_up(GraphKey(splits[0], bucket))
+            before = driver.memory_bytes()[0]
+            lane.capture(GraphKey(splits[0], bucket))
+            used.append(max(0, before - driver.memory_bytes()[0]))
+        self._destroy(table)
+        return used[0] + (len(size.buckets) - 1) * used[-1]
+
+    def _demand(self, graphs_bytes: int) -> MemoryDemand:
+        model, settings = self._model, self._settings
+        free_bytes, total_bytes = self._platform.driver.memory_bytes()
+        return MemoryDemand(
+            total_bytes=total_bytes,
+            free_bytes=free_bytes,
+            weights_bytes=model.layout.total_bytes,
+            buffers_bytes=sum(memory.num_bytes for memory in self._memories.values()),
+            graphs_bytes=graphs_bytes,
+            reserve_bytes=RESERVE_BYTES,
+            block_bytes=kv_block_bytes(model.config, model.dtype),
+            kv_bytes=settings.kv_bytes,
+            kv_fraction=settings.kv_fraction or DEFAULT_KV_FRACTION,
+            max_num_blocks=settings.max_num_blocks,
+            max_model_len=model.max_model_len,
+        )
+
+    def _start(self, shared: Shared, graphs: GraphTable, num_blocks: int) -> LaunchThread:
+        """From here on only the launch thread launches: torch keeps library handles per thread."""
+        driver = self._platform.driver
+        self._report("capturing graphs", _CAPTURE_S)
+        self._stack.callback(lambda: self._destroy(graphs))
+        thread = LaunchThread(driver.bind_thread, lambda error: self._diagnose(error, loop))
+        loop = build_loop(shared, self._sizes, self._memories, graphs, thread.deliver)
+        self._stack.callback(thread.stop)
+        thread.start(loop, lambda: self._prepare(loop, graphs, num_blocks), _CAPTURE_S)
+        return thread
+
+    def _prepare(self, loop: LaunchLoop, graphs: GraphTable, num_blocks: int) -> None:
+        """In the launch thread: warm up both lanes under every split, capture the likeliest graphs."""
+        tokens = trial_tokens(self._model.config.vocab_size)
+        steps = [step for name in loop.lanes for step in self._warm_up(loop, name, num_blocks, tokens)]
+        check_trial(steps, self._model.dtype)
+        graphs.forget_requests()
+        began_s = time.monotonic()
+        while (key := graphs.next_missing()) is not None:
+            if time.monotonic() - began_s > CAPTURE_AT_START_S:
+                break
+            loop.lanes["decode"].capture(key)
+        log.info("%d decode graphs captured, %d missing", len(graphs), graphs.num_missing)
+
+    def _warm_up(
+        self, loop: LaunchLoop, lane: LaneName, num_blocks: int, tokens: Iterator[int]
+    ) -> Iterator[tuple[StepPlan, StepResult]]:
+        solo = self._lanes.solo_prefill if lane == "prefill" else self._lanes.solo_decode
+        for split in (*self._lanes.splits, solo):
+            max_rows, longest = self._sizes[lane].max_rows, self._model.max_model_len
+            for plan in warm_up_plans(split, num_blocks, max_rows, longest, tokens):
+                yield plan, loop.run_alone(lane, plan)
+        loop.lanes[lane].rebuild([])
+
+    def _destroy(self, graphs: GraphTable) -> None:
+        """None of them may run meanwhile."""
+        self._platform.synchronize()
+        for graph in graphs.take_all():
+            self._platform.driver.destroy_graph(graph)
+
+    def _diagnose(self, error: BaseException, loop: LaunchLoop) -> LaneFailed:
+        log.error("launch thread failed", exc_info=error)
+
+        def state() -> str:
+            free, total = self._platform.driver.memory_bytes()
+            memory = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB are free."
+            return f"{loop.describe()} {memory}"
+
+        return diagnose(error, state)
+
+    def _info(self, num_blocks: int, memory: dict[str, int]) -> DeviceInfo:
+        lanes, model = self._lanes, self._model
+        found = lanes.capability
+        return DeviceInfo(
+            kind="cuda",
+            name=f"cuda: {found.device_name}, {found.num_sms} SMs",
+            unit="SM",
+            num_units=found.num_sms,
+            splits=lanes.splits,
+            solo_prefill=lanes.solo_prefill,
+            solo_decode=lanes.solo_decode,
+            num_blocks=num_blocks,
+            vocab_size=model.config.vocab_size,
+            max_model_len=model.max_model_len,
+            dtype=model.dtype,
+            memory=memory,
+            prefill_moves=True,
+        )

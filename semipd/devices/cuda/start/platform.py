@@ -1,0 +1,90 @@
+"""What a real GPU and a test do differently."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from semipd.core.errors import SemipdError
+from semipd.devices.cuda.driver.bindings import CudaDriver
+from semipd.devices.cuda.driver.interface import Driver
+from semipd.devices.cuda.driver.stream_work import Submit, submit_to
+from semipd.devices.cuda.forward.ops import Ops
+from semipd.devices.cuda.forward.torch_ops import TorchOps
+from semipd.devices.cuda.rows.sampling import Sampler, TorchSampler
+from semipd.devices.cuda.rows.size import LaneSize
+from semipd.devices.cuda.rows.staging import Staging
+
+_OLDEST_ARCH = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """Attributes:
+    ops_of: for weights and KV of a dtype. sampler_of: for a lane of some size.
+    uuid: of the GPU, for NVML; "": no statistics.
+    synchronize: wait for everything on the device.
+    """
+
+    driver: Driver
+    submit: Submit
+    staging: Staging
+    device: torch.device
+    ops_of: Callable[[torch.dtype], Ops]
+    sampler_of: Callable[[LaneSize], Sampler]
+    uuid: str
+    synchronize: Callable[[], None]
+    close: Callable[[], None]
+
+
+def real_platform() -> Platform:
+    """With the kernels of semipd_kernels.
+
+    Raises SemipdError: `cuda_unavailable`, `unsupported_gpu`; CudaError.
+    """
+    from semipd.devices.cuda.forward.kernel_ops import KernelOps
+    from semipd.devices.cuda.sampler.kernel_sampler import KernelSampler
+
+    driver = CudaDriver.open()
+    device, arch = torch.device("cuda", 0), _arch()
+    return _platform(
+        driver, device, lambda dtype: KernelOps(dtype, arch), lambda size: KernelSampler(size, device)
+    )
+
+
+def plain_platform() -> Platform:
+    """With plain torch operations: slow, but what results can be compared with."""
+    driver = CudaDriver.open()
+    device = torch.device("cuda", 0)
+    return _platform(driver, device, lambda dtype: TorchOps(), lambda size: TorchSampler())
+
+
+def _platform(
+    driver: CudaDriver,
+    device: torch.device,
+    ops_of: Callable[[torch.dtype], Ops],
+    sampler_of: Callable[[LaneSize], Sampler],
+) -> Platform:
+    return Platform(
+        driver=driver,
+        submit=submit_to(driver),
+        staging=Staging(pin=True),
+        device=device,
+        ops_of=ops_of,
+        sampler_of=sampler_of,
+        uuid=driver.device_uuid(),
+        synchronize=torch.cuda.synchronize,
+        close=driver.close,
+    )
+
+
+def _arch() -> int:
+    major, minor = torch.cuda.get_device_capability(0)
+    arch = 10 * major + minor
+    if arch < _OLDEST_ARCH:
+        raise SemipdError(
+            "unsupported_gpu",
+            f"The GPU has compute capability {major}.{minor}; the kernels need 8.0 (A100) or newer.",
+            "Use --device cpu.",
+        )
+    return arch

@@ -1,0 +1,1 @@
+"""The network: what one forward pass computes, and how."""

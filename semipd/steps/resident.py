@@ -1,0 +1,112 @@
+"""What a lane remembers of a sequence, and the decode batch that persists from step to step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from semipd.core.plan import BLOCK_SIZE, PADDING_BLOCK, Join, blocks_for
+from semipd.core.request import SeqId
+from semipd.core.sampling import SamplingParams
+from semipd.sampling.sampler import SamplingBatch, SamplingRow
+
+
+@dataclass(slots=True)
+class Resident:
+    """A Join that the lane keeps up to date: its own samples are appended to `token_ids`."""
+
+    seq: SeqId
+    token_ids: list[int]
+    num_prompt_tokens: int
+    params: SamplingParams
+    block_table: list[int]
+
+    @classmethod
+    def of(cls, join: Join) -> "Resident":
+        return cls(
+            join.seq, list(join.token_ids), join.num_prompt_tokens, join.params, list(join.block_table)
+        )
+
+    def to_join(self) -> Join:
+        return Join(
+            self.seq, list(self.token_ids), self.num_prompt_tokens, self.params, list(self.block_table)
+        )
+
+    def sampling_row(self) -> SamplingRow:
+        return SamplingRow(self.params, self.token_ids, self.num_prompt_tokens)
+
+
+def pad_block_tables(tables: Sequence[Sequence[int]], width: int, device: torch.device) -> torch.Tensor:
+    """int64 [len(tables), width]; columns past a table hold the padding block."""
+    padding = (PADDING_BLOCK,) * width
+    return torch.tensor(
+        [[*table[:width], *padding[: max(0, width - len(table))]] for table in tables],
+        dtype=torch.int64,
+        device=device,
+    ).reshape(len(tables), width)
+
+
+class DecodeBatch:
+    """Tensors of residents that advance together by one token a step, kept while membership is unchanged.
+
+    Attributes:
+        token_ids, positions: int64 [rows]: each row's newest token and its index.
+        kv_lens: context lengths of this step, newest token included.
+    """
+
+    def __init__(self, residents: Sequence[Resident], vocab_size: int, device: torch.device) -> None:
+        self.seqs = tuple(resident.seq for resident in residents)
+        self.residents = list(residents)
+        self.kv_lens = [len(resident.token_ids) for resident in residents]
+        self.token_ids = torch.tensor([r.token_ids[-1] for r in residents], dtype=torch.int64, device=device)
+        self.positions = torch.tensor(self.kv_lens, dtype=torch.int64, device=device) - 1
+        self.sampling = SamplingBatch([r.sampling_row() for r in residents], vocab_size, device)
+        self._row_of = {resident.seq: row for row, resident in enumerate(residents)}
+        self._num_blocks = [len(resident.block_table) for resident in residents]
+        width = max(self._num_blocks)
+        self._tables = pad_block_tables([r.block_table for r in residents], width, device)
+
+    def __contains__(self, seq: SeqId) -> bool:
+        return seq in self._row_of
+
+    def block_tables(self) -> torch.Tensor:
+        """int64 [rows, W], just wide enough for the longest context of this step."""
+        return self._tables[:, : blocks_for(max(self.kv_lens))]
+
+    def slots(self) -> torch.Tensor:
+        """int64 [rows]: where the newest tokens' KV goes."""
+        blocks = self._tables.gather(1, (self.positions // BLOCK_SIZE)[:, None]).squeeze(1)
+        return blocks * BLOCK_SIZE + self.positions % BLOCK_SIZE
+
+    def add_blocks(self, additions: Sequence[tuple[SeqId, tuple[int, ...]]]) -> None:
+        """Follow `Resident.block_table` for the members named."""
+        if not additions:
+            return
+        rows: list[int] = []
+        columns: list[int] = []
+        blocks: list[int] = []
+        for seq, new_blocks in additions:
+            row = self._row_of[seq]
+            start = self._num_blocks[row]
+            self._num_blocks[row] += len(new_blocks)
+            rows += [row] * len(new_blocks)
+            columns += range(start, self._num_blocks[row])
+            blocks += new_blocks
+        self._widen(max(self._num_blocks))
+        device = self._tables.device
+        where = (torch.tensor(rows, device=device), torch.tensor(columns, device=device))
+        self._tables[where] = torch.tensor(blocks, dtype=torch.int64, device=device)
+
+    def advance(self, sampled: torch.Tensor) -> None:
+        """Take this step's samples, int64 [rows], as the newest tokens."""
+        self.token_ids = sampled
+        self.positions += 1
+        self.kv_lens = [length + 1 for length in self.kv_lens]
+        self.sampling.advance(sampled)
+
+    def _widen(self, width: int) -> None:
+        missing = width - self._tables.shape[1]
+        if missing > 0:
+            # Doubling: a long generation widens rarely.
+            extra = max(missing, self._tables.shape[1])
+            self._tables = torch.nn.functional.pad(self._tables, (0, extra), value=PADDING_BLOCK)

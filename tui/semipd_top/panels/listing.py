@@ -1,0 +1,134 @@
+"""The requests view's rows: pure. Which columns, in which order, which rows."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from semipd_top.sources.contract import Row
+from semipd_top.text.lines import Span, Style
+from semipd_top.text.numbers import count, duration, millis
+
+Which = Literal["all", "live", "finished"]
+WHICH: tuple[Which, ...] = ("all", "live", "finished")
+
+
+class Field(NamedTuple):
+    """A column: `key` sorts (None: unknown), `show` is what stands in the cell. `wide`: only where there is
+    room."""
+
+    name: str
+    width: int
+    key: Callable[[Row], Any]
+    show: Callable[[Row], Span]
+    wide: bool = False
+    numeric: bool = True
+
+
+def _number(name: str) -> Callable[[Row], float | None]:
+    return lambda row: None if row[name] is None else float(row[name])
+
+
+def _right(name: str, width: int, text: Callable[[Any], str], style: Style = "") -> Callable[[Row], Span]:
+    return lambda row: Span(f"{text(row[name]):>{width}}", style)
+
+
+def _column(
+    title: str, name: str, width: int, text: Callable[[Any], str] = count, *, wide: bool = False
+) -> Field:
+    return Field(title, width, _number(name), _right(name, width, text), wide)
+
+
+_STATES: dict[str, Style] = {"waiting": "warn", "prefilling": "prefill", "decoding": "decode"}
+
+
+def _state(row: Row) -> Span:
+    if row["state"] != "finished":
+        return Span(row["state"], _STATES[row["state"]])
+    reason = row["error_code"] or row["finish_reason"]
+    return Span(reason, "bad" if row["error_code"] else "dim")
+
+
+FIELDS: tuple[Field, ...] = (
+    Field("id", 8, lambda row: row["id"], lambda row: Span(f"{row['id']:.8}"), numeric=False),
+    Field("state", 10, lambda row: (row["state"], row["error_code"] or ""), _state, numeric=False),
+    Field("age", 6, _number("age_ms"), lambda row: Span(f"{duration(row['age_ms'] / 1e3):>6}")),
+    _column("prompt", "prompt_tokens", 6),
+    _column("hit", "cached_tokens", 5),
+    Field(
+        "output",
+        9,
+        _number("output_tokens"),
+        lambda row: Span(f"{count(row['output_tokens'])}/{count(row['max_tokens'])}".rjust(9)),
+    ),
+    _column("TTFT", "ttft_ms", 5, millis),
+    _column("TPOT", "tpot_ms", 5, millis),
+    _column("blocks", "blocks", 6),
+    _column("preempted", "preemptions", 9, wide=True),
+    Field(
+        "priority",
+        11,
+        lambda row: row["priority"],
+        lambda row: Span(row["priority"]),
+        wide=True,
+        numeric=False,
+    ),
+    _column("queued", "queue_ms", 7, millis, wide=True),
+    _column("prefill", "prefill_ms", 7, millis, wide=True),
+    Field(
+        "key",
+        16,
+        lambda row: row["key"],
+        lambda row: Span(f"{row['key'] or '-':.16}"),
+        wide=True,
+        numeric=False,
+    ),
+)
+
+BY_NAME = {field.name: field for field in FIELDS}
+COLUMN_GAP = 2
+"""Cells that a table leaves between two columns."""
+
+
+class Order(NamedTuple):
+    """`column` empty: as the daemon lists them, live ones first, each newest first."""
+
+    column: str = ""
+    reverse: bool = False
+
+    def toggled(self, column: str) -> "Order":
+        """By another column, greatest first; the same one again turns it round, then back to the daemon's."""
+        if column != self.column:
+            return Order(column, reverse=True)
+        return Order(column, reverse=False) if self.reverse else Order()
+
+
+def fields_for(width: int) -> tuple[Field, ...]:
+    """Those that are always shown, and of the others what there is room for."""
+    room = width - sum(field.width + COLUMN_GAP for field in FIELDS if not field.wide)
+    shown: list[Field] = []
+    for field in FIELDS:
+        if field.wide:
+            if room < field.width + COLUMN_GAP:
+                continue
+            room -= field.width + COLUMN_GAP
+        shown.append(field)
+    return tuple(shown)
+
+
+def chosen_rows(rows: Sequence[Row], which: Which, words: str, order: Order) -> list[Row]:
+    """Those that match all of `words`, in this order; whose value is unknown come last, whatever it is."""
+    wanted = words.lower().split()
+    found = [row for row in rows if _is(row, which) and all(word in _searchable(row) for word in wanted)]
+    if not order.column:
+        return found
+    key = BY_NAME[order.column].key
+    known = [row for row in found if key(row) is not None]
+    return sorted(known, key=key, reverse=order.reverse) + [row for row in found if key(row) is None]
+
+
+def _is(row: Row, which: Which) -> bool:
+    return which == "all" or (row["state"] == "finished") == (which == "finished")
+
+
+def _searchable(row: Row) -> str:
+    named = (row["id"], row["state"], row["finish_reason"], row["error_code"], row["priority"], row["key"])
+    return " ".join(filter(None, named)).lower()

@@ -1,0 +1,1 @@
+"""What a screen shows: one immutable picture of the daemon, and what it means."""

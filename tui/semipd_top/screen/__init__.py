@@ -1,0 +1,1 @@
+"""The live screen: Textual widgets, views and dialogs."""

@@ -1,0 +1,1 @@
+"""Where the dashboard's facts come from: a daemon, a recording, or the demo."""

@@ -1,0 +1,1 @@
+"""Text with meaning: lines, charts and numbers. No colours, no terminal."""
