@@ -16,12 +16,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from simlib.cases import Case
 from simlib.comparison import BUDGETS, RATE_FRACS, SPLITS, WORKLOADS, Plan, compare
 from simlib.plots import draw, pyplot
 from simlib.report import as_data, markdown
 
 from semipd.core.errors import SemipdError
+from semipd.sim.cases import Case
 
 VARIANTS = (
     ("contention -30 %", {"contention": 0.7}),

@@ -24,8 +24,9 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "kernels")]
 from gpulib import opening  # noqa: E402
 from gpulib.parts import Part, Results, run_parts, save  # noqa: E402
 from gpulib.policies import best_of_families, climb, policies  # noqa: E402
-from simlib.outcomes import Figures, Targets, figures  # noqa: E402
-from simlib.traces import READERS, read_trace, replay  # noqa: E402
+
+from semipd.sim.outcomes import Figures, Targets, figures  # noqa: E402
+from semipd.sim.traces import READERS, read_trace, replay  # noqa: E402
 
 if TYPE_CHECKING:
     from semipd.core.settings import EngineSettings
@@ -67,7 +68,8 @@ def runner(
     device: "Device", settings: "EngineSettings", args: argparse.Namespace, slo: Targets
 ) -> Callable[[float], Figures]:
     from gpulib.host import Host
-    from simlib.prompts import request_of
+
+    from semipd.sim.prompts import request_of
 
     trace = read_trace(args.trace, args.form)
     longest = device.info.max_model_len

@@ -182,7 +182,8 @@ def serving(results: Results) -> None:
 
     from gpulib.host import Host
     from gpulib.loads import poisson
-    from simlib.outcomes import Targets, figures
+
+    from semipd.sim.outcomes import Targets, figures
 
     device = opening.open_random("llama-3-8b", LARGE)
     try:

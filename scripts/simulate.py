@@ -12,11 +12,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from simlib.cases import Case, Result, run_case
-from simlib.outcomes import PERCENTILES
-from simlib.traces import READERS, read_trace
-
 from semipd.core.errors import SemipdError
+from semipd.sim.cases import Case, Result, run_case
+from semipd.sim.outcomes import PERCENTILES
+from semipd.sim.traces import READERS, read_trace
 
 HOUR_S = 3600.0
 

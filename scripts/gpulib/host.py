@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from simlib.outcomes import Outcome
-
 from semipd.core.events import Event
 from semipd.core.messages import Finished, Inbound, StepTokens, Submit
 from semipd.core.request import Request, SeqId
 from semipd.core.settings import EngineSettings
 from semipd.devices.contract import Device
 from semipd.engine.coordinator import Coordinator
+from semipd.sim.outcomes import Outcome
 
 IDLE_WAIT_S = 0.5
 

@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from simlib.outcomes import percentiles
-
 from gpulib.host import Host, Run
 from semipd.core.messages import Cancel, Inbound, Submit
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.settings import EngineSettings
 from semipd.devices.contract import Device
+from semipd.sim.outcomes import percentiles
 
 PROMPTS_AHEAD = 2
 """Prompts that wait at any time: the prefill lane never runs dry."""

@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from simlib.outcomes import Figures, Targets
-
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
 from semipd.core.split import Split
+from semipd.sim.outcomes import Figures, Targets
 
 ENOUGH = 0.9
 """Attainment that a rate must reach to count."""

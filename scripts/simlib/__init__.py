@@ -1,1 +1,1 @@
-"""Shared parts of the simulator scripts: traces, the virtual clock, figures, comparison of policies."""
+"""Shared parts of the scripts that compare policies in simulation: grid of rates, figures, plots."""

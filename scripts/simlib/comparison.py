@@ -9,8 +9,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
-from simlib.cases import Cache, Case
-from simlib.outcomes import Targets
+from semipd.sim.cases import Cache, Case
+from semipd.sim.outcomes import Targets
 from simlib.search import LOWEST_RATE, RateGrid, best_of
 
 WANTED = 0.9

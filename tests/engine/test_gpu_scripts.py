@@ -16,7 +16,6 @@ from gpulib.parity import TOLERANCES, Reference, parity_requests
 from gpulib.parts import Part, Results, run_parts
 from gpulib.policies import best_of_families, climb, policies
 from gpulib.steps import PREFILL_TOKENS, measured_profile
-from simlib.outcomes import Outcome, Targets, figures
 from support.cuda_rig import TINY, Oracle, random_weights
 
 from semipd.checkpoints.layout import plan_weights
@@ -27,6 +26,7 @@ from semipd.devices.cuda.start.model import ServedModel
 from semipd.devices.fake import FakeDevice, expected_tokens
 from semipd.devices.sim.gpus import GPUS
 from semipd.devices.sim.profile import load_profile
+from semipd.sim.outcomes import Outcome, Targets, figures
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SETTINGS = EngineSettings(device="fake", max_num_seqs=16, prefill_chunk_tokens=64, step_token_budget=64)

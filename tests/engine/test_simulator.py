@@ -9,18 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import simlib.cases
-from simlib.cases import Cache, Case, build, run_case
 from simlib.comparison import Comparison, Finding, Plan
-from simlib.disaggregated import LINK_LATENCY_NS, Disaggregated
-from simlib.outcomes import Outcome, Targets
-from simlib.policies import PolicySpec, parse_policy
-from simlib.prompts import request_of
 from simlib.report import markdown
-from simlib.simulator import Engine, Ledger, simulate
-from simlib.traces import read_trace, replay
 from support.simulated import azure_case, azure_file
 
+import semipd.sim.cases
 from semipd.core.errors import SemipdError
 from semipd.core.messages import StepTokens
 from semipd.core.request import Request, SeqId
@@ -29,6 +22,13 @@ from semipd.devices.sim.cost import CostModel, Work
 from semipd.devices.sim.gpus import GPUS
 from semipd.devices.sim.models import MODELS
 from semipd.devices.sim.profile import Profile
+from semipd.sim.cases import Cache, Case, build, run_case
+from semipd.sim.disaggregated import LINK_LATENCY_NS, Disaggregated
+from semipd.sim.outcomes import Outcome, Targets
+from semipd.sim.policies import PolicySpec, parse_policy
+from semipd.sim.prompts import request_of
+from semipd.sim.simulator import Engine, Ledger, simulate
+from semipd.sim.traces import read_trace, replay
 
 ROOT = Path(__file__).parents[2]
 POLICIES = ["prefill-first", "chunked:256", "fixed:64", "paper", "predictive", "1p1d"]
@@ -218,7 +218,7 @@ def test_the_cache_answers_equal_cases_only(tmp_path: Path, monkeypatch: pytest.
     cache, case = Cache(tmp_path / "cache"), azure_case(tmp_path, window_s=3.0)
     stored = cache.run(case)
     ran: list[Case] = []
-    monkeypatch.setattr(simlib.cases, "run_case", lambda case: ran.append(case) or stored)
+    monkeypatch.setattr(semipd.sim.cases, "run_case", lambda case: ran.append(case) or stored)
     assert Cache(tmp_path / "cache").run(case) == stored
     assert ran == []
     changed = azure_file(tmp_path, [(0.0, 10, 1), (1.0, 10, 1)], "other.csv")

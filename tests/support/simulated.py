@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from simlib.cases import Case
+from semipd.sim.cases import Case
 
 CONV_ROWS = [
     (round(idx * 0.13 + (idx % 7) * 0.05, 3), 30 + idx * 37 % 900, 1 + idx * 13 % 60) for idx in range(60)

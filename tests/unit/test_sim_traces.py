@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simlib.outcomes import Outcome, Targets, figures, percentiles
-from simlib.prompts import prompt_of, request_of
 from simlib.search import Bracket, RateGrid, best_of, bracket
-from simlib.traces import Arrival, Row, Trace, read_trace, replay
 
 from semipd.core.errors import SemipdError
+from semipd.sim.outcomes import Outcome, Targets, figures, percentiles
+from semipd.sim.prompts import prompt_of, request_of
+from semipd.sim.traces import Arrival, Row, Trace, read_trace, replay
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:46.6805900,374,44

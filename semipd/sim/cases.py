@@ -17,13 +17,13 @@ from semipd.core.request import Request
 from semipd.core.settings import EngineSettings
 from semipd.devices.sim.device import SimDevice, known_gpu, known_model, pool_blocks
 from semipd.devices.sim.profile import load_profile
-from simlib.disaggregated import Disaggregated
-from simlib.outcomes import Figures, Targets, figures
-from simlib.policies import Kind, parse_policy, settings_for
-from simlib.prompts import request_of
-from simlib.simulator import Engine, Ledger, simulate
-from simlib.split_log import SplitLog
-from simlib.traces import Trace, read_trace, replay
+from semipd.sim.disaggregated import Disaggregated
+from semipd.sim.outcomes import Figures, Targets, figures
+from semipd.sim.policies import Kind, parse_policy, settings_for
+from semipd.sim.prompts import request_of
+from semipd.sim.simulator import Engine, Ledger, simulate
+from semipd.sim.split_log import SplitLog
+from semipd.sim.traces import Trace, read_trace, replay
 
 
 @dataclass(frozen=True, slots=True)

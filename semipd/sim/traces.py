@@ -79,9 +79,6 @@ def _poisson(trace: Trace, rate: float, seed: int) -> Iterator[tuple[float, int,
         yield at_s, idx, chance.choice(trace.rows)
 
 
-# ---- readers ------------------------------------------------------------------------------------
-
-
 def read_azure(path: Path) -> Trace:
     """Azure Public Dataset, LLM inference trace 2023: TIMESTAMP, ContextTokens, GeneratedTokens."""
     rows = []

@@ -7,7 +7,7 @@ from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
 from semipd.devices.sim.device import split_table
 from semipd.devices.sim.gpus import Gpu
-from simlib.outcomes import Targets
+from semipd.sim.outcomes import Targets
 
 Kind = Literal["prefill-first", "chunked", "fixed", "paper", "predictive", "1p1d"]
 

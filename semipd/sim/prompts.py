@@ -2,7 +2,7 @@
 
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
-from simlib.traces import Arrival, Trace
+from semipd.sim.traces import Arrival, Trace
 
 FILLER = 7
 _DIGITS = 4

@@ -8,8 +8,8 @@ from semipd.core.request import Request, SeqId
 from semipd.core.settings import EngineSettings
 from semipd.devices.sim.device import SimDevice
 from semipd.engine.coordinator import Coordinator
-from simlib.outcomes import Outcome
-from simlib.simulator import Ledger
+from semipd.sim.outcomes import Outcome
+from semipd.sim.simulator import Ledger
 
 LINK_LATENCY_NS = 50_000
 """Set-up of one transfer: handshake between two engines. Estimate."""

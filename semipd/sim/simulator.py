@@ -10,7 +10,7 @@ from semipd.core.request import Request, SeqId
 from semipd.core.settings import EngineSettings
 from semipd.devices.contract import Device
 from semipd.engine.coordinator import Coordinator
-from simlib.outcomes import Outcome, Targets
+from semipd.sim.outcomes import Outcome, Targets
 
 MAX_TICKS_AT_ONE_TIME = 1000
 """A coordinator that asks to be woken now, again and again, is a bug and not a long simulation."""
