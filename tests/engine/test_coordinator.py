@@ -21,7 +21,7 @@ def settings(policy="semipd", **kwargs):
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("depth", [1, 2])
-def test_tokens_equal_an_undisturbed_run(policy, depth):
+def test_tokens_equal_an_undisturbed_run(policy, depth) -> None:
     run = Run(FakeDevice(decode_depth=depth, prefill_depth=depth), settings(policy, prefill_chunk_tokens=7))
     requests = [request(i, [i, 5, 9, *range(3 * i)], max_tokens=1 + 7 * i) for i in range(1, 9)]
     run.tick([Submit(r) for r in requests])
@@ -33,7 +33,7 @@ def test_tokens_equal_an_undisturbed_run(policy, depth):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_stop_tokens_end_a_request(policy):
+def test_stop_tokens_end_a_request(policy) -> None:
     run = Run(FakeDevice(vocab_size=20), settings(policy))
     r = request(1, [1, 2, 3], max_tokens=500, stop_token_ids=(7,), min_tokens=3)
     run.tick([Submit(r)])
@@ -44,7 +44,7 @@ def test_stop_tokens_end_a_request(policy):
     assert (run.finished[r.seq].reason, run.finished[r.seq].stop_token) == ("stop", 7)
 
 
-def test_events_tell_the_life_of_a_request():
+def test_events_tell_the_life_of_a_request() -> None:
     run = Run(FakeDevice(), settings())
     run.tick([submit(1, list(range(40)), max_tokens=3)])
     run.drain()
@@ -56,7 +56,7 @@ def test_events_tell_the_life_of_a_request():
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_full_pool_preempts_the_latest_and_loses_nothing(policy):
+def test_full_pool_preempts_the_latest_and_loses_nothing(policy) -> None:
     run = Run(FakeDevice(num_blocks=12), settings(policy, prefill_chunk_tokens=16, step_token_budget=16))
     requests = [request(i, [i] * 20, max_tokens=100, arrival_ns=i) for i in range(1, 5)]
     run.tick([Submit(r) for r in requests])
@@ -69,7 +69,7 @@ def test_full_pool_preempts_the_latest_and_loses_nothing(policy):
     assert run.coordinator.scheduler.memory.pool.num_free == 11
 
 
-def test_a_request_that_never_fits_is_answered_with_the_arithmetic():
+def test_a_request_that_never_fits_is_answered_with_the_arithmetic() -> None:
     run = Run(FakeDevice(num_blocks=4), settings())
     run.tick([submit(1, [1] * 20, max_tokens=100)])
     answer = run.finished[SeqId(1)]
@@ -79,7 +79,7 @@ def test_a_request_that_never_fits_is_answered_with_the_arithmetic():
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_cancel_in_every_phase_returns_the_blocks(policy):
+def test_cancel_in_every_phase_returns_the_blocks(policy) -> None:
     for moment in range(12):
         run = Run(FakeDevice(decode_depth=2), settings(policy, prefill_chunk_tokens=8, step_token_budget=8))
         run.tick([submit(1, [1] * 30, max_tokens=5), submit(2, [2] * 30, max_tokens=5)])
@@ -92,7 +92,7 @@ def test_cancel_in_every_phase_returns_the_blocks(policy):
         assert run.finished[SeqId(1)].reason in ("cancelled", "length")
 
 
-def test_resumed_request_continues_where_it_was():
+def test_resumed_request_continues_where_it_was() -> None:
     run = Run(FakeDevice(), settings())
     r = request(1, list(range(20)), max_tokens=30)
     expected = run.expected(r)
@@ -104,7 +104,7 @@ def test_resumed_request_continues_where_it_was():
         assert run.finished[resumed.seq].reason == "length"
 
 
-def test_namespaces_do_not_share_prefixes():
+def test_namespaces_do_not_share_prefixes() -> None:
     run = Run(FakeDevice(), settings())
     for seq, namespace in ((1, "a"), (2, "b"), (3, "a")):
         r = request(seq, list(range(64)), max_tokens=2)
@@ -113,7 +113,7 @@ def test_namespaces_do_not_share_prefixes():
     assert [run.finished[SeqId(s)].cached_tokens for s in (1, 2, 3)] == [0, 0, 48]
 
 
-def test_prompt_logprobs_cover_the_prompt_once_despite_hits_and_preemption():
+def test_prompt_logprobs_cover_the_prompt_once_despite_hits_and_preemption() -> None:
     run = Run(FakeDevice(num_blocks=14), settings(prefill_chunk_tokens=8))
     wanted = request(9, list(range(50)), max_tokens=60, arrival_ns=9, prompt_logprobs=2, logprobs=1)
     run.tick([submit(1, list(range(50)), max_tokens=110, arrival_ns=1)])
@@ -127,7 +127,7 @@ def test_prompt_logprobs_cover_the_prompt_once_despite_hits_and_preemption():
     assert run.tokens[wanted.seq] == run.expected(wanted)
 
 
-def test_the_whole_vocabulary_comes_in_bounded_steps_and_messages(monkeypatch):
+def test_the_whole_vocabulary_comes_in_bounded_steps_and_messages(monkeypatch) -> None:
     """A step is bounded by the one that wants most of it, so that a lane's buffers are."""
     monkeypatch.setattr(scheduler, "MAX_STEP_ALTERNATIVES", 1000)
     monkeypatch.setattr(coordinator, "MESSAGE_ALTERNATIVES", 250)
@@ -159,7 +159,7 @@ def test_the_whole_vocabulary_comes_in_bounded_steps_and_messages(monkeypatch):
         assert rows == 1 or rows * max(1, *(s.prompt_logprobs for s in segments), 0) <= 1000
 
 
-def test_a_vocabulary_beyond_the_bound_of_a_step_takes_a_step_for_each_token(monkeypatch):
+def test_a_vocabulary_beyond_the_bound_of_a_step_takes_a_step_for_each_token(monkeypatch) -> None:
     monkeypatch.setattr(scheduler, "MAX_STEP_ALTERNATIVES", 50)
     run = Run(FakeDevice(vocab_size=100), settings())
     wanted = [request(seq, list(range(9)), max_tokens=2, prompt_logprobs=100) for seq in (1, 2)]
@@ -175,7 +175,7 @@ def test_a_vocabulary_beyond_the_bound_of_a_step_takes_a_step_for_each_token(mon
         assert [len(entry.top) for entry in entries] == [100] * 8
 
 
-def test_both_lanes_work_at_once_and_lend_when_alone():
+def test_both_lanes_work_at_once_and_lend_when_alone() -> None:
     seen: set[tuple[int, int]] = set()
 
     def latency(lane, plan):
@@ -195,7 +195,7 @@ def test_both_lanes_work_at_once_and_lend_when_alone():
     assert seen == {(16, 0), (12, 4), (0, 16)}
 
 
-def test_lanes_never_hold_the_same_units():
+def test_lanes_never_hold_the_same_units() -> None:
     run = Run(FakeDevice(decode_depth=2), settings(prefill_chunk_tokens=16))
     rng = random.Random(3)
     for seq in range(1, 60):
@@ -206,7 +206,7 @@ def test_lanes_never_hold_the_same_units():
     run.drain()
 
 
-def test_rebuild_equals_deltas():
+def test_rebuild_equals_deltas() -> None:
     """A lane rebuilt from the coordinator's view in mid-run continues with the same tokens."""
     run = Run(FakeDevice(), settings(prefill_chunk_tokens=16))
     requests = [request(i, [i] * (5 * i), max_tokens=40) for i in range(1, 6)]

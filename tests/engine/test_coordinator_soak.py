@@ -83,7 +83,7 @@ def soak(
 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("policy", ["semipd", "chunked", "prefill-first"])
-def test_10_000_random_requests(policy, depth):
+def test_10_000_random_requests(policy, depth) -> None:
     """Six runs of 8 seeds x 210 requests: 10,080 in all, integrity checked in every turn."""
     num_preemptions = sum(soak(policy, depth, seed, 210, check_every=1)[0] for seed in range(8))
     print(f"{policy}, depth {depth}: 1,680 requests, {num_preemptions} preemptions, 0 deviations")
@@ -91,7 +91,7 @@ def test_10_000_random_requests(policy, depth):
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_operators_who_meddle_all_the_time_change_no_token(depth):
+def test_operators_who_meddle_all_the_time_change_no_token(depth) -> None:
     """Overrides, expiries, merged steps on and off, changing targets, between and during steps."""
     num_preemptions, splits = 0, set()
     for seed in range(100, 112):
@@ -105,7 +105,7 @@ def test_operators_who_meddle_all_the_time_change_no_token(depth):
 @pytest.mark.soak
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("policy", ["semipd", "chunked", "prefill-first"])
-def test_100_000_random_requests(policy, depth):
+def test_100_000_random_requests(policy, depth) -> None:
     """Other seeds than above; integrity in every eighth turn."""
     num_preemptions = sum(soak(policy, depth, 1000 + seed, 1000, check_every=8) for seed in range(17))
     print(f"{policy}, depth {depth}: 17,000 requests, {num_preemptions} preemptions, 0 deviations")

@@ -38,7 +38,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return answer
 
 
-def test_splits_through_the_real_bindings(found: dict[str, Any]):
+def test_splits_through_the_real_bindings(found: dict[str, Any]) -> None:
     assert found["splits"] == [[132 - sms, sms] for sms in (16, 24, 32, 40, 48, 64, 80)], found["text"]
     assert found["disjoint"]
     assert found["split_calls"] == 1
@@ -46,36 +46,36 @@ def test_splits_through_the_real_bindings(found: dict[str, Any]):
     assert "15 groups of 8 SMs, 12 left over" in found["text"]
 
 
-def test_nothing_is_left_in_the_driver(found: dict[str, Any]):
+def test_nothing_is_left_in_the_driver(found: dict[str, Any]) -> None:
     assert found["alive"] == 0
 
 
-def test_what_the_device_says_of_itself(found: dict[str, Any]):
+def test_what_the_device_says_of_itself(found: dict[str, Any]) -> None:
     assert found["name"] == "Stub GPU"
     assert found["uuid"] == "f0f1f2f3-f4f5-f6f7-f8f9-fafbfcfdfeff"
     assert found["memory"] == [100, 140]
     assert found["driver"] == 13000
 
 
-def test_events_and_moves(found: dict[str, Any]):
+def test_events_and_moves(found: dict[str, Any]) -> None:
     assert found["events"] == {"asked": [False, True], "elapsed_ms": 1.5, "moves": 7}
 
 
-def test_refusals_become_errors_with_names(found: dict[str, Any]):
+def test_refusals_become_errors_with_names(found: dict[str, Any]) -> None:
     refused, missing = found["errors"]
     assert refused == "cuDevResourceGenerateDesc 915 CUDA_ERROR_INVALID_RESOURCE_CONFIGURATION [cuda_error]"
     assert missing.startswith("[cuda_unavailable] cuGreenCtxGetId cannot be called (")
     assert "not found" in missing
 
 
-def test_a_thread_is_bound_to_the_primary_context(found: dict[str, Any]):
+def test_a_thread_is_bound_to_the_primary_context(found: dict[str, Any]) -> None:
     assert found["thread"] == ["CUDA_ERROR_INVALID_CONTEXT", "bound"]
 
 
 # ---- without the package -------------------------------------------------------------------------
 
 
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(SemipdError, match=r"cuda-bindings cannot be imported .*pip install 'semipd\[gpu\]'"):
         CudaDriver.open()
@@ -102,19 +102,19 @@ def driver_of(**answers: object) -> CudaDriver:
     ("status", "hint"),
     [(2, "lower kv_fraction"), (700, "outside its buffers"), (805, "MPS"), (123, "CUresult")],
 )
-def test_errors_carry_call_number_and_next_step(status: int, hint: str):
+def test_errors_carry_call_number_and_next_step(status: int, hint: str) -> None:
     with pytest.raises(SemipdError, match=rf"cuEventRecord failed: unknown error \({status}\)\..*{hint}"):
         driver_of(cuEventRecord=(status,)).record_event(1, 2)  # type: ignore[arg-type]
 
 
-def test_a_failing_query_is_not_taken_for_running_work():
+def test_a_failing_query_is_not_taken_for_running_work() -> None:
     driver = driver_of(cuEventQuery=(700,))
     with pytest.raises(SemipdError, match="cuEventQuery failed"):
         driver.event_done(1)  # type: ignore[arg-type]
     assert driver_of(cuEventQuery=(600,)).event_done(1) is False  # type: ignore[arg-type]
 
 
-def test_a_census_that_cannot_run_is_an_answer():
+def test_a_census_that_cannot_run_is_an_answer() -> None:
     """Triton fails in many ways; none of them may end the engine."""
     broken = SimpleNamespace(cuda=SimpleNamespace(set_device=lambda _: None))  # no torch.empty
     with pytest.raises(SemipdError, match="census kernel did not run") as raised:

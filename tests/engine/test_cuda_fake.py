@@ -32,7 +32,7 @@ def stream(cuda: FakeCuda) -> Stream:
     return cuda.create_stream(0, None)
 
 
-def test_the_real_shape_of_an_h100(groups: SmSplit):
+def test_the_real_shape_of_an_h100(groups: SmSplit) -> None:
     assert [group.sm_count for group in groups.groups] == [8] * 15
     assert groups.remainder is not None
     assert groups.remainder.sm_count == 12
@@ -42,7 +42,9 @@ def test_the_real_shape_of_an_h100(groups: SmSplit):
     ("num_groups", "min_sms", "made", "size", "rest"),
     [(2, 72, 1, 72, 60), (6, 11, 6, 16, 36), (2, 1, 2, 8, 116)],
 )
-def test_the_table_of_the_programming_guide(num_groups: int, min_sms: int, made: int, size: int, rest: int):
+def test_the_table_of_the_programming_guide(
+    num_groups: int, min_sms: int, made: int, size: int, rest: int
+) -> None:
     """For a GPU of 132 SMs (guide, section on green contexts), without flags."""
     cuda = FakeCuda(Shape(num_groups=16))
     cuda.bind_thread()
@@ -52,23 +54,23 @@ def test_the_table_of_the_programming_guide(num_groups: int, min_sms: int, made:
     assert remainder.sm_count == rest
 
 
-def test_resources_of_two_split_calls_do_not_merge(cuda: FakeCuda, groups: SmSplit):
+def test_resources_of_two_split_calls_do_not_merge(cuda: FakeCuda, groups: SmSplit) -> None:
     others = cuda.split_sms(cuda.sm_resource(), 16, 8)
     with pytest.raises(CudaError, match=r"\(915\)"):
         cuda.create_green_context([groups.groups[0], others.groups[1]])
 
 
-def test_an_output_of_a_split_cannot_be_split_again(cuda: FakeCuda, groups: SmSplit):
+def test_an_output_of_a_split_cannot_be_split_again(cuda: FakeCuda, groups: SmSplit) -> None:
     with pytest.raises(CudaError, match="cuDevSmResourceSplitByCount"):
         cuda.split_sms(groups.groups[0], 1, 8)
 
 
-def test_a_resource_goes_once_into_a_descriptor(cuda: FakeCuda, groups: SmSplit):
+def test_a_resource_goes_once_into_a_descriptor(cuda: FakeCuda, groups: SmSplit) -> None:
     with pytest.raises(CudaMisuseError, match="twice"):
         cuda.create_green_context([groups.groups[0], groups.groups[0]])
 
 
-def test_a_thread_must_be_bound(cuda: FakeCuda):
+def test_a_thread_must_be_bound(cuda: FakeCuda) -> None:
     caught: list[CudaError] = []
 
     def unbound() -> None:
@@ -83,7 +85,7 @@ def test_a_thread_must_be_bound(cuda: FakeCuda):
     assert caught[0].status == 201
 
 
-def test_streams_go_before_their_context(cuda: FakeCuda, context: GreenContext):
+def test_streams_go_before_their_context(cuda: FakeCuda, context: GreenContext) -> None:
     stream = cuda.create_stream(0, context)
     with pytest.raises(CudaMisuseError, match="before its streams"):
         cuda.destroy_green_context(context)
@@ -92,7 +94,7 @@ def test_streams_go_before_their_context(cuda: FakeCuda, context: GreenContext):
     assert cuda.alive() == []
 
 
-def test_graphs_go_before_their_stream(cuda: FakeCuda, context: GreenContext):
+def test_graphs_go_before_their_stream(cuda: FakeCuda, context: GreenContext) -> None:
     stream = cuda.create_stream(0, context)
     graph = cuda.capture(stream, lambda: cuda.launch("kernel"))
     with pytest.raises(CudaMisuseError, match="before the graphs"):
@@ -101,7 +103,9 @@ def test_graphs_go_before_their_stream(cuda: FakeCuda, context: GreenContext):
     cuda.destroy_stream(stream)
 
 
-def test_nothing_is_used_or_destroyed_after_its_end(cuda: FakeCuda, context: GreenContext, stream: Stream):
+def test_nothing_is_used_or_destroyed_after_its_end(
+    cuda: FakeCuda, context: GreenContext, stream: Stream
+) -> None:
     event = cuda.create_event()
     graph = cuda.capture(stream, lambda: cuda.launch("kernel"))
     cuda.destroy_event(event)
@@ -127,7 +131,7 @@ def test_nothing_is_used_or_destroyed_after_its_end(cuda: FakeCuda, context: Gre
             use()
 
 
-def test_work_must_be_waited_for_before_its_stream_goes(cuda: FakeCuda, stream: Stream):
+def test_work_must_be_waited_for_before_its_stream_goes(cuda: FakeCuda, stream: Stream) -> None:
     with cuda.on(stream):
         cuda.launch("kernel")
     with pytest.raises(CudaMisuseError, match="nobody waited for"):
@@ -136,7 +140,7 @@ def test_work_must_be_waited_for_before_its_stream_goes(cuda: FakeCuda, stream: 
     cuda.destroy_stream(stream)
 
 
-def test_nothing_runs_on_the_default_stream(cuda: FakeCuda, stream: Stream):
+def test_nothing_runs_on_the_default_stream(cuda: FakeCuda, stream: Stream) -> None:
     with pytest.raises(CudaMisuseError, match="default stream"):
         cuda.launch("kernel")
     with cuda.on(stream):
@@ -145,7 +149,7 @@ def test_nothing_runs_on_the_default_stream(cuda: FakeCuda, stream: Stream):
         cuda.launch("kernel")
 
 
-def test_waiting_for_an_event_without_a_record_is_a_mistake(cuda: FakeCuda, stream: Stream):
+def test_waiting_for_an_event_without_a_record_is_a_mistake(cuda: FakeCuda, stream: Stream) -> None:
     event = cuda.create_event()
     for wait in (
         lambda: cuda.wait_event(stream, event),
@@ -156,14 +160,14 @@ def test_waiting_for_an_event_without_a_record_is_a_mistake(cuda: FakeCuda, stre
             wait()
 
 
-def test_priorities_outside_the_range_would_be_clamped(cuda: FakeCuda):
+def test_priorities_outside_the_range_would_be_clamped(cuda: FakeCuda) -> None:
     with pytest.raises(CudaMisuseError, match="clamped"):
         cuda.create_stream(1, None)
 
 
 def test_a_graph_is_launched_on_the_sms_it_was_captured_on(
     cuda: FakeCuda, context: GreenContext, stream: Stream
-):
+) -> None:
     own, twin = cuda.create_stream(0, context), cuda.create_stream(-1, context)
     graph = cuda.capture(own, lambda: cuda.launch("kernel", writes=["a"]))
     cuda.launch_graph(graph, own)
@@ -172,7 +176,7 @@ def test_a_graph_is_launched_on_the_sms_it_was_captured_on(
         cuda.launch_graph(graph, stream)
 
 
-def test_a_capture_records_nothing_and_each_launch_everything(cuda: FakeCuda, stream: Stream):
+def test_a_capture_records_nothing_and_each_launch_everything(cuda: FakeCuda, stream: Stream) -> None:
     blocks = ["a"]
 
     def body() -> None:
@@ -192,7 +196,7 @@ def test_a_capture_records_nothing_and_each_launch_everything(cuda: FakeCuda, st
     ]
 
 
-def test_what_a_graph_froze_cannot_change(cuda: FakeCuda, stream: Stream):
+def test_what_a_graph_froze_cannot_change(cuda: FakeCuda, stream: Stream) -> None:
     host = {"rows": 4, "twice": False}
 
     def body() -> None:
@@ -211,7 +215,7 @@ def test_what_a_graph_froze_cannot_change(cuda: FakeCuda, stream: Stream):
         cuda.launch_graph(graph, stream)
 
 
-def test_a_capture_refuses_what_capturing_forbids(cuda: FakeCuda, stream: Stream):
+def test_a_capture_refuses_what_capturing_forbids(cuda: FakeCuda, stream: Stream) -> None:
     other, event = cuda.create_stream(0, None), cuda.create_event()
     cuda.record_event(event, other)
     cuda.synchronize_stream(other)
@@ -231,7 +235,7 @@ def test_a_capture_refuses_what_capturing_forbids(cuda: FakeCuda, stream: Stream
             cuda.capture(stream, forbidden)
 
 
-def test_a_capture_needs_an_idle_device(cuda: FakeCuda, stream: Stream):
+def test_a_capture_needs_an_idle_device(cuda: FakeCuda, stream: Stream) -> None:
     other = cuda.create_stream(0, None)
     with cuda.on(other):
         cuda.launch("kernel")
@@ -239,7 +243,7 @@ def test_a_capture_needs_an_idle_device(cuda: FakeCuda, stream: Stream):
         cuda.capture(stream, lambda: cuda.launch("kernel"))
 
 
-def test_seeing_an_event_done_is_seeing_all_before_it_done():
+def test_seeing_an_event_done_is_seeing_all_before_it_done() -> None:
     """Progress is random, but never out of order, also across streams."""
     for seed in range(200):
         cuda = FakeCuda(random_progress=random.Random(seed))
@@ -258,7 +262,7 @@ def test_seeing_an_event_done_is_seeing_all_before_it_done():
                 assert all(cuda.event_done(events[before]) for before in order[asked])
 
 
-def test_progress_is_sometimes_slow_and_never_stops():
+def test_progress_is_sometimes_slow_and_never_stops() -> None:
     cuda = FakeCuda(random_progress=random.Random(0))
     cuda.bind_thread()
     stream, event = cuda.create_stream(0, None), cuda.create_event()
@@ -273,7 +277,7 @@ def test_progress_is_sometimes_slow_and_never_stops():
     assert 3 < max(asked) < 100
 
 
-def test_times_need_timing_and_done_events(cuda: FakeCuda, stream: Stream):
+def test_times_need_timing_and_done_events(cuda: FakeCuda, stream: Stream) -> None:
     start, end, plain = cuda.create_event(timing=True), cuda.create_event(timing=True), cuda.create_event()
     cuda.record_event(start, stream)
     cuda.record_event(plain, stream)
@@ -286,7 +290,9 @@ def test_times_need_timing_and_done_events(cuda: FakeCuda, stream: Stream):
         cuda.elapsed_ms(start, plain)
 
 
-def test_a_census_sees_only_the_sms_of_its_context(cuda: FakeCuda, context: GreenContext, stream: Stream):
+def test_a_census_sees_only_the_sms_of_its_context(
+    cuda: FakeCuda, context: GreenContext, stream: Stream
+) -> None:
     confined = cuda.create_stream(0, context)
     assert cuda.census(confined, 528, 200_000) == set(range(16))
     assert len(cuda.census(stream, 528, 200_000)) == 132

@@ -28,7 +28,7 @@ def step(cuda: FakeCuda, lanes: Lanes, lane: LaneName, label: str = "step", **to
         cuda.launch(label, **touched)
 
 
-def test_a_lane_keeps_its_order_through_any_moves(cuda: FakeCuda, lanes: Lanes):
+def test_a_lane_keeps_its_order_through_any_moves(cuda: FakeCuda, lanes: Lanes) -> None:
     """Every step of a lane changes the lane's batch, so two unordered steps would be a race."""
     rng = random.Random(1)
     solo = {"prefill": lanes.solo_prefill, "decode": lanes.solo_decode}
@@ -43,7 +43,9 @@ def test_a_lane_keeps_its_order_through_any_moves(cuda: FakeCuda, lanes: Lanes):
     cuda.check_order()
 
 
-def test_without_its_event_a_move_is_a_race(cuda: FakeCuda, lanes: Lanes, monkeypatch: pytest.MonkeyPatch):
+def test_without_its_event_a_move_is_a_race(
+    cuda: FakeCuda, lanes: Lanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     step(cuda, lanes, "decode", writes=["batch"])
     monkeypatch.setattr(cuda, "wait_event", lambda stream, event: None)
     lanes.move("decode", lanes.splits[0])
@@ -52,7 +54,7 @@ def test_without_its_event_a_move_is_a_race(cuda: FakeCuda, lanes: Lanes, monkey
         cuda.check_order()
 
 
-def test_a_move_goes_to_the_split_asked_for_and_waits_for_nothing(cuda: FakeCuda, lanes: Lanes):
+def test_a_move_goes_to_the_split_asked_for_and_waits_for_nothing(cuda: FakeCuda, lanes: Lanes) -> None:
     for split in (*lanes.splits, lanes.solo_decode, lanes.splits[3]):
         stream = lanes.move("decode", split)
         assert stream == lanes.current("decode") == lanes.stream("decode", split)
@@ -62,7 +64,7 @@ def test_a_move_goes_to_the_split_asked_for_and_waits_for_nothing(cuda: FakeCuda
     assert [type(op).__name__ for op in cuda.trace] == ["Record", "Wait"]
 
 
-def test_staying_costs_no_driver_call(cuda: FakeCuda, lanes: Lanes):
+def test_staying_costs_no_driver_call(cuda: FakeCuda, lanes: Lanes) -> None:
     lanes.move("decode", lanes.splits[1])
     before = len(cuda.trace)
     lanes.move("decode", lanes.splits[1])
@@ -71,7 +73,7 @@ def test_staying_costs_no_driver_call(cuda: FakeCuda, lanes: Lanes):
     assert lanes.switches["prefill"].count == 0
 
 
-def test_switches_are_measured(lanes: Lanes):
+def test_switches_are_measured(lanes: Lanes) -> None:
     for split in lanes.splits:
         lanes.move("prefill", split)
     stats = lanes.switches["prefill"]
@@ -79,7 +81,9 @@ def test_switches_are_measured(lanes: Lanes):
     assert 0 < stats.last_ns <= stats.max_ns <= stats.total_ns
 
 
-def test_a_lane_waits_for_what_the_other_had_launched_when_it_was_marked(cuda: FakeCuda, lanes: Lanes):
+def test_a_lane_waits_for_what_the_other_had_launched_when_it_was_marked(
+    cuda: FakeCuda, lanes: Lanes
+) -> None:
     lanes.move("prefill", lanes.splits[0])
     lanes.move("decode", lanes.splits[0])
     step(cuda, lanes, "prefill", writes=["block 7"])
@@ -93,7 +97,7 @@ def test_a_lane_waits_for_what_the_other_had_launched_when_it_was_marked(cuda: F
         cuda.check_order()
 
 
-def test_a_released_event_is_used_again_and_old_waits_stay(cuda: FakeCuda, lanes: Lanes):
+def test_a_released_event_is_used_again_and_old_waits_stay(cuda: FakeCuda, lanes: Lanes) -> None:
     step(cuda, lanes, "prefill", writes=["block 7"])
     written = lanes.mark("prefill")
     lanes.wait("decode", written)
@@ -103,14 +107,14 @@ def test_a_released_event_is_used_again_and_old_waits_stay(cuda: FakeCuda, lanes
     cuda.check_order()
 
 
-def test_an_event_cannot_be_released_twice(lanes: Lanes):
+def test_an_event_cannot_be_released_twice(lanes: Lanes) -> None:
     event = lanes.mark("decode")
     lanes.release(event)
     with pytest.raises(AssertionError, match="released twice"):
         lanes.release(event)
 
 
-def test_events_are_not_made_over_and_over(cuda: FakeCuda, lanes: Lanes):
+def test_events_are_not_made_over_and_over(cuda: FakeCuda, lanes: Lanes) -> None:
     held: list[Event] = []
     for _ in range(100):
         held.append(lanes.mark("decode"))
@@ -119,7 +123,7 @@ def test_events_are_not_made_over_and_over(cuda: FakeCuda, lanes: Lanes):
     assert len([thing for thing in cuda.alive() if thing.startswith("event")]) == 2 + 4
 
 
-def test_close_waits_for_running_work_and_can_be_repeated(cuda: FakeCuda, lanes: Lanes):
+def test_close_waits_for_running_work_and_can_be_repeated(cuda: FakeCuda, lanes: Lanes) -> None:
     lanes.move("decode", lanes.splits[0])
     step(cuda, lanes, "decode", writes=["batch"])
     lanes.close()
@@ -127,7 +131,7 @@ def test_close_waits_for_running_work_and_can_be_repeated(cuda: FakeCuda, lanes:
     lanes.close()
 
 
-def test_close_tries_everything_and_names_every_failure(cuda: FakeCuda, lanes: Lanes):
+def test_close_tries_everything_and_names_every_failure(cuda: FakeCuda, lanes: Lanes) -> None:
     """As after an illegal access: waiting for the streams fails, and the rest still goes."""
     cuda.fail("synchronize_stream", times=1000, status=700)
     with pytest.raises(SemipdError) as caught:
@@ -137,7 +141,7 @@ def test_close_tries_everything_and_names_every_failure(cuda: FakeCuda, lanes: L
     assert cuda.alive() == []
 
 
-def test_an_error_while_giving_back_is_told_with_what_led_there(cuda: FakeCuda):
+def test_an_error_while_giving_back_is_told_with_what_led_there(cuda: FakeCuda) -> None:
     cuda.fail("create_green_context", at=6)
     cuda.fail("destroy_green_context", at=2, status=709)  # the first one is of the trial
     with pytest.raises(SemipdError, match=r"\(709\).*After: create_green_context failed"):

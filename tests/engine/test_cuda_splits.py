@@ -50,14 +50,14 @@ def sm_sets(cuda: FakeCuda, lanes: Lanes) -> dict[Split, tuple[frozenset[int], f
     }
 
 
-def test_the_device_of_the_recipe_gets_the_splits_of_the_recipe():
+def test_the_device_of_the_recipe_gets_the_splits_of_the_recipe() -> None:
     for num_groups in (15, 16):
         assert decode_group_counts(num_groups, True) == (2, 3, 4, 5, 6, 8, 10)
 
 
 @pytest.mark.parametrize("num_groups", range(1, 65))
 @pytest.mark.parametrize("has_remainder", [False, True])
-def test_group_counts_leave_both_lanes_something(num_groups: int, has_remainder: bool):
+def test_group_counts_leave_both_lanes_something(num_groups: int, has_remainder: bool) -> None:
     counts = decode_group_counts(num_groups, has_remainder)
     assert list(counts) == sorted(set(counts))
     assert len(counts) <= 9
@@ -67,7 +67,7 @@ def test_group_counts_leave_both_lanes_something(num_groups: int, has_remainder:
 
 @pytest.mark.parametrize("can_merge", [True, False])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_the_lanes_of_a_split_are_disjoint_and_cover_the_device(shape: Shape, can_merge: bool):
+def test_the_lanes_of_a_split_are_disjoint_and_cover_the_device(shape: Shape, can_merge: bool) -> None:
     cuda = bound(shape)
     cuda.partition.can_merge = can_merge
     lanes = Lanes.open(cuda)
@@ -83,7 +83,7 @@ def test_the_lanes_of_a_split_are_disjoint_and_cover_the_device(shape: Shape, ca
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_between_two_splits_only_the_groups_that_change_hands_overlap(shape: Shape):
+def test_between_two_splits_only_the_groups_that_change_hands_overlap(shape: Shape) -> None:
     cuda = bound(shape)
     sets = sm_sets(cuda, Lanes.open(cuda))
     for before, (prefill, _) in sets.items():
@@ -92,7 +92,7 @@ def test_between_two_splits_only_the_groups_that_change_hands_overlap(shape: Sha
     assert cuda.partition.num_splits == 1
 
 
-def test_solo_lanes_have_streams_of_the_whole_device():
+def test_solo_lanes_have_streams_of_the_whole_device() -> None:
     cuda = bound()
     lanes = Lanes.open(cuda)
     assert (lanes.solo_prefill, lanes.solo_decode) == (Split(132, 0), Split(0, 132))
@@ -103,7 +103,7 @@ def test_solo_lanes_have_streams_of_the_whole_device():
         lanes.stream("decode", Split(132, 0))
 
 
-def test_streams_are_made_decode_first_and_all_is_destroyed_in_reverse():
+def test_streams_are_made_decode_first_and_all_is_destroyed_in_reverse() -> None:
     cuda = bound(Shape(num_sms=24, num_groups=2))
     lanes = Lanes.open(cuda)
     made = [entry.removeprefix("create ") for entry in cuda.log if entry.startswith("create ")]
@@ -156,7 +156,7 @@ OPENING_CALLS = [
 
 
 @pytest.mark.parametrize("call", OPENING_CALLS)
-def test_nothing_is_left_when_any_call_fails(call: str):
+def test_nothing_is_left_when_any_call_fails(call: str) -> None:
     """Each call once, at every place: either the device runs undivided and says why, or it does not open."""
     num_calls = count_calls(call)
     assert num_calls > 0
@@ -172,7 +172,7 @@ def test_nothing_is_left_when_any_call_fails(call: str):
         assert cuda.alive() == [], f"{call} number {at} left something behind"
 
 
-def test_an_undivided_device_still_has_its_solo_lanes():
+def test_an_undivided_device_still_has_its_solo_lanes() -> None:
     cuda = bound()
     cuda.fail("create_green_context", at=4)
     lanes = Lanes.open(cuda)
@@ -184,7 +184,7 @@ def test_an_undivided_device_still_has_its_solo_lanes():
     assert "scheduler chunked on all 132 SMs" in text
 
 
-def test_a_device_that_fails_altogether_does_not_open():
+def test_a_device_that_fails_altogether_does_not_open() -> None:
     cuda = bound()
     cuda.fail("create_stream", times=1000)
     with pytest.raises(SemipdError, match="create_stream failed"):
@@ -199,7 +199,7 @@ def test_a_device_that_fails_altogether_does_not_open():
         (Versions(13000, "12.9.1"), r"cuda-bindings is 12\.9\.1; .* pip install 'cuda-bindings==13\.0\.\*'"),
     ],
 )
-def test_versions_below_the_floor_are_named(versions: Versions, says: str):
+def test_versions_below_the_floor_are_named(versions: Versions, says: str) -> None:
     cuda = bound(versions=versions)
     with pytest.raises(SemipdError, match=says):
         check_versions(versions)
@@ -209,7 +209,7 @@ def test_versions_below_the_floor_are_named(versions: Versions, says: str):
     lanes.close()
 
 
-def test_newer_versions_are_taken():
+def test_newer_versions_are_taken() -> None:
     check_versions(Versions(13020, "13.5.0"))
 
 
@@ -220,7 +220,7 @@ def test_newer_versions_are_taken():
         (Shape(num_sms=8, num_groups=0), "too small for two lanes"),
     ],
 )
-def test_a_device_too_small_says_so(shape: Shape, says: str):
+def test_a_device_too_small_says_so(shape: Shape, says: str) -> None:
     lanes = Lanes.open(bound(shape))
     assert says in lanes.capability.reason
     assert lanes.splits == ()
@@ -232,7 +232,7 @@ def lying(lie: Callable[[GreenContext | None, frozenset[int]], frozenset[int]]) 
     return cuda, Lanes.open(cuda)
 
 
-def test_a_lane_that_leaves_its_sms_ends_the_partition():
+def test_a_lane_that_leaves_its_sms_ends_the_partition() -> None:
     cuda, lanes = lying(lambda context, sms: sms | {131, 0})
     assert "[census_failed]" in lanes.capability.reason
     assert "should have" in lanes.capability.reason
@@ -240,18 +240,18 @@ def test_a_lane_that_leaves_its_sms_ends_the_partition():
     assert cuda.alive() == []
 
 
-def test_a_lane_that_misses_sms_ends_the_partition():
+def test_a_lane_that_misses_sms_ends_the_partition() -> None:
     _, lanes = lying(lambda context, sms: frozenset(sorted(sms)[1:]))
     assert "prefill lane of split 116+16 should have 116 SMs and ran on 115" in lanes.capability.reason
 
 
-def test_lanes_that_share_sms_end_the_partition():
+def test_lanes_that_share_sms_end_the_partition() -> None:
     """The counts are right, but the SMs are not the lane's own."""
     _, lanes = lying(lambda context, sms: frozenset(range(len(sms))))
     assert "Both lanes of split 116+16 ran on 16 SMs: [0, 1," in lanes.capability.reason
 
 
-def test_a_census_is_repeated_for_sms_that_other_work_held():
+def test_a_census_is_repeated_for_sms_that_other_work_held() -> None:
     cuda = bound()
     asked: list[int] = []
     original = cuda.census
@@ -267,7 +267,7 @@ def test_a_census_is_repeated_for_sms_that_other_work_held():
     assert asked[1] > asked[0]
 
 
-def test_splits_that_are_not_nested_are_noted():
+def test_splits_that_are_not_nested_are_noted() -> None:
     """Without merging nobody promises that a larger group contains a smaller one."""
 
     def rotated(context: GreenContext | None, sms: frozenset[int]) -> frozenset[int]:
@@ -284,7 +284,7 @@ def test_splits_that_are_not_nested_are_noted():
 
 
 @pytest.mark.parametrize("sizes", [[8, 8, 16], [8, 8, 8]], ids=["unequal", "too few"])
-def test_a_division_that_does_not_add_up_is_refused(sizes: list[int]):
+def test_a_division_that_does_not_add_up_is_refused(sizes: list[int]) -> None:
     cuda = bound(Shape(num_sms=32, num_groups=4))
 
     def split(whole: SmResource, num_groups: int, min_sms: int) -> SmSplit:
@@ -294,14 +294,14 @@ def test_a_division_that_does_not_add_up_is_refused(sizes: list[int]):
     assert "does not add up" in Lanes.open(cuda).capability.reason
 
 
-def test_a_context_smaller_than_its_resources_is_refused():
+def test_a_context_smaller_than_its_resources_is_refused() -> None:
     cuda = bound()
     cuda.green_context_sms = lambda context: 14  # type: ignore[method-assign]
     assert "A green context of 16 SMs has 14" in Lanes.open(cuda).capability.reason
     assert len(cuda.alive()) == 4  # two plain streams, two events
 
 
-def test_without_merging_a_group_of_another_size_is_refused():
+def test_without_merging_a_group_of_another_size_is_refused() -> None:
     """Asked for 16 SMs at once, this driver gives 24."""
     cuda = bound(Shape(num_sms=60, num_groups=7))
     cuda.partition.can_merge = False
@@ -314,7 +314,7 @@ def test_without_merging_a_group_of_another_size_is_refused():
     assert "Asked for a group of 8 SMs, the driver gave [24]" in Lanes.open(cuda).capability.reason
 
 
-def test_a_split_whose_lanes_wait_for_each_other_is_not_used():
+def test_a_split_whose_lanes_wait_for_each_other_is_not_used() -> None:
     """Either lane behind the other, in one hardware queue."""
     for waiting in ("prefill", "decode"):
         cuda = bound()
@@ -335,7 +335,7 @@ def test_a_split_whose_lanes_wait_for_each_other_is_not_used():
         assert cuda.alive() == []
 
 
-def test_a_device_whose_lanes_all_wait_is_not_divided():
+def test_a_device_whose_lanes_all_wait_is_not_divided() -> None:
     cuda = bound()
     cuda.serialises = lambda busy, other: True
     lanes = Lanes.open(cuda)
@@ -345,7 +345,7 @@ def test_a_device_whose_lanes_all_wait_is_not_divided():
     assert cuda.alive() == []
 
 
-def test_a_host_that_was_held_up_once_changes_nothing():
+def test_a_host_that_was_held_up_once_changes_nothing() -> None:
     cuda = bound()
     asked = 0
 
@@ -358,7 +358,7 @@ def test_a_host_that_was_held_up_once_changes_nothing():
     assert len(Lanes.open(cuda).splits) == 7
 
 
-def test_decode_is_more_urgent_than_prefill():
+def test_decode_is_more_urgent_than_prefill() -> None:
     cuda = bound()
     lanes = Lanes.open(cuda)
     for split in lanes.splits:
@@ -369,7 +369,7 @@ def test_decode_is_more_urgent_than_prefill():
     assert Lanes.open(cuda).capability.can_partition
 
 
-def test_a_solo_lane_that_misses_sms_is_noted():
+def test_a_solo_lane_that_misses_sms_is_noted() -> None:
     _, lanes = lying(lambda context, sms: sms if context is not None else frozenset(range(100)))
     assert lanes.capability.can_partition
     assert lanes.capability.notes == (
@@ -377,5 +377,5 @@ def test_a_solo_lane_that_misses_sms_is_noted():
     )
 
 
-def test_notes_of_the_caller_stay():
+def test_notes_of_the_caller_stay() -> None:
     assert Lanes.open(bound(), ["a note"]).capability.notes == ("a note",)

@@ -58,7 +58,7 @@ def peer():
     peer.close()
 
 
-def test_generates_reports_and_ends_with_the_link(peer):
+def test_generates_reports_and_ends_with_the_link(peer) -> None:
     ready = peer.next_frame()
     assert (ready["op"], ready["scheduler"], ready["info"]["unit"]) == ("ready", "semipd", "unit")
     wanted = request(1, [1, 2, 3], max_tokens=20, seed=2**64 - 1)
@@ -75,7 +75,7 @@ def test_generates_reports_and_ends_with_the_link(peer):
     assert peer.close() == 0
 
 
-def test_cancel_frees_blocks(peer):
+def test_cancel_frees_blocks(peer) -> None:
     peer.next_frame()
     peer.send(Submit(request(1, [1] * 100, max_tokens=1900)))
     peer.next_of(StepTokens)
@@ -89,7 +89,7 @@ def test_cancel_frees_blocks(peer):
         assert time.monotonic() < deadline
 
 
-def test_unknown_device_is_a_clear_failure():
+def test_unknown_device_is_a_clear_failure() -> None:
     peer = Peer(EngineSettings(device="abacus"))
     failed = peer.next_frame()
     assert (failed["op"], failed["code"]) == ("failed", "unknown_device")
@@ -97,7 +97,7 @@ def test_unknown_device_is_a_clear_failure():
     assert peer.close() == 1
 
 
-def test_a_failure_is_told_although_the_device_cannot_be_closed():
+def test_a_failure_is_told_although_the_device_cannot_be_closed() -> None:
     script = (
         "import sys, time; from semipd.core.errors import SemipdError\n"
         "from semipd.devices.fake import FakeDevice; from semipd.engine import process\n"
@@ -119,13 +119,13 @@ def test_a_failure_is_told_although_the_device_cannot_be_closed():
             engine.kill()
 
 
-def test_sigterm_ends_it_in_order(peer):
+def test_sigterm_ends_it_in_order(peer) -> None:
     peer.next_frame()
     peer.child.process.send_signal(signal.SIGTERM)
     assert peer.child.process.wait(timeout=10) == 0
 
 
-def test_it_dies_with_its_parent():
+def test_it_dies_with_its_parent() -> None:
     script = (
         "import sys, time; from semipd.engine.launcher import spawn_engine; child = spawn_engine();"
         "print(child.process.pid, flush=True); time.sleep(60)"

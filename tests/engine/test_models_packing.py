@@ -29,7 +29,7 @@ LIMITED = {"avx2": "AVX2", "default": "SSE41"}
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(64, 64), (192, 128), (320, 64)])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_products_are_those_of_plain_matrices(dtype, shape, with_bias):
+def test_products_are_those_of_plain_matrices(dtype, shape, with_bias) -> None:
     torch.manual_seed(0)
     num_bytes = shape[0] * shape[1] * TORCH_DTYPES[dtype].itemsize
     layout = WeightsLayout(dtype, (TensorSpec("layers.0.o", shape, 0),), num_bytes)
@@ -61,7 +61,7 @@ def is_untouched(layout, buffer):
 
 
 @pytest.mark.parametrize("dtype", EVERY_DTYPE)
-def test_a_matrix_is_packed_or_stays_as_it_was(dtype):
+def test_a_matrix_is_packed_or_stays_as_it_was(dtype) -> None:
     """7 x 64 is packed with padding on some CPUs, without on others, and not at all on the rest."""
     layout, buffer = filled(dtype)
     packed = pack_weights(layout, buffer)
@@ -76,14 +76,14 @@ def test_a_matrix_is_packed_or_stays_as_it_was(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_matrix_whose_packed_form_is_larger_stays_plain(dtype, monkeypatch):
+def test_a_matrix_whose_packed_form_is_larger_stays_plain(dtype, monkeypatch) -> None:
     layout, buffer = filled(dtype, (64, 64))
     monkeypatch.setattr(torch.ops.mkldnn, "_nbytes", lambda packed: 64 * 64 * packed.itemsize + 64)
     assert pack_weights(layout, buffer) == {}
     assert is_untouched(layout, buffer)
 
 
-def test_a_matrix_that_onednn_refuses_stays_plain(monkeypatch):
+def test_a_matrix_that_onednn_refuses_stays_plain(monkeypatch) -> None:
     def refuse(*args):
         raise RuntimeError("bf16 path needs the cpu support")
 
@@ -116,7 +116,7 @@ print(json.dumps({"packs": can_pack(torch.bfloat16), "native": bool(native_flags
 
 
 @pytest.mark.parametrize("capability", LIMITED)
-def test_a_cpu_with_fewer_instructions(capability):
+def test_a_cpu_with_fewer_instructions(capability) -> None:
     """Whatever oneDNN then does with bfloat16: products are right, and `auto` does not choose a format that
     is emulated."""
     limits = {"ATEN_CPU_CAPABILITY": capability, "ONEDNN_MAX_CPU_ISA": LIMITED[capability]}
@@ -131,7 +131,7 @@ def test_a_cpu_with_fewer_instructions(capability):
 
 @needs_packing
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_model_on_packed_weights_has_the_same_logits(tmp_path_factory, tied):
+def test_a_model_on_packed_weights_has_the_same_logits(tmp_path_factory, tied) -> None:
     """Sizes are multiples of 64, so that every matrix really is packed."""
     sizes = {"hidden_size": 64, "intermediate_size": 192, "vocab_size": 448, "head_dim": 32}
     folder = tiny_checkpoint(tmp_path_factory, "qwen3", tie_word_embeddings=tied, **sizes)

@@ -53,7 +53,7 @@ def prompts(seed: int, count: int, vocab_size: int, longest: int) -> list[list[i
 
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 16, 512])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_greedy_tokens_agree(family, policy, chunk_tokens):
+def test_greedy_tokens_agree(family, policy, chunk_tokens) -> None:
     """Prefix hits: the second half of the requests arrives when the first has filled the cache."""
     device, oracle = family
     settings = EngineSettings(
@@ -77,7 +77,7 @@ def test_greedy_tokens_agree(family, policy, chunk_tokens):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_greedy_tokens_agree_when_preempted_half_way(family, policy):
+def test_greedy_tokens_agree_when_preempted_half_way(family, policy) -> None:
     """All eight prompts fit at once, all eight outputs do not."""
     device, oracle = family
     run = LiveRun(device, EngineSettings(scheduler=policy, max_num_seqs=8))

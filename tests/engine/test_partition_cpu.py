@@ -22,7 +22,7 @@ def model(tmp_path_factory):
     device.close()
 
 
-def test_lending_sharing_merging_and_overrides_keep_the_tokens(model):
+def test_lending_sharing_merging_and_overrides_keep_the_tokens(model) -> None:
     """Every 6 turns an operator changes the mode while prompts arrive and answers are under way."""
     device, oracle = model
     if not device.info.splits:

@@ -23,7 +23,7 @@ def kinds(run: Run, *wanted: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("after_writing", [False, True])
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("name", ["prefill", "decode"])
-def test_the_same_steps_run_again_and_no_token_changes(name, depth, after_writing):
+def test_the_same_steps_run_again_and_no_token_changes(name, depth, after_writing) -> None:
     """Killed once after each number of turns."""
     num_lost_steps = 0
     for moment in range(0, 40, 5):
@@ -51,7 +51,7 @@ def test_the_same_steps_run_again_and_no_token_changes(name, depth, after_writin
     assert num_lost_steps > 2, "the kills never met a step"
 
 
-def test_the_other_lane_goes_on_and_questions_and_cancels_are_answered():
+def test_the_other_lane_goes_on_and_questions_and_cancels_are_answered() -> None:
     run = Run(MortalDevice(), settings(prefill_chunk_tokens=16, partition_mode="fixed", prefill_units=12))
     run.tick([submit(1, [1] * 8, max_tokens=200), submit(2, [2] * 8, max_tokens=200)])
     while not run.coordinator.scheduler.decoding:
@@ -76,7 +76,7 @@ def test_the_other_lane_goes_on_and_questions_and_cancels_are_answered():
     assert run.coordinator.scheduler.memory.pool.num_free == run.device.info.num_blocks - 1
 
 
-def test_prompts_do_not_wait_for_an_idle_prefill_lane():
+def test_prompts_do_not_wait_for_an_idle_prefill_lane() -> None:
     run = Run(MortalDevice(), settings())
     run.tick([submit(1, [1] * 8, max_tokens=200)])
     while not run.coordinator.scheduler.decoding:
@@ -91,7 +91,7 @@ def test_prompts_do_not_wait_for_an_idle_prefill_lane():
         assert run.tokens[seq] == run.expected(request(seq, prompt, max_tokens=most))
 
 
-def test_a_lost_merged_step_keeps_every_unit():
+def test_a_lost_merged_step_keeps_every_unit() -> None:
     """Its prompts must not go on elsewhere before it has run again."""
     run = Run(MortalDevice(), settings(partition_mode="off", step_token_budget=16))
     requests = [request(i, [i] * 100, max_tokens=5) for i in range(1, 4)]
@@ -152,7 +152,7 @@ def mortal_soak(policy: str, depth: int, seed: int, num_requests: int) -> int:
 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("policy", ["semipd", "chunked", "prefill-first"])
-def test_random_deaths_under_random_load(policy, depth):
+def test_random_deaths_under_random_load(policy, depth) -> None:
     """Integrity is checked in every turn."""
     num_lost = sum(mortal_soak(policy, depth, seed, 80) for seed in range(3))
     print(f"{policy}, depth {depth}: 240 requests, {num_lost} steps lost and run again, 0 deviations")

@@ -43,7 +43,7 @@ def seen(driver: CudaDriver, stream: Stream, num_sms: int) -> frozenset[int]:
     return driver.census(stream, CTAS_PER_SM * num_sms, SPINS_NS[0])
 
 
-def test_every_lane_runs_on_its_own_sms(driver: CudaDriver, lanes: Lanes):
+def test_every_lane_runs_on_its_own_sms(driver: CudaDriver, lanes: Lanes) -> None:
     num_sms = lanes.capability.num_sms
     for split in lanes.splits:
         prefill, decode = (seen(driver, lanes.stream(lane, split), num_sms) for lane in BOTH)
@@ -51,13 +51,13 @@ def test_every_lane_runs_on_its_own_sms(driver: CudaDriver, lanes: Lanes):
         assert not prefill & decode
 
 
-def test_splits_are_nested(driver: CudaDriver, lanes: Lanes):
+def test_splits_are_nested(driver: CudaDriver, lanes: Lanes) -> None:
     """Else more SMs than the difference are contended for while one split replaces another."""
     sets = [seen(driver, lanes.stream("decode", s), lanes.capability.num_sms) for s in lanes.splits]
     assert all(smaller < larger for smaller, larger in pairwise(sets))
 
 
-def test_solo_lanes_reach_the_whole_device(driver: CudaDriver, lanes: Lanes):
+def test_solo_lanes_reach_the_whole_device(driver: CudaDriver, lanes: Lanes) -> None:
     num_sms = lanes.capability.num_sms
     for stream in (
         lanes.stream("prefill", lanes.solo_prefill),
@@ -66,7 +66,7 @@ def test_solo_lanes_reach_the_whole_device(driver: CudaDriver, lanes: Lanes):
         assert len(seen(driver, stream, num_sms)) == num_sms
 
 
-def test_torch_work_goes_to_the_lane_and_moves_keep_its_order(driver: CudaDriver, lanes: Lanes):
+def test_torch_work_goes_to_the_lane_and_moves_keep_its_order(driver: CudaDriver, lanes: Lanes) -> None:
     """Each step adds to and doubles what the step before left, on another stream; any overlap changes it."""
     numbers = torch.zeros(1 << 24, device="cuda")
     torch.cuda.synchronize()
@@ -79,7 +79,7 @@ def test_torch_work_goes_to_the_lane_and_moves_keep_its_order(driver: CudaDriver
     assert torch.equal(numbers, torch.full_like(numbers, expected))
 
 
-def test_a_graph_keeps_the_sms_of_its_capture(driver: CudaDriver, lanes: Lanes):
+def test_a_graph_keeps_the_sms_of_its_capture(driver: CudaDriver, lanes: Lanes) -> None:
     from semipd.devices.cuda.driver.placement_kernel import launch_census
 
     split, num_sms = lanes.splits[0], lanes.capability.num_sms
@@ -98,12 +98,12 @@ def test_a_graph_keeps_the_sms_of_its_capture(driver: CudaDriver, lanes: Lanes):
     driver.destroy_graph(graph)
 
 
-def test_no_lane_waits_for_the_other(lanes: Lanes):
+def test_no_lane_waits_for_the_other(lanes: Lanes) -> None:
     """Disjoint SMs are not enough: two streams in one hardware queue would run one after the other."""
     assert [note for note in lanes.capability.notes if "wait for each other" in note] == []
 
 
-def test_events_of_marks_order_the_lanes(driver: CudaDriver, lanes: Lanes):
+def test_events_of_marks_order_the_lanes(driver: CudaDriver, lanes: Lanes) -> None:
     numbers = torch.zeros(1 << 24, device="cuda")
     torch.cuda.synchronize()
     for turn in range(20):
@@ -119,7 +119,7 @@ def test_events_of_marks_order_the_lanes(driver: CudaDriver, lanes: Lanes):
     assert torch.equal(numbers, torch.full_like(numbers, 20.0))
 
 
-def test_moves_are_counted_and_timed(lanes: Lanes):
+def test_moves_are_counted_and_timed(lanes: Lanes) -> None:
     for turn in range(200):
         lanes.move("prefill", lanes.splits[turn % len(lanes.splits)])
     stats = lanes.switches["prefill"]
@@ -128,7 +128,7 @@ def test_moves_are_counted_and_timed(lanes: Lanes):
     assert stats.count >= 199
 
 
-def test_statistics_of_this_gpu(driver: CudaDriver):
+def test_statistics_of_this_gpu(driver: CudaDriver) -> None:
     nvml = Nvml.open(driver.device_uuid())
     found = nvml.read()
     if found is None:
@@ -139,7 +139,7 @@ def test_statistics_of_this_gpu(driver: CudaDriver):
     nvml.close()
 
 
-def test_nothing_is_left_after_many_openings():
+def test_nothing_is_left_after_many_openings() -> None:
     """In a process of its own: memory of the device before and after."""
     code = """
 import os

@@ -6,7 +6,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-def test_it_reads_the_sm_and_the_clock(capability: int):
+def test_it_reads_the_sm_and_the_clock(capability: int) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 

@@ -26,24 +26,24 @@ H200 = MemoryDemand(
 )
 
 
-def test_a_share_of_what_is_left():
+def test_a_share_of_what_is_left() -> None:
     assert num_kv_blocks(H200) == int(120 * GIB * 0.9) // (2 * 2**20)
 
 
-def test_bytes_and_blocks_that_were_asked_for():
+def test_bytes_and_blocks_that_were_asked_for() -> None:
     assert num_kv_blocks(replace(H200, kv_bytes=4 * GIB)) == 2048
     assert num_kv_blocks(replace(H200, max_num_blocks=600)) == 600
     assert num_kv_blocks(replace(H200, kv_bytes=4 * GIB, max_num_blocks=5000)) == 2048
 
 
-def test_the_rows_add_up_to_the_device():
+def test_the_rows_add_up_to_the_device() -> None:
     rows = memory_rows(H200, 1000)
     assert sum(rows.values()) == H200.total_bytes
     assert rows["others"] == GIB
     assert rows["kv_pool"] == 1000 * 2 * 2**20
 
 
-def test_the_table_in_words():
+def test_the_table_in_words() -> None:
     assert memory_table(H200, num_kv_blocks(H200)).splitlines() == [
         "  weights      15.00 GiB",
         "  buffers       2.00 GiB",
@@ -89,7 +89,7 @@ def largest_by_search(demand: MemoryDemand) -> int | None:
     return allowed[-1] if (allowed[-1] - 1) * BLOCK_SIZE >= demand.max_model_len else None
 
 
-def test_the_size_is_the_largest_that_fits_or_the_hint_helps():
+def test_the_size_is_the_largest_that_fits_or_the_hint_helps() -> None:
     rng = random.Random(0)
     outcomes = {"fits": 0, "hint": 0, "hopeless": 0}
     for _ in range(4000):
@@ -117,7 +117,7 @@ def follow(hint: str, demand: MemoryDemand) -> bool:
     return True
 
 
-def test_the_refusal_shows_the_numbers_and_the_settings():
+def test_the_refusal_shows_the_numbers_and_the_settings() -> None:
     with pytest.raises(SemipdError) as raised:
         num_kv_blocks(replace(H200, free_bytes=10 * GIB, kv_bytes=20 * GIB))
     text = str(raised.value)

@@ -67,7 +67,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, library: FakeNvml) -> Nvml:
     return Nvml.open(UUID)
 
 
-def test_numbers_in_plain_units(monkeypatch: pytest.MonkeyPatch):
+def test_numbers_in_plain_units(monkeypatch: pytest.MonkeyPatch) -> None:
     library = FakeNvml()
     library.throttles = 0x4 | 0x1 | 0x20
     nvml = opened(monkeypatch, library)
@@ -89,11 +89,11 @@ def test_numbers_in_plain_units(monkeypatch: pytest.MonkeyPatch):
     assert nvml.reason
 
 
-def test_a_mig_instance_is_found_too(monkeypatch: pytest.MonkeyPatch):
+def test_a_mig_instance_is_found_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert opened(monkeypatch, FakeNvml(known_as=f"MIG-{UUID}")).reason == ""
 
 
-def test_what_the_gpu_does_not_tell_is_none(monkeypatch: pytest.MonkeyPatch):
+def test_what_the_gpu_does_not_tell_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     library = FakeNvml(
         refuses=("nvmlDeviceGetPowerUsage", "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetClockInfo")
     )
@@ -111,7 +111,7 @@ def test_what_the_gpu_does_not_tell_is_none(monkeypatch: pytest.MonkeyPatch):
         (None, "pip install nvidia-ml-py"),
     ],
 )
-def test_absence_has_a_reason(monkeypatch: pytest.MonkeyPatch, library: FakeNvml | None, says: str):
+def test_absence_has_a_reason(monkeypatch: pytest.MonkeyPatch, library: FakeNvml | None, says: str) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", library)
     nvml = Nvml.open(UUID)
     assert says in nvml.reason

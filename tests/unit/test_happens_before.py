@@ -18,15 +18,15 @@ def kinds(trace: list[Op]) -> list[tuple[str, int | None, int]]:
     return [(found.kind, found.first, found.second) for found in violations(trace)]
 
 
-def test_one_stream_runs_in_order():
+def test_one_stream_runs_in_order() -> None:
     assert kinds([access(1, writes="a"), access(1, reads="a")]) == []
 
 
-def test_two_streams_without_an_event_race():
+def test_two_streams_without_an_event_race() -> None:
     assert kinds([access(1, writes="a"), access(2, reads="a")]) == [("race", 0, 1)]
 
 
-def test_an_event_orders_what_came_before_its_record_with_what_comes_after_the_wait():
+def test_an_event_orders_what_came_before_its_record_with_what_comes_after_the_wait() -> None:
     ordered = [access(1, writes="a"), Record(1, 7), Wait(2, 7), access(2, reads="a")]
     assert kinds(ordered) == []
     written_after_the_record = [Record(1, 7), access(1, writes="a"), Wait(2, 7), access(2, reads="a")]
@@ -35,27 +35,27 @@ def test_an_event_orders_what_came_before_its_record_with_what_comes_after_the_w
     assert kinds(read_before_the_wait) == [("race", 0, 2)]
 
 
-def test_a_wait_keeps_the_record_of_its_time():
+def test_a_wait_keeps_the_record_of_its_time() -> None:
     """Recording an event again changes nothing for a stream that waits already."""
     again = [Record(1, 7), Wait(2, 7), access(1, writes="a"), Record(1, 7), access(2, reads="a")]
     assert kinds(again) == [("race", 2, 4)]
 
 
-def test_order_passes_through_a_third_stream_and_through_the_host():
+def test_order_passes_through_a_third_stream_and_through_the_host() -> None:
     first = [access(1, writes="a"), Record(1, 7), Wait(2, 7), Record(2, 8), Wait(3, 8), access(3, reads="a")]
     assert kinds(first) == []
     assert kinds([access(1, writes="a"), Record(1, 7), Wait(HOST, 7), access(2, reads="a")]) == []
     assert kinds([access(1, writes="a"), Drain(1), access(2, reads="a")]) == []
 
 
-def test_host_work_is_before_later_launches_and_unordered_with_running_ones():
+def test_host_work_is_before_later_launches_and_unordered_with_running_ones() -> None:
     staged = [access(HOST, writes="a"), access(1, reads="a"), access(HOST, writes="a")]
     assert kinds(staged) == [("race", 1, 2)]
     waited = [access(HOST, writes="a"), access(1, reads="a"), Drain(1), access(HOST, writes="a")]
     assert kinds(waited) == []
 
 
-def test_reading_what_nobody_wrote_and_what_was_freed():
+def test_reading_what_nobody_wrote_and_what_was_freed() -> None:
     assert kinds([access(1, reads="a")]) == [("stale read", None, 0)]
     freed = [access(1, writes="a"), Drain(1), access(HOST, frees="a"), access(1, reads="a")]
     assert kinds(freed) == [("stale read", 2, 3)]
@@ -64,7 +64,7 @@ def test_reading_what_nobody_wrote_and_what_was_freed():
     assert kinds([access(1, reads="a", writes="a")]) == []
 
 
-def test_freeing_under_a_running_step_is_a_race():
+def test_freeing_under_a_running_step_is_a_race() -> None:
     trace = [access(1, writes="a"), access(HOST, frees="a")]
     assert kinds(trace) == [("race", 0, 1)]
 
@@ -202,7 +202,7 @@ def _random_access(stream: int, rng: random.Random) -> Access:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_model_agrees_with_every_schedule(seed: int):
+def test_the_model_agrees_with_every_schedule(seed: int) -> None:
     rng = random.Random(seed)
     outcomes = {"clean": 0, "race": 0, "stale read": 0}
     for _ in range(60):

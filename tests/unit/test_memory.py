@@ -134,7 +134,7 @@ KVMachine.TestCase.settings = settings(
 TestKVMachine = KVMachine.TestCase
 
 
-def test_freed_blocks_are_reused_in_lru_order_and_unknown_ones_first():
+def test_freed_blocks_are_reused_in_lru_order_and_unknown_ones_first() -> None:
     pool = BlockPool(8)
     first, second = pool.allocate(3), pool.allocate(2)
     pool.release(first[::-1])
@@ -142,7 +142,7 @@ def test_freed_blocks_are_reused_in_lru_order_and_unknown_ones_first():
     assert pool.free_order() == [second[1], 6, 7, *first[::-1], second[0]]
 
 
-def test_integrity_check_notices_a_leak():
+def test_integrity_check_notices_a_leak() -> None:
     pool = BlockPool(4)
     blocks = pool.allocate(2)
     pool.check_integrity([blocks])
@@ -153,7 +153,7 @@ def test_integrity_check_notices_a_leak():
         pool.release(blocks)
 
 
-def test_integrity_check_notices_a_forged_index():
+def test_integrity_check_notices_a_forged_index() -> None:
     memory = KVMemory(6)
     placement = memory.place("", [1] * 40)
     memory.commit(placement, [1] * 40, 32)

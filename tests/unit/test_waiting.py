@@ -12,7 +12,7 @@ def waiting(seq: int, num_tokens: int, arrival_ns: int | None = None) -> Sequenc
     return Sequence.of(request(seq, [1] * num_tokens, arrival_ns=arrival_ns or seq), 10_000)
 
 
-def test_first_come_first_served_without_hits():
+def test_first_come_first_served_without_hits() -> None:
     queue = WaitingQueue()
     for seq in (3, 1, 2):
         queue.add(waiting(seq, 10 * seq))
@@ -24,7 +24,7 @@ def test_first_come_first_served_without_hits():
     assert order == [1, 2, 3]
 
 
-def test_a_mostly_cached_request_goes_ahead_but_a_short_one_does_not():
+def test_a_mostly_cached_request_goes_ahead_but_a_short_one_does_not() -> None:
     queue = WaitingQueue()
     for sequence in (waiting(1, 400), waiting(2, 10), waiting(3, 200)):
         queue.add(sequence)
@@ -33,7 +33,7 @@ def test_a_mostly_cached_request_goes_ahead_but_a_short_one_does_not():
     assert queue.pick(lambda s: 0).seq == 1
 
 
-def test_nobody_is_overtaken_more_often_than_the_bound():
+def test_nobody_is_overtaken_more_often_than_the_bound() -> None:
     for seed in range(50):
         rng = random.Random(seed)
         queue, passed, next_seq = WaitingQueue(), {}, 0
