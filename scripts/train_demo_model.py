@@ -4,7 +4,7 @@ The result is an ordinary Hugging Face folder (config, tokenizer, safetensors, m
 
     python scripts/train_demo_model.py --data tinyshakespeare.txt --out semipd/checkpoints/demo
 
-Needs torch, tokenizers and safetensors. The same seed gives the same data order and the same
+Needs torch, transformers, tokenizers and safetensors. The same seed gives the same data order and the same
 initial weights everywhere; results differ in the last bits between devices and versions.
 """
 
@@ -25,11 +25,11 @@ from pathlib import Path
 import safetensors
 import tokenizers
 import torch
-from demo_network import Llama, Shape
 from safetensors.torch import load, save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM
 
 EOS = "<|endoftext|>"
 EOS_ID = 0
@@ -41,6 +41,22 @@ CHAT_TEMPLATE = (
     "{{ message['content'] }}\n\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of the network, under the names that Hugging Face's Llama configuration uses."""
+
+    vocab_size: int = 2048
+    hidden_size: int = 256
+    intermediate_size: int = 704
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    head_dim: int = 64
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
 
 
 @dataclass(frozen=True)
@@ -59,9 +75,6 @@ class Recipe:
     warmup_steps: int = 40
     average_decay: float = 0.99
     validation_frac: float = 0.1
-
-
-# --- text
 
 
 def train_tokenizer(text: str, vocab_size: int) -> Tokenizer:
@@ -137,7 +150,27 @@ class Passages:
         return int(torch.randint(limit, (1,), generator=self.rng))
 
 
-# --- training
+def build_network(shape: Shape, dropout: float) -> LlamaForCausalLM:
+    """A Llama with tied embeddings. What layers add to the residual stream starts small, and some is dropped."""
+    sizes = {k: v for k, v in asdict(shape).items() if k != "rope_theta"}
+    rope = {"rope_type": "default", "rope_theta": shape.rope_theta}
+    model = LlamaForCausalLM(
+        LlamaConfig(**sizes, rope_parameters=rope, tie_word_embeddings=True, use_cache=False)
+    )
+    for name, module in model.named_modules():
+        into_residual = name.endswith(("o_proj", "down_proj"))
+        if isinstance(module, nn.Linear | nn.Embedding):
+            scale = 1 / math.sqrt(2 * shape.num_hidden_layers) if into_residual else 1.0
+            nn.init.normal_(module.weight, std=0.02 * scale)
+        if into_residual or name.endswith("embed_tokens"):
+            module.register_forward_hook(lambda at, _, out: functional.dropout(out, dropout, at.training))
+    return model
+
+
+def logits_of(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
+    """Token ids [rows, length] to logits [rows, length, vocab_size]."""
+    logits: Tensor = model(ids).logits
+    return logits
 
 
 def windows(ids: Tensor, length: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -148,12 +181,12 @@ def windows(ids: Tensor, length: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 @torch.no_grad()
-def mean_loss(model: Llama, ids: Tensor, device: torch.device) -> float:
+def mean_loss(model: LlamaForCausalLM, ids: Tensor, device: torch.device) -> float:
     """Mean cross-entropy in nats per token over windows of the full context length."""
     model.eval()
     total = 0.0
-    for x, y in windows(ids, model.shape.max_position_embeddings):
-        total += cross_entropy(model(x.to(device)), y.to(device)).item() * y.numel()
+    for x, y in windows(ids, model.config.max_position_embeddings):
+        total += cross_entropy(logits_of(model, x.to(device)), y.to(device)).item() * y.numel()
     model.train()
     return total / (len(ids) - 1)
 
@@ -169,13 +202,13 @@ def rate_factor(step: int, recipe: Recipe, elapsed_minutes: float) -> float:
     return min(1.0, (step + 1) / recipe.warmup_steps) * (0.05 + 0.95 * cosine)
 
 
-def make_optimizers(model: Llama, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon (https://kellerjordan.github.io/posts/muon) for the layers' matrices, AdamW for the rest.
 
     After 120 steps on tiny Shakespeare the validation loss was 4.27 with it, 5.00 with AdamW alone.
     """
-    matrices = [p for p in model.layers.parameters() if p.dim() == 2]
-    others = [model.embed_tokens.weight, *(p for p in model.parameters() if p.dim() == 1)]
+    matrices = [p for p in model.model.layers.parameters() if p.dim() == 2]
+    others = [model.get_input_embeddings().weight, *(p for p in model.parameters() if p.dim() == 1)]
     muon = torch.optim.Muon(matrices, lr=recipe.muon_rate, weight_decay=recipe.muon_weight_decay)
     adamw = torch.optim.AdamW(others, lr=recipe.adamw_rate, betas=(0.9, 0.95), weight_decay=0.0)
     for optimizer in (muon, adamw):
@@ -185,7 +218,7 @@ def make_optimizers(model: Llama, recipe: Recipe) -> list[torch.optim.Optimizer]
 
 
 @torch.no_grad()
-def update_average(average: Llama, model: Llama, step: int, decay: float) -> None:
+def update_average(average: LlamaForCausalLM, model: LlamaForCausalLM, step: int, decay: float) -> None:
     """Exponential moving average of the weights: less noise than any single step's weights."""
     weight = 1 - min(decay, (step + 1) / (step + 10))
     for mean, latest in zip(average.parameters(), model.parameters(), strict=True):
@@ -193,10 +226,14 @@ def update_average(average: Llama, model: Llama, step: int, decay: float) -> Non
 
 
 def take_step(
-    model: Llama, optimizers: list[torch.optim.Optimizer], batch: Tensor, mixed: torch.autocast, factor: float
+    model: LlamaForCausalLM,
+    optimizers: list[torch.optim.Optimizer],
+    batch: Tensor,
+    mixed: torch.autocast,
+    factor: float,
 ) -> Tensor:
     with mixed:
-        loss = cross_entropy(model(batch[:, :-1]), batch[:, 1:])
+        loss = cross_entropy(logits_of(model, batch[:, :-1]), batch[:, 1:])
     model.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -211,7 +248,7 @@ def take_step(
 class Run:
     """The averaged weights at their best validation loss, and how long they took."""
 
-    model: Llama
+    model: LlamaForCausalLM
     best_step: int
     steps_done: int
     minutes: float
@@ -220,7 +257,7 @@ class Run:
 def train(recipe: Recipe, shape: Shape, corpus: Corpus, device: torch.device) -> Run:
     torch.manual_seed(recipe.seed)
     passages = Passages(corpus, recipe.seed)
-    model = Llama(shape, recipe.dropout).to(device)
+    model = build_network(shape, recipe.dropout).to(device)
     average, best = copy.deepcopy(model), copy.deepcopy(model)
     optimizers = make_optimizers(model, recipe)
     mixed = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
@@ -241,31 +278,28 @@ def train(recipe: Recipe, shape: Shape, corpus: Corpus, device: torch.device) ->
 
 
 @torch.no_grad()
-def sample(model: Llama, tokenizer: Tokenizer, prompt: str, num_tokens: int) -> str:
+def sample(model: LlamaForCausalLM, tokenizer: Tokenizer, prompt: str, num_tokens: int) -> str:
     """Continue `prompt` at temperature 0.8, always with the same random numbers."""
     model.eval()
-    device = model.embed_tokens.weight.device
+    device = model.device
     rng = torch.Generator().manual_seed(0)
     ids = torch.tensor([tokenizer.encode(prompt).ids])
     for _ in range(num_tokens):
-        probabilities = (model(ids.to(device))[0, -1].float().cpu() / 0.8).softmax(-1)
+        probabilities = (logits_of(model, ids.to(device))[0, -1].float().cpu() / 0.8).softmax(-1)
         ids = torch.cat((ids, torch.multinomial(probabilities, 1, generator=rng)[None]), dim=1)
     text: str = tokenizer.decode(ids[0].tolist())
     return text
-
-
-# --- export
 
 
 def write_json(path: Path, value: dict[str, object]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def export(model: Llama, tokenizer: Tokenizer, out: Path) -> None:
+def export(model: LlamaForCausalLM, shape: Shape, tokenizer: Tokenizer, out: Path) -> None:
     """Write the folder and round the weights of `model` to what was written."""
     ends: dict[str, object] = {"bos_token_id": EOS_ID, "eos_token_id": EOS_ID}
     config: dict[str, object] = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", **asdict(model.shape),
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", **asdict(shape),
         "hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0,
         "mlp_bias": False, "initializer_range": 0.02, "rope_scaling": None,
         "tie_word_embeddings": True, "torch_dtype": "bfloat16", "use_cache": True, **ends,
@@ -278,16 +312,15 @@ def export(model: Llama, tokenizer: Tokenizer, out: Path) -> None:
         {
             "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": EOS, "eos_token": EOS,
             "add_bos_token": False, "clean_up_tokenization_spaces": False,
-            "model_max_length": model.shape.max_position_embeddings,
+            "model_max_length": model.config.max_position_embeddings,
             "chat_template": CHAT_TEMPLATE,
         },
     )  # fmt: skip
     tokenizer.save(str(out / "tokenizer.json"))
-    weights = {f"model.{k}": v.to("cpu", torch.bfloat16) for k, v in model.state_dict().items()}
+    weights = {k: v.to("cpu", torch.bfloat16) for k, v in model.state_dict().items() if k != "lm_head.weight"}
     serialized = save(weights, metadata={"format": "pt"})
     (out / "model.safetensors").write_bytes(serialized)
-    saved = load(serialized)
-    model.load_state_dict({k.removeprefix("model."): v for k, v in saved.items()})
+    model.load_state_dict(load(serialized), strict=False)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -326,16 +359,16 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def write_card(run: Run, recipe: Recipe, corpus: Corpus, data: Path, out: Path) -> None:
+def write_card(run: Run, recipe: Recipe, shape: Shape, corpus: Corpus, data: Path, out: Path) -> None:
     """Fill the model card with what this run used and measured."""
     model, raw = run.model, data.read_bytes()
-    device = model.embed_tokens.weight.device
+    device = model.device
     held_out = len(corpus.validation_ids)
     losses = [mean_loss(model, ids, device) for ids in (corpus.train_ids, corpus.validation_ids)]
     bits_per_byte = losses[1] * (held_out - 1) / math.log(2) / corpus.validation_bytes
     template = Path(__file__).with_name("demo_model_card.md").read_text(encoding="utf-8")
     card = template.format(
-        run=run, recipe=recipe, shape=model.shape, command=command_line(recipe, data.name),
+        run=run, recipe=recipe, shape=shape, command=command_line(recipe, data.name),
         parameters=sum(p.numel() for p in model.parameters()),
         data_name=data.name, data_bytes=len(raw), data_sha256=hashlib.sha256(raw).hexdigest(),
         train_tokens=len(corpus.train_ids), validation_tokens=held_out,
@@ -360,8 +393,8 @@ def main() -> None:
     text = args.data.read_text(encoding="utf-8")
     corpus = Corpus.from_text(text, shape.vocab_size, recipe.validation_frac)
     run = train(recipe, shape, corpus, device)
-    export(run.model, corpus.tokenizer, args.out)
-    write_card(run, recipe, corpus, args.data, args.out)
+    export(run.model, shape, corpus.tokenizer, args.out)
+    write_card(run, recipe, shape, corpus, args.data, args.out)
 
 
 if __name__ == "__main__":
