@@ -151,7 +151,7 @@ class Passages:
 
 
 def build_network(shape: Shape, dropout: float) -> LlamaForCausalLM:
-    """A Llama with tied embeddings. What layers add to the residual stream starts small, and some is dropped."""
+    """A Llama with tied embeddings. What layers add to the residual stream starts small, with dropout."""
     sizes = {k: v for k, v in asdict(shape).items() if k != "rope_theta"}
     rope = {"rope_type": "default", "rope_theta": shape.rope_theta}
     model = LlamaForCausalLM(
