@@ -99,7 +99,10 @@ def test_help_is_quick_and_needs_little() -> None:
     assert min(seconds) < HELP_LIMIT_S * 5, "the limit is for a quiet machine"
 
 
-@pytest.mark.parametrize("module", ["live", "recording", "replay", "demo", "headless", "picture", "overview"])
+@pytest.mark.parametrize(
+    "module",
+    ["sources.live", "sources.recording", "sources.replay", "demo", "headless", "picture", "panels.overview"],
+)
 def test_headless_parts_do_without_textual(module: str) -> None:
     script = f"import sys, semipd_top.{module}; sys.exit(any(m in sys.modules for m in ('textual', 'torch')))"
     assert subprocess.run([sys.executable, "-c", script], env=ENV, timeout=60).returncode == 0
