@@ -20,7 +20,7 @@ import pytest
 
 import semipd
 
-DEMO = Path(semipd.__file__).parent / "models" / "demo"
+DEMO = Path(semipd.__file__).parent / "checkpoints" / "demo"
 START_LIMIT_S = 90
 IGNORE_EOS = {"ignore_eos": True}
 PROMPT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n\nFirst"

@@ -24,7 +24,7 @@ from semipd.core.sampling import (
 from semipd.core.settings import EngineSettings
 from semipd.core.slo import SLO_BOUNDS
 
-DEMO = Path(__file__).parents[2] / "semipd" / "models" / "demo"
+DEMO = Path(__file__).parents[2] / "semipd" / "checkpoints" / "demo"
 HUGE = "9" * 400
 UNREADABLE = "9" * 5000
 
