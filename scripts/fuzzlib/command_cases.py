@@ -5,155 +5,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fuzzlib.command_words import (
+    ENVIRONMENT,
+    FILES,
+    FORMATS,
+    MISTYPED,
+    NUMBERS,
+    SAMPLING,
+    SETS,
+    SIZES,
+    TEXTS,
+    TIMES,
+)
+
 Command = Literal["daemon", "client", "top"]
 Stream = Literal["pipe", "closed", "full", "null", "left", "terminal"]
 
 GOOD = "daemon"
 """The place at which the good daemon listens."""
-
-_NUMBERS = (
-    "0",
-    "1",
-    "2",
-    "3",
-    "0.1",
-    "0.25",
-    "0.5",
-    "-1",
-    "-0",
-    "nan",
-    "inf",
-    "-inf",
-    "1e400",
-    "1e300",
-    "5e-324",
-    "1e9",
-    "1" + "0" * 30,
-    "9" * 5000,
-    "9223372036854775807",
-    "9223372036854775808",
-    "-9223372036854775809",
-    "4294967296",
-    "0x10",
-    "1_000",
-    "٣",
-    "",
-    " ",
-    "x",
-    "1,5",
-    "１",
-    "--",
-    "-",
-)
-_TEXTS = (
-    "",
-    "a",
-    "The quick brown fox",
-    "Ω≈ç√∫ 日本語 🙂",
-    "\udcff",
-    "a\udc80b",
-    "\x1b[2J\x07",
-    "-",
-    "--",
-    "x" * 100_000,
-    "%s%n%(prog)s",
-    "{}",
-    "$(id)",
-    "a\nb",
-    "\u202e",
-    "\ufeff",
-)
-_TIMES = ("90s", "1m", "0", "1", "", "-1s", "1e5", "9" * 400 + "d", "nan", "5w", "1.5h", "٣s")
-_FILES = (
-    "missing",
-    "folder",
-    "/dev/null",
-    "/dev/zero",
-    "/dev/full",
-    "/dev/tty",
-    "/dev/stdin",
-    "fifo",
-    "unreadable",
-    "deep.toml",
-    "binary",
-    "good.toml",
-    "nul.toml",
-    "huge-number.toml",
-    "recording",
-    "cut-recording",
-    "recording.gz",
-    "/proc/self/mem",
-    "file/below",
-    "x" * 5000,
-    "",
-    "\udcff",
-    "loop",
-    "odd-recording",
-)
-_SETS = (
-    "server.port=1",
-    "server.port=x",
-    "server.port=99999999999",
-    "novalue",
-    "=",
-    "a=b",
-    "kv.fraction=nan",
-    "kv.fraction=1e400",
-    "engine.max_num_seq=1",
-    "model.name=\udcff",
-    "partition.mode=off",
-    "server.socket=a",
-    ".=.",
-    "kv.bytes=" + "9" * 5000,
-)
-_MISTYPED = (
-    "statsu",
-    "generat",
-    "strat",
-    "",
-    "--hlep",
-    "--sokcet",
-    "-x",
-    "\udcfe",
-    "--json=1",
-    "status\x1b[1m",
-    "--",
-    "@x",
-    "help",
-)
-_SAMPLING = ("--max-tokens", "--temperature", "--top-p", "--top-k", "--seed")
-_FORMATS = ("text", "json", "xml", "")
-
-_ENVIRONMENT: Mapping[str, Sequence[str | None]] = {
-    "TERM": (None, "", "dumb", "xterm-256color", "linux", "\udcff", "no-such-terminal"),
-    "COLUMNS": ("0", "1", "7", "-5", "x", "", "9" * 30, "80", "\udcff"),
-    "LINES": ("0", "1", "-5", "x", "9" * 30, "24"),
-    "HOME": (None, "", "/nonexistent", "/proc", "relative", "\udcff"),
-    "XDG_RUNTIME_DIR": (None, "", "relative", "/" + "x" * 300, "/nonexistent", "/dev/null", "/\udcff"),
-    "XDG_CONFIG_HOME": (None, "/nonexistent"),
-    "TMPDIR": ("/nonexistent", "", "relative"),
-    "NO_COLOR": ("1", ""),
-    "TZ": ("garbage", ":/dev/zero", "\udcff", "UTC+99:99:99", ""),
-    "LC_ALL": ("C", "POSIX", "xx_YY.garbage", "en_US.ISO-8859-1", "\udcff", ""),
-    "LANG": ("C", "C.UTF-8", "de_DE", ""),
-    "LANGUAGE": ("de:fr", "../../..", "\udcff"),
-    "PYTHONIOENCODING": ("latin-1", "ascii", "ascii:strict", "cp037", "utf-8:surrogateescape", "utf-16"),
-    "PYTHONUTF8": ("0", "1"),
-    "PYTHONCOERCECLOCALE": ("0",),
-    "PYTHONUNBUFFERED": ("1",),
-    "SEMIPD__SERVER__PORT": ("x", "99999999999", "\udcff", ""),
-    "SEMIPD__SERVER__SOCKET": ("relative", "\udcff", "/" + "x" * 300, "~nobody-at-all/x"),
-    "SEMIPD__NO__SUCH": ("1",),
-    "SEMIPD__": ("",),
-    "SEMIPD__\udcff": ("1",),
-    "SEMIPD__kv__fraction": ("0.5",),
-    "SEMIPD__KV__FRACTION": ("nan", "0.5"),
-    "SEMIPD_PORT": ("tcp://10.0.0.1:80",),
-    "FORCE_COLOR": ("1", "x"),
-    "COLORTERM": ("truecolor", "\udcff"),
-    "TEXTUAL": ("x",),
-}
-_SIZES = ((24, 80), (0, 0), (1, 1), (1, 200), (200, 1), (3, 10), (60, 300), (5, 5))
 
 
 @dataclass(frozen=True)
@@ -190,7 +59,7 @@ class _Maker:
             place
         )
         if self._chance(0.08):
-            arguments.insert(rng.randrange(len(arguments) + 1), rng.choice(_MISTYPED))
+            arguments.insert(rng.randrange(len(arguments) + 1), rng.choice(MISTYPED))
         stdin, stdout, stderr = self._streams()
         is_signalled = is_endless or self._chance(0.12)
         return Case(
@@ -202,7 +71,7 @@ class _Maker:
             stdout,
             stderr,
             self._typed(),
-            rng.choice(_SIZES),
+            rng.choice(SIZES),
             rng.choice((0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)) * rng.uniform(0.5, 2)
             if is_signalled
             else None,
@@ -224,8 +93,8 @@ class _Maker:
     def _environ(self, changes_something: bool) -> dict[str, str | None]:
         """Whoever changes something must not find a daemon of somebody else at the default socket."""
         rng = self._rng
-        names = rng.sample(sorted(_ENVIRONMENT), rng.choice((0, 0, 1, 1, 2, 4, 8)))
-        made = {name: rng.choice(_ENVIRONMENT[name]) for name in names}
+        names = rng.sample(sorted(ENVIRONMENT), rng.choice((0, 0, 1, 1, 2, 4, 8)))
+        made = {name: rng.choice(ENVIRONMENT[name]) for name in names}
         if changes_something:
             made.pop("XDG_RUNTIME_DIR", None)
         return made
@@ -258,7 +127,7 @@ class _Maker:
         return made
 
     def _file(self) -> str:
-        name = self._rng.choice(_FILES)
+        name = self._rng.choice(FILES)
         return self._files.get(name, name)
 
     def _own_file(self) -> str:
@@ -270,18 +139,18 @@ class _Maker:
         verb = rng.choice(
             ("generate", "generate", "chat", "status", "watch", "completion", "--help", "--version")
         )
-        sampling = [(flag, _NUMBERS) for flag in _SAMPLING]
-        more = [("--stop", _TEXTS), ("--timing", ()), ("--json", ()), ("--ignore-eos", ())]
+        sampling = [(flag, NUMBERS) for flag in SAMPLING]
+        more = [("--stop", TEXTS), ("--timing", ()), ("--json", ()), ("--ignore-eos", ())]
         if verb == "generate":
-            words = [rng.choice((*_TEXTS, "-", "-", "-")), *self._options(*sampling, *more, ("--chat", ()))]
+            words = [rng.choice((*TEXTS, "-", "-", "-")), *self._options(*sampling, *more, ("--chat", ()))]
             return [verb, *self._where(place), *words, *self._limit(words)], False
         if verb == "chat":
-            words = self._options(*sampling, *more, ("--system", _TEXTS))
+            words = self._options(*sampling, *more, ("--system", TEXTS))
             return [verb, *self._where(place), *words, *self._limit(words)], False
         if verb == "watch":
-            words = self._options(("--interval", (*_NUMBERS, "0.1", "0.1")), ("--events", ()), ("--json", ()))
+            words = self._options(("--interval", (*NUMBERS, "0.1", "0.1")), ("--events", ()), ("--json", ()))
             is_counted = self._chance(0.7)
-            count = ["--count", rng.choice((*_NUMBERS[:4], "1", "2"))] if is_counted else []
+            count = ["--count", rng.choice((*NUMBERS[:4], "1", "2"))] if is_counted else []
             return [verb, *self._where(place), *words, *count], True
         if verb == "completion":
             return [verb, rng.choice(("bash", "zsh", "tcsh", "fish", "csh", ""))], False
@@ -309,8 +178,8 @@ class _Maker:
             )
         )
         more = self._options(
-            ("--interval", (*_NUMBERS, "0.25", "0.25")),
-            ("--speed", _NUMBERS),
+            ("--interval", (*NUMBERS, "0.25", "0.25")),
+            ("--speed", NUMBERS),
             ("--theme", ("nord", "no-such", "", "\udcff")),
             ("--read-only", ()),
             ("--record", (self._own_file(),)),
@@ -321,9 +190,9 @@ class _Maker:
 
     def _daemon(self, place: str) -> tuple[list[str], bool]:
         rng = self._rng
-        common = [("--config", (self._file(),)), ("--set", _SETS)]
+        common = [("--config", (self._file(),)), ("--set", SETS)]
         flags = [
-            (flag, (*_TEXTS, *_NUMBERS)) for flag in ("--model", "--device", "--dtype", "--host", "--port")
+            (flag, (*TEXTS, *NUMBERS)) for flag in ("--model", "--device", "--dtype", "--host", "--port")
         ]
         verb = rng.choice(
             (
@@ -348,12 +217,12 @@ class _Maker:
         if verb == "config":
             return [
                 verb,
-                *self._options(*common, *flags, ("--explain", ()), ("--log-format", _FORMATS)),
+                *self._options(*common, *flags, ("--explain", ()), ("--log-format", FORMATS)),
             ], False
         if verb == "start":
             # it must fail: what starts well is the business of other tests
             more = self._options(
-                *common, ("--detach", ()), ("--pid-file", (self._own_file(),)), ("--report-fd", _NUMBERS)
+                *common, ("--detach", ()), ("--pid-file", (self._own_file(),)), ("--report-fd", NUMBERS)
             )
             return [verb, "--model", "/nonexistent/model", "--socket", self._places["missing"], *more], False
         where = self._where(place)
@@ -363,13 +232,13 @@ class _Maker:
             return [
                 verb,
                 *where,
-                *self._options(("--ttft-ms", _NUMBERS), ("--json", ()), ("--reason", _TEXTS)),
+                *self._options(("--ttft-ms", NUMBERS), ("--json", ()), ("--reason", TEXTS)),
             ], False
         if verb == "partition":
             return self._partition(where), False
         if place == GOOD:  # it is still needed
-            return ["drain", *where, "--undo", *self._options(("--reason", _TEXTS), ("--wait", ()))], False
-        words = self._options(("--within", _TIMES), ("--reason", _TEXTS), *common)
+            return ["drain", *where, "--undo", *self._options(("--reason", TEXTS), ("--wait", ()))], False
+        words = self._options(("--within", TIMES), ("--reason", TEXTS), *common)
         return [
             verb,
             *where,
@@ -379,7 +248,7 @@ class _Maker:
 
     def _partition(self, where: Sequence[str]) -> list[str]:
         action = self._rng.choice(("show", "set", "off", "auto", "shwo"))
-        more = self._options(("--reason", _TEXTS), ("--json", ()))
+        more = self._options(("--reason", TEXTS), ("--json", ()))
         if action == "set":
-            more += ["--prefill", self._rng.choice(_NUMBERS), "--dry-run", *self._options(("--for", _TIMES))]
+            more += ["--prefill", self._rng.choice(NUMBERS), "--dry-run", *self._options(("--for", TIMES))]
         return ["partition", action, *where, *more]
