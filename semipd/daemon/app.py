@@ -18,7 +18,7 @@ from semipd.command_line.streams import flush
 from semipd.config.config import Config
 from semipd.core.errors import SemipdError
 from semipd.daemon.access.addresses import claim_http, claim_socket
-from semipd.daemon.engine.run import EngineReady
+from semipd.daemon.engine.ready import EngineReady
 from semipd.daemon.engine.supervisor import Supervisor
 from semipd.daemon.host.detach import claim_pid_file
 from semipd.daemon.host.heap import freeze_heap

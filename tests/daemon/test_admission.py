@@ -23,6 +23,7 @@ from semipd.daemon.access.terms import Priority, Terms
 from semipd.daemon.history.records import RequestHistory, RequestRecord
 from semipd.daemon.requests.admission import MAX_RETRY_S, Admission, Place
 from semipd.daemon.requests.schema import SamplingOptions
+from semipd.system import clock
 
 
 class Clock:
@@ -38,7 +39,7 @@ class Desk:
 
     def __init__(self, **config: Any) -> None:
         self.clock = Clock()
-        self.history = RequestHistory(clock_ns=lambda: int(self.clock.now_s * 1e9))
+        self.history = RequestHistory(clock.Clock(lambda: int(self.clock.now_s * 1e9)))
         self.admission = Admission(AdmissionConfig(**config), self.history, self.clock)
         self.last = 0
 

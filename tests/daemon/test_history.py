@@ -23,6 +23,7 @@ from semipd.daemon.history.metric_names import DEFINITIONS
 from semipd.daemon.history.metrics import Histogram, Metrics
 from semipd.daemon.history.records import RequestHistory, RequestRecord, timing_to_wire
 from semipd.daemon.history.slo import SloWindow, percentile
+from semipd.system import clock
 
 MS = 1_000_000
 
@@ -43,7 +44,7 @@ class Told:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.history = RequestHistory(Journal(), self.clock)
+        self.history = RequestHistory(clock.Clock(self.clock))
         self.metrics = Metrics(self.history)
         self._last_seq = 0
 

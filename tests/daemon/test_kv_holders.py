@@ -15,6 +15,7 @@ from semipd.core.settings import EngineSettings
 from semipd.daemon.history.records import MAX_HOLDERS
 from semipd.daemon.requests.table import LiveRequest, RequestTable
 from semipd.devices.fake import FakeDevice
+from semipd.system.clock import Clock
 
 
 class Link:
@@ -49,7 +50,7 @@ class Rig:
         settings = EngineSettings(device="fake", prefill_chunk_tokens=24, max_num_seqs=8)
         self.run = Run(device, settings, check=False)
         self.link = Link()
-        self.table = RequestTable(self.link, clock_ns=lambda: self.run.now_ns)
+        self.table = RequestTable(self.link, Clock(lambda: self.run.now_ns))
         self.unread: list[LiveRequest] = []
 
     def admit(self, rng: random.Random) -> None:

@@ -9,7 +9,7 @@ from semipd.core.messages import Finished, PromptLogprobs, StepTokens
 from semipd.core.plan import TokenLogprobs
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
-from semipd.daemon.engine.run import EngineReady
+from semipd.daemon.engine.ready import EngineReady
 from semipd.daemon.requests.table import LiveRequest, RequestTable
 
 DEATH = SemipdError("engine_crashed", "The engine ended.")

@@ -16,7 +16,7 @@ from semipd.core.messages import Finished, StepTokens
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.daemon.engine import link
-from semipd.daemon.engine.run import EngineReady
+from semipd.daemon.engine.ready import EngineReady
 from semipd.daemon.requests.admission import Admission
 from semipd.daemon.requests.table import LiveRequest, RequestTable
 from semipd.wire.engine_link import request_to_wire

@@ -7,7 +7,7 @@ import pytest
 from semipd.config.sections import SupervisionConfig
 from semipd.core.messages import GetStatus, SetPartition, SetSlo
 from semipd.daemon.engine.backoff import Restarts
-from semipd.daemon.engine.live_settings import AGAIN, StandingOrders
+from semipd.daemon.engine.live_settings import AGAIN, LiveSettings
 from semipd.daemon.engine.liveness import Watch
 from semipd.system.process_usage import Usage
 
@@ -134,7 +134,7 @@ class Clock:
 
 def test_orders_stand_until_the_next_one_and_with_the_time_left() -> None:
     clock = Clock()
-    orders = StandingOrders(clock)
+    orders = LiveSettings(clock)
     assert orders.to_repeat() == []
     orders.granted(SetPartition(1, "off", "ann"))
     orders.granted(SetPartition(2, "fixed", "bob", "night", prefill_units=4, expires_s=60))
@@ -148,7 +148,7 @@ def test_orders_stand_until_the_next_one_and_with_the_time_left() -> None:
 
 
 def test_changed_targets_add_up() -> None:
-    orders = StandingOrders()
+    orders = LiveSettings()
     orders.granted(SetSlo(1, {"ttft_ms": 100.0, "tpot_ms": 9.0}, "ann"))
     orders.granted(SetSlo(2, {}, ""))
     orders.granted(SetSlo(3, {"ttft_ms": 200.0}, "bob"))

@@ -1,4 +1,4 @@
-"""Standing orders: what operators have changed in the engine, repeated to the one that replaces it."""
+"""Live settings: what operators have changed in the engine, repeated to the one that replaces it."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,7 @@ UNASKED = 0
 AGAIN = "repeated after the engine was replaced"
 
 
-class StandingOrders:
+class LiveSettings:
     """The last override of partition control, and every target of the service levels that was changed."""
 
     def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:

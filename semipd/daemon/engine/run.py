@@ -14,6 +14,7 @@ from semipd.core.errors import ProtocolError, SemipdError
 from semipd.core.messages import GetStatus, Inbound, Outbound, Status, StepTokens
 from semipd.core.settings import EngineSettings
 from semipd.daemon.engine.link import Link
+from semipd.daemon.engine.ready import EngineReady, PhaseTime
 from semipd.engine.launcher import EngineChild
 from semipd.system.patience import StartPatience
 from semipd.system.process_usage import NOTHING, Usage, tree_usage
@@ -32,38 +33,12 @@ EXIT_LIMIT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class PhaseTime:
-    """One line of the start-up timeline."""
-
-    name: str
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
 class Phase:
     """What a start waits for, since `began_s` (time.monotonic). It may stand still for `limit_s`."""
 
     name: str
     limit_s: float
     began_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class EngineReady:
-    """The engine's `ready` frame. `info` is devices.contract.DeviceInfo as a map."""
-
-    info: dict[str, Any]
-    scheduler: str
-    notes: tuple[str, ...]
-    version: str
-
-    @property
-    def vocab_size(self) -> int:
-        return int(self.info["vocab_size"])
-
-    @property
-    def max_model_len(self) -> int:
-        return int(self.info["max_model_len"])
 
 
 class EngineRun:

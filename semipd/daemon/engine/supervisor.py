@@ -1,42 +1,34 @@
-"""The engine as the daemon sees it: started, watched, replaced when it dies or hangs, given up, stopped.
-
-starting ─▶ ready ─death─▶ restarting ─▶ ready ...
-                               └─crash loop─▶ failed
-"""
+"""The supervisor: the engine is started, watched, replaced when it dies or hangs, given up, stopped."""
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from semipd.config.sections import SupervisionConfig
 from semipd.core.errors import SemipdError
-from semipd.core.messages import Cancel, GetStatus, Inbound, Outbound, Submit
+from semipd.core.messages import Cancel, Inbound, Outbound, Submit
 from semipd.core.request import Request, SeqId
 from semipd.core.settings import EngineSettings
 from semipd.daemon.engine.backoff import Restarts
-from semipd.daemon.engine.live_settings import UNASKED, StandingOrders
+from semipd.daemon.engine.life import DEFAULT_SUPERVISION, STATUS_LIMIT_S, EngineLife, Outage
+from semipd.daemon.engine.live_settings import UNASKED
 from semipd.daemon.engine.liveness import Watch
-from semipd.daemon.engine.run import EXIT_LIMIT_S, KILL_LIMIT_S, EngineReady, EngineRun, PhaseTime
+from semipd.daemon.engine.ready import EngineReady, PhaseTime
+from semipd.daemon.engine.run import EXIT_LIMIT_S, KILL_LIMIT_S, EngineRun
 from semipd.daemon.host.process_limits import EXHAUSTED, next_step
 from semipd.engine.launcher import EngineChild, spawn_engine
 from semipd.wire.engine_link import LINK_FRAME_BYTES
 
 log = logging.getLogger(__name__)
 
-State = Literal["starting", "ready", "restarting", "failed", "stopping"]
-
-STATUS_LIMIT_S = 2.0
 MAX_UNSENT_BYTES = LINK_FRAME_BYTES
 """Submissions the engine has not read yet; beyond, no more are sent."""
 
 MIN_RETRY_S, MAX_RETRY_S, EXHAUSTED_LIMIT_S = 0.1, 10.0, 300.0
 """While the system has no room for an engine's process, its start is tried again for so long before that
 counts as a death; the wait between two tries is doubled."""
-
-DEFAULT_SUPERVISION = SupervisionConfig()
 
 
 class Observer(Protocol):
@@ -63,18 +55,7 @@ class _Nobody:
         pass
 
 
-@dataclass(slots=True)
-class Outage:
-    """From a death until an engine is ready again. `attempt` counts starts, `next_start_s` is the time
-    (time.monotonic) of the one that is due."""
-
-    why: SemipdError
-    since_s: float
-    attempt: int = 0
-    next_start_s: float = 0.0
-
-
-class Supervisor:
+class Supervisor(EngineLife):
     """Keeps one engine running. Set `observer` before `start`."""
 
     def __init__(
@@ -83,26 +64,18 @@ class Supervisor:
         spawn: Callable[[], EngineChild] = spawn_engine,
         supervision: SupervisionConfig = DEFAULT_SUPERVISION,
     ) -> None:
+        super().__init__(supervision)
         self.observer: Observer = _Nobody()
-        self.state: State = "starting"
-        self.ready: EngineReady | None = None
-        self.outage: Outage | None = None
-        self.failure: SemipdError | None = None
-        self.num_restarts = 0
         self.on_ready: list[Callable[[EngineReady], None]] = []
         """Called for every engine, the first one included."""
         self.on_exhausted: list[Callable[[], None]] = []
         """Called when the system has no room for an engine's process: who can, gives something back."""
-        self.supervision = supervision
         self._settings = settings
         self._spawn = spawn
         self._restarts = Restarts(supervision)
-        self._orders = StandingOrders()
         self._run: EngineRun | None = None
         self._ready_since_s = 0.0
         self._supervising: asyncio.Task[SemipdError] | None = None
-
-    # ---- life cycle ----------------------------------------------------------------------------
 
     async def start(self) -> EngineReady:
         """Start the engine and wait until it is ready; from then on it is watched and replaced.
@@ -137,20 +110,15 @@ class Supervisor:
         if self._run is not None:
             self._run.reopen_log()
 
-    # ---- for requests --------------------------------------------------------------------------
-
     @property
     def can_submit(self) -> bool:
-        """An engine is ready and reads what it is sent."""
         return self.state == "ready" and self._run is not None and not self._is_congested(self._run)
 
     def check_accepting(self) -> None:
-        """Whether new requests may be taken, be it to wait for the next engine. Raises SemipdError:
-        `engine_not_ready`, `engine_failed`, `shutting_down` or `overloaded`."""
-        if self.state == "restarting":
-            return
-        run = self._require_ready()
-        if self._is_congested(run):
+        """Raises `overloaded`, too."""
+        super().check_accepting()
+        run = self._run
+        if self.state == "ready" and run is not None and self._is_congested(run):
             raise SemipdError(
                 "overloaded",
                 f"The engine has {run.unsent_bytes} bytes of requests to read; "
@@ -160,35 +128,24 @@ class Supervisor:
             )
 
     def submit(self, request: Request) -> None:
-        """Only while `can_submit`."""
         assert self.can_submit, f"submitted to an engine that is {self.state}"
         assert self._run is not None
         self._run.send(Submit(request))
 
     def cancel(self, seq: SeqId) -> None:
-        """Best effort: an engine that is gone has cancelled everything."""
         if self.state == "ready" and self._run is not None:
             self._run.send(Cancel(seq))
-
-    async def status(self, limit_s: float = STATUS_LIMIT_S) -> dict[str, Any]:
-        """A round trip through the coordinator's loop. Raises what `ask` does."""
-        return await self.ask(GetStatus, limit_s)
 
     async def ask(
         self, question: Callable[[int], Inbound], limit_s: float = STATUS_LIMIT_S
     ) -> dict[str, Any]:
-        """Send what `question` makes of a nonce, and wait for the answer.
-
-        Raises SemipdError: the engine's refusal, `engine_silent` after `limit_s`, `engine_not_ready`,
-        `engine_failed` or `shutting_down`.
-        """
         run = self._require_ready()
         try:
             async with asyncio.timeout(limit_s):
                 answer = await run.ask(question)
         except TimeoutError as error:
             raise SemipdError("engine_silent", f"The engine did not answer within {limit_s:g} s.") from error
-        self._orders.granted(question(UNASKED))
+        self.live_settings.granted(question(UNASKED))
         return answer
 
     def check_moving(self) -> None:
@@ -208,31 +165,14 @@ class Supervisor:
                     f"The engine is replaced after supervision.step_limit_s={config.step_limit_s:g} s.",
                 )
 
-    # ---- for people ----------------------------------------------------------------------------
-
     @property
     def timeline(self) -> list[PhaseTime]:
-        """Of the last start."""
         return self._run.timeline if self._run is not None else []
 
     @property
     def last_answer_s(self) -> float | None:
         """When the engine last answered a question (time.monotonic)."""
         return self._run.last_answer_s if self._run is not None else None
-
-    def report(self) -> dict[str, Any]:
-        """What the engine is doing, for status and state frames. `phase` while one starts, `why` and
-        `attempt` while it is replaced, `why` and `hint` when that was given up."""
-        why = self.failure or (self.outage.why if self.outage else None)
-        return {
-            "state": self.state,
-            "phase": self._phase(),
-            "attempt": self.outage.attempt if self.outage else None,
-            "backoff_left_s": self._backoff_left_s(),
-            "why": why.message if why else None,
-            "hint": why.hint if why else None,
-            "restarts": self.num_restarts,
-        }
 
     def _phase(self) -> dict[str, Any] | None:
         if self._run is None or self.state not in ("starting", "restarting") or self._backoff_left_s():
@@ -244,37 +184,11 @@ class Supervisor:
             "limit_s": self._run.phase_limit_s,
         }
 
-    def _backoff_left_s(self) -> float | None:
-        if self.outage is None or self.state != "restarting":
-            return None
-        return max(self.outage.next_start_s - time.monotonic(), 0.0)
-
     def _require_ready(self) -> EngineRun:
-        match self.state:
-            case "ready":
-                assert self._run is not None
-                return self._run
-            case "failed":
-                assert self.failure is not None
-                raise self.failure
-            case "stopping":
-                raise SemipdError(
-                    "shutting_down", "The daemon is shutting down.", "Send the request elsewhere."
-                )
-        raise SemipdError("engine_not_ready", self._why_not_ready(), "Send the request again later.")
-
-    def _why_not_ready(self) -> str:
-        if self.outage is not None and (left_s := self._backoff_left_s()):
-            return f"The engine is restarted in {left_s:.1f} s. {self.outage.why.message}"
-        phase = self._phase()
-        if phase is None:
-            return "The engine is still starting."
-        return (
-            f"The engine is still busy with: {phase['name']} "
-            f"({phase['seconds']:.1f} s of at most {phase['limit_s']:g} s)."
-        )
-
-    # ---- supervision ---------------------------------------------------------------------------
+        """Raises what `check_ready` does."""
+        self.check_ready()
+        assert self._run is not None
+        return self._run
 
     def _new_run(self) -> EngineRun:
         return EngineRun(self._settings, self.observer.on_message, self._spawn)
@@ -288,7 +202,7 @@ class Supervisor:
         self.ready = await self._run.start()
         self._ready_since_s = time.monotonic()
         self.state = "ready"
-        for order in self._orders.to_repeat():
+        for order in self.live_settings.to_repeat():
             self._run.send(order)
         for observe in self.on_ready:
             observe(self.ready)

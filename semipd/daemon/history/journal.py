@@ -6,12 +6,12 @@ behind the ring learns how many entries it has lost.
 
 import asyncio
 import re
-import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from semipd.core.events import EventKind
+from semipd.system.clock import SYSTEM_CLOCK, Clock
 
 EntryKind = Literal[
     EventKind,
@@ -51,12 +51,12 @@ class Read(NamedTuple):
 class Journal:
     """`epoch` tells the numbers of this daemon's life from those of another."""
 
-    def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
-        self.epoch = int(time.time())
+    def __init__(self, capacity: int = DEFAULT_CAPACITY, clock: Clock = SYSTEM_CLOCK) -> None:
+        self.epoch = int(clock.time_s())
         self.last = 0
         self.closed = False
         self._slots: list[Entry | None] = [None] * capacity
-        self._wall_offset_s = time.time() - time.monotonic()
+        self._clock = clock
         self._news: asyncio.Future[None] | None = None
 
     def add(self, at_ns: int, kind: str, data: dict[str, Any], request_id: str = "") -> Entry:
@@ -95,7 +95,7 @@ class Journal:
 
     def wall_s(self, at_ns: int) -> float:
         """Unix time of a moment of CLOCK_MONOTONIC."""
-        return at_ns / 1e9 + self._wall_offset_s
+        return self._clock.wall_s(at_ns)
 
     def to_wire(self, entry: Entry) -> dict[str, Any]:
         return {

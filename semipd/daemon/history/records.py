@@ -1,7 +1,6 @@
 """What happened to each request: one record per live and recent request, never its text."""
 
 import logging
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from semipd.daemon.access.callers import OPERATOR, Caller
 from semipd.daemon.access.terms import DEFAULT_TERMS, Priority, Terms
 from semipd.daemon.history.journal import Entry, Journal
 from semipd.daemon.history.usage import Timing
+from semipd.system.clock import SYSTEM_CLOCK, Clock
 
 log = logging.getLogger(__name__)
 
@@ -111,10 +111,8 @@ class RequestRecord:
 class RequestHistory:
     """Told by the request table of every edge. `on_*` are called with what has just happened."""
 
-    def __init__(
-        self, journal: Journal | None = None, clock_ns: Callable[[], int] = time.monotonic_ns
-    ) -> None:
-        self.journal = journal or Journal()
+    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
+        self.journal = Journal(clock=clock)
         self.prompt_tokens = 0
         """Of requests that have been prefilled, cached ones included."""
         self.output_tokens = 0
@@ -137,7 +135,7 @@ class RequestHistory:
         self.on_finished: list[Callable[[RequestRecord], None]] = []
         self.on_refused: list[Callable[[str], None]] = []
         self.on_slo_changed: list[Callable[[Event], None]] = []
-        self._clock_ns = clock_ns
+        self._clock_ns = clock.monotonic_ns
         self._live: dict[SeqId, RequestRecord] = {}
         self._recent: deque[RequestRecord] = deque(maxlen=MAX_RECENT)
 

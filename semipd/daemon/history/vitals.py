@@ -1,15 +1,15 @@
 """Numbers of this moment: how late the event loop is, tokens per second, and the engine's own numbers."""
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
 from semipd.core.errors import SemipdError
-from semipd.daemon.engine.supervisor import Supervisor
+from semipd.daemon.engine.life import EngineLife
 from semipd.daemon.history.records import RequestHistory
+from semipd.system.clock import SYSTEM_CLOCK, Clock
 
 SAMPLE_INTERVAL_S = 0.25
 RATE_WINDOW_S = 5.0
@@ -30,9 +30,10 @@ class _Sample(NamedTuple):
 class Vitals:
     """Samples while `watched`. The engine is asked at most once at a time, whoever wants to know."""
 
-    def __init__(self, supervisor: Supervisor, history: RequestHistory) -> None:
+    def __init__(self, supervisor: EngineLife, history: RequestHistory, clock: Clock = SYSTEM_CLOCK) -> None:
         self._supervisor = supervisor
         self._history = history
+        self._clock_s = clock.monotonic_s
         self._samples: deque[_Sample] = deque(maxlen=_NUM_SAMPLES)
         self._asking: asyncio.Task[dict[str, Any] | None] | None = None
         self._answer: dict[str, Any] | None = None
@@ -52,6 +53,12 @@ class Vitals:
                     with suppress(asyncio.CancelledError):
                         await ending
 
+    def sample(self, lag_s: float) -> None:
+        """To be called every SAMPLE_INTERVAL_S. `lag_s`: how late the event loop came to it."""
+        history = self._history
+        sample = _Sample(self._clock_s(), lag_s, history.prompt_tokens, history.output_tokens)
+        self._samples.append(sample)
+
     @property
     def loop_lag_s(self) -> float:
         """The worst delay of the event loop within the last seconds."""
@@ -70,26 +77,26 @@ class Vitals:
 
     async def engine(self, max_age_s: float) -> dict[str, Any] | None:
         """The engine's status, at most that old; None when it does not answer."""
-        if time.monotonic() - self._asked_s > max_age_s:
+        if self._clock_s() - self._asked_s > max_age_s:
             if self._asking is None or self._asking.done():
                 self._asking = asyncio.create_task(self._ask(), name="engine-numbers")
             await asyncio.shield(self._asking)
         return self._answer
 
     async def _ask(self) -> dict[str, Any] | None:
-        began_s = time.monotonic()
+        began_s = self._clock_s()
         try:
             self._answer = await self._supervisor.status(ENGINE_LIMIT_S)
-            self.answer_ms = (time.monotonic() - began_s) * 1e3
+            self.answer_ms = (self._clock_s() - began_s) * 1e3
         except SemipdError:
             self._answer = self.answer_ms = None
-        self._asked_s = time.monotonic()
+        self._asked_s = self._clock_s()
         return self._answer
 
     async def _watch(self) -> None:
         lag_s = 0.0
         while True:
-            began_s, history = time.monotonic(), self._history
-            self._samples.append(_Sample(began_s, lag_s, history.prompt_tokens, history.output_tokens))
+            began_s = self._clock_s()
+            self.sample(lag_s)
             await asyncio.sleep(SAMPLE_INTERVAL_S)
-            lag_s = max(time.monotonic() - began_s - SAMPLE_INTERVAL_S, 0.0)
+            lag_s = max(self._clock_s() - began_s - SAMPLE_INTERVAL_S, 0.0)

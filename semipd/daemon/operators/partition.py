@@ -15,6 +15,7 @@ from semipd.core.slo import SLO_BOUNDS
 from semipd.core.split import MAX_EXPIRY_S
 from semipd.daemon.history.wall_times import with_wall_times
 from semipd.daemon.requests.schema import WHOLE, SocketRequest, check_names, refusal, within
+from semipd.daemon.state.daemon_state import DaemonState
 from semipd.daemon.state.services import Services
 from semipd.daemon.web.errors import CALLER
 
@@ -84,7 +85,9 @@ class PartitionQuestion(SocketRequest):
 PartitionRequest = PartitionQuestion | PartitionSet | PartitionClear | SloSet
 
 
-async def answer_socket(services: Services, request: PartitionRequest, pid: int, uid: int) -> dict[str, Any]:
+async def answer_socket(
+    services: DaemonState, request: PartitionRequest, pid: int, uid: int
+) -> dict[str, Any]:
     """The answer, without its id. Raises SemipdError."""
     desk = PartitionDesk(services)
     peer = socket_peer(pid, uid)
@@ -105,11 +108,12 @@ class PartitionDesk:
     """Puts questions to the coordinator. Every method raises SemipdError: what partition control refuses,
     and what the supervisor raises without an engine."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: DaemonState) -> None:
         self._ask = services.supervisor.ask
+        self._clock = services.clock
 
     async def get(self) -> dict[str, Any]:
-        return with_wall_times(await self._ask(GetPartition))
+        return with_wall_times(await self._ask(GetPartition), self._clock)
 
     async def set(self, wish: PartitionWish, peer: str) -> dict[str, Any]:
         def question(nonce: int) -> SetPartition:
@@ -124,11 +128,12 @@ class PartitionDesk:
                 wish.dry_run,
             )
 
-        return with_wall_times(await self._ask(question))
+        return with_wall_times(await self._ask(question), self._clock)
 
     async def clear(self, actor: str, reason: str) -> dict[str, Any]:
         """Back to auto."""
-        return with_wall_times(await self._ask(lambda nonce: SetPartition(nonce, "auto", actor, reason)))
+        answer = await self._ask(lambda nonce: SetPartition(nonce, "auto", actor, reason))
+        return with_wall_times(answer, self._clock)
 
     async def slo(self) -> dict[str, Any]:
         return await self._ask(lambda nonce: SetSlo(nonce, {}, ""))

@@ -1,4 +1,4 @@
-"""The goodbye: new work is refused, what runs may finish within a deadline, and everybody can see it.
+"""The drain: new work is refused, what runs may finish within a deadline, and everybody can see it.
 
     serving ──begin──▶ draining ──all finished, or deadline──▶ drained
        ▲                  │                                       │
@@ -9,7 +9,6 @@ A drain that ends the daemon (`stops`) cannot be cancelled.
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from typing import Any, Literal
 
 from semipd.core.errors import SemipdError
 from semipd.daemon.requests.table import LiveRequest, RequestTable
+from semipd.system.clock import SYSTEM_CLOCK, Clock
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +51,14 @@ class Drain:
         table: RequestTable,
         limit_s: float = 30.0,
         on_drained: Callable[[], None] = lambda: None,
-        clock_s: Callable[[], float] = time.monotonic,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.state: DrainState = "serving"
         self._table = table
         self._limit_s = limit_s
         self._on_drained = on_drained
-        self._clock_s = clock_s
+        self._clock = clock
+        self._report_s = 0.0
         self._plan: _Plan | None = None
         self._begun = asyncio.Event()
 
@@ -71,19 +72,20 @@ class Drain:
 
     @property
     def seconds_left(self) -> float | None:
-        return None if self._plan is None else max(self._plan.deadline_s - self._clock_s(), 0.0)
+        return None if self._plan is None else max(self._plan.deadline_s - self._clock.monotonic_s(), 0.0)
 
     def begin(
         self, actor: str, reason: str = "", limit_s: float | None = None, *, stops: bool = False
     ) -> None:
         """Returns at once. A second call sets a new deadline; what stops the daemon goes on doing so."""
-        now_s = self._clock_s()
+        now_s = self._clock.monotonic_s()
         limit_s = self._limit_s if limit_s is None else limit_s
         before = self._plan
         self._plan = _Plan(now_s, limit_s, now_s + limit_s, actor, reason, stops or self.stops)
         if before is not None:
             self._plan.began_s, self._plan.num_ended = before.began_s, before.num_ended
         self.state = "draining"
+        self._report_s = now_s + REPORT_S
         self._begun.set()
         because = f" ({reason})" if reason else ""
         what = "stopping" if self._plan.stops else "draining"
@@ -127,7 +129,7 @@ class Drain:
         return {
             "state": "stopping" if self.stops else self.state,
             "awaited": len(self._table),
-            "oldest_ms": None if oldest_ns is None else (time.monotonic_ns() - oldest_ns) / 1e6,
+            "oldest_ms": None if oldest_ns is None else (self._clock.monotonic_ns() - oldest_ns) / 1e6,
             "seconds_left": self.seconds_left if self.state == "draining" else None,
             "ended": plan.num_ended if plan else 0,
             "actor": plan.actor if plan else None,
@@ -147,20 +149,21 @@ class Drain:
     async def _watch(self) -> None:
         while True:
             await self._begun.wait()
-            await self._run()
+            while self._begun.is_set():
+                self.turn()
+                await asyncio.sleep(POLL_S)
 
-    async def _run(self) -> None:
-        """One drain, to its end or until it is cancelled."""
-        report_s = self._clock_s() + REPORT_S
-        while self._plan is not None and len(self._table) and self._clock_s() < self._plan.deadline_s:
-            if self._clock_s() >= report_s:
-                log.info("waiting: %s", self._awaited())
-                report_s += REPORT_S
-            await asyncio.sleep(POLL_S)
-        plan = self._plan
-        if plan is None:
+    def turn(self) -> None:
+        """To be called every POLL_S: ends the drain when nothing runs any more, or its time is up."""
+        plan, now_s = self._plan, self._clock.monotonic_s()
+        if plan is None or self.state == "drained":
             return
-        plan.num_ended += self._table.fail_all(lambda live: _ended(live, self._clock_s() - plan.began_s))
+        if len(self._table) and now_s < plan.deadline_s:
+            if now_s >= self._report_s:
+                log.info("waiting: %s", self._awaited())
+                self._report_s += REPORT_S
+            return
+        plan.num_ended += self._table.fail_all(lambda live: _ended(live, now_s - plan.began_s))
         self.state = "drained"
         self._begun.clear()
         log.info("drained: %d requests had to be ended", plan.num_ended)
@@ -185,7 +188,7 @@ class Drain:
         oldest_ns, left_s = self._table.oldest_arrival_ns(), self.seconds_left or 0.0
         if oldest_ns is None:
             return "nothing runs"
-        age_s = (time.monotonic_ns() - oldest_ns) / 1e9
+        age_s = (self._clock.monotonic_ns() - oldest_ns) / 1e9
         return f"{len(self._table)} requests run, the oldest for {age_s:.1f} s; {left_s:.1f} s are left"
 
 

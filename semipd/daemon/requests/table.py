@@ -7,7 +7,6 @@ submitted when is decided in resume.py.
 
 import asyncio
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,10 +21,11 @@ from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.daemon.access.callers import OPERATOR, Caller
 from semipd.daemon.access.terms import DEFAULT_TERMS, Terms
-from semipd.daemon.engine.run import EngineReady
+from semipd.daemon.engine.ready import EngineReady
 from semipd.daemon.history.records import RequestHistory, RequestRecord
 from semipd.daemon.requests.resume import Resumption
 from semipd.daemon.requests.rules import slow_reader
+from semipd.system.clock import SYSTEM_CLOCK, Clock
 
 log = logging.getLogger(__name__)
 
@@ -154,15 +154,15 @@ class LiveRequest:
 class RequestTable:
     """Owner of every live request, and the supervisor's observer."""
 
-    def __init__(self, engine: EngineLink, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(self, engine: EngineLink, clock: Clock = SYSTEM_CLOCK) -> None:
         self._engine = engine
-        self._clock_ns = clock_ns
+        self._clock_ns = clock.monotonic_ns
         self._live: dict[SeqId, LiveRequest] = {}
         self._last_seq = 0
         self._closed: SemipdError | None = None
         self._resumption = Resumption()
         self.totals: Counter[str] = Counter()
-        self.history = RequestHistory(clock_ns=clock_ns)
+        self.history = RequestHistory(clock)
 
     def __len__(self) -> int:
         return len(self._live)

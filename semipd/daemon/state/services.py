@@ -7,36 +7,28 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 from semipd import __version__
 from semipd.config.config import Config
 from semipd.core.brief import brief
 from semipd.core.errors import SemipdError
-from semipd.core.events import Event
-from semipd.core.slo import Slo
 from semipd.daemon.access.auth import Door
-from semipd.daemon.access.callers import OPERATOR, Caller
 from semipd.daemon.access.hosts import Hosts
 from semipd.daemon.access.rates import RateLimiter
-from semipd.daemon.access.terms import Priority
 from semipd.daemon.engine.supervisor import Supervisor
 from semipd.daemon.history.listing import Listings
 from semipd.daemon.history.metrics import Metrics, exposition, families
-from semipd.daemon.history.slo import SloWindow
 from semipd.daemon.history.usage import Timing
 from semipd.daemon.history.usage import Usage as UsageAnswer
-from semipd.daemon.history.vitals import Vitals
 from semipd.daemon.history.wall_times import with_wall_times
 from semipd.daemon.host.process_limits import ConnectionRoom
-from semipd.daemon.requests.admission import Admission, Place
-from semipd.daemon.requests.drain import Drain
 from semipd.daemon.requests.generation import GenerationService, Usage
 from semipd.daemon.requests.table import RequestTable
+from semipd.daemon.state.daemon_state import DaemonState
 from semipd.daemon.state.snapshot import state_frame, state_samples
 from semipd.daemon.web.cors import Cors
-from semipd.daemon.web.errors import is_clients_fault
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +41,6 @@ REPLACEMENT_LIMIT_S = 30.0
 METRICS_AGE_S = 1.0
 """How old the engine's part of the metrics may be: several scrapers share one question."""
 
-CancelResult = Literal["cancelled", "already_finished", "not_found"]
-
 MAX_IGNORED_NAMES = 64
 """Names of unknown fields told apart; clients choose them, so their number is bounded."""
 
@@ -62,8 +52,10 @@ _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 DEFAULT_CONFIG = Config()
 
 
-class Services:
-    """One per daemon. `shut_down(why)` is called at the end of a drain that stops the daemon."""
+class Services(DaemonState):
+    """One per daemon: its state, and what servers need beside it."""
+
+    supervisor: Supervisor
 
     def __init__(
         self,
@@ -75,9 +67,7 @@ class Services:
         config: Config = DEFAULT_CONFIG,
     ) -> None:
         """Raises SemipdError when a key file cannot be used, or a host or origin is none."""
-        self.model_name = model_name
-        self.supervisor = supervisor
-        self.table = table
+        super().__init__(model_name, supervisor, table, config, shut_down)
         self.generation = generation
         self.config = config
         self.connection_room = ConnectionRoom.of(config.limits.max_connections)
@@ -85,18 +75,9 @@ class Services:
         self.hosts = Hosts(config.server)
         self.cors = Cors(config.server.cors_origins, self.hosts)
         self.limiter = RateLimiter(config.limits.requests_per_s, config.limits.burst)
-        self.history = table.history
         self.listings = Listings()
-        self.admission = Admission(config.admission, self.history)
-        self.drain = Drain(table, config.drain.limit_s, on_drained=lambda: shut_down(self.drain.why))
         self.metrics = Metrics(self.history)
-        self.vitals = Vitals(supervisor, self.history)
-        self.slo = SloWindow(Slo(**asdict(config.slo)), is_clients_fault=is_clients_fault)
-        self.history.on_finished.append(self.slo.finished)
-        self.history.on_refused.append(self.slo.refused)
-        self.history.on_slo_changed.append(self._slo_changed)
         self.started_at_s = int(time.time())
-        self._started_s = time.monotonic()
         self.num_serving = 0
         """Requests for tokens, over HTTP and the socket, that have come and are not answered yet."""
         self.ignored_fields: Counter[str] = Counter()
@@ -124,10 +105,6 @@ class Services:
             "drain": self.drain.to_wire(),
         }
 
-    @property
-    def uptime_s(self) -> float:
-        return time.monotonic() - self._started_s
-
     async def state(self, max_age_s: float) -> dict[str, Any]:
         """The state frame; the engine's part may be `max_age_s` old. Also without an engine."""
         return state_frame(self, await self.vitals.engine(max_age_s))
@@ -140,22 +117,6 @@ class Services:
         samples = [*counted, *state_samples(self, engine)]
         return await asyncio.to_thread(exposition, families(samples, self.model_name), accept)
 
-    def _slo_changed(self, event: Event) -> None:
-        targets = {field.name: float(event.data[field.name]) for field in fields(Slo)}  # type: ignore[arg-type]
-        self.slo.retarget(Slo(**targets))
-
-    def last_split_change(self) -> dict[str, Any] | None:
-        event = self.history.last_split_change
-        if event is None:
-            return None
-        return {"at_s": self.history.journal.wall_s(event.at_ns), **event.data}
-
-    def cancel_named(self, request_id: str, caller: Caller = OPERATOR) -> CancelResult:
-        """End one of the caller's requests by its public id; an operator ends anybody's."""
-        if self.table.cancel_named(request_id, caller):
-            return "cancelled"
-        return "already_finished" if self.history.named(request_id, caller) else "not_found"
-
     @contextmanager
     def serving(self) -> Iterator[None]:
         self.num_serving += 1
@@ -163,18 +124,6 @@ class Services:
             yield
         finally:
             self.num_serving -= 1
-
-    def check_open(self) -> None:
-        """Whether a request for tokens can be let in at all; nothing needs to be known of it. Raises
-        SemipdError: `draining`, `overloaded`."""
-        self.drain.check()
-        self.admission.check_room()
-
-    def enter(self, priority: Priority | None, num_sequences: int = 1, num_tokens: int = 0) -> Place:
-        """A place in the waiting queue, held until all of the request has been handed to the engine. Raises
-        what `check_open` and Admission.enter do."""
-        self.drain.check()
-        return self.admission.enter(priority or "interactive", num_sequences, num_tokens)
 
     async def check_ready(self) -> None:
         """Raises SemipdError with the reason when the daemon drains, or the engine is not ready, does not

@@ -1,7 +1,6 @@
 """The daemon's state at one moment: the frame that dashboards eat, and the same numbers as metrics."""
 
 import math
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
@@ -14,51 +13,52 @@ from semipd.daemon.history.metrics import Histogram, Sample
 from semipd.daemon.history.wall_times import with_wall_times
 
 if TYPE_CHECKING:
+    from semipd.daemon.state.daemon_state import DaemonState
     from semipd.daemon.state.services import Services
 
 LOOP_LAG_LIMIT_S = 0.5
 _ENGINE_FIELDS = ("split", "prefix", "preemptions", "scheduler")
 
 
-def state_frame(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, Any]:
+def state_frame(state: "DaemonState", engine: Mapping[str, Any] | None) -> dict[str, Any]:
     """One immutable snapshot. What only the engine knows is None while it does not answer."""
-    ready = services.supervisor.ready
+    ready = state.supervisor.ready
     return {
-        "at_s": time.time(),
-        "uptime_s": services.uptime_s,
-        "state": services.supervisor.state,
-        "engine": services.supervisor.report(),
-        "model": {"name": services.model_name, "max_model_len": ready.max_model_len if ready else None},
+        "at_s": state.clock.time_s(),
+        "uptime_s": state.uptime_s,
+        "state": state.supervisor.state,
+        "engine": state.supervisor.report(),
+        "model": {"name": state.model_name, "max_model_len": ready.max_model_len if ready else None},
         "versions": {"daemon": __version__, "engine": ready.version if ready else None},
-        "device": _device(services, engine),
+        "device": _device(state, engine),
         **{name: engine.get(name) if engine else None for name in _ENGINE_FIELDS},
         "lanes": _lanes(engine),
-        "kv": _kv(services, engine),
-        "last_split_change": services.last_split_change(),
-        "partition": _partition(engine),
-        "requests": _requests(services, engine),
-        "drain": services.drain.to_wire(),
-        "throughput": services.vitals.throughput(),
-        "slo": services.slo.snapshot(),
-        "lamps": lamps(services, engine),
-        "refused": dict(services.history.refused),
+        "kv": _kv(state, engine),
+        "last_split_change": state.last_split_change(),
+        "partition": _partition(state, engine),
+        "requests": _requests(state, engine),
+        "drain": state.drain.to_wire(),
+        "throughput": state.vitals.throughput(),
+        "slo": state.slo.snapshot(),
+        "lamps": lamps(state, engine),
+        "refused": dict(state.history.refused),
         "notes": list(ready.notes) if ready else [],
     }
 
 
-def lamps(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+def lamps(state: "DaemonState", engine: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
     """Three separate facts: the engine process is up; both loops turn; work moves forward."""
-    lag_s = services.vitals.loop_lag_s
+    lag_s = state.vitals.loop_lag_s
     age_s = progress_age_s(engine)
     return {
-        "process": {"ok": services.supervisor.state == "ready"},
+        "process": {"ok": state.supervisor.state == "ready"},
         "loop": {
             "ok": engine is not None and lag_s < LOOP_LAG_LIMIT_S,
             "event_loop_lag_ms": lag_s * 1e3,
-            "engine_answer_ms": services.vitals.answer_ms,
+            "engine_answer_ms": state.vitals.answer_ms,
         },
         "progress": {
-            "ok": age_s is not None and age_s < services.supervisor.supervision.stall_s,
+            "ok": age_s is not None and age_s < state.supervisor.supervision.stall_s,
             "age_ms": None if age_s is None else age_s * 1e3,
         },
     }
@@ -69,9 +69,9 @@ def progress_age_s(engine: Mapping[str, Any] | None) -> float | None:
     return None if engine is None else float(engine["progress_age_ms"]) / 1e3
 
 
-def _device(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _device(state: "DaemonState", engine: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Facts of the device, and its numbers of this moment under `stats`."""
-    ready = services.supervisor.ready
+    ready = state.supervisor.ready
     if ready is None:
         return None
     facts = {name: ready.info.get(name) for name in ("kind", "name", "unit", "num_units", "dtype", "memory")}
@@ -88,7 +88,7 @@ def _lanes(engine: Mapping[str, Any] | None) -> dict[str, Any] | None:
     }
 
 
-def _kv(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _kv(state: "DaemonState", engine: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The pool's numbers, and who holds most of it."""
     if engine is None:
         return None
@@ -100,26 +100,27 @@ def _kv(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, Any
             "tokens": record.tokens,
             "priority": record.priority,
         }
-        for record in services.history.holders()
+        for record in state.history.holders()
     ]
     return {**engine["kv"], "holders": holders}
 
 
-def _partition(engine: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _partition(state: "DaemonState", engine: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Without the engine's view of the service levels: the frame's own is what clients see."""
     if engine is None:
         return None
-    return with_wall_times({name: value for name, value in engine["partition"].items() if name != "slo"})
+    shown = {name: value for name, value in engine["partition"].items() if name != "slo"}
+    return with_wall_times(shown, state.clock)
 
 
-def _requests(services: "Services", engine: Mapping[str, Any] | None) -> dict[str, Any]:
+def _requests(state: "DaemonState", engine: Mapping[str, Any] | None) -> dict[str, Any]:
     numbers: Mapping[str, Any] = (engine or {}).get("requests") or {}
     names = ("waiting", "prefilling", "decoding", "oldest_waiting_ms")
     return {name: numbers.get(name) for name in names} | {
-        "live": len(services.table),
-        "held": services.table.num_held,
-        "suspects": services.table.num_suspects,
-        "totals": dict(services.table.totals),
+        "live": len(state.table),
+        "held": state.table.num_held,
+        "suspects": state.table.num_suspects,
+        "totals": dict(state.table.totals),
     }
 
 

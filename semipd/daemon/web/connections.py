@@ -15,8 +15,9 @@ from aiohttp.http_exceptions import LineTooLong
 from semipd.config.sections import LimitsConfig
 from semipd.core.errors import SemipdError
 from semipd.daemon.host.process_limits import ConnectionRoom
-from semipd.daemon.web.errors import REASONS, error_body, error_headers, error_response, status_of
+from semipd.daemon.web.errors import REASONS, error_body, error_headers, error_response
 from semipd.daemon.web.lingering import Lingering, LingeringTransport
+from semipd.daemon.web.status_codes import status_of
 from semipd.wire.own_time import OwnTimer
 
 log = logging.getLogger(__name__)

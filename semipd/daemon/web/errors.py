@@ -16,6 +16,7 @@ from semipd.daemon.access.callers import Caller
 from semipd.daemon.host.process_limits import exhausted
 from semipd.daemon.web.error_types import Partial
 from semipd.daemon.web.passing import PASSING
+from semipd.daemon.web.status_codes import status_of
 
 log = logging.getLogger(__name__)
 
@@ -25,54 +26,12 @@ ARRIVAL_NS = web.RequestKey("arrival_ns", int)
 
 CALLER = web.RequestKey("caller", Caller)
 
-_STATUS: dict[str, int] = {
-    "invalid_api_key": 401,
-    "operator_required": 403,
-    "host_not_allowed": 403,
-    "origin_not_allowed": 403,
-    "model_not_found": 404,
-    "not_found": 404,
-    "method_not_allowed": 405,
-    "request_timeout": 408,
-    "body_too_large": 413,
-    "unsupported_media_type": 415,
-    "expectation_failed": 417,
-    "rate_limited": 429,
-    "headers_too_large": 431,
-    "request_cancelled": 499,
-    "internal_error": 500,
-    "invalid_logits": 500,
-    "engine_crashed": 500,
-    "engine_failed": 503,
-    "lane_failed": 500,
-    "renderer_failed": 500,
-    "overloaded": 503,
-    "too_many_connections": 503,
-    "draining": 503,
-    "drain_deadline": 503,
-    "engine_not_ready": 503,
-    "engine_silent": 503,
-    "engine_stalled": 503,
-    "shutting_down": 503,
-    "deadline_exceeded": 504,
-}
-"""Every other code is a bad request: 400."""
-
 _CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 _CLIENT_REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 REASONS = {status.value: status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-def status_of(error: SemipdError) -> int:
-    return _STATUS.get(error.code, 400)
-
-
-def is_clients_fault(code: str) -> bool:
-    """Another server would have refused it too."""
-    return _STATUS.get(code, 400) < 500
 
 
 def error_body(error: SemipdError) -> dict[str, Any]:
