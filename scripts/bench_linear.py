@@ -14,10 +14,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from semipd.checkpoints.dtypes import ITEM_BYTES
 from semipd.checkpoints.layout import TensorSpec, WeightsLayout
 from semipd.checkpoints.weights import TORCH_DTYPES, weight_views
-from semipd.network.packing import can_pack, linear, pack_weights, packed_views
+from semipd.devices.cpu.math.packing import can_pack, linear, pack_weights, packed_views
+from semipd.network.config import ITEM_BYTES, DTypeName
 
 SHAPES = ((1024, 512), (512, 512), (2752, 512), (512, 1376), (32000, 512))
 ROWS = (1, 8, 32, 128, 512)
@@ -25,11 +25,11 @@ COPIES = 8
 REPEATS = 24
 
 
-def weights(shape: tuple[int, int], dtype: str) -> tuple[list[Tensor], list[Tensor]]:
+def weights(shape: tuple[int, int], dtype: DTypeName) -> tuple[list[Tensor], list[Tensor]]:
     """The same random matrices, plain and packed."""
-    num_bytes = shape[0] * shape[1] * ITEM_BYTES[dtype]  # type: ignore[index]
-    specs = tuple(TensorSpec(f"{idx}.o", shape, idx * num_bytes) for idx in range(COPIES))
-    layout = WeightsLayout(dtype, specs, COPIES * num_bytes)  # type: ignore[arg-type]
+    num_bytes = shape[0] * shape[1] * ITEM_BYTES[dtype]
+    specs = tuple(TensorSpec(f"{idx}.o", shape, idx * num_bytes, dtype, True) for idx in range(COPIES))
+    layout = WeightsLayout(dtype, specs, COPIES * num_bytes)
     plain = torch.empty(layout.total_bytes, dtype=torch.uint8)
     for view in weight_views(layout, plain).values():
         view.copy_(torch.randn(shape))

@@ -1,15 +1,16 @@
 """Models with random weights: shapes of real ones, or small enough for a CPU to check."""
 
+import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from semipd.checkpoints.config import ModelConfig
-from semipd.checkpoints.rope_config import RopeConfig
 from semipd.checkpoints.weights import weight_views
 from semipd.core.settings import EngineSettings
 from semipd.devices.cuda.start.model import Report, ServedModel
+from semipd.network.config import ModelConfig, RopeConfig
+from semipd.network.params import layer_params
 
 LLAMA_3_8B = ModelConfig(
     family="llama",
@@ -68,7 +69,7 @@ class RandomModel:
         generator = torch.Generator(device).manual_seed(self._seed)
         for name, weight in weight_views(model.layout, buffer).items():
             noise = torch.randn(weight.shape, generator=generator, device=device)
-            if weight.dim() == 1:
+            if "norm" in name or weight.dim() == 1:
                 noise = 1 + 0.1 * noise
             elif name != "embed":
                 noise *= 2.0 * weight.shape[1] ** -0.5
@@ -84,8 +85,5 @@ def cpu_weights(model: ServedModel, source: RandomModel) -> dict[str, Tensor]:
 
 def num_parameters(config: ModelConfig) -> int:
     """Of the matrices that every token passes: all but the embedding table."""
-    q_width = config.num_heads * config.head_dim
-    kv_width = config.num_kv_heads * config.head_dim
-    attention = config.hidden_size * (2 * q_width + 2 * kv_width)
-    layer = attention + 3 * config.hidden_size * config.intermediate_size
+    layer = sum(math.prod(param.shape) for param in layer_params(config) if param.packable)
     return config.num_layers * layer + config.vocab_size * config.hidden_size

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from gpulib.host import Run
-from semipd.checkpoints.config import ModelConfig
-from semipd.checkpoints.layout import kv_pool_shape
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
+from semipd.devices.cpu.math.decoder import DenseDecoder
 from semipd.network.batch import BatchInput
-from semipd.network.decoder import DenseDecoder
+from semipd.network.config import ModelConfig
+from semipd.network.kv_layout import KvLayout
 from semipd.sampling.philox import seed_words, uniforms
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-2}
@@ -87,7 +87,7 @@ class Reference:
 
     def _logits(self, tokens: list[int]) -> Tensor:
         num_blocks, rows = -(-len(tokens) // 16), torch.arange(len(tokens))
-        pool = torch.zeros(kv_pool_shape(self._config, num_blocks))
+        pool = torch.zeros(KvLayout.of(self._config).pool_shape(num_blocks))
         one = [len(tokens)]
         batch = BatchInput(torch.tensor(tokens), rows, rows, one, one, torch.arange(num_blocks)[None], rows)
         return DenseDecoder(self._config, self._weights, pool).forward(batch)

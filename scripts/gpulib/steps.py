@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from gpulib.models import num_parameters
-from semipd.checkpoints.config import ModelConfig
-from semipd.checkpoints.dtypes import ITEM_BYTES
-from semipd.checkpoints.layout import kv_block_bytes, plan_weights
+from semipd.checkpoints.layout import plan_weights
 from semipd.core.plan import Join, Segment, StepPlan, StepResult, blocks_for
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.split import Split
 from semipd.devices.contract import Device, Lane
+from semipd.network.config import ITEM_BYTES, ModelConfig
+from semipd.network.kv_layout import KvLayout
 
 STEPS = 12
 SKIPPED = 3
@@ -114,7 +114,7 @@ def measured_profile(
     its difference of times is lost in their noise."""
     weights = plan_weights(config, config.dtype).total_bytes
     weights -= config.vocab_size * config.hidden_size * ITEM_BYTES[config.dtype]  # the table is not read
-    kv = ATTENTION_BATCH * blocks_for(ATTENTION_TOKENS) * kv_block_bytes(config, config.dtype)
+    kv = ATTENTION_BATCH * blocks_for(ATTENTION_TOKENS) * KvLayout.of(config).block_bytes(config.dtype)
     flops = 2 * num_parameters(config) * PREFILL_TOKENS
     curves: dict[str, list[list[float]]] = {
         "weight_bytes_per_s": [],
@@ -138,5 +138,5 @@ def bandwidth_share(rows: list[dict[str, float]], config: ModelConfig, copy_byte
     weights and KV once."""
     row = rows[-1]
     weights = plan_weights(config, config.dtype).total_bytes
-    kv = ATTENTION_BATCH * blocks_for(ATTENTION_TOKENS) * kv_block_bytes(config, config.dtype)
+    kv = ATTENTION_BATCH * blocks_for(ATTENTION_TOKENS) * KvLayout.of(config).block_bytes(config.dtype)
     return (weights + kv) / (row["decode_long_ms"] / 1e3) / copy_bytes_per_s

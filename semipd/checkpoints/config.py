@@ -1,61 +1,17 @@
-"""config.json of a checkpoint, read once into a frozen ModelConfig. No torch here.
-
-Keys and their defaults follow transformers' LlamaConfig, MistralConfig, Qwen2Config and Qwen3Config.
-"""
+"""config.json of a checkpoint, read once into a frozen ModelConfig. No torch here."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from semipd.checkpoints.config_keys import unhonoured
-from semipd.checkpoints.dtypes import ITEM_BYTES, DTypeName
+from semipd.checkpoints.families import FAMILIES, Family, answer
 from semipd.checkpoints.fields import Fields
-from semipd.checkpoints.rope_config import RopeConfig, parse_rope
+from semipd.checkpoints.rope_config import parse_rope
 from semipd.core.errors import SemipdError
+from semipd.network.config import ITEM_BYTES, DTypeName, ModelConfig
 from semipd.system.json_file import UnusableJson, read_json_object
 
-Family = Literal["llama", "mistral", "qwen2", "qwen3"]
-
-ARCHITECTURES: dict[str, Family] = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "mistral",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-}
-
-
 MAX_LAYERS = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """Facts about a dense decoder checkpoint.
-
-    Attributes:
-        max_position_embeddings: longest context in tokens; with yarn, what the scaling extends it to.
-        qkv_bias, o_bias, mlp_bias: which projections have a bias.
-        qk_norm: RMSNorm over each query and key head before RoPE (Qwen3).
-        dtype: of the checkpoint.
-    """
-
-    family: Family
-    vocab_size: int
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    intermediate_size: int
-    rms_norm_eps: float
-    rope: RopeConfig
-    max_position_embeddings: int
-    tie_word_embeddings: bool
-    qkv_bias: bool
-    o_bias: bool
-    mlp_bias: bool
-    qk_norm: bool
-    dtype: DTypeName
 
 
 def load_model_config(model_dir: str | Path, max_model_len: int = 0) -> ModelConfig:
@@ -73,8 +29,8 @@ def load_model_config(model_dir: str | Path, max_model_len: int = 0) -> ModelCon
     family = _family(fields)
     _refuse_unsupported(fields)
     config = _dense_config(fields, family)
-    _refuse_unhonoured(fields, config)
-    _check_context(fields, config, max_model_len)
+    _refuse_unhonoured(fields, config, family)
+    _check_context(fields, config, family, max_model_len)
     return config
 
 
@@ -98,24 +54,24 @@ def _family(fields: Fields) -> Family:
     names = fields.data.get("architectures")
     if isinstance(names, list):
         for name in names:
-            if isinstance(name, str) and name in ARCHITECTURES:
+            if isinstance(name, str) and name in FAMILIES:
                 return _agreed(fields, name)
     shown = ", ".join(map(str, names)) if isinstance(names, list) and names else "none"
     raise SemipdError(
         "unsupported_architecture",
         f"{fields.path} names the architecture {shown} (model_type {fields.data.get('model_type')!r}).",
-        f"Supported: {', '.join(ARCHITECTURES)}.",
+        f"Supported: {', '.join(FAMILIES)}.",
     )
 
 
 def _agreed(fields: Fields, architecture: str) -> Family:
     """The family of `architecture`, if the file names no other one and no code of its own."""
-    family, model_type = ARCHITECTURES[architecture], fields.data.get("model_type")
-    if model_type not in (None, "", family):
+    family, model_type = FAMILIES[architecture], fields.data.get("model_type")
+    if model_type not in (None, "", family.name):
         raise SemipdError(
             "unsupported_architecture",
             f"{fields.path} names the architecture {architecture}, but model_type {model_type!r:.100}.",
-            f"If it is a plain {family} model, set model_type to {family!r}.",
+            f"If it is a plain {family.name} model, set model_type to {family.name!r}.",
         )
     auto_map = fields.data.get("auto_map") or {}
     if not isinstance(auto_map, dict):
@@ -125,13 +81,13 @@ def _agreed(fields: Fields, architecture: str) -> Family:
             "unsupported_architecture",
             f"{fields.path}: code of the checkpoint's own, which is not run, computes the model "
             f"(auto_map: {code[0]!r:.100}).",
-            f"If it is a plain {family} model, remove auto_map.",
+            f"If it is a plain {family.name} model, remove auto_map.",
         )
     return family
 
 
-def _refuse_unhonoured(fields: Fields, config: ModelConfig) -> None:
-    if keys := unhonoured(fields.data, config):
+def _refuse_unhonoured(fields: Fields, config: ModelConfig, family: Family) -> None:
+    if keys := unhonoured(fields.data, config, family):
         shown = ", ".join(f"{key}={json.dumps(fields.data[key])[:60]}" for key in keys[:5])
         raise SemipdError(
             "unsupported_model",
@@ -164,26 +120,26 @@ def _dense_config(fields: Fields, family: Family) -> ModelConfig:
     hidden_size = fields.count("hidden_size")
     num_heads = fields.count("num_attention_heads")
     context = fields.count("max_position_embeddings")
-    rope = parse_rope(fields, context)
-    attention_bias = family in ("llama", "qwen3") and fields.flag("attention_bias")
+    rope = parse_rope(fields, context, family.theta)
     config = ModelConfig(
-        family=family,
+        family=family.name,
         vocab_size=fields.count("vocab_size"),
         hidden_size=hidden_size,
         num_layers=fields.count("num_hidden_layers", maximum=MAX_LAYERS),
         num_heads=num_heads,
         num_kv_heads=fields.count("num_key_value_heads", num_heads),
-        head_dim=fields.count("head_dim", 128 if family == "qwen3" else hidden_size // num_heads),
+        head_dim=fields.count("head_dim", family.head_dim or hidden_size // num_heads),
         intermediate_size=fields.count("intermediate_size"),
         rms_norm_eps=fields.number("rms_norm_eps", 1e-6, maximum=1.0),
         rope=rope,
         max_position_embeddings=rope.context_tokens(context),
-        tie_word_embeddings=fields.flag("tie_word_embeddings"),
-        qkv_bias=attention_bias or family == "qwen2",
-        o_bias=attention_bias,
-        mlp_bias=family == "llama" and fields.flag("mlp_bias"),
-        qk_norm=family == "qwen3",
+        tie_word_embeddings=answer(family.tied, fields),
+        qkv_bias=answer(family.qkv_bias, fields),
+        o_bias=answer(family.o_bias, fields),
+        mlp_bias=answer(family.mlp_bias, fields),
+        qk_norm=family.qk_norm,
         dtype=_checkpoint_dtype(fields),
+        interleaved_rope=family.interleaved_rope,
     )
     if config.num_heads % config.num_kv_heads:
         raise fields.corrupt(
@@ -209,7 +165,7 @@ def _checkpoint_dtype(fields: Fields) -> DTypeName:
     return name
 
 
-def _check_context(fields: Fields, config: ModelConfig, max_model_len: int) -> None:
+def _check_context(fields: Fields, config: ModelConfig, family: Family, max_model_len: int) -> None:
     if max_model_len > config.max_position_embeddings:
         raise SemipdError(
             "invalid_value",
@@ -218,7 +174,7 @@ def _check_context(fields: Fields, config: ModelConfig, max_model_len: int) -> N
             param="max_model_len",
         )
     context = max_model_len or config.max_position_embeddings
-    window = _sliding_window(fields, config)
+    window = _sliding_window(fields, config, family)
     if window is not None and window < context:
         raise SemipdError(
             "unsupported_model",
@@ -228,15 +184,15 @@ def _check_context(fields: Fields, config: ModelConfig, max_model_len: int) -> N
         )
 
 
-def _sliding_window(fields: Fields, config: ModelConfig) -> int | None:
+def _sliding_window(fields: Fields, config: ModelConfig, family: Family) -> int | None:
     """Tokens of the window that some layer really applies, or None."""
     types = _layer_types(fields, config)
     # In transformers an absent key means 4096; null means no window.
     if fields.data.get("sliding_window", 4096) is None:
         return None
-    if config.family == "llama" and "sliding_attention" not in types:
+    if family.window == "no layer" and "sliding_attention" not in types:
         return None
-    if config.family in ("qwen2", "qwen3") and not (
+    if family.window == "use_sliding_window" and not (
         fields.flag("use_sliding_window") and _some_layer_slides(fields, config, types)
     ):
         return None

@@ -13,10 +13,10 @@ it would write wrong text. So the rule is, for every key of the file:
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from semipd.checkpoints.config import ModelConfig
+from semipd.checkpoints.families import Family
+from semipd.network.config import ModelConfig
 
 
 def _names(text: str) -> frozenset[str]:
@@ -63,13 +63,13 @@ max_position_embeddings does."""
 HARMLESS_PREFIXES = ("_", "unsloth", "training_", "train_")
 
 
-def unhonoured(data: Mapping[str, Any], config: "ModelConfig") -> list[str]:
+def unhonoured(data: Mapping[str, Any], config: ModelConfig, family: Family) -> list[str]:
     """Keys of config.json that would have to change the arithmetic and do not, in the file's order."""
-    neutral = _neutral(config)
+    neutral, read = _neutral(config), READ | family.keys()
     return [
         key
         for key, value in data.items()
-        if key not in READ
+        if key not in read
         and key not in HARMLESS
         and not key.startswith(HARMLESS_PREFIXES)
         and not _is_neutral(value, neutral.get(key))
@@ -87,7 +87,7 @@ def _says_nothing(value: object) -> bool:
     return value is None or value is False or (isinstance(value, str | list | dict) and not value)
 
 
-def _neutral(config: "ModelConfig") -> dict[str, tuple[object, ...]]:
+def _neutral(config: ModelConfig) -> dict[str, tuple[object, ...]]:
     """What arithmetic keys of other families, and other spellings of ours, are in a model of this shape."""
     one, none, silu = (1,), (0,), ("silu", "swish")
     return {

@@ -1,16 +1,9 @@
 """Which number format weights, activations and KV use on this machine's CPU. No torch here."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 from semipd.core.errors import SemipdError
-
-if TYPE_CHECKING:
-    from semipd.checkpoints.config import ModelConfig
-
-DTypeName = Literal["float32", "bfloat16", "float16"]
-
-ITEM_BYTES: dict[DTypeName, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+from semipd.network.config import ITEM_BYTES, DTypeName, ModelConfig
 
 # x86 flags, and "bf16" and "asimdhp" as Arm's Linux spells them.
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
@@ -30,7 +23,7 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     return frozenset()
 
 
-def resolve_dtype(requested: str, config: "ModelConfig", flags: frozenset[str] | None = None) -> DTypeName:
+def resolve_dtype(requested: str, config: ModelConfig, flags: frozenset[str] | None = None) -> DTypeName:
     """The format to serve `config` in.
 
     `auto` is bfloat16 when the checkpoint is 16-bit and the CPU multiplies bfloat16 natively, else float32.

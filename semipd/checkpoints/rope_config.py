@@ -1,12 +1,11 @@
 """Rotary position parameters of a checkpoint, in both spellings the field uses. No torch here."""
 
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from semipd.checkpoints.fields import MOST, Fields
 from semipd.core.errors import SemipdError
+from semipd.network.config import RopeConfig, RopeKind
 
-RopeKind = Literal["default", "linear", "llama3", "yarn"]
 DEFAULT_THETA = 10_000.0
 
 MIN_FACTOR, MAX_FACTOR = 1e-3, 1e6
@@ -25,39 +24,9 @@ _READ = _UNSCALED | {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class RopeConfig:
-    """Attributes beyond `kind` and `theta` matter only to the kinds named.
-
-    Attributes:
-        factor: linear, llama3, yarn: how much longer the context becomes.
-        original_context_tokens: llama3, yarn: context of the pre-training.
-        low_freq_factor, high_freq_factor: llama3.
-        beta_fast, beta_slow, truncate: yarn: the ramp between extrapolated and interpolated frequencies.
-        attention_factor, mscale, mscale_all_dim: yarn: scale of cos and sin; None: derived (see rope.py).
-    """
-
-    kind: RopeKind
-    theta: float
-    factor: float = 1.0
-    original_context_tokens: int = 0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
-    attention_factor: float | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-
-    def context_tokens(self, max_position_embeddings: int) -> int:
-        """Longest context. Checkpoints with yarn state either the original or the extended length."""
-        if self.kind != "yarn":
-            return max_position_embeddings
-        return max(max_position_embeddings, int(self.factor * self.original_context_tokens))
-
-
-def parse_rope(fields: Fields, max_position_embeddings: int) -> RopeConfig:
+def parse_rope(
+    fields: Fields, max_position_embeddings: int, default_theta: float = DEFAULT_THETA
+) -> RopeConfig:
     """`rope_theta` + `rope_scaling` (with `type` or `rope_type`), or the newer `rope_parameters`.
 
     Raises:
@@ -67,7 +36,7 @@ def parse_rope(fields: Fields, max_position_embeddings: int) -> RopeConfig:
     values = _scaling(fields)
     kind = _kind(values)
     _refuse_unread(values)
-    theta = values.number("rope_theta", fields.number("rope_theta", DEFAULT_THETA))
+    theta = values.number("rope_theta", fields.number("rope_theta", default_theta))
     if theta < 1.0 or (theta == 1.0 and kind == "yarn"):
         raise values.corrupt(f"rope_theta must be above 1, got {theta:g}")
     partial = values.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))

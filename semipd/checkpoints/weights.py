@@ -1,19 +1,19 @@
 """Safetensors to the packed buffer, one tensor at a time, straight from the mapped file."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from semipd.checkpoints.config import ModelConfig
-from semipd.checkpoints.dtypes import DTypeName
 from semipd.checkpoints.layout import WeightsLayout
 from semipd.checkpoints.shards import find_shards
-from semipd.checkpoints.sources import Source, checkpoint_sources, is_harmless
 from semipd.core.errors import SemipdError
+from semipd.network.config import DTypeName, ModelConfig
+from semipd.network.params import Source, is_harmless, model_params
 
 TORCH_DTYPES: dict[DTypeName, torch.dtype] = {
     "float32": torch.float32,
@@ -44,38 +44,61 @@ def load_weights(
             `unsupported_model` for tensors that are not float32, bfloat16 or float16.
     """
     shards = find_shards(Path(model_dir))
-    wanted = {source.name: source for source in checkpoint_sources(config)}
+    wanted = _wanted(config, weight_views(layout, buffer))
     item_bytes = TORCH_DTYPES[layout.dtype].itemsize
-    total_bytes = item_bytes * sum(source.num_elements for source in wanted.values())
-    views = weight_views(layout, buffer)
+    total_bytes = item_bytes * sum(math.prod(parts[0].source.shape) for parts in wanted.values())
     done_bytes = 0
     for path in shards.files:
-        for source, tensor in _read_file(path, config, wanted, shards.expected.get(path, frozenset())):
-            views[source.target].narrow(0, source.row, source.shape[0]).copy_(tensor)
-            del wanted[source.name]
-            done_bytes += item_bytes * source.num_elements
+        expected = shards.expected.get(path, frozenset())
+        for name, tensor in _read_file(path, config, wanted, expected):
+            for part in wanted.pop(name):
+                part.fill(tensor)
+            done_bytes += item_bytes * tensor.numel()
             progress(done_bytes, total_bytes)
     if wanted:
         raise _corrupt(Path(model_dir), f"{len(wanted)} tensors are missing, e.g. {_some(wanted)}")
-    if config.tie_word_embeddings and "lm_head" in views:
-        views["lm_head"].copy_(views["embed"])
+
+
+class _Part(NamedTuple):
+    """Where rows of a tensor go."""
+
+    source: Source
+    target: Tensor
+
+    def fill(self, tensor: Tensor) -> None:
+        rows, columns = self.source.rows, self.source.columns
+        if tensor.dim() < self.target.dim():
+            tensor = tensor[None]
+        tensor = tensor[rows.start : rows.stop] if isinstance(rows, range) else tensor[list(rows)]
+        self.target.copy_(tensor if columns is None else tensor[:, columns[0] : columns[-1] + 1])
+
+
+def _wanted(config: ModelConfig, views: dict[str, Tensor]) -> dict[str, list[_Part]]:
+    """By the checkpoint's names: every tensor it must hold."""
+    wanted: dict[str, list[_Part]] = {}
+    for param in model_params(config, packed="lm_head" in views):
+        lengths = [len(source.rows) for source in param.sources]
+        targets = torch.split(views[param.name], lengths)
+        for source, target in zip(param.sources, targets, strict=True):
+            wanted.setdefault(source.tensor, []).append(_Part(source, target))
+    return wanted
 
 
 def weight_views(layout: WeightsLayout, buffer: Tensor) -> dict[str, Tensor]:
     """Every weight as a view of `buffer` ([layout.total_bytes] uint8, on any device), by layout name."""
     assert buffer.dtype == torch.uint8, buffer.dtype
     assert buffer.numel() == layout.total_bytes, (buffer.numel(), layout.total_bytes)
-    dtype = TORCH_DTYPES[layout.dtype]
-    views: dict[str, Tensor] = {}
-    for spec in layout.tensors:
-        num_bytes = torch.Size(spec.shape).numel() * dtype.itemsize
-        views[spec.name] = buffer.narrow(0, spec.offset_bytes, num_bytes).view(dtype).view(spec.shape)
-    return views
+    return {
+        spec.name: buffer.narrow(0, spec.offset_bytes, spec.num_bytes)
+        .view(TORCH_DTYPES[spec.dtype])
+        .view(spec.shape)
+        for spec in layout.tensors
+    }
 
 
 def _read_file(
-    path: Path, config: ModelConfig, wanted: dict[str, Source], expected: frozenset[str]
-) -> Iterator[tuple[Source, Tensor]]:
+    path: Path, config: ModelConfig, wanted: dict[str, list[_Part]], expected: frozenset[str]
+) -> Iterator[tuple[str, Tensor]]:
     """The tensors of one file, each valid until the next is asked for."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -90,8 +113,8 @@ def _read_file(
                     path, f"{len(unknown)} tensors fit no {config.family} model, e.g. {_some(unknown)}"
                 )
             for name in sorted(names & wanted.keys()):
-                _check_tensor(path, file.get_slice(name), wanted[name])
-                yield wanted[name], file.get_tensor(name)
+                _check_tensor(path, file.get_slice(name), wanted[name][0].source)
+                yield name, file.get_tensor(name)
     except (SafetensorError, OSError) as error:
         raise SemipdError("checkpoint_corrupt", f"{path} cannot be read: {error}.", _DOWNLOAD) from error
 
@@ -100,12 +123,12 @@ def _check_tensor(path: Path, header: Any, source: Source) -> None:
     shape, dtype = tuple(header.get_shape()), header.get_dtype()
     if shape != source.shape:
         raise _corrupt(
-            path, f"tensor {source.name} has shape {list(shape)}, config.json needs {list(source.shape)}"
+            path, f"tensor {source.tensor} has shape {list(shape)}, config.json needs {list(source.shape)}"
         )
     if dtype not in ("F32", "BF16", "F16"):
         raise SemipdError(
             "unsupported_model",
-            f"{path}: tensor {source.name} is {dtype}.",
+            f"{path}: tensor {source.tensor} is {dtype}.",
             "Use a bfloat16, float16 or float32 release of the checkpoint.",
         )
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from semipd.checkpoints.rope_config import RopeConfig
+from semipd.network.config import RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[Tensor, float]:

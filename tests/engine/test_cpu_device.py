@@ -16,7 +16,7 @@ import torch
 from support.tiny_models import tiny_checkpoint
 
 from semipd.checkpoints.config import load_model_config
-from semipd.checkpoints.layout import kv_pool_shape, plan_weights
+from semipd.checkpoints.layout import plan_weights
 from semipd.checkpoints.weights import load_weights, weight_views
 from semipd.core.errors import SemipdError
 from semipd.core.plan import Join, Segment, StepPlan, StepResult
@@ -26,7 +26,8 @@ from semipd.core.settings import EngineSettings
 from semipd.core.split import Split
 from semipd.devices.contract import Lane
 from semipd.devices.cpu.device import CpuDevice
-from semipd.network.decoder import DenseDecoder
+from semipd.devices.cpu.math.decoder import DenseDecoder
+from semipd.network.kv_layout import KvLayout
 from semipd.steps.runner import StepRunner
 
 PROMPT = [5, 9, 301, 44, 7] * 9
@@ -101,7 +102,9 @@ def alone(checkpoint: Path, num_tokens: int) -> list[int]:
     layout = plan_weights(config, "float32")
     buffer = torch.zeros(layout.total_bytes, dtype=torch.uint8)
     load_weights(checkpoint, config, layout, buffer, lambda done, total: None)
-    decoder = DenseDecoder(config, weight_views(layout, buffer), torch.zeros(kv_pool_shape(config, 16)))
+    decoder = DenseDecoder(
+        config, weight_views(layout, buffer), torch.zeros(KvLayout.of(config).pool_shape(16))
+    )
     runner = StepRunner(decoder, config.vocab_size, torch.device("cpu"))
     tokens = runner.execute(prefill_plan(Split(1, 1), list(range(1, 9)))).tokens
     while len(tokens) < num_tokens:

@@ -13,15 +13,15 @@ from support.cuda_rig import DEFAULTS, FAMILIES, TINY, Rig, random_weights
 from support.cuda_serving import serve
 from torch import Tensor
 
-from semipd.checkpoints.layout import kv_pool_shape
 from semipd.core.plan import INVALID_LOGITS, Join, Segment, StepPlan, StepResult
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.settings import SchedulerName
 from semipd.core.split import Split
+from semipd.devices.cpu.math.decoder import DenseDecoder
 from semipd.devices.cuda.forward.kernel_ops import KernelOps
 from semipd.devices.cuda.sampler.kernel_sampler import KernelSampler
-from semipd.network.decoder import DenseDecoder
+from semipd.network.kv_layout import KvLayout
 from semipd.steps.runner import StepRunner
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ class Driver:
     """Plans of a lane by hand, over blocks that held NaN before."""
 
     def __init__(self, weights: dict[str, Tensor], num_blocks: int = 120) -> None:
-        self.pool = torch.full(kv_pool_shape(TINY, num_blocks), math.nan)
+        self.pool = torch.full(KvLayout.of(TINY).pool_shape(num_blocks), math.nan)
         self.runner = StepRunner(DenseDecoder(TINY, weights, self.pool), TINY.vocab_size, CPU)
         self._ids = itertools.count(1)
 

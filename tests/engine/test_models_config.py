@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from support.tiny_models import FAMILIES, tiny_checkpoint
 
-from semipd.checkpoints.config import ModelConfig, load_model_config
+from semipd.checkpoints.config import load_model_config
 from semipd.checkpoints.dtypes import cpu_flags, resolve_dtype
-from semipd.checkpoints.layout import ALIGNMENT_BYTES, kv_block_bytes, plan_weights
-from semipd.checkpoints.sources import checkpoint_sources
+from semipd.checkpoints.layout import ALIGNMENT_BYTES, plan_weights
 from semipd.core.errors import SemipdError
+from semipd.network.config import ModelConfig
+from semipd.network.kv_layout import KvLayout
+from semipd.network.params import model_params
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -245,15 +247,11 @@ def test_layout_has_room_for_every_source_and_no_overlap(
 ) -> None:
     model = load(tmp_path, config | {"tie_word_embeddings": tied})
     layout = plan_weights(model, "bfloat16")
-    rows: dict[str, list[tuple[int, int]]] = {}
-    for source in checkpoint_sources(model):
-        rows.setdefault(source.target, []).append((source.row, source.row + source.shape[0]))
+    rows = {param.name: sum(len(s.rows) for s in param.sources) for param in model_params(model)}
     assert rows.keys() == {spec.name for spec in layout.tensors}
     end = 0
     for spec in layout.tensors:
-        covered = sorted(rows[spec.name])
-        assert [start for start, _ in covered] == [0, *(stop for _, stop in covered[:-1])]
-        assert covered[-1][1] == spec.shape[0]
+        assert rows[spec.name] == spec.shape[0]
         assert spec.offset_bytes % ALIGNMENT_BYTES == 0
         assert spec.offset_bytes >= end
         end = spec.offset_bytes + 2 * math.prod(spec.shape)
@@ -263,11 +261,11 @@ def test_layout_has_room_for_every_source_and_no_overlap(
 
 def test_kv_block_bytes(tmp_path: Path) -> None:
     # 3 layers, keys and values, 16 tokens, 2 heads of 16, 2 bytes
-    assert kv_block_bytes(load(tmp_path, LLAMA), "bfloat16") == 3 * 2 * 16 * 2 * 16 * 2
+    assert KvLayout.of(load(tmp_path, LLAMA)).block_bytes("bfloat16") == 3 * 2 * 16 * 2 * 16 * 2
 
 
 def test_planning_memory_needs_no_torch() -> None:
-    modules = "semipd.checkpoints.layout, semipd.checkpoints.sources, semipd.checkpoints.shards"
+    modules = "semipd.checkpoints.layout, semipd.network.params, semipd.checkpoints.shards"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "False"

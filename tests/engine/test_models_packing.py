@@ -15,8 +15,8 @@ from support.tiny_models import tiny_checkpoint
 from semipd.checkpoints.config import load_model_config
 from semipd.checkpoints.layout import TensorSpec, WeightsLayout, plan_weights
 from semipd.checkpoints.weights import TORCH_DTYPES, load_weights, weight_views
-from semipd.network.decoder import DenseDecoder
-from semipd.network.packing import can_pack, linear, pack_weights, packed_views
+from semipd.devices.cpu.math.decoder import DenseDecoder
+from semipd.devices.cpu.math.packing import can_pack, linear, pack_weights, packed_views
 
 EVERY_DTYPE = ("float32", "bfloat16")
 DTYPES = [name for name in EVERY_DTYPE if can_pack(TORCH_DTYPES[name])]
@@ -32,7 +32,7 @@ LIMITED = {"avx2": "AVX2", "default": "SSE41"}
 def test_products_are_those_of_plain_matrices(dtype, shape, with_bias) -> None:
     torch.manual_seed(0)
     num_bytes = shape[0] * shape[1] * TORCH_DTYPES[dtype].itemsize
-    layout = WeightsLayout(dtype, (TensorSpec("layers.0.o", shape, 0),), num_bytes)
+    layout = WeightsLayout(dtype, (TensorSpec("layers.0.o", shape, 0, dtype, True),), num_bytes)
     buffer = torch.empty(num_bytes, dtype=torch.uint8)
     plain = weight_views(layout, buffer)["layers.0.o"].copy_(torch.randn(shape)).clone()
     packed = packed_views(layout, buffer, pack_weights(layout, buffer))["layers.0.o"]
@@ -49,7 +49,9 @@ def test_products_are_those_of_plain_matrices(dtype, shape, with_bias) -> None:
 
 def filled(dtype, shape=(7, 64)):
     layout = WeightsLayout(
-        dtype, (TensorSpec("layers.0.o", shape, 0),), math.prod(shape) * TORCH_DTYPES[dtype].itemsize
+        dtype,
+        (TensorSpec("layers.0.o", shape, 0, dtype, True),),
+        math.prod(shape) * TORCH_DTYPES[dtype].itemsize,
     )
     buffer = torch.zeros(layout.total_bytes, dtype=torch.uint8)
     weight_views(layout, buffer)["layers.0.o"].fill_(3)
@@ -98,12 +100,13 @@ import json, torch
 from semipd.devices.cpu.arithmetic import native_flags
 from semipd.checkpoints.dtypes import BF16_FLAGS
 from semipd.checkpoints.layout import TensorSpec, WeightsLayout
-from semipd.network.packing import can_pack, linear, pack_weights, packed_views
+from semipd.devices.cpu.math.packing import can_pack, linear, pack_weights, packed_views
 from semipd.checkpoints.weights import weight_views
 
 torch.manual_seed(0)
 for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-    layout = WeightsLayout(name, (TensorSpec("layers.0.o", (64, 64), 0),), 64 * 64 * dtype.itemsize)
+    spec = TensorSpec("layers.0.o", (64, 64), 0, name, True)
+    layout = WeightsLayout(name, (spec,), spec.num_bytes)
     buffer = torch.empty(layout.total_bytes, dtype=torch.uint8)
     plain = weight_views(layout, buffer)["layers.0.o"].copy_(torch.randn(64, 64)).clone()
     packed = pack_weights(layout, buffer)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from semipd.network import paged_decode
-from semipd.network.paged_decode import EntryLayout, PagedDecode, lay_out
+from semipd.devices.cpu.math import paged_decode
+from semipd.devices.cpu.math.paged_decode import EntryLayout, PagedDecode, lay_out
 
 KV_HEADS, GROUP, HEAD_DIM = 4, 3, 64
 torch.set_num_threads(1)

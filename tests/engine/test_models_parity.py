@@ -10,7 +10,7 @@ from support.paged import PagedModel, Sequence, batch_input
 from support.tiny_models import FAMILIES, reference_logits, tiny_checkpoint
 from torch import Tensor
 
-from semipd.network import attention
+from semipd.devices.cpu.math import attention
 
 TOLERANCE = 1e-4
 NUM_BLOCKS = 64

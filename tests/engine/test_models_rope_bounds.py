@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from semipd.checkpoints.fields import Fields
-from semipd.checkpoints.rope_config import RopeConfig, parse_rope
+from semipd.checkpoints.rope_config import parse_rope
 from semipd.core.errors import SemipdError
+from semipd.network.config import RopeConfig
 from semipd.network.rope import inverse_frequencies
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}

@@ -11,11 +11,11 @@ from support.cuda_rig import TINY, random_weights
 from support.kernels import PagedBatch, paged_batch, randn, starts_of
 from torch import Tensor
 
-from semipd.checkpoints.layout import kv_pool_shape
 from semipd.core.plan import BLOCK_SIZE
 from semipd.devices.cuda.forward.kernel_ops import KernelOps
 from semipd.devices.cuda.forward.transformer import Activations, Transformer
 from semipd.devices.cuda.rows.rows import ChunkRows, DecodeRows, StepRows
+from semipd.network.kv_layout import KvLayout
 
 pytestmark = pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
 """Of the interpreter's largest score; a GPU has no such worry."""
@@ -96,7 +96,7 @@ class Pass:
         config = replace(TINY, num_layers=2, head_dim=64, num_heads=2, num_kv_heads=1)
         weights = random_weights(config)
         weights["embed"][60] = math.nan
-        self.pool = torch.full(kv_pool_shape(config, 10), math.nan)
+        self.pool = torch.full(KvLayout.of(config).pool_shape(10), math.nan)
         self.ops = KernelOps(torch.float32, 90)
         self.transformer = Transformer(config, weights, self.pool, self.ops)
         self.activations = Activations.reserve(config, 64, torch.empty(0))

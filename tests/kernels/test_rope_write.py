@@ -14,8 +14,8 @@ from support.kernels import DTYPES, RELATIVE_LIMITS, assert_close, randn
 from torch import Tensor
 from torch.nn import functional
 
-from semipd.checkpoints.rope_config import RopeConfig
 from semipd.core.errors import SemipdError
+from semipd.network.config import RopeConfig
 from semipd.network.rope import inverse_frequencies, rotate, rotation
 
 EPS = 1e-6
@@ -73,7 +73,7 @@ class Case:
         )
 
     def expected_by_the_decoder(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys, values [T, heads, head_dim] as semipd.network.decoder computes them."""
+        """Queries, keys, values [T, heads, head_dim] as semipd.devices.cpu.math.decoder computes them."""
         wide = self.qkv[:, : self.num_q + self.num_kv].float()
         if self.norm is not None:
             wide = functional.rms_norm(wide, (wide.shape[-1],), eps=EPS) * self.norm

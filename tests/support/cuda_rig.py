@@ -11,9 +11,7 @@ from support.deferred_cuda import DeferredCuda, WatchedStaging, host_frees
 from support.sampled import checked_tokens
 from torch import Tensor
 
-from semipd.checkpoints.config import ModelConfig
-from semipd.checkpoints.layout import kv_pool_shape, plan_weights
-from semipd.checkpoints.rope_config import RopeConfig
+from semipd.checkpoints.layout import plan_weights
 from semipd.checkpoints.weights import weight_views
 from semipd.core.events import Event
 from semipd.core.messages import Finished, Inbound, PromptLogprobs, StepTokens
@@ -21,6 +19,7 @@ from semipd.core.plan import StepResult, TokenLogprobs
 from semipd.core.request import Request, SeqId
 from semipd.core.settings import EngineSettings
 from semipd.devices.contract import DeviceInfo, LaneName
+from semipd.devices.cpu.math.decoder import DenseDecoder
 from semipd.devices.cuda.driver.timing_events import EventPool
 from semipd.devices.cuda.forward.ops import Ops
 from semipd.devices.cuda.forward.torch_ops import TorchOps
@@ -35,7 +34,8 @@ from semipd.devices.cuda.split.streams import Lanes
 from semipd.devices.cuda.start.assembly import build_loop, graph_splits, lane_size, reserve_memory
 from semipd.engine.coordinator import Coordinator
 from semipd.network.batch import BatchInput
-from semipd.network.decoder import DenseDecoder
+from semipd.network.config import ModelConfig, RopeConfig
+from semipd.network.kv_layout import KvLayout
 from semipd.sampling.logprobs import token_logprobs
 from semipd.sampling.sampler import SamplingBatch, SamplingRow
 
@@ -98,7 +98,7 @@ class Oracle:
     def logits(self, tokens: list[int]) -> Tensor:
         """[len(tokens), vocab] of one pass over all of them."""
         num_blocks = -(-len(tokens) // 16)
-        pool = torch.full(kv_pool_shape(self.config, num_blocks), torch.nan)
+        pool = torch.full(KvLayout.of(self.config).pool_shape(num_blocks), torch.nan)
         everything = torch.arange(len(tokens))
         batch = BatchInput(
             torch.tensor(tokens),
@@ -204,7 +204,7 @@ class Rig:
         self.driver = DeferredCuda(self.rng)
         self.driver.bind_thread()
         self.cuda_lanes = Lanes.open(self.driver)
-        self.pool = torch.full(kv_pool_shape(self.config, self.num_blocks), torch.nan)
+        self.pool = torch.full(KvLayout.of(self.config).pool_shape(self.num_blocks), torch.nan)
         self.runner = InlineRunner(self.rng)
         self.loop = self.runner.loop = self._loop()
         self.device = RigDevice(

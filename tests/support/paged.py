@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from semipd.checkpoints.config import ModelConfig, load_model_config
-from semipd.checkpoints.dtypes import DTypeName
-from semipd.checkpoints.layout import kv_pool_shape, plan_weights
+from semipd.checkpoints.config import load_model_config
+from semipd.checkpoints.layout import plan_weights
 from semipd.checkpoints.weights import TORCH_DTYPES, load_weights, weight_views
 from semipd.core.plan import BLOCK_SIZE
+from semipd.devices.cpu.math.decoder import DenseDecoder
 from semipd.network.batch import BatchInput
-from semipd.network.decoder import DenseDecoder
+from semipd.network.config import DTypeName, ModelConfig
+from semipd.network.kv_layout import KvLayout
 
 # Several threads on tiny matrices, on cores that others use too, spin more than they work.
 torch.set_num_threads(1)
@@ -33,7 +34,9 @@ class PagedModel:
 
     def __init__(self, folder: Path, num_blocks: int = 64, dtype: DTypeName = "float32") -> None:
         self.config = load_model_config(folder)
-        self.pool = torch.full(kv_pool_shape(self.config, num_blocks), torch.nan, dtype=TORCH_DTYPES[dtype])
+        self.pool = torch.full(
+            KvLayout.of(self.config).pool_shape(num_blocks), torch.nan, dtype=TORCH_DTYPES[dtype]
+        )
         self.decoder = DenseDecoder(self.config, loaded_weights(folder, self.config, dtype), self.pool)
 
     def step(self, work: list[tuple[Sequence, int]]) -> None:

@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from semipd.checkpoints.config import ModelConfig, load_model_config
-from semipd.checkpoints.dtypes import DTypeName, resolve_dtype
-from semipd.checkpoints.layout import WeightsLayout, kv_block_bytes, plan_weights
+from semipd.checkpoints.config import load_model_config
+from semipd.checkpoints.dtypes import resolve_dtype
+from semipd.checkpoints.layout import WeightsLayout, plan_weights
 from semipd.checkpoints.weights import TORCH_DTYPES, load_weights
 from semipd.core.settings import EngineSettings
 from semipd.core.split import Split
@@ -18,11 +18,13 @@ from semipd.devices.cpu.arithmetic import native_flags
 from semipd.devices.cpu.cgroups import ROOT, read_table
 from semipd.devices.cpu.cores import cpu_model, split_table, usable_cores
 from semipd.devices.cpu.lane import Awaited, CpuLane
+from semipd.devices.cpu.math.packing import Packed, can_pack, pack_weights
 from semipd.devices.cpu.memory import SharedMemory, available_memory
 from semipd.devices.cpu.messages import Message, Setup
 from semipd.devices.cpu.process import Worker, wait_for_all
 from semipd.devices.cpu.sizing import DEFAULT_KV_FRACTION, MemoryDemand, num_kv_blocks
-from semipd.network.packing import Packed, can_pack, pack_weights
+from semipd.network.config import DTypeName, ModelConfig
+from semipd.network.kv_layout import KvLayout
 
 Report = Callable[[str, float], None]
 """Called with the name of a start-up phase and the seconds it may stand still; again when it moves on."""
@@ -63,7 +65,7 @@ class _Model:
             weights_bytes=self.layout.total_bytes,
             # Activations in fp32, thrice: some operations hold input, output and a temporary.
             worker_bytes=2 * (_WORKER_BYTES + 3 * 4 * widest),
-            block_bytes=kv_block_bytes(self.config, self.dtype),
+            block_bytes=KvLayout.of(self.config).block_bytes(self.dtype),
             max_model_len=self.max_model_len,
             max_num_seqs=settings.max_num_seqs,
             kv_bytes=settings.kv_bytes,

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from semipd.checkpoints.dtypes import DTypeName
 from semipd.core.plan import Join, Segment, StepPlan, StepResult, TokenLogprobs
 from semipd.core.request import SeqId
 from semipd.core.split import Split
 from semipd.devices.contract import LaneName
+from semipd.network.config import DTypeName
 from semipd.wire.engine_link import logprobs_from_wire
 from semipd.wire.sampling import sampling_from_wire, sampling_to_wire
 

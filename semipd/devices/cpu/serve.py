@@ -7,7 +7,7 @@ from collections import deque
 import torch
 
 from semipd.checkpoints.config import load_model_config
-from semipd.checkpoints.layout import kv_pool_shape, plan_weights
+from semipd.checkpoints.layout import plan_weights
 from semipd.checkpoints.weights import TORCH_DTYPES
 from semipd.core.errors import SemipdError
 from semipd.core.plan import BLOCK_SIZE, PADDING_BLOCK, Join, Segment, StepPlan, StepResult, blocks_for
@@ -15,6 +15,8 @@ from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.split import Split
 from semipd.devices.cpu.cores import lane_cores, pin_process
+from semipd.devices.cpu.math.decoder import DenseDecoder
+from semipd.devices.cpu.math.packing import Packed, packed_views
 from semipd.devices.cpu.memory import SharedMemory
 from semipd.devices.cpu.messages import (
     LANE_FRAME_BYTES,
@@ -25,8 +27,7 @@ from semipd.devices.cpu.messages import (
     rebuild_from_wire,
     result_to_wire,
 )
-from semipd.network.decoder import DenseDecoder
-from semipd.network.packing import Packed, packed_views
+from semipd.network.kv_layout import KvLayout
 from semipd.steps.failures import check_trial
 from semipd.steps.runner import StepRunner
 from semipd.wire.frames import FrameReader, encode_frame
@@ -44,7 +45,7 @@ class Executor:
         self.take_cores(setup.split)
         self._config = load_model_config(setup.model_dir, setup.max_model_len)
         self._layout = plan_weights(self._config, setup.dtype, packed=setup.packed)
-        dtype, shape = TORCH_DTYPES[setup.dtype], kv_pool_shape(self._config, setup.num_blocks)
+        dtype, shape = TORCH_DTYPES[setup.dtype], KvLayout.of(self._config).pool_shape(setup.num_blocks)
         kv_bytes = torch.Size(shape).numel() * dtype.itemsize
         self._weights = SharedMemory(setup.weights_fd, self._layout.total_bytes).tensor()
         self._kv_pool = SharedMemory(setup.kv_fd, kv_bytes).tensor().view(dtype).view(shape)
@@ -56,7 +57,7 @@ class Executor:
         as long. Raises what `check_trial` raises."""
         views = packed_views(self._layout, self._weights, packed)
         self._runner = self._runner_over(views, self._kv_pool)
-        shape = kv_pool_shape(self._config, warm_up_blocks(self._setup))
+        shape = KvLayout.of(self._config).pool_shape(warm_up_blocks(self._setup))
         rehearsal = self._runner_over(views, torch.zeros(shape, dtype=self._kv_pool.dtype))
         prompt, *decodes = warm_up_plans(self._setup, self._config.vocab_size)
         steps = []

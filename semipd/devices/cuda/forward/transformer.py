@@ -1,5 +1,5 @@
-"""The dense decoder as a sequence of launches over memory reserved at start-up (see models.decoder for the
-mathematics): a pass can be cut between any two layers, captured into a graph, and run on any lane."""
+"""The dense decoder as a sequence of launches over memory reserved at start-up: a pass can be cut between any
+two layers, captured into a graph, and run on any lane."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from semipd.checkpoints.config import ModelConfig
 from semipd.devices.cuda.forward.ops import Heads, Ops
 from semipd.devices.cuda.rows.rows import ChunkPlan, StepRows
+from semipd.network.config import ModelConfig
+from semipd.network.params import layer_prefix
 from semipd.network.rope import inverse_frequencies
 
 
@@ -28,14 +29,9 @@ class _Layer:
     down_bias: Tensor | None
 
     @classmethod
-    def of(cls, config: ModelConfig, weights: dict[str, Tensor], idx: int) -> "_Layer":
-        """`qk_norm` float32 [heads + kv heads, head_dim] is a copy, the rest are views."""
-        prefix = f"layers.{idx}."
-        own = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
-        norms = ((own.pop("q_norm", None), config.num_heads), (own.pop("k_norm", None), config.num_kv_heads))
-        repeated = [norm.float().expand(count, -1) for norm, count in norms if norm is not None]
-        biases = dict.fromkeys(("qkv_bias", "o_bias", "gate_up_bias", "down_bias"))
-        return cls(**(biases | own), qk_norm=torch.cat(repeated) if repeated else None)  # type: ignore[arg-type]
+    def of(cls, weights: dict[str, Tensor], idx: int) -> "_Layer":
+        names = [(name, layer_prefix(idx) + name) for name in cls.__slots__]
+        return cls(**{name: weights.get(full) for name, full in names})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +69,8 @@ class Transformer:
     """One pass: `embed`, `layers` over all indices in order, `finish`, then `logits` of the rows wanted.
 
     Args:
-        weights: by the names of models.layout.plan_weights, on the device.
-        kv_pool: of models.layout.kv_pool_shape, on the device.
+        weights: by the names of network.params, on the device.
+        kv_pool: of a shape of KvLayout, on the device.
     """
 
     def __init__(self, config: ModelConfig, weights: dict[str, Tensor], kv_pool: Tensor, ops: Ops) -> None:
@@ -85,7 +81,7 @@ class Transformer:
         self._embed = weights["embed"]
         self._norm = weights["norm"]
         self._lm_head = weights.get("lm_head", self._embed)
-        self._layers = [_Layer.of(config, weights, idx) for idx in range(config.num_layers)]
+        self._layers = [_Layer.of(weights, idx) for idx in range(config.num_layers)]
         frequencies, rope_scale = inverse_frequencies(config.rope, config.head_dim)
         self._heads = Heads(
             config.num_heads,

@@ -2,8 +2,6 @@
 
 import torch
 
-from semipd.checkpoints.config import ModelConfig
-from semipd.checkpoints.dtypes import DTypeName
 from semipd.checkpoints.weights import TORCH_DTYPES
 from semipd.core.plan import blocks_for
 from semipd.core.settings import EngineSettings
@@ -17,6 +15,7 @@ from semipd.devices.cuda.lane.memory import LaneMemory, Shared
 from semipd.devices.cuda.rows.sampling import Sampler
 from semipd.devices.cuda.rows.size import LaneSize
 from semipd.devices.cuda.split.streams import Lanes
+from semipd.network.config import DTypeName, ModelConfig
 
 GROUP_LAYERS = 4
 """Layers of a prefill launched at once: about 0.5 ms of launching at ten kernels a layer, well below a decode

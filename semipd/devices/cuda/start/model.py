@@ -7,12 +7,12 @@ from typing import Protocol
 
 from torch import Tensor
 
-from semipd.checkpoints.config import ModelConfig, load_model_config
-from semipd.checkpoints.dtypes import ITEM_BYTES, DTypeName
+from semipd.checkpoints.config import load_model_config
 from semipd.checkpoints.layout import WeightsLayout, plan_weights
 from semipd.checkpoints.weights import load_weights
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
+from semipd.network.config import ITEM_BYTES, DTypeName, ModelConfig
 
 Report = Callable[[str, float], None]
 

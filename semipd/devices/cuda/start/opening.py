@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from semipd.checkpoints.layout import kv_block_bytes, kv_pool_shape
 from semipd.checkpoints.weights import TORCH_DTYPES, weight_views
 from semipd.core.plan import StepPlan, StepResult
 from semipd.core.settings import EngineSettings
@@ -41,6 +40,7 @@ from semipd.devices.cuda.start.memory_table import (
 from semipd.devices.cuda.start.model import ModelSource, Report
 from semipd.devices.cuda.start.nvml import Nvml
 from semipd.devices.cuda.start.platform import Platform
+from semipd.network.kv_layout import KvLayout
 from semipd.steps.failures import check_trial
 
 RESERVE_BYTES = 2**30
@@ -147,9 +147,8 @@ class Opening:
         """With a KV pool of its own."""
         model, platform = self._model, self._platform
         # Zeros: whatever the memory held before never shows, not even in a benchmark of made-up contexts.
-        pool = torch.zeros(
-            kv_pool_shape(model.config, num_blocks), dtype=TORCH_DTYPES[model.dtype], device=platform.device
-        )
+        shape = KvLayout.of(model.config).pool_shape(num_blocks)
+        pool = torch.zeros(shape, dtype=TORCH_DTYPES[model.dtype], device=platform.device)
         # Zeroed buffers and pool were made on the default stream, which no lane waits for.
         platform.synchronize()
         return Shared(
@@ -188,7 +187,7 @@ class Opening:
             buffers_bytes=sum(memory.num_bytes for memory in self._memories.values()),
             graphs_bytes=graphs_bytes,
             reserve_bytes=RESERVE_BYTES,
-            block_bytes=kv_block_bytes(model.config, model.dtype),
+            block_bytes=KvLayout.of(model.config).block_bytes(model.dtype),
             kv_bytes=settings.kv_bytes,
             kv_fraction=settings.kv_fraction or DEFAULT_KV_FRACTION,
             max_num_blocks=settings.max_num_blocks,

@@ -28,7 +28,6 @@ from torch.nn import functional
 from semipd.checkpoints.layout import WeightsLayout
 from semipd.checkpoints.weights import weight_views
 
-_MATRICES = ("qkv", "o", "gate_up", "down", "lm_head")
 _ROWS_HINT = 8
 """oneDNN may choose the layout by the number of rows; with more than one it was the same for 2 to 512."""
 
@@ -65,11 +64,9 @@ def can_pack(dtype: torch.dtype) -> bool:
 def pack_weights(layout: WeightsLayout, buffer: Tensor) -> Packed:
     """Rearrange the matrices of a filled `buffer` in place; those that cannot be, or whose packed size
     differs, stay plain."""
-    packed: Packed = {}
-    for name, view in weight_views(layout, buffer).items():
-        if name.rpartition(".")[2] in _MATRICES and (description := _pack_in_place(view)) is not None:
-            packed[name] = description
-    return packed
+    views = weight_views(layout, buffer)
+    tried = {spec.name: _pack_in_place(views[spec.name]) for spec in layout.tensors if spec.packable}
+    return {name: description for name, description in tried.items() if description is not None}
 
 
 def packed_views(layout: WeightsLayout, buffer: Tensor, packed: Packed) -> dict[str, Tensor]:

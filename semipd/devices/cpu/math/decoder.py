@@ -6,17 +6,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from semipd.checkpoints.config import ModelConfig
-from semipd.checkpoints.layout import kv_pool_shape
-from semipd.network.attention import StepAttention
+from semipd.devices.cpu.math.attention import StepAttention
+from semipd.devices.cpu.math.packing import linear
 from semipd.network.batch import BatchInput
-from semipd.network.packing import linear
+from semipd.network.config import ModelConfig
+from semipd.network.kv_layout import KvLayout
+from semipd.network.params import layer_prefix
 from semipd.network.rope import inverse_frequencies, rotate, rotation
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """Views of one layer's packed weights; `qk_norm` [heads + kv heads, head_dim] float32 is a copy."""
+    """Views of one layer's weights, under the names of network.params."""
 
     input_norm: Tensor
     qkv: Tensor
@@ -37,19 +38,18 @@ class DenseDecoder:
     Matmuls run in the weights' dtype; norms, RoPE and softmax in float32.
 
     Args:
-        weights: by the names of layout.plan_weights, on one device and of one dtype; matrices may be packed.
-        kv_pool: of shape layout.kv_pool_shape(config, num_blocks), same device and dtype; slots that hold no
-            token may contain anything.
+        weights: by the names of network.params, on one device and of one dtype; matrices may be packed.
+        kv_pool: of a shape of KvLayout, same device and dtype; slots that hold no token may contain anything.
     """
 
     def __init__(self, config: ModelConfig, weights: dict[str, Tensor], kv_pool: Tensor) -> None:
-        assert kv_pool.shape == kv_pool_shape(config, kv_pool.shape[2]), kv_pool.shape
+        assert kv_pool.shape == KvLayout.of(config).pool_shape(kv_pool.shape[2]), kv_pool.shape
         self._config = config
         self._kv_pool = kv_pool
         self._embed = weights["embed"]
         self._norm = weights["norm"]
         self._lm_head = weights.get("lm_head", self._embed)
-        self._layers = [_layer(config, weights, f"layers.{idx}.") for idx in range(config.num_layers)]
+        self._layers = [_layer(weights, idx) for idx in range(config.num_layers)]
         frequencies, self._rope_scale = inverse_frequencies(config.rope, config.head_dim)
         self._frequencies = frequencies.to(kv_pool.device)
 
@@ -98,24 +98,6 @@ def _note_unsound(attended: Tensor, batch: BatchInput) -> None:
         batch.unsound.copy_(attended.sum(dim=1, dtype=torch.float32).isfinite().logical_not_())
 
 
-def _layer(config: ModelConfig, weights: dict[str, Tensor], prefix: str) -> _Layer:
-    def need(name: str) -> Tensor:
-        return weights[prefix + name]
-
-    qk_norm = None
-    if config.qk_norm:
-        heads = (("q_norm", config.num_heads), ("k_norm", config.num_kv_heads))
-        qk_norm = torch.cat([need(name).float().expand(count, -1) for name, count in heads])
-    return _Layer(
-        input_norm=need("input_norm"),
-        qkv=need("qkv"),
-        qkv_bias=weights.get(prefix + "qkv_bias"),
-        qk_norm=qk_norm,
-        o=need("o"),
-        o_bias=weights.get(prefix + "o_bias"),
-        mlp_norm=need("mlp_norm"),
-        gate_up=need("gate_up"),
-        gate_up_bias=weights.get(prefix + "gate_up_bias"),
-        down=need("down"),
-        down_bias=weights.get(prefix + "down_bias"),
-    )
+def _layer(weights: dict[str, Tensor], idx: int) -> _Layer:
+    names = [(name, layer_prefix(idx) + name) for name in _Layer.__slots__]
+    return _Layer(**{name: weights.get(full) for name, full in names})  # type: ignore[arg-type]

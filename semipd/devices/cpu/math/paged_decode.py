@@ -115,7 +115,7 @@ class PagedDecode:
 
     Args:
         tables: [S, W] block tables; kv_lens: [S] tokens with this step's. Both in host memory.
-        kv_pool: see layout.kv_pool_shape. The unused slots of each sequence's last block are cleared in it:
+        kv_pool: see KvLayout.pool_shape. The unused slots of each sequence's last block are cleared in it:
             whatever they held (NaN, say) would pass through a weight of zero.
     """
 

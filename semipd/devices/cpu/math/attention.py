@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from semipd.core.plan import BLOCK_SIZE, blocks_for
+from semipd.devices.cpu.math.paged_decode import PagedDecode
 from semipd.network.batch import BatchInput
 from semipd.network.chunk_attention import attend_chunk
-from semipd.network.paged_decode import PagedDecode
 
 MAX_COPIED_SEQS = 4
 MAX_COPIED_BYTES = 2**20

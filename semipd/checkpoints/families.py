@@ -1,0 +1,68 @@
+"""The model families: what an architecture's config.json leaves unsaid. A family is a row. No torch here."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from semipd.checkpoints.fields import Fields
+from semipd.checkpoints.rope_config import DEFAULT_THETA
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key of config.json that says yes or no, and what its absence says."""
+
+    name: str
+    default: bool = False
+
+
+Flag = bool | Key
+"""The family's answer, or the key that gives it."""
+
+Window = Literal["no layer", "every layer", "use_sliding_window"]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A dense decoder: RMSNorm before each block, grouped-query attention with RoPE, SwiGLU.
+
+    Attributes:
+        name: model_type.
+        qkv_bias, o_bias, mlp_bias, qk_norm, interleaved_rope: see ModelConfig.
+        tied: whether the head is the embedding table.
+        head_dim: when the file does not say; None: hidden size / heads.
+        theta: of RoPE, when the file does not say.
+        window: which layers apply `sliding_window`, when the file has no layer_types.
+    """
+
+    name: str
+    qkv_bias: Flag = False
+    o_bias: Flag = False
+    mlp_bias: Flag = False
+    qk_norm: bool = False
+    interleaved_rope: bool = False
+    tied: Flag = Key("tie_word_embeddings")
+    head_dim: int | None = None
+    theta: float = DEFAULT_THETA
+    window: Window = "no layer"
+
+    def keys(self) -> frozenset[str]:
+        """Of config.json, that the family reads beyond what all do."""
+        flags = (self.qkv_bias, self.o_bias, self.mlp_bias, self.tied)
+        return frozenset(flag.name for flag in flags if isinstance(flag, Key))
+
+
+def answer(flag: Flag, fields: Fields) -> bool:
+    return fields.flag(flag.name, flag.default) if isinstance(flag, Key) else flag
+
+
+_ATTENTION_BIAS = Key("attention_bias")
+
+FAMILIES: dict[str, Family] = {
+    "LlamaForCausalLM": Family("llama", _ATTENTION_BIAS, _ATTENTION_BIAS, Key("mlp_bias")),
+    "MistralForCausalLM": Family("mistral", window="every layer"),
+    "Qwen2ForCausalLM": Family("qwen2", qkv_bias=True, window="use_sliding_window"),
+    "Qwen3ForCausalLM": Family(
+        "qwen3", _ATTENTION_BIAS, _ATTENTION_BIAS, qk_norm=True, head_dim=128, window="use_sliding_window"
+    ),
+}
+"""By the names in `architectures`. Keys and defaults are those of transformers' configurations."""
