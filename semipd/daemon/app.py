@@ -154,12 +154,12 @@ class Daemon:
             self._shut_down,
             self._config,
         )
-        door = services.door
-        listeners = claim_http(server.host, server.port, server.backlog, needs_key=door.needs_key)
+        auth = services.auth
+        listeners = claim_http(server.host, server.port, server.backlog, needs_key=auth.needs_key)
         port: int = listeners[0].getsockname()[1]
         for listener in listeners:
             stack.callback(listener.close)
-        claimed = claim_socket(self._config.socket_path, server.backlog, door.guests_gid)
+        claimed = claim_socket(self._config.socket_path, server.backlog, auth.guests_gid)
         unix_listener = stack.enter_context(claimed)
         stack.push_async_callback(self._supervisor.stop)
         await stack.enter_async_context(services.vitals.watched())
@@ -240,7 +240,7 @@ class Daemon:
         if self._log_file is not None:
             self._reopen_log()
         if self._services is not None:
-            task = asyncio.create_task(self._services.door.reload(), name="reload-keys")
+            task = asyncio.create_task(self._services.auth.reload(), name="reload-keys")
             self._reloading.add(task)
             task.add_done_callback(self._reloading.discard)
 

@@ -20,25 +20,6 @@ from semipd.wire.frames import HEADER, MAX_FRAME_BYTES, MalformedBodyError, deco
 HELLO_LIMIT_S = 5.0
 MAX_AGENT_CHARS = 256
 
-OPERATIONS = (
-    "generate",
-    "cancel",
-    "tokenize",
-    "detokenize",
-    "models",
-    "status",
-    "requests",
-    "subscribe",
-    "unsubscribe",
-    "drain",
-    "shutdown",
-    "partition.get",
-    "partition.set",
-    "partition.clear",
-    "slo.get",
-    "slo.set",
-)
-
 MIN_INTERVAL_MS = 100
 MAX_INTERVAL_MS = 60_000
 """Of a subscription's state frames."""

@@ -15,9 +15,9 @@ from support.daemon import Running, running, until
 from semipd.client import AsyncClient
 from semipd.core.sampling import SamplingParams
 from semipd.daemon.access.callers import OPERATOR
-from semipd.daemon.openai import answers
 from semipd.daemon.requests.rules import RequestRules
 from semipd.daemon.requests.table import LiveRequest
+from semipd.daemon.web import streaming
 from semipd.daemon.web.connections import UNSENT_BYTES
 from semipd.wire.client_protocol import hello
 from semipd.wire.frames import FrameReader, encode_frame
@@ -94,7 +94,7 @@ async def test_what_a_deaf_stream_costs(tmp_path: Path) -> None:
 async def test_a_reader_that_takes_nothing_is_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "WRITE_LIMIT_S", 0.3)
+    monkeypatch.setattr(streaming, "WRITE_LIMIT_S", 0.3)
     async with running(tmp_path, settings=SETTINGS, step_ms=1) as daemon, deaf_stream(daemon) as client:
         await until(lambda: bool(live(daemon)))
         await until(lambda: not live(daemon))

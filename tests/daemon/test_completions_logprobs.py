@@ -17,9 +17,10 @@ from support.fake_model import fake_model, fake_settings
 from support.tiny_tokenizers import byte_level, metaspace
 
 from semipd.core.plan import TokenLogprobs
+from semipd.daemon.model.token_texts import TokenTexts
 from semipd.daemon.model.tokenizer import Tokenizer
 from semipd.daemon.openai import answers
-from semipd.daemon.openai.logprobs import LOWEST, CompletionWriter, TokenTexts, chat_logprobs, prompt_logprobs
+from semipd.daemon.openai.logprobs import LOWEST, CompletionWriter, chat_logprobs, prompt_logprobs
 
 PROMPT = "Whan that Aprille"
 

@@ -19,10 +19,11 @@ from semipd.daemon.history.metric_names import DEFINITIONS
 from semipd.daemon.history.records import MAX_RECENT, STATES
 from semipd.daemon.history.usage import Timing
 from semipd.daemon.requests import schema
-from semipd.daemon.servers import frame_stream, socket_operations, socket_session, subscription, unix_socket
+from semipd.daemon.servers import frame_stream, socket_session, subscription, unix_socket
+from semipd.daemon.servers.socket_operations import TABLE
 from semipd.engine import slow_steps
 from semipd.wire import client_protocol, frames
-from semipd.wire.client_protocol import HELLO_LIMIT_S, OPERATIONS, check_hello
+from semipd.wire.client_protocol import HELLO_LIMIT_S, check_hello
 
 ROOT = Path(__file__).parents[2]
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
@@ -46,13 +47,13 @@ def first_column(text: str) -> list[str]:
 
 
 def test_the_protocol_lists_the_operations() -> None:
-    assert tuple(re.findall(r"^### `([\w.]+)`$", PROTOCOL, re.MULTILINE)) == OPERATIONS
+    assert tuple(re.findall(r"^### `([\w.]+)`$", PROTOCOL, re.MULTILINE)) == tuple(TABLE)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", TABLE)
 def test_every_field_of_a_request_is_documented(operation: str) -> None:
     text = section(PROTOCOL, f"### `{operation}`")
-    fields = set(socket_operations.TABLE[operation].schema.model_fields) - {"id", "op"}
+    fields = set(TABLE[operation].body.model_fields) - {"id", "op"}
     assert {name for name in fields if f"`{name}`" not in text} == set()
     if not fields:
         assert "No fields." in text

@@ -110,7 +110,7 @@ async def test_guests_of_the_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """A guest is known by the kernel; here the kernel is told what to say."""
     group = 4321
     async with running(tmp_path, max_steps=3) as daemon:
-        daemon.services.door.guests_gid = group
+        daemon.services.auth.guests_gid = group
         own = await AsyncClient.connect(daemon.socket_path)
         stream = own.generate([97], max_tokens=50, request_id="mine")
         await anext(stream)
@@ -150,7 +150,7 @@ async def test_guests_leave_connections_to_the_daemons_user(
 ) -> None:
     guest = Peer(7, os.getuid() + 5, frozenset({4321}))
     async with running(tmp_path, settings={"limits.max_connections": 8}) as daemon:
-        daemon.services.door.guests_gid = 4321
+        daemon.services.auth.guests_gid = 4321
         with monkeypatch.context() as patched:
             patched.setattr(unix_socket, "peer_of", lambda _: guest)
             clients = [await AsyncClient.connect(daemon.socket_path) for _ in range(7)]

@@ -10,8 +10,9 @@ from support.fake_answers import FakeAnswers
 from support.fake_model import fake_model, fake_settings
 from support.tiny_tokenizers import byte_level, metaspace
 
+from semipd.daemon.model.token_texts import TokenTexts
 from semipd.daemon.model.tokenizer import Tokenizer
-from semipd.daemon.openai.logprobs import CompletionWriter, TokenTexts
+from semipd.daemon.openai.logprobs import CompletionWriter
 
 BOS, EOS, IM_START = 0, 1, 2
 SPECIAL_PROMPTS = [[BOS], [BOS, 381, 376], [381, IM_START, 376, EOS], [EOS, EOS, BOS]]

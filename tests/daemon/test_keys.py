@@ -10,9 +10,10 @@ from support.keys import ANN, BOB, OPS, key_settings, write_keys
 from semipd.config.sections import AuthConfig
 from semipd.core.errors import SemipdError
 from semipd.daemon.access import keys
-from semipd.daemon.access.auth import Door
+from semipd.daemon.access.auth import Auth
 from semipd.daemon.access.callers import Caller
 from semipd.daemon.access.keys import Keyring
+from semipd.daemon.servers.routes import ROUTES
 from semipd.system import safe_files
 
 
@@ -102,26 +103,27 @@ def test_every_key_is_compared_whoever_it_is(tmp_path: Path, monkeypatch: pytest
         assert len(compared) == 2
 
 
-def door(tmp_path: Path, with_keys: bool = True, with_operations: bool = True) -> Door:
+def auth(tmp_path: Path, with_keys: bool = True, with_operations: bool = True) -> Auth:
     files = key_settings(tmp_path)
     tenants = files["auth.keys_file"] if with_keys else ""
     operations = files["auth.operations_keys_file"] if with_operations else ""
-    return Door(AuthConfig(keys_file=tenants, operations_keys_file=operations))
+    return Auth(AuthConfig(keys_file=tenants, operations_keys_file=operations))
 
 
-def refusal(door: Door, caller: Caller, route: str, method: str) -> str | None:
+def refusal(auth: Auth, caller: Caller, route: str, method: str) -> str | None:
     try:
-        door.check(caller, route, method)
+        auth.check(caller, ACCESS[route], method, route)
     except SemipdError as error:
         return error.code
     return None
 
 
+ACCESS = {route.path: route.access for route in ROUTES}
 OPERATORS_ROUTES = ["/metrics", "/v1/status", "/v1/events", "/v1/partition", "/v1/slo", "/v1/drain"]
 
 
 def test_without_keys_everybody_may_do_everything(tmp_path: Path) -> None:
-    free = door(tmp_path, with_keys=False, with_operations=False)
+    free = auth(tmp_path, with_keys=False, with_operations=False)
     anybody = free.caller(None)
     assert anybody.owns("somebody")
     for route in OPERATORS_ROUTES:
@@ -132,13 +134,13 @@ def test_without_keys_everybody_may_do_everything(tmp_path: Path) -> None:
 @pytest.mark.parametrize("header", [None, "", "Bearer", f"Basic {ANN}", "Bearer wrong-key-0123456789", ANN])
 def test_without_the_right_key_nobody_comes_in(tmp_path: Path, header: str | None) -> None:
     with pytest.raises(SemipdError) as refused:
-        door(tmp_path).caller(header)
+        auth(tmp_path).caller(header)
     assert refused.value.code == "invalid_api_key"
     assert ANN not in str(refused.value)
 
 
 def test_a_key_opens_what_concerns_its_own_requests(tmp_path: Path) -> None:
-    closed = door(tmp_path)
+    closed = auth(tmp_path)
     ann, operator = closed.caller(f"bearer  {ANN}"), closed.caller(f"Bearer {OPS}")
     assert (ann, operator) == (Caller("ann"), Caller("operator:eve", is_operator=True))
     assert ann.owns("ann")
@@ -158,7 +160,7 @@ def test_a_key_opens_what_concerns_its_own_requests(tmp_path: Path) -> None:
 
 def test_only_an_operations_key(tmp_path: Path) -> None:
     """One user on the loopback, who wants no accidents."""
-    half = door(tmp_path, with_keys=False)
+    half = auth(tmp_path, with_keys=False)
     anybody, operator = half.caller(None), half.caller(f"Bearer {OPS}")
     assert not half.needs_key
     for route in OPERATORS_ROUTES:
@@ -170,15 +172,15 @@ def test_only_an_operations_key(tmp_path: Path) -> None:
 
 
 def test_without_an_operations_key_operators_use_the_socket(tmp_path: Path) -> None:
-    closed = door(tmp_path, with_operations=False)
+    closed = auth(tmp_path, with_operations=False)
     with pytest.raises(SemipdError) as refused:
-        closed.check(closed.caller(f"Bearer {ANN}"), "/v1/drain", "POST")
+        closed.check(closed.caller(f"Bearer {ANN}"), "operator", "POST", "/v1/drain")
     assert "socket" in refused.value.hint
 
 
 async def test_reloading(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    closed = door(tmp_path)
+    closed = auth(tmp_path)
     write_keys(tmp_path / "keys", "ann:another-key-0123456789\n")
     await closed.reload()
     with pytest.raises(SemipdError):

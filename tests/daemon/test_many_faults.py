@@ -9,7 +9,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from semipd.core.errors import SemipdError
 from semipd.core.plan import TokenLogprobs
-from semipd.daemon.operators.partition import PartitionWish, SloWish, parsed_body
+from semipd.daemon.operators.actions import parsed_body
+from semipd.daemon.operators.partition import PartitionOverride, SloUpdate
 from semipd.daemon.requests.schema import MAX_PROBLEMS, TokenIds, check_names, refusal
 from semipd.daemon.servers.unix_socket import TABLE
 from semipd.wire.packed_top import PackedTop
@@ -17,7 +18,7 @@ from semipd.wire.packed_top import PackedTop
 MANY = {f"k{idx}": 1 for idx in range(36_000)}
 
 
-@pytest.mark.parametrize("schema", [operation.schema for operation in TABLE.values()])
+@pytest.mark.parametrize("schema", [operation.body for operation in TABLE.values()])
 def test_no_operation_takes_names_it_does_not_know(schema: type[BaseModel]) -> None:
     """One look per name: the schema would make an error of each."""
     with pytest.raises(SemipdError, match=r"There is no field k0\.") as refused:
@@ -26,7 +27,7 @@ def test_no_operation_takes_names_it_does_not_know(schema: type[BaseModel]) -> N
     check_names(schema, dict.fromkeys(schema.model_fields))
 
 
-@pytest.mark.parametrize("schema", [PartitionWish, SloWish])
+@pytest.mark.parametrize("schema", [PartitionOverride, SloUpdate])
 def test_nor_do_operators_wishes(schema: type[BaseModel]) -> None:
     for body in (MANY, {"x" * 1000: 1} | MANY):
         with pytest.raises(SemipdError) as refused:

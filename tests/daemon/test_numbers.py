@@ -215,10 +215,10 @@ async def test_what_would_be_zero_to_the_sampler_is_its_smallest_number(tmp_path
 
 
 def test_the_published_schema_shows_the_ranges() -> None:
-    from semipd.daemon.servers.api import OPERATIONS
+    from semipd.daemon.servers.routes import ROUTES
     from semipd.daemon.web.openapi import document
 
-    schemas = json.loads(json.dumps(document(OPERATIONS, "0")))["components"]["schemas"]
+    schemas = json.loads(json.dumps(document(ROUTES, "0")))["components"]["schemas"]
     for body in ("CompletionRequest", "ChatCompletionRequest"):
         for name, limits in RANGES.items():
             shown = json.dumps(schemas[body]["properties"].get(name, ""))
@@ -233,7 +233,7 @@ def test_the_published_schema_shows_the_ranges() -> None:
         assert f'"maxProperties": {MAX_LOGIT_BIASES}' in bias
         assert '{"^(0|[1-9][0-9]{0,9})$": {"maximum": 100, "minimum": -100' in bias
     for name, limits in SLO_BOUNDS.items():
-        shown = json.dumps(schemas["SloWish"]["properties"][name])
+        shown = json.dumps(schemas["SloUpdate"]["properties"][name])
         assert f'"maximum": {json.dumps(limits.high)}' in shown
 
 

@@ -16,7 +16,7 @@ from support.daemon import Running, running
 
 from semipd.core.settings import EngineSettings
 from semipd.daemon.history.metric_names import DEFINITIONS
-from semipd.daemon.operators import http as operations
+from semipd.daemon.operators import events as events_route
 
 FAKE = EngineSettings(device="fake")
 JSON = {"Content-Type": "application/json"}
@@ -341,7 +341,7 @@ async def test_refusals_are_events(tmp_path: Path) -> None:
 
 
 async def test_silence_has_heartbeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(events_route, "HEARTBEAT_S", 0.01)
     async with running(tmp_path) as daemon, Events.of(daemon) as events:
         assert await events.block() == [": still here"]
 

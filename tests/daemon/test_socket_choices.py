@@ -190,7 +190,7 @@ async def test_a_guest_learns_what_is_here(daemon: Running, monkeypatch: pytest.
     async with await AsyncClient.connect(daemon.socket_path) as own:
         assert own.greeting.role == "operator"
         assert "shutdown" in own.greeting.operations
-    daemon.services.door.guests_gid = 4321
+    daemon.services.auth.guests_gid = 4321
     monkeypatch.setattr(unix_socket, "peer_of", lambda _: Peer(7, os.getuid() + 5, frozenset({4321})))
     async with await AsyncClient.connect(daemon.socket_path) as guest:
         greeting = guest.greeting

@@ -250,7 +250,7 @@ async def test_millions_of_empty_maps_are_not_built(tmp_path: Path) -> None:
 async def test_guests_leave_room_for_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = {"limits.max_connections": 8}
     async with running(tmp_path, start=False, settings=limit) as daemon, AsyncExitStack() as stack:
-        daemon.services.door.guests_gid = 4321
+        daemon.services.auth.guests_gid = 4321
         guest = Peer(7, os.getuid() + 5, frozenset({4321}))
         monkeypatch.setattr(unix_socket, "peer_of", lambda _: guest)
         for _ in range(7):

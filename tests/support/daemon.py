@@ -127,7 +127,7 @@ async def running(
     listeners = claim_http("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listeners[0].getsockname()[1]}"
     path = tmp_path / "daemon.sock"
-    with claim_socket(path, group=services.door.guests_gid) as unix_listener:
+    with claim_socket(path, group=services.auth.guests_gid) as unix_listener:
         async with (
             services.vitals.watched(),
             services.drain.watched(),

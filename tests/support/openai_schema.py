@@ -16,7 +16,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from semipd import __version__
-from semipd.daemon.servers.api import OPERATIONS
+from semipd.daemon.servers.routes import ROUTES
 from semipd.daemon.web.openapi import document
 
 _OPENAI_FILE = Path(__file__).parents[1] / "data" / "openai" / "openai_min_openapi.json"
@@ -56,7 +56,7 @@ def _openai(name: str) -> Draft202012Validator:
 
 @cache
 def _ours(name: str) -> Draft202012Validator:
-    components = _closed(document(OPERATIONS, __version__)["components"])
+    components = _closed(document(ROUTES, __version__)["components"])
     return Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": components})
 
 

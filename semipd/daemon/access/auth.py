@@ -1,8 +1,9 @@
-"""Who may come in, and how far: keys over HTTP, user and group on the Unix socket."""
+"""Who a caller is and what they may use: keys over HTTP, user and group on the Unix socket."""
 
 import asyncio
 import logging
 from pathlib import Path
+from typing import Literal
 
 from semipd.config.sections import AuthConfig
 from semipd.core.errors import SemipdError
@@ -12,31 +13,16 @@ from semipd.daemon.access.peers import group_id
 
 log = logging.getLogger(__name__)
 
-PROBE_ROUTES = frozenset({"/health", "/ready", "/ping"})
-"""For load balancers, which ask under any name and tell nothing."""
-
-OPEN_ROUTES = PROBE_ROUTES | {"/openapi.json", "/version", "/load"}
-"""Probes, and what is public anyway."""
-
-INFERENCE_ROUTES = frozenset(
-    {
-        "/v1/completions",
-        "/v1/chat/completions",
-        "/v1/models",
-        "/v1/models/{name}",
-        "/tokenize",
-        "/detokenize",
-        "/tokenizer_info",
-    }
-)
-
-CLIENT_ROUTES = INFERENCE_ROUTES | {"/v1/requests", "/v1/requests/{id}"}
-"""What a key may use. All else shows or changes what concerns everybody: operators only."""
+Access = Literal["probe", "public", "inference", "client", "operator"]
+"""Who may use a route. `probe`: everybody, under any name of this server: load balancers, which tell
+nothing. `public`: everybody. `inference` and `client`: every key, for tokens and for requests of its own; the
+rest shows or changes what concerns everybody: operators only. Where no key is needed, everybody may look at
+everything and ask for tokens."""
 
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 
 
-class Door:
+class Auth:
     """Raises SemipdError where a key file cannot be used, or the group is unknown."""
 
     def __init__(self, config: AuthConfig, socket_group: str = "") -> None:
@@ -78,21 +64,16 @@ class Door:
             return Caller(name)
         raise _unknown_key("The API key is not known here.")
 
-    def check(self, caller: Caller, route: str, method: str) -> None:
-        """Raises SemipdError(`operator_required`). `route`: its canonical path."""
-        if caller.is_operator or (self.needs_key and route in CLIENT_ROUTES):
+    def check(self, caller: Caller, access: Access, method: str, path: str) -> None:
+        """Raises SemipdError(`operator_required`). `access`: what the route asks for."""
+        if caller.is_operator or (self.needs_key and access in ("inference", "client")):
             return
-        if not self.needs_key and (method in _SAFE_METHODS or self._is_generation(route)):
+        if not self.needs_key and (method in _SAFE_METHODS or access == "inference"):
             return
         hint = "Send it as Authorization: Bearer <key>, or use the daemon's Unix socket."
         if self._operations_keys is None:
             hint = "None is set (auth.operations_keys_file): use the daemon's Unix socket."
-        message = f"{method} {route} needs an operations key."
-        raise SemipdError("operator_required", message, hint)
-
-    @staticmethod
-    def _is_generation(route: str) -> bool:
-        return route in INFERENCE_ROUTES
+        raise SemipdError("operator_required", f"{method} {path} needs an operations key.", hint)
 
     async def reload(self) -> None:
         """Read the files again; if that fails, the keys in force stay, and the log says why."""

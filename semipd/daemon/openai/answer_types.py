@@ -147,17 +147,3 @@ class TokenizeAnswer(TypedDict):
 
 class DetokenizeAnswer(TypedDict):
     prompt: str
-
-
-class VersionAnswer(TypedDict):
-    version: str
-
-
-class LoadAnswer(TypedDict):
-    """`server_load`: requests for tokens being served."""
-
-    server_load: int
-
-
-class HealthAnswer(TypedDict):
-    status: str

@@ -1,7 +1,6 @@
 """Writes an answer of the OpenAI endpoints: whole, or as server-sent events."""
 
 import asyncio
-import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
@@ -24,9 +23,14 @@ from semipd.daemon.state.services import Services, usage_to_wire
 from semipd.daemon.web.error_types import Partial, PartialChoice
 from semipd.daemon.web.errors import error_body, error_response
 from semipd.daemon.web.json_text import Later, parts_of
-
-WRITE_LIMIT_S = 60.0
-"""A client that reads nothing for so long has gone."""
+from semipd.daemon.web.streaming import (
+    DONE,
+    closed_if_unread,
+    event,
+    event_in_parts,
+    event_stream,
+    write_all,
+)
 
 Body = TypeVar("Body", bound=HttpBody)
 
@@ -103,20 +107,11 @@ async def _send_parts(request: web.Request, parts: Sequence[bytes]) -> web.Strea
     """A large answer, as the client takes it."""
     response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8"})
     response.content_length = sum(map(len, parts))
-    try:
+    with closed_if_unread(request):
         await response.prepare(request)
-        await _write_all(response, parts)
+        await write_all(response, parts)
         await response.write_eof()
-    except (ConnectionError, TimeoutError):
-        if request.transport is not None:
-            request.transport.abort()
     return response
-
-
-async def _write_all(response: web.StreamResponse, parts: Iterable[bytes]) -> None:
-    for part in parts:
-        async with asyncio.timeout(WRITE_LIMIT_S):
-            await response.write(part)
 
 
 def usage_of(choices: Choices, options: SamplingOptions) -> Usage:
@@ -191,21 +186,15 @@ class _Stream:
         self._options = options
         self._include_usage = bool(stream_options.include_usage or options.include_timing)
         self._running = _RunningUsage() if stream_options.wants_usage_always else None
-        self._response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
-        )
+        self._response = event_stream()
 
     async def run(self) -> web.StreamResponse:
         async with aclosing(self._choices.updates()) as updates:
             first = await anext(updates)
-            try:
+            with closed_if_unread(self._request):  # leaving the choices cancels them
                 await self._response.prepare(self._request)
                 await self._send_all(first, updates)
                 await self._response.write_eof()
-            except (ConnectionError, TimeoutError):
-                # The client has gone or reads nothing; leaving the choices cancels them.
-                if self._request.transport is not None:
-                    self._request.transport.abort()
         return self._response
 
     async def _send_all(self, first: list[Update], rest: AsyncIterator[list[Update]]) -> None:
@@ -214,12 +203,12 @@ class _Stream:
             async for update in rest:
                 await self._send_update(update)
         except SemipdError as error:
-            await self._write(_event(error_body(error)))
+            await self._write(event(error_body(error)))
             return
         if self._include_usage:
             usage = usage_of(self._choices, self._options)
-            await self._write(_event({**self._shape.usage_chunk(), "usage": usage}))
-        await self._write(b"data: [DONE]\n\n")
+            await self._write(event({**self._shape.usage_chunk(), "usage": usage}))
+        await self._write(DONE)
 
     async def _send_update(self, update: list[Update]) -> None:
         size = sum(num_numbers(piece, self._options) for _, piece in update)
@@ -229,14 +218,12 @@ class _Stream:
         if is_long:
             events = await asyncio.to_thread(lambda: list(self._long_events(update, usage)))
             await self._write(*events)
-        elif data := b"".join(map(_event, self._events(update, usage))):
+        elif data := b"".join(map(event, self._events(update, usage))):
             await self._write(data)
 
     def _long_events(self, update: list[Update], usage: Usage | None) -> Iterator[bytes]:
-        for event in self._events(update, usage):
-            yield b"data: "
-            yield from parts_of(event)
-            yield b"\n\n"
+        for shown in self._events(update, usage):
+            yield from event_in_parts(shown)
 
     def _events(self, update: list[Update], usage: Usage | None) -> Iterator[Mapping[str, object]]:
         """`usage`: of all that is known now, if the events show how much of it they have sent."""
@@ -260,8 +247,4 @@ class _Stream:
 
     async def _write(self, *parts: bytes) -> None:
         with self._choices.sending():
-            await _write_all(self._response, parts)
-
-
-def _event(body: Mapping[str, object]) -> bytes:
-    return b"data: " + json.dumps(body).encode() + b"\n\n"
+            await write_all(self._response, parts)

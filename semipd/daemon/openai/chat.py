@@ -9,6 +9,7 @@ from aiohttp import web
 
 from semipd.daemon.history.usage import Usage
 from semipd.daemon.model.text_bounds import TextBound
+from semipd.daemon.model.token_texts import TokenTexts
 from semipd.daemon.openai.answer_types import (
     ChatChoice,
     ChatChunk,
@@ -18,7 +19,7 @@ from semipd.daemon.openai.answer_types import (
 )
 from semipd.daemon.openai.answers import answer, parse
 from semipd.daemon.openai.bodies import ChatCompletionRequest, TemplateFields
-from semipd.daemon.openai.logprobs import TokenTexts, chat_logprobs, prompt_logprobs
+from semipd.daemon.openai.logprobs import chat_logprobs, prompt_logprobs
 from semipd.daemon.prompts.prompt import Prompt, Prompts
 from semipd.daemon.requests.choices import Choice, Choices, Sender
 from semipd.daemon.requests.generation import Piece
@@ -30,24 +31,19 @@ MESSAGES_AT_ONCE = 500
 """Made ready for the template without a pause: about a millisecond."""
 
 
-class Chat:
-    def __init__(self, services: Services, texts: TokenTexts) -> None:
-        self._services = services
-        self._texts = texts
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        body = parse(ChatCompletionRequest, await request.read(), self._services)
-        service, request_id = self._services.generation, request[REQUEST_ID]
-        with self._services.enter(body.priority, body.num_choices) as place:
-            async with service.preparing(body, request[ARRIVAL_NS]):
-                prompt = await conversation_prompt(
-                    service.prompts, body.messages, body, service.prompt_bound(body)
-                )
-            prepared = service.prepare(prompt, body)
-            sender = Sender(request_id, request[ARRIVAL_NS], request[CALLER])
-            choices = Choices(service, sender, [prepared], body.num_choices, place)
-            shape = _ChatShape(f"chatcmpl-{request_id}", self._services.model_name, body, self._texts)
-            return await answer(request, choices, shape, body)
+async def create_chat_completion(services: Services, request: web.Request) -> web.StreamResponse:
+    body = parse(ChatCompletionRequest, await request.read(), services)
+    service, request_id = services.generation, request[REQUEST_ID]
+    with services.enter(body.priority, body.num_choices) as place:
+        async with service.preparing(body, request[ARRIVAL_NS]):
+            prompt = await conversation_prompt(
+                service.prompts, body.messages, body, service.prompt_bound(body)
+            )
+        prepared = service.prepare(prompt, body)
+        sender = Sender(request_id, request[ARRIVAL_NS], request[CALLER])
+        choices = Choices(service, sender, [prepared], body.num_choices, place)
+        shape = _ChatShape(f"chatcmpl-{request_id}", services.model_name, body, service.texts)
+        return await answer(request, choices, shape, body)
 
 
 class Source(Protocol):

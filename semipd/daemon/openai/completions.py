@@ -7,12 +7,12 @@ from aiohttp import web
 
 from semipd.daemon.history.usage import Usage
 from semipd.daemon.model.text import StreamDecoder
+from semipd.daemon.model.token_texts import TokenTexts
 from semipd.daemon.openai.answer_types import Completion, CompletionChoice, CompletionLogprobs
 from semipd.daemon.openai.answers import answer, parse
 from semipd.daemon.openai.bodies import CompletionOptions, CompletionRequest
 from semipd.daemon.openai.logprobs import (
     CompletionWriter,
-    TokenTexts,
     join_completion_logprobs,
     prompt_logprobs,
 )
@@ -26,27 +26,22 @@ DEFAULT_MAX_TOKENS = 16
 """OpenAI's, for this endpoint."""
 
 
-class Completions:
-    def __init__(self, services: Services, texts: TokenTexts) -> None:
-        self._services = services
-        self._texts = texts
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        body = parse(CompletionRequest, await request.read(), self._services)
-        service, request_id = self._services.generation, request[REQUEST_ID]
-        special = body.add_special_tokens is not False
-        num_known_tokens = sum(len(prompt) for prompt in body.prompts if isinstance(prompt, list))
-        num_sequences = len(body.prompts) * body.num_choices
-        with self._services.enter(body.priority, num_sequences, num_known_tokens * body.num_choices) as place:
-            async with service.preparing(body, request[ARRIVAL_NS]):
-                prompts = await service.prompts.of(
-                    body.prompts, service.prompt_bound(body), add_special_tokens=special
-                )
-            prepared = [service.prepare(prompt, body, DEFAULT_MAX_TOKENS) for prompt in prompts]
-            sender = Sender(request_id, request[ARRIVAL_NS], request[CALLER])
-            choices = Choices(service, sender, prepared, body.num_choices, place)
-            shape = CompletionShape(f"cmpl-{request_id}", self._services.model_name, body, self._texts)
-            return await answer(request, choices, shape, body)
+async def create_completion(services: Services, request: web.Request) -> web.StreamResponse:
+    body = parse(CompletionRequest, await request.read(), services)
+    service, request_id = services.generation, request[REQUEST_ID]
+    special = body.add_special_tokens is not False
+    num_known_tokens = sum(len(prompt) for prompt in body.prompts if isinstance(prompt, list))
+    num_sequences = len(body.prompts) * body.num_choices
+    with services.enter(body.priority, num_sequences, num_known_tokens * body.num_choices) as place:
+        async with service.preparing(body, request[ARRIVAL_NS]):
+            prompts = await service.prompts.of(
+                body.prompts, service.prompt_bound(body), add_special_tokens=special
+            )
+        prepared = [service.prepare(prompt, body, DEFAULT_MAX_TOKENS) for prompt in prompts]
+        sender = Sender(request_id, request[ARRIVAL_NS], request[CALLER])
+        choices = Choices(service, sender, prepared, body.num_choices, place)
+        shape = CompletionShape(f"cmpl-{request_id}", services.model_name, body, service.texts)
+        return await answer(request, choices, shape, body)
 
 
 class CompletionShape:

@@ -1,8 +1,7 @@
 """Tokenizing for clients, over HTTP and the socket, with vLLM's fields; and GET /tokenizer_info."""
 
-import json
 from collections.abc import Mapping
-from functools import cached_property, partial
+from functools import partial
 
 from aiohttp import web
 
@@ -23,26 +22,21 @@ async def _answer(shown: Mapping[str, object], num_tokens: int) -> web.Response:
     return web.Response(body=body, content_type="application/json", charset="utf-8")
 
 
-class Tokenize:
-    def __init__(self, services: Services) -> None:
-        self._services = services
+async def tokenize(services: Services, request: web.Request) -> web.Response:
+    body = parse(TokenizeRequest, await request.read(), services)
+    shown = await tokenized(services.generation, body)
+    return await _answer(shown, shown["count"])
 
-    async def tokenize(self, request: web.Request) -> web.Response:
-        body = parse(TokenizeRequest, await request.read(), self._services)
-        shown = await tokenized(self._services.generation, body)
-        return await _answer(shown, shown["count"])
 
-    async def detokenize(self, request: web.Request) -> web.Response:
-        body = parse(DetokenizeRequest, await request.read(), self._services)
-        shown = await detokenized(self._services.generation, body.tokens)
-        return await _answer(shown, len(body.tokens))
+async def detokenize(services: Services, request: web.Request) -> web.Response:
+    body = parse(DetokenizeRequest, await request.read(), services)
+    shown = await detokenized(services.generation, body.tokens)
+    return await _answer(shown, len(body.tokens))
 
-    async def info(self, _request: web.Request) -> web.Response:
-        return web.Response(body=self._info, content_type="application/json", charset="utf-8")
 
-    @cached_property
-    def _info(self) -> bytes:
-        return json.dumps(dict(self._services.generation.model.tokenizer_info)).encode()
+async def tokenizer_info(services: Services, _request: web.Request) -> web.Response:
+    """It may be large: it is written in a thread."""
+    return await _answer(dict(services.generation.model.tokenizer_info), INLINE_LOGPROBS + 1)
 
 
 async def tokenized(service: GenerationService, body: TokenizeFields) -> TokenizeAnswer:

@@ -17,6 +17,7 @@ from semipd.daemon.history.records import RequestRecord
 from semipd.daemon.model.served_model import ServedModel
 from semipd.daemon.model.text import TextStream
 from semipd.daemon.model.text_bounds import TextBound
+from semipd.daemon.model.token_texts import TokenTexts
 from semipd.daemon.prompts.prompt import MAX_TOKENIZED, Prompt, Prompts
 from semipd.daemon.requests.logprob_limits import EXPECTED_TOKENS, HeldAlternatives, Told
 from semipd.daemon.requests.options import Limits, sampling_params
@@ -65,7 +66,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A valid request that the engine has not seen. `num_choices`: see request_rules.Terms."""
+    """A valid request that the engine has not seen. `num_choices`: see access.terms.Terms."""
 
     prompt: Prompt
     params: SamplingParams
@@ -205,6 +206,7 @@ class GenerationService:
         self.table = table
         self.rules = rules
         self.model = model
+        self.texts = TokenTexts(model.tokenizer)
         self.prompts = Prompts(model, rules.limits)
         self.alternatives = HeldAlternatives()
         self._limits: Limits | None = None

@@ -243,6 +243,7 @@ class SocketRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     id: SocketId
+    op: str
 
 
 _MEMBER = re.compile(r"str|int|[a-z]+(-[a-z]+)+|.*\[.*", re.DOTALL)

@@ -8,6 +8,7 @@ from collections import deque
 from typing import Any
 
 from semipd.core.errors import ProtocolError, SemipdError
+from semipd.daemon.web.streaming import WRITE_LIMIT_S
 from semipd.system.readiness import has_hung_up
 from semipd.wire.client_protocol import error_frame
 from semipd.wire.frames import (
@@ -21,9 +22,6 @@ from semipd.wire.own_time import OwnTime
 
 FRAME_LIMIT_S = 60.0
 """For the rest of a frame that has begun."""
-
-WRITE_LIMIT_S = 60.0
-"""A client that reads nothing for so long has gone."""
 
 LAST_WORDS_LIMIT_S = 3.0
 POLL_S = 0.02

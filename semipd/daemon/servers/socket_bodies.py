@@ -1,4 +1,4 @@
-"""Requests of the Unix socket. What they share with HTTP's bodies stands in schema_openai."""
+"""Requests of the Unix socket. What they share with HTTP's bodies stands in openai.bodies."""
 
 from typing import Annotated, Literal
 
@@ -24,7 +24,6 @@ class GenerateRequest(CompletionOptions, TemplateFields, SocketRequest):
 
     model_config = _STRICT
 
-    op: Literal["generate"]
     request_id: Annotated[str, Field(pattern=r"^[!-~]{1,128}$")] | None = None
     model: str | None = None
     prompt: str | TokenIds | None = None
@@ -44,8 +43,6 @@ class GenerateRequest(CompletionOptions, TemplateFields, SocketRequest):
 class SocketTokenize(TokenizeFields, SocketRequest):
     model_config = _STRICT
 
-    op: Literal["tokenize"]
-
     def check(self) -> None:
         """Raises SemipdError when fields contradict each other."""
         self.check_source()
@@ -53,7 +50,6 @@ class SocketTokenize(TokenizeFields, SocketRequest):
 
 
 class SocketDetokenize(SocketRequest):
-    op: Literal["detokenize"]
     tokens: TokenIds
 
 
@@ -61,19 +57,13 @@ class CancelRequest(SocketRequest):
     """Either `target`, the id of a generate request on the same connection, or `request_id`, the public id
     of any request."""
 
-    op: Literal["cancel"]
     target: SocketId | None = None
     request_id: str | None = None
-
-
-class PlainRequest(SocketRequest):
-    op: Literal["status", "models"]
 
 
 class RequestsRequest(SocketRequest):
     """Live and recent requests; with `request_id` that one only, and its events."""
 
-    op: Literal["requests"]
     state: Literal["waiting", "prefilling", "decoding", "finished", "live"] | None = None
     limit: Annotated[int, Field(ge=1, le=MAX_RECENT), WHOLE] = 100
     request_id: str | None = None
@@ -83,7 +73,6 @@ class SubscribeRequest(SocketRequest):
     """State frames every `interval_ms`, and with `events` also what has happened since `after`, an event's
     id; without it from now on. `kinds`: only these events; None: all."""
 
-    op: Literal["subscribe"]
     interval_ms: Annotated[int, Field(ge=MIN_INTERVAL_MS, le=MAX_INTERVAL_MS), WHOLE] = 1000
     events: bool = False
     after: str | None = None
@@ -93,7 +82,6 @@ class SubscribeRequest(SocketRequest):
 class UnsubscribeRequest(SocketRequest):
     """`target` is the id of a subscribe request on the same connection."""
 
-    op: Literal["unsubscribe"]
     target: SocketId
 
 

@@ -61,10 +61,10 @@ class _Items:
     """The fields of an item are those of a choice over HTTP. Who named no `n` reads of one choice only."""
 
     def __init__(self, session: Session, request: GenerateRequest, choices: Choices) -> None:
-        self._stream = session.stream
+        self._stream, services = session.stream, session.services
         self._request = request
         self._choices = choices
-        self._shape = CompletionShape("", session.services.model_name, request, session.texts)
+        self._shape = CompletionShape("", services.model_name, request, services.generation.texts)
         self._num_open = len(choices.all)
         self._has_details = bool(
             request.echo
@@ -72,7 +72,7 @@ class _Items:
             or request.logprobs is not None
             or request.prompt_logprobs is not None
         )
-        self._numbers_per_token = 2 + self._num_alternatives(session.services.generation.limits.vocab_size)
+        self._numbers_per_token = 2 + self._num_alternatives(services.generation.limits.vocab_size)
 
     def _num_alternatives(self, vocab_size: int) -> int:
         """The most that is told of one token."""

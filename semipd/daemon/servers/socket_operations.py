@@ -5,23 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from semipd.core.errors import SemipdError
-from semipd.daemon.openai.routes import model_card
+from semipd.daemon.openai.models import model_card
 from semipd.daemon.openai.tokenize import detokenized, tokenized
-from semipd.daemon.operators.drain import DrainRequest, ShutdownRequest, answer_drain
-from semipd.daemon.operators.partition import (
-    PartitionClear,
-    PartitionQuestion,
-    PartitionRequest,
-    PartitionSet,
-    SloSet,
-    answer_socket,
-    socket_peer,
-)
+from semipd.daemon.operators import partition
+from semipd.daemon.operators.drain import DrainRequest, ShutdownRequest
+from semipd.daemon.operators.partition import PartitionClear, PartitionSet, SloSet
 from semipd.daemon.requests.schema import SocketRequest
 from semipd.daemon.servers.socket_bodies import (
     CancelRequest,
     GenerateRequest,
-    PlainRequest,
     RequestsRequest,
     SocketDetokenize,
     SocketTokenize,
@@ -31,21 +23,30 @@ from semipd.daemon.servers.socket_bodies import (
 from semipd.daemon.servers.socket_generate import generate
 from semipd.daemon.servers.socket_session import Session
 from semipd.daemon.servers.subscription import Subscription
-from semipd.wire.client_protocol import OPERATIONS
 
 Answer = dict[str, Any] | None
-"""Without the request's id; None: all has been sent."""
+"""Without the request's id; None: all has been said."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """`answer(session, request, arrival_ns)` raises SemipdError. `for_guests`: members of socket.group may
-    ask, too, about requests of their own."""
+    """`handler(session, request, arrival_ns)` raises SemipdError. `for_guests`: members of socket.group may
+    ask, too, about requests of their own. `streams`: it is answered by several frames, said by the handler.
+    `asks_engine`: few at a time, see MAX_ASKED."""
 
     name: str
-    schema: type[SocketRequest]
-    answer: Callable[[Session, Any, int], Awaitable[Answer]]
+    body: type[SocketRequest]
+    handler: Callable[[Session, Any, int], Awaitable[Answer]]
     for_guests: bool = False
+    streams: bool = False
+    asks_engine: bool = False
+
+    async def answer(self, session: Session, request: SocketRequest, arrival_ns: int) -> Answer:
+        """Raises SemipdError."""
+        if not self.asks_engine:
+            return await self.handler(session, request, arrival_ns)
+        async with session.asking:
+            return await self.handler(session, request, arrival_ns)
 
 
 async def _generate(session: Session, request: GenerateRequest, arrival_ns: int) -> Answer:
@@ -79,13 +80,12 @@ async def _detokenize(session: Session, request: SocketDetokenize, _arrival_ns: 
     return {**await detokenized(session.services.generation, request.tokens)}
 
 
-async def _models(session: Session, _request: PlainRequest, _arrival_ns: int) -> Answer:
+async def _models(session: Session, _request: SocketRequest, _arrival_ns: int) -> Answer:
     return {"models": [model_card(session.services)]}
 
 
-async def _status(session: Session, _request: PlainRequest, _arrival_ns: int) -> Answer:
-    async with session.asking:
-        return {"status": await session.services.status()}
+async def _status(session: Session, _request: SocketRequest, _arrival_ns: int) -> Answer:
+    return {"status": await session.services.status()}
 
 
 async def _requests(session: Session, request: RequestsRequest, _arrival_ns: int) -> Answer:
@@ -117,37 +117,62 @@ async def _unsubscribe(session: Session, request: UnsubscribeRequest, _arrival_n
     return {"unsubscribed": subscription is not None}
 
 
-async def _drain(session: Session, request: DrainRequest | ShutdownRequest, _arrival_ns: int) -> Answer:
-    return answer_drain(session.services, request, socket_peer(*session.peer[:2]))
+async def _drain(session: Session, request: DrainRequest, _arrival_ns: int) -> Answer:
+    drain, actor = session.services.drain, request.actor or session.peer_name
+    if request.cancel:
+        drain.cancel(actor, request.reason)
+    else:
+        drain.begin(actor, request.reason, request.limit_s)
+    return {"drain": drain.to_wire()}
 
 
-async def _partition(session: Session, request: PartitionRequest, _arrival_ns: int) -> Answer:
-    async with session.asking:
-        return await answer_socket(session.services, request, *session.peer[:2])
+async def _shutdown(session: Session, request: ShutdownRequest, _arrival_ns: int) -> Answer:
+    drain = session.services.drain
+    drain.begin(request.actor or session.peer_name, request.reason, request.limit_s, stops=True)
+    return {"shutting_down": True, "drain": drain.to_wire()}
+
+
+async def _get_partition(session: Session, _request: SocketRequest, _arrival_ns: int) -> Answer:
+    return {"partition": await partition.partition(session.services)}
+
+
+async def _set_partition(session: Session, request: PartitionSet, _arrival_ns: int) -> Answer:
+    return {"partition": await partition.override(session.services, request, session.peer_name)}
+
+
+async def _clear_partition(session: Session, request: PartitionClear, _arrival_ns: int) -> Answer:
+    return {"partition": await partition.clear_override(session.services, request, session.peer_name)}
+
+
+async def _get_slo(session: Session, _request: SocketRequest, _arrival_ns: int) -> Answer:
+    return {"slo": await partition.slo(session.services)}
+
+
+async def _set_slo(session: Session, request: SloSet, _arrival_ns: int) -> Answer:
+    return {"slo": await partition.update_slo(session.services, request, session.peer_name)}
 
 
 TABLE = {
     operation.name: operation
     for operation in (
-        Operation("generate", GenerateRequest, _generate, for_guests=True),
+        Operation("generate", GenerateRequest, _generate, for_guests=True, streams=True),
         Operation("cancel", CancelRequest, _cancel, for_guests=True),
         Operation("tokenize", SocketTokenize, _tokenize, for_guests=True),
         Operation("detokenize", SocketDetokenize, _detokenize, for_guests=True),
-        Operation("models", PlainRequest, _models, for_guests=True),
-        Operation("status", PlainRequest, _status),
+        Operation("models", SocketRequest, _models, for_guests=True),
+        Operation("status", SocketRequest, _status, asks_engine=True),
         Operation("requests", RequestsRequest, _requests, for_guests=True),
-        Operation("subscribe", SubscribeRequest, _subscribe),
+        Operation("subscribe", SubscribeRequest, _subscribe, streams=True),
         Operation("unsubscribe", UnsubscribeRequest, _unsubscribe),
         Operation("drain", DrainRequest, _drain),
-        Operation("shutdown", ShutdownRequest, _drain),
-        Operation("partition.get", PartitionQuestion, _partition),
-        Operation("partition.set", PartitionSet, _partition),
-        Operation("partition.clear", PartitionClear, _partition),
-        Operation("slo.get", PartitionQuestion, _partition),
-        Operation("slo.set", SloSet, _partition),
+        Operation("shutdown", ShutdownRequest, _shutdown),
+        Operation("partition.get", SocketRequest, _get_partition, asks_engine=True),
+        Operation("partition.set", PartitionSet, _set_partition, asks_engine=True),
+        Operation("partition.clear", PartitionClear, _clear_partition, asks_engine=True),
+        Operation("slo.get", SocketRequest, _get_slo, asks_engine=True),
+        Operation("slo.set", SloSet, _set_slo, asks_engine=True),
     )
 }
-assert tuple(TABLE) == OPERATIONS, "the protocol and its server name different operations"
 
 
 def allowed(*, is_operator: bool) -> list[str]:

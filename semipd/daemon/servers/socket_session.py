@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from semipd.daemon.access.callers import OPERATOR, Caller
 from semipd.daemon.access.peers import Peer
-from semipd.daemon.openai.logprobs import TokenTexts
+from semipd.daemon.operators.actions import socket_peer
 from semipd.daemon.requests.choices import Choices
 from semipd.daemon.servers.frame_stream import FrameStream
 from semipd.daemon.servers.subscription import Subscription
@@ -23,7 +23,6 @@ class Session:
     said, one after the other. `asking`: while the engine is asked."""
 
     services: Services
-    texts: TokenTexts
     stream: FrameStream
     peer: Peer = field(default_factory=lambda: Peer(0, -1))
     caller: Caller = field(default_factory=Caller)
@@ -32,6 +31,11 @@ class Session:
 
     listing: asyncio.Lock = field(default_factory=asyncio.Lock)
     asking: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_ASKED))
+
+    @property
+    def peer_name(self) -> str:
+        """For the history."""
+        return socket_peer(self.peer.pid, self.peer.uid)
 
     def take_token(self) -> None:
         """Of a guest's rate. Raises SemipdError(`rate_limited`)."""

@@ -17,13 +17,11 @@ from semipd.daemon.access.addresses import DEFAULT_BACKLOG
 from semipd.daemon.access.callers import OPERATOR
 from semipd.daemon.access.peers import peer_of
 from semipd.daemon.host.process_limits import exhausted
-from semipd.daemon.openai.logprobs import TokenTexts
-from semipd.daemon.openai.routes import model_card
+from semipd.daemon.openai.models import model_card
 from semipd.daemon.requests.schema import SocketId, SocketRequest, check_names, refusal
 from semipd.daemon.servers.frame_stream import (
     FRAME_LIMIT_S,
     LAST_WORDS_LIMIT_S,
-    WRITE_LIMIT_S,
     Arriving,
     FrameStream,
 )
@@ -31,6 +29,7 @@ from semipd.daemon.servers.socket_operations import TABLE, Operation, allowed
 from semipd.daemon.servers.socket_session import Session
 from semipd.daemon.state.services import Services
 from semipd.daemon.web.passing import PASSING
+from semipd.daemon.web.streaming import WRITE_LIMIT_S
 from semipd.wire.client_protocol import HELLO_LIMIT_S, RequestId, check_hello, error_frame, hello
 from semipd.wire.frames import MAX_FRAME_BYTES, MalformedBodyError, longest_array, longest_map
 from semipd.wire.own_time import OwnTime
@@ -77,7 +76,6 @@ class _Connections:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._texts = TokenTexts(services.generation.model.tokenizer)
         self._arriving = Arriving()
         self._open: set[_Connection] = set()
         self._turned_away: set[FrameStream] = set()
@@ -102,7 +100,7 @@ class _Connections:
             await asyncio.wait(self._tasks, timeout=LAST_WORDS_LIMIT_S)
 
     async def _serve(self, stream: FrameStream) -> None:
-        connection = _Connection(Session(self._services, self._texts, stream))
+        connection = _Connection(Session(self._services, stream))
         self._open.add(connection)
         try:
             why = await connection.run()
@@ -218,7 +216,7 @@ class _Connection:
     async def _greet(self) -> None:
         session = self._session
         session.peer = peer_of(self._stream.writer.get_extra_info("socket"))
-        session.caller = session.peer.caller(session.services.door.guests_gid)
+        session.caller = session.peer.caller(session.services.auth.guests_gid)
         await self._stream.say(_welcome(session))
         try:
             async with OwnTime(HELLO_LIMIT_S):
@@ -269,9 +267,9 @@ class _Connection:
                 f"{operation.name} is for the daemon's own user.",
                 f"Members of socket.group may: {', '.join(sorted(allowed(is_operator=False)))}.",
             )
-        check_names(operation.schema, message)
+        check_names(operation.body, message)
         try:
-            request = operation.schema.model_validate(message)
+            request = operation.body.model_validate(message)
         except ValidationError as error:
             raise refusal(error) from error
         if len(self._operations) >= MAX_IN_FLIGHT:

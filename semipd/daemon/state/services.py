@@ -14,7 +14,7 @@ from semipd import __version__
 from semipd.config.config import Config
 from semipd.core.brief import brief
 from semipd.core.errors import SemipdError
-from semipd.daemon.access.auth import Door
+from semipd.daemon.access.auth import Auth
 from semipd.daemon.access.hosts import Hosts
 from semipd.daemon.access.rates import RateLimiter
 from semipd.daemon.engine.supervisor import Supervisor
@@ -71,7 +71,7 @@ class Services(DaemonState):
         self.generation = generation
         self.config = config
         self.connection_room = ConnectionRoom.of(config.limits.max_connections)
-        self.door = Door(config.auth, config.socket.group)
+        self.auth = Auth(config.auth, config.socket.group)
         self.hosts = Hosts(config.server)
         self.cors = Cors(config.server.cors_origins, self.hosts)
         self.limiter = RateLimiter(config.limits.requests_per_s, config.limits.burst)

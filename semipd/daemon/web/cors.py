@@ -6,14 +6,15 @@ never is. Browsers are told so: other clients never ask.
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from semipd.core.errors import SemipdError
-from semipd.daemon.access.auth import INFERENCE_ROUTES
 from semipd.daemon.access.hosts import Hosts, host_name
 from semipd.daemon.web.errors import Handler
+from semipd.daemon.web.routes import Route, route_of
 
 MAX_AGE_S = 600
 """Browsers may remember an answer to a preflight for so long."""
@@ -51,16 +52,16 @@ class Cors:
     async def _preflight(self, request: web.Request, method: str) -> web.Response | None:
         """None: there is no such route. Raises SemipdError: `host_not_allowed`, `origin_not_allowed`."""
         matched = await request.app.router.resolve(request.clone(method=method))
-        resource = matched.route.resource
-        if resource is None:
+        route = route_of(request, matched.route)
+        if route is None:
             return None
         self._hosts.check(request)
         origin = self._shown(request)
         if origin is None:
             message = f"The origin {request.headers.get('Origin', '')!r:.200} is not allowed."
             raise SemipdError("origin_not_allowed", message, "Add it to server.cors_origins.")
-        if not _is_open(resource.canonical, method):
-            message = f"{method} {resource.canonical} is not open to web pages."
+        if not _is_open(route, method):
+            message = f"{method} {route.path} is not open to web pages."
             raise SemipdError("origin_not_allowed", message, "Use the command line or the Unix socket.")
         return web.Response(status=204, headers=_preflight_headers(origin, method, request))
 
@@ -68,8 +69,8 @@ class Cors:
         """Signal `on_response_prepare`: errors and streams too."""
         if not isinstance(request, web.Request) or (origin := self._shown(request)) is None:
             return
-        resource = request.match_info.route.resource
-        if resource is not None and _is_open(resource.canonical, request.method):
+        route = route_of(request)
+        if route is not None and _is_open(route, request.method):
             response.headers.update(_headers(origin))
             response.headers["Access-Control-Expose-Headers"] = _EXPOSED
 
@@ -104,8 +105,8 @@ def _parse(text: str) -> str:
     return f"{scheme}://{authority}"
 
 
-def _is_open(route: str, method: str) -> bool:
-    return method in _READ_METHODS or (method == "POST" and route in INFERENCE_ROUTES)
+def _is_open(route: Route[Any], method: str) -> bool:
+    return method in _READ_METHODS or (method == "POST" and route.access == "inference")
 
 
 def _headers(origin: str) -> dict[str, str]:

@@ -1,13 +1,13 @@
 """Our OpenAPI 3.1 document, made from the models that read the requests and the types of the answers."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
 from semipd.daemon.web.error_types import ErrorAnswer
+from semipd.daemon.web.routes import Route
 
 _REF = "#/components/schemas/{model}"
 _RETRY_AFTER = {
@@ -16,41 +16,16 @@ _RETRY_AFTER = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One route. `answer`: its type; None: it has no body. `chunk`: type of a stream's events, for a route
-    that can stream. `media`: of its answer. `needs_body`: without one the request is refused."""
-
-    method: Literal["get", "post", "put", "patch", "delete"]
-    path: str
-    name: str
-    summary: str
-    answer: Any
-    body: Any = None
-    chunk: Any = None
-    media: str = "application/json"
-    needs_body: bool = True
-
-    @property
-    def types(self) -> list[tuple[Any, JsonSchemaMode]]:
-        answers: list[tuple[Any, JsonSchemaMode]] = []
-        if self.answer is not None:
-            answers.append((self.answer, "serialization"))
-        if self.chunk is not None:
-            answers.append((self.chunk, "serialization"))
-        return answers if self.body is None else [(self.body, "validation"), *answers]
-
-
-def document(operations: Iterable[Operation], version: str) -> dict[str, Any]:
-    operations = list(operations)
-    inputs = {(id(kind), mode): (kind, mode) for operation in operations for kind, mode in operation.types}
+def document(routes: Iterable[Route[Any]], version: str) -> dict[str, Any]:
+    routes = list(routes)
+    inputs = {(id(kind), mode): (kind, mode) for route in routes for kind, mode in _types(route)}
     inputs[id(ErrorAnswer), "serialization"] = (ErrorAnswer, "serialization")
     keyed = [(key, mode, TypeAdapter(kind)) for key, (kind, mode) in inputs.items()]
     schemas, definitions = TypeAdapter.json_schemas(keyed, ref_template=_REF)
     shown = {key: schemas[key, mode] for key, mode, _ in keyed}
     paths: dict[str, dict[str, Any]] = {}
-    for operation in operations:
-        paths.setdefault(operation.path, {})[operation.method] = _describe(operation, shown)
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _describe(route, shown)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -69,17 +44,26 @@ def document(operations: Iterable[Operation], version: str) -> dict[str, Any]:
     }
 
 
-def _describe(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
+def _types(route: Route[Any]) -> list[tuple[Any, JsonSchemaMode]]:
+    read: list[tuple[Any, JsonSchemaMode]] = [(route.body, "validation")]
+    written: list[tuple[Any, JsonSchemaMode]] = [
+        (route.answer, "serialization"),
+        (route.chunk, "serialization"),
+    ]
+    return [(kind, mode) for kind, mode in read + written if kind is not None]
+
+
+def _describe(route: Route[Any], schemas: dict[Any, Any]) -> dict[str, Any]:
     content: dict[str, Any] = {}
-    if operation.answer is not None:
-        content[operation.media] = {"schema": schemas[id(operation.answer), "serialization"]}
-    if operation.chunk is not None:
-        chunk = schemas[id(operation.chunk), "serialization"]
+    if route.answer is not None:
+        content[route.media] = {"schema": schemas[id(route.answer), "serialization"]}
+    if route.chunk is not None:
+        chunk = schemas[id(route.chunk), "serialization"]
         content["text/event-stream"] = {"schema": _event(chunk)}
     failed = {"application/json": {"schema": schemas[id(ErrorAnswer), "serialization"]}}
     shown: dict[str, Any] = {
-        "operationId": operation.name,
-        "summary": operation.summary,
+        "operationId": route.name,
+        "summary": route.summary,
         "responses": {
             "200": {"description": "The answer."} | ({"content": content} if content else {}),
             "default": {
@@ -89,15 +73,15 @@ def _describe(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
             },
         },
     }
-    names = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
-    if names:
+    if route.parameters:
         shown["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in route.parameters
         ]
-    if operation.body is not None:
-        body = schemas[id(operation.body), "validation"]
+    if route.body is not None:
+        body = schemas[id(route.body), "validation"]
         content = {"application/json": {"schema": body}}
-        shown["requestBody"] = {"required": operation.needs_body, "content": content}
+        shown["requestBody"] = {"required": route.needs_body, "content": content}
     return shown
 
 
