@@ -174,17 +174,22 @@ def _rope_write(inputs: Inputs, rows: int, heads: int, kv_heads: int, head_dim: 
 
 
 def _sampling(inputs: Inputs, rows: int, vocab_size: int) -> Prepared:
-    from semipd_kernels.sampling import SamplingRows, SamplingUses, SamplingWorkspace, sample
+    from semipd_kernels.sampling import SamplingWorkspace, sample
+
+    from semipd.sampling.parameters import RowParams, column_values
+    from semipd.sampling.stages import StagePlan
 
     logits = inputs.floats(rows, vocab_size, dtype=torch.float32)
     device = logits.device
     params = [SamplingParams(max_tokens=64, temperature=0.8, top_p=0.95, seed=seed) for seed in range(rows)]
-    packed = SamplingRows.pack(params, [7] * rows, [7] * rows, [-1] * rows, device)
+    columns = torch.tensor([column_values(p, [1] * 7) for p in params], dtype=torch.int32, device=device)
+    packed = RowParams.of(columns.t().contiguous())
+    stages = StagePlan([(p, 7, 7) for p in params], vocab_size).bind({})
+    slots = torch.arange(rows, device=device)
     counts = torch.zeros(1, vocab_size, dtype=torch.int32, device=device)
     work = SamplingWorkspace(rows, vocab_size, 1, device)
     out = torch.empty(rows, dtype=torch.int64, device=device)
-    uses = SamplingUses.of(params)
-    return Prepared(lambda: (sample(logits, packed, counts, work, uses=uses, out=out),))
+    return Prepared(lambda: (sample(logits, packed, stages, slots, counts, work, out=out),))
 
 
 def _kv_copy(inputs: Inputs, tokens: int, kv_heads: int, head_dim: int) -> Prepared:

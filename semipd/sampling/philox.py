@@ -31,6 +31,11 @@ def philox4x32(counter: Words, key: tuple[torch.Tensor, torch.Tensor]) -> Words:
     return c0, c1, c2, c3
 
 
+def seed_key(seeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the bits of unsigned 64-bit seeds, int64: (low word, high word) of each, int64."""
+    return seeds & _MASK, (seeds >> 32) & _MASK
+
+
 def seed_words(seeds: list[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """The key of each 64-bit seed: (low word, high word), int64 [len(seeds)]."""
     low = torch.tensor([seed & _MASK for seed in seeds], dtype=torch.int64, device=device)

@@ -8,7 +8,7 @@ import torch
 from semipd.core.plan import BLOCK_SIZE, PADDING_BLOCK, Join, blocks_for
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
-from semipd.sampling.sampler import SamplingBatch, SamplingRow
+from semipd.sampling.batch import SamplingBatch, SamplingRow
 
 
 @dataclass(slots=True)

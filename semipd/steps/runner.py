@@ -12,8 +12,8 @@ import torch
 from semipd.core.plan import BLOCK_SIZE, Join, Segment, StepPlan, StepResult, TokenLogprobs
 from semipd.core.request import SeqId
 from semipd.network.batch import BatchInput
+from semipd.sampling.batch import SamplingBatch
 from semipd.sampling.logprobs import token_logprobs
-from semipd.sampling.sampler import SamplingBatch
 from semipd.steps.failures import failed_sequences, without_failed
 from semipd.steps.resident import DecodeBatch, Resident
 from semipd.steps.step import Chunk, Step

@@ -24,7 +24,7 @@ from semipd.devices.cuda.driver.diagnosis import diagnose
 from semipd.devices.cuda.driver.interface import CudaError
 from semipd.devices.cuda.forward.torch_ops import TorchOps
 from semipd.devices.cuda.lane import launch_thread
-from semipd.devices.cuda.rows.sampling import TorchSampler
+from semipd.devices.cuda.sampler.sampler import TorchSampler
 from semipd.devices.cuda.start.device import CudaDevice
 from semipd.devices.cuda.start.model import Report, ServedModel, cuda_dtype
 from semipd.devices.cuda.start.opening import RESERVE_BYTES

@@ -23,8 +23,9 @@ from semipd.devices.cuda.lane.executor import LaneExecutor
 from semipd.devices.cuda.lane.graphs import GraphKey, GraphTable, batch_buckets, bucket_for
 from semipd.devices.cuda.lane.launch_loop import GROUPS_AHEAD, STEP_LIMIT_NS
 from semipd.devices.cuda.lane.step import LaneStep
-from semipd.devices.cuda.rows.slots import Column, Delta, SlotState, float_bits
+from semipd.devices.cuda.rows.slots import Delta, SlotState
 from semipd.devices.cuda.split.launch_split import split_to_use
+from semipd.sampling.parameters import Column, float_bits
 from semipd.sched.outbox import Outbox
 
 

@@ -12,8 +12,8 @@ from semipd.core.plan import BLOCK_SIZE, Join, Segment, StepPlan, StepResult, To
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.split import Split
+from semipd.sampling.batch import SamplingBatch, SamplingRow
 from semipd.sampling.logprobs import token_logprobs
-from semipd.sampling.sampler import SamplingBatch, SamplingRow
 from semipd.steps import runner as runner_module
 from semipd.steps.runner import StepRunner
 

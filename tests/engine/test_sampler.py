@@ -11,10 +11,10 @@ from support.sampled import checked_tokens
 
 from semipd.core.errors import SemipdError
 from semipd.core.sampling import SamplingParams
+from semipd.sampling.batch import SamplingBatch, SamplingRow
 from semipd.sampling.logprobs import token_logprobs
 from semipd.sampling.nucleus import nucleus
 from semipd.sampling.philox import seed_words, uniforms
-from semipd.sampling.sampler import SamplingBatch, SamplingRow
 
 CPU = torch.device("cpu")
 MARGIN = 1e-5

@@ -8,7 +8,7 @@ import torch
 from support.sampled import checked_tokens
 
 from semipd.core.sampling import LOGIT_BIAS, RANGES, SMALLEST, SamplingParams
-from semipd.sampling.sampler import SamplingBatch, SamplingRow
+from semipd.sampling.batch import SamplingBatch, SamplingRow
 
 VOCAB_SIZE = 70
 LARGEST_LOGIT = 3e36

@@ -7,39 +7,26 @@ Each token must then be one that the definition yields when top-p, min-p and the
 import itertools
 import math
 import random
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
 import triton
 import triton.language as tl
-from semipd_kernels.sampling import (
-    NO_SLOT,
-    SamplingRows,
-    SamplingUses,
-    SamplingWorkspace,
-    advance,
-    count_history,
-    sample,
-    shape,
-    token_logprobs,
-)
+from semipd_kernels.sampling import SamplingWorkspace, sample, shape, token_logprobs
 from semipd_kernels.sampling.kernel import _coarse_bin, _first_bits, _threshold, _uniform_bits
-from semipd_kernels.sampling.reference import (
-    adjusted_logits,
-    advance_reference,
-    sample_reference,
-    token_logprobs_reference,
-    uniform_bits,
-)
-from semipd_kernels.sampling.rows import FORBIDDEN, PROMPT_FLAG, edits_of, needs_history
+from semipd_kernels.sampling.reference import sample_reference, token_logprobs_reference
 from torch import Tensor
 
 from semipd.core.errors import SemipdError
 from semipd.core.sampling import SamplingParams
+from semipd.sampling.batch import SamplingBatch, SamplingRow
+from semipd.sampling.history import FORBIDDEN, PROMPT_FLAG, TokenHistory
 from semipd.sampling.logprobs import token_logprobs as plain_logprobs
+from semipd.sampling.parameters import Column, RowParams, column_values
 from semipd.sampling.philox import seed_words, uniforms
-from semipd.sampling.sampler import SamplingBatch, SamplingRow
+from semipd.sampling.sampler import adjust
+from semipd.sampling.stages import RowSet, StagePlan, Stages, edits_of, needs_history
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5
@@ -53,46 +40,58 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Batch:
-    """Sequences, their parameters packed for the device, and the device's memory, poisoned."""
+    """Sequences in slots, as a lane of the device keeps them, and the kernels' memory, poisoned."""
 
     def __init__(self, rows: list[SamplingRow], vocab_size: int) -> None:
         self.rows, self.vocab_size = rows, vocab_size
-        params = [row.params for row in rows]
-        lengths = [len(row.token_ids) for row in rows]
-        prompts = [row.num_prompt_tokens for row in rows]
-        needy = [i for i, row in enumerate(rows) if needs_history(row.params) or edits_of(*facts(row))]
-        # Slots in another order than rows; none for rows that need none.
-        slots = [len(needy) - 1 - needy.index(i) if i in needy else NO_SLOT for i in range(len(rows))]
-        self.packed = SamplingRows.pack(params, lengths, prompts, slots, CPU)
-        self.counts = torch.full((len(needy) + 1, vocab_size), -7, dtype=torch.int32)
-        for i in needy:
-            start_history(self.counts, slots[i], rows[i])
-        self.work = SamplingWorkspace(len(rows) + 1, vocab_size, len(needy) + 1, CPU)
-        self.uses = SamplingUses.of(params)
+        columns = torch.tensor([column_values(row.params, row.token_ids) for row in rows], dtype=torch.int32)
+        self.columns = columns.reshape(len(rows), len(Column)).t().contiguous()
+        self.stages = stages_of(rows, vocab_size)
+        # Slots in another order than rows, and one more.
+        self.slots = torch.arange(len(rows)).flip(0)
+        self.history = TokenHistory(len(rows) + 1, vocab_size, CPU)
+        self.counts = self.history.counts.fill_(-7)
+        for slot, row in zip(self.slots.tolist(), rows, strict=True):
+            if needs_history(row.params):
+                start_history(self.history, slot, row)
+            else:
+                self.counts[slot] = 0
+        self.work = SamplingWorkspace(len(rows) + 1, vocab_size, len(rows) + 1, CPU)
         self.poison()
+
+    @property
+    def params(self) -> RowParams:
+        return RowParams.of(self.columns)
 
     def poison(self) -> None:
         for memory in vars(self.work).values():
             if isinstance(memory, Tensor):
                 memory.fill_(math.nan if memory.is_floating_point() else torch.iinfo(memory.dtype).min + 5)
 
-    def sample(self, logits: Tensor, uses: SamplingUses | None = None) -> Tensor:
-        return sample(logits, self.packed, self.counts, self.work, uses=uses or self.uses)
+    def sample(self, logits: Tensor, stages: Stages | None = None) -> Tensor:
+        return sample(logits, self.params, stages or self.stages, self.slots, self.counts, self.work)
 
     def reference(self, logits: Tensor) -> Tensor:
-        return sample_reference(logits, self.packed, self.counts)
+        return sample_reference(logits, self.params, self.stages, self.slots, self.counts)
 
     def plain(self, logits: Tensor) -> Tensor:
         return SamplingBatch(self.rows, self.vocab_size, CPU).sample(logits.float())
 
+    def adjusted(self, logits: Tensor) -> Tensor:
+        """What the kernels' choice is made from, by the plain sampler."""
+        copied, counted = logits.to(torch.float32, copy=True), self.stages.counted
+        adjust(copied, self.params, self.stages, self.counts[counted.pick(self.slots)] if counted else copied)
+        return copied
 
-def start_history(counts: Tensor, slot: int, row: SamplingRow) -> None:
-    allowed = row.params.allowed_token_ids
-    count_history(counts, slot, row.token_ids, row.num_prompt_tokens, allowed)
+
+def stages_of(rows: list[SamplingRow], vocab_size: int) -> Stages:
+    plan = StagePlan([(row.params, row.num_prompt_tokens, len(row.token_ids)) for row in rows], vocab_size)
+    return plan.bind({name: torch.tensor(v, dtype=torch.int32) for name, v in plan.vectors.items()})
 
 
-def facts(row: SamplingRow) -> tuple[SamplingParams, int, int]:
-    return row.params, len(row.token_ids), row.num_prompt_tokens
+def start_history(history: TokenHistory, slot: int, row: SamplingRow) -> None:
+    allowed = torch.tensor(row.params.allowed_token_ids) if row.params.allowed_token_ids else None
+    history.join(slot, torch.tensor(row.token_ids), row.num_prompt_tokens, allowed)
 
 
 def random_row(rng: random.Random, vocab_size: int) -> SamplingRow:
@@ -169,7 +168,7 @@ def compare(actual: Tensor, expected: Tensor, batch: Batch, logits: Tensor) -> i
     """Number of rows that differ; each of them too close to call."""
     differing = (actual != expected).nonzero().squeeze(1).tolist()
     for i in differing:
-        adjusted = adjusted_logits(logits[i].float(), batch.packed, batch.counts, i)
+        adjusted = batch.adjusted(logits)[i]
         both = {int(actual[i]), int(expected[i])}
         assert not batch.rows[i].params.greedy, (i, both)
         assert both <= acceptable(adjusted, batch.rows[i]), (i, both, batch.rows[i])
@@ -228,19 +227,20 @@ def test_reference_matches_the_plain_sampler(vocab_size: int, rounds: int) -> No
     assert close <= max(1, compared // 200)
 
 
-@pytest.mark.parametrize("step", [advance, advance_reference])
-def test_advancing_equals_building_anew(step) -> None:  # type: ignore[no-untyped-def]
+def test_advancing_equals_building_anew() -> None:
     rng, vocab_size = random.Random(5), 97
     batch = Batch([random_row(rng, vocab_size) for _ in range(4)], vocab_size)
     for _ in range(13):  # beyond every min_tokens
         logits = random_logits(rng, 4, vocab_size)
-        tokens = batch.sample(logits) if step is advance else batch.reference(logits)
+        tokens = batch.sample(logits)
         fresh = Batch(batch.rows, vocab_size)
         compare(tokens, fresh.plain(logits), batch, logits)
-        assert torch.equal(batch.packed.positions, fresh.packed.positions)
-        for old, new in zip(batch.packed.slots.tolist(), fresh.packed.slots.tolist(), strict=True):
-            assert new == NO_SLOT or torch.equal(batch.counts[old], fresh.counts[new])
-        step(tokens, batch.packed, batch.counts)
+        assert torch.equal(batch.params.positions, fresh.params.positions)
+        if batch.stages.counted is not None:
+            slots = batch.stages.counted.pick(batch.slots)
+            assert torch.equal(batch.counts[slots], fresh.counts[slots])
+            batch.history.advance(slots, batch.stages.counted.pick(tokens))
+        batch.columns[Column.POSITION] += 1
         batch.rows = [
             row._replace(token_ids=[*row.token_ids, token])
             for row, token in zip(batch.rows, tokens.tolist(), strict=True)
@@ -255,7 +255,7 @@ def test_a_row_depends_on_itself_alone_and_not_on_the_tiles(monkeypatch: pytest.
     for tile in (64, 256):
         monkeypatch.setattr(shape, "TILE", tile)
         for i, row in enumerate(rows):
-            alone = Batch([row], vocab_size).sample(logits[i : i + 1], SamplingUses())
+            alone = Batch([row], vocab_size).sample(logits[i : i + 1])
             assert int(alone) == int(together[i])
         order = rng.sample(range(6), 3)
         some = Batch([rows[i] for i in order], vocab_size).sample(logits[order])
@@ -289,7 +289,7 @@ def test_greedy_takes_the_lowest_id_among_equals() -> None:
     logits[2, [298, 299]] = 2.0
     logits[3, 200], logits[3, 100] = 0.0, -0.0
     batch = Batch([greedy_row()] * 4, 300)
-    assert batch.uses == SamplingUses(draws=False, filters=0)
+    assert batch.stages.drawn is None
     assert batch.sample(logits).tolist() == [0, 70, 298, 100]
 
 
@@ -321,7 +321,7 @@ def test_zeros_of_either_sign_are_equal() -> None:
 
 def test_a_uniform_of_zero_draws_no_impossible_token() -> None:
     batch = Batch([SamplingRow(SamplingParams(max_tokens=1, seed=6786339, top_k=2), [1], 1)], 4)
-    assert uniform_bits(6786339, 1) == 0
+    assert uniforms(seed_words([6786339], CPU), torch.tensor([1])) == 0.0
     assert batch.sample(torch.tensor([[0.0, 1.0, 3.0, 3.0]])).tolist() == [2]
 
 
@@ -353,11 +353,7 @@ def test_more_edits_than_are_looked_at_together(monkeypatch: pytest.MonkeyPatch)
         rows.append(SamplingRow(replace(params, repetition_penalty=1.3), [4, 5, 6], 2))
     batch, logits = Batch(rows, 200), random_logits(rng, 3, 200)
     batch.sample(logits)
-    for i in range(3):
-        adjusted = adjusted_logits(logits[i], batch.packed, batch.counts, i)
-        assert torch.equal(batch.work.adjusted[int(batch.packed.slots[i])], adjusted)
-        plain = SamplingBatch([rows[i]], 200, CPU)._adjust(logits[i : i + 1])[0]
-        torch.testing.assert_close(adjusted, plain, rtol=1e-6, atol=1e-6)
+    assert torch.equal(batch.work.adjusted[batch.slots], batch.adjusted(logits))
 
 
 @pytest.mark.parametrize("filters", [0, 1, 2])
@@ -369,27 +365,32 @@ def test_launches_left_out_change_nothing(filters: int) -> None:
         off = {0: {"top_k": 0, "top_p": 1.0}, 1: {rng.choice(["top_k"]): 0}, 2: {}}[filters]
         rows.append(row._replace(params=replace(row.params, **off)))
     batch, logits = Batch(rows, 50), random_logits(rng, 6, 50)
-    assert batch.uses.filters <= filters
-    assert torch.equal(batch.sample(logits), batch.sample(logits, SamplingUses()))
+    assert batch.stages.filters <= filters
+    everything = replace(batch.stages, drawn=RowSet(None), filters=2)
+    assert torch.equal(batch.sample(logits), batch.sample(logits, everything))
 
 
-def test_uses_follow_the_parameters() -> None:
+def test_stages_follow_the_parameters() -> None:
     plain = SamplingParams(max_tokens=1, seed=0)
     greedy = replace(plain, temperature=0.0, top_k=4, top_p=0.5)
-    assert SamplingUses.of([]) == SamplingUses.of([greedy]) == SamplingUses(False, 0)
-    assert SamplingUses.of([greedy, plain]) == SamplingUses(True, 0)
-    assert SamplingUses.of([replace(plain, top_k=3), replace(plain, top_p=0.5)]) == SamplingUses(True, 1)
-    assert SamplingUses.of([replace(plain, top_k=3, top_p=0.5)]) == SamplingUses(True, 2)
+
+    def found(*params: SamplingParams) -> tuple[bool, int]:
+        stages = stages_of([SamplingRow(p, [1], 1) for p in params], 50)
+        return stages.drawn is not None, stages.filters
+
+    assert found() == found(greedy) == (False, 0)
+    assert found(greedy, plain) == (True, 0)
+    assert found(replace(plain, top_k=3), replace(plain, top_p=0.5)) == (True, 1)
+    assert found(replace(plain, top_k=3, top_p=0.5)) == (True, 2)
 
 
 def test_output_may_be_given_and_no_rows_are_fine() -> None:
     batch, logits = Batch([greedy_row()], 20), random_logits(random.Random(11), 1, 20)
     out = torch.zeros(1, dtype=torch.int64)
-    assert sample(logits, batch.packed, batch.counts, batch.work, out=out) is out
+    given = (batch.params, batch.stages, batch.slots, batch.counts, batch.work)
+    assert sample(logits, *given, out=out) is out
     assert int(out) == int(logits.argmax())
-    empty = Batch([], 20)
-    assert empty.sample(logits[:0]).shape == (0,)
-    advance(torch.zeros(0, dtype=torch.int64), empty.packed, empty.counts)
+    assert Batch([], 20).sample(logits[:0]).shape == (0,)
 
 
 def test_rows_of_logits_may_be_strided() -> None:
@@ -418,7 +419,6 @@ def test_uniforms_have_the_bits_of_the_plain_samplers() -> None:
     bits, thresholds = torch.empty(45, dtype=torch.int64), torch.empty(45, dtype=torch.int64)
     _uniform_kernel[(45,)](signed, torch.tensor(positions), torch.tensor(totals), bits, thresholds)
     assert torch.equal(bits.float() * 2.0**-24, expected)
-    assert bits.tolist() == [uniform_bits(s, p) for s, p in zip(seeds, positions, strict=True)]
     assert thresholds.tolist() == [b * t >> 24 for b, t in zip(bits.tolist(), totals, strict=True)]
 
 
@@ -453,25 +453,21 @@ def test_coarse_intervals_are_ordered_and_at_most_2_23_floats_wide() -> None:
 
 
 def test_histories_are_counted() -> None:
-    counts = torch.full((3, 9), 5, dtype=torch.int32)
-    count_history(counts, 1, [3, 3, 4, 8, 8, 8, 3], num_prompt_tokens=3)
+    history = TokenHistory(3, 9, CPU)
+    counts = history.counts.fill_(5)
+    history.join(1, torch.tensor([3, 3, 4, 8, 8, 8, 3]), 3)
     assert counts[1].tolist() == [0, 0, 0, PROMPT_FLAG + 1, PROMPT_FLAG, 0, 0, 0, 3]
     assert (counts[[0, 2]] == 5).all()
-    rows = SamplingRows.pack([SamplingParams(1, 0)] * 4, [7] * 4, [3] * 4, [1, NO_SLOT, 0, 2], CPU)
-    advance(torch.tensor([8, 0, -1, 4]), rows, counts)
+    history.advance(torch.tensor([1, 2]), torch.tensor([8, 4]))
     assert counts[1].tolist() == [0, 0, 0, PROMPT_FLAG + 1, PROMPT_FLAG, 0, 0, 0, 4]
     assert (counts[0] == 5).all()
     assert counts[2].tolist() == [5, 5, 5, 5, 6, 5, 5, 5, 5]
-    assert rows.positions.tolist() == [8] * 4
 
 
 def test_tokens_that_are_not_allowed_are_marked_beside_their_counts() -> None:
-    counts = torch.full((2, 6), 5, dtype=torch.int32)
-    count_history(counts, 1, [3, 4, 4, 0], num_prompt_tokens=1, allowed_token_ids=(3, 4, 3))
-    assert counts[1].tolist() == [FORBIDDEN + 1, FORBIDDEN, FORBIDDEN, PROMPT_FLAG, 2, FORBIDDEN]
-    params = SamplingParams(9, 0, allowed_token_ids=(1,))
-    with pytest.raises(AssertionError, match="row 0 needs a slot"):
-        SamplingRows.pack([params], [3], [1], [NO_SLOT], CPU)
+    history = TokenHistory(2, 6, CPU)
+    history.join(1, torch.tensor([3, 4, 4, 0]), 1, allowed=torch.tensor([3, 4, 3]))
+    assert history.counts[1].tolist() == [FORBIDDEN + 1, FORBIDDEN, FORBIDDEN, PROMPT_FLAG, 2, FORBIDDEN]
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -490,38 +486,13 @@ def test_a_mask_hides_no_invalid_logit(bad: float) -> None:
     assert actual[2] in (130, 200)
 
 
-def test_packing_to_a_capacity_and_copying() -> None:
-    rng = random.Random(14)
-    rows = [random_row(rng, 40) for _ in range(3)]
-    params, lengths, prompts = zip(*map(facts, rows), strict=True)
-    exact = SamplingRows.pack(params, lengths, prompts, [2, 0, 1], CPU)
-    padded = SamplingRows.pack(params, lengths, prompts, [2, 0, 1], CPU, num_rows=5, num_edits=50)
-    assert len(padded) == 5
-    assert padded.slots.tolist() == [2, 0, 1, NO_SLOT, NO_SLOT]
-    assert padded.edit_starts.tolist() == [*exact.edit_starts.tolist(), *exact.edit_starts.tolist()[-1:] * 2]
-    static = SamplingRows.pack([], [], [], [], CPU, num_rows=5, num_edits=50)
-    static.copy_from(padded)
-    for field in fields(SamplingRows):
-        assert torch.equal(getattr(static, field.name), getattr(padded, field.name))
-    logits = random_logits(rng, 5, 40)
-    batch = Batch(rows, 40)
-    counts = torch.zeros(3, 40, dtype=torch.int32)
-    for row, slot in zip(rows, [2, 0, 1], strict=True):
-        start_history(counts, slot, row)
-    work = SamplingWorkspace(5, 40, 3, CPU)
-    tokens = sample(logits, static, counts, work)
-    assert torch.equal(tokens[:3], batch.sample(logits[:3]))
-    assert torch.equal(tokens[3:], logits[3:].argmax(dim=-1))
-
-
-def test_edits_are_merged_and_rows_with_them_need_a_slot() -> None:
+def test_edits_are_merged_and_rows_with_them_are_adjusted() -> None:
     params = SamplingParams(9, 0, logit_bias=((5, 1.0), (2, -3.0)), stop_token_ids=(7, 5), min_tokens=4)
-    assert edits_of(params, num_tokens=13, num_prompt_tokens=10) == [(2, -3.0, 0), (5, 1.0, 14), (7, 0.0, 14)]
-    assert edits_of(params, num_tokens=14, num_prompt_tokens=10) == [(2, -3.0, 0), (5, 1.0, 0)]
-    with pytest.raises(AssertionError, match="row 0 needs a slot"):
-        SamplingRows.pack([params], [13], [10], [NO_SLOT], CPU)
-    with pytest.raises(AssertionError, match="3 edits, capacity 2"):
-        SamplingRows.pack([params], [13], [10], [0], CPU, num_edits=2)
+    assert edits_of(params, 10, num_tokens=13) == [(2, -3.0, 0), (5, 1.0, 14), (7, 0.0, 14)]
+    assert edits_of(params, 10, num_tokens=14) == [(2, -3.0, 0), (5, 1.0, 0)]
+    stages = stages_of([greedy_row(), SamplingRow(params, [1] * 13, 10)], 50)
+    assert stages.adjusted is not None
+    assert stages.adjusted.tolist() == [1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -575,14 +546,14 @@ def refused() -> list[tuple[str, dict[str, object]]]:
         ("float32 or bfloat16", {"logits": torch.zeros(1, 16, dtype=torch.float16)}),
         ("float32 or bfloat16", {"logits": torch.zeros(16, 1).t()[:, ::2]}),
         ("1 to 262144 tokens", {"logits": torch.zeros(1, 262145)}),
-        ("as many rows of parameters", {"rows": other.packed}),
+        ("as many rows of parameters", {"rows": other.params}),
+        ("needs slots", {"slots": other.slots}),
         ("counts", {"counts": torch.zeros(1, 17, dtype=torch.int32)}),
         ("counts", {"counts": torch.zeros(1, 16)}),
         ("as the workspace has", {"counts": torch.zeros(9, 16, dtype=torch.int32)}),
         ("workspace is for", {"workspace": SamplingWorkspace(0, 16, 1, CPU)}),
         ("workspace is for", {"workspace": SamplingWorkspace(1, 17, 1, CPU)}),
         ("needs out", {"out": torch.zeros(1, dtype=torch.int32)}),
-        ("0, 1 or 2 filters", {"uses": SamplingUses(True, 3)}),
     ]
 
 
@@ -591,7 +562,9 @@ def test_refuses_what_it_cannot_do(sentence: str, changes: dict[str, object]) ->
     batch = Batch([greedy_row()], 16)
     inputs = {
         "logits": torch.zeros(1, 16),
-        "rows": batch.packed,
+        "rows": batch.params,
+        "stages": batch.stages,
+        "slots": batch.slots,
         "counts": torch.zeros(1, 16, dtype=torch.int32),
         "workspace": batch.work,
     }

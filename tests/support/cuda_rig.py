@@ -28,16 +28,16 @@ from semipd.devices.cuda.lane.graphs import GraphTable
 from semipd.devices.cuda.lane.lane import CudaLane
 from semipd.devices.cuda.lane.launch_loop import IDLE_BEFORE_CAPTURE_NS, Command, LaunchLoop
 from semipd.devices.cuda.lane.memory import Shared
-from semipd.devices.cuda.rows.sampling import Sampler, TorchSampler
 from semipd.devices.cuda.rows.size import LaneSize
+from semipd.devices.cuda.sampler.sampler import Sampler, TorchSampler
 from semipd.devices.cuda.split.streams import Lanes
 from semipd.devices.cuda.start.assembly import build_loop, graph_splits, lane_size, reserve_memory
 from semipd.engine.coordinator import Coordinator
 from semipd.network.batch import BatchInput
 from semipd.network.config import ModelConfig, RopeConfig
 from semipd.network.kv_layout import KvLayout
+from semipd.sampling.batch import SamplingBatch, SamplingRow
 from semipd.sampling.logprobs import token_logprobs
-from semipd.sampling.sampler import SamplingBatch, SamplingRow
 
 CPU = torch.device("cpu")
 DEFAULTS = EngineSettings(

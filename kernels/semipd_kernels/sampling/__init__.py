@@ -1,7 +1,6 @@
 """Sampling on the device, without the host waiting for it: the tokens of the sampler in semipd.sampling.
 
-That sampler is the specification: order of operations (bias, allowed tokens, min_tokens, penalties, then
-greedy or temperature, top-k, top-p, min-p and the draw), tie rules, Philox uniforms (the same bits), inverse
+That sampler is the specification: order of operations, tie rules, Philox uniforms (the same bits), inverse
 CDF in order of token ids. Greedy tokens and the survivors of top-k agree exactly. Masses are integers, in
 units of 2^-40 of the most likely token's, and exp is the GPU's: off by a few 1e-7, by 2e-6 at the far end
 where masses end. So a drawn token's CDF is within 1e-5 of the plain sampler's; the oracle of DESIGN section 3
@@ -16,25 +15,13 @@ from torch import Tensor
 
 from semipd.core.errors import SemipdError
 from semipd.core.sampling import MAX_LOGPROBS
+from semipd.sampling.parameters import RowParams
+from semipd.sampling.stages import Stages
 from semipd_kernels.dispatch import takes_triton
-from semipd_kernels.sampling.reference import (
-    advance_reference,
-    sample_reference,
-    token_logprobs_reference,
-)
-from semipd_kernels.sampling.rows import NO_SLOT, SamplingRows, SamplingUses, count_history
+from semipd_kernels.sampling.reference import sample_reference, token_logprobs_reference
 from semipd_kernels.sampling.workspace import SamplingWorkspace
 
-__all__ = [
-    "NO_SLOT",
-    "SamplingRows",
-    "SamplingUses",
-    "SamplingWorkspace",
-    "advance",
-    "count_history",
-    "sample",
-    "token_logprobs",
-]
+__all__ = ["SamplingWorkspace", "sample", "token_logprobs"]
 
 LOGITS_DTYPES = (torch.float32, torch.bfloat16)
 MAX_VOCAB_SIZE = 2**18
@@ -43,55 +30,44 @@ MAX_VOCAB_SIZE = 2**18
 
 def sample(
     logits: Tensor,
-    rows: SamplingRows,
+    rows: RowParams,
+    stages: Stages,
+    slots: Tensor,
     counts: Tensor,
     workspace: SamplingWorkspace,
     *,
-    uses: SamplingUses = SamplingUses(),  # noqa: B008 -- frozen
     out: Tensor | None = None,
 ) -> Tensor:
     """Next token of each row; -1 for a row that holds NaN or +inf or allows no token.
 
-    Safe under graph capture: nothing is allocated if `out` is given, and the launches depend on the shapes
-    and on `uses` alone. One sequence of launches serves greedy and drawn rows.
+    The launches depend on shapes and `stages` alone; one sequence of them serves greedy and drawn rows.
 
     Args:
         logits: [B, V] fp32 or bf16, unit element stride, V at most 262,144; left unchanged.
-        rows: B rows.
-        counts: int32 [slots, V], contiguous: histories and allowed tokens of the rows that have a slot (see
-            `count_history`).
+        rows, stages: of B rows.
+        slots: int64 [B], contiguous, different from each other: where a row that is adjusted has its counts.
+        counts: int32 [slots, V], contiguous: histories and allowed tokens, see TokenHistory. Those of every
+            adjusted row are read.
         workspace: for at least B rows, this V and these slots.
-        uses: at least what the rows need, see `SamplingUses.of`; what it leaves out is not applied.
         out: int64 [B], contiguous; a new tensor if None.
 
-    Returns `out`. Changes nothing else: `advance` moves on.
+    Returns `out`. Changes nothing else.
 
     Raises:
         SemipdError: `unsupported_kernel` for other dtypes, shapes or layouts.
     """
     _check_logits(logits)
     out = torch.empty(len(logits), dtype=torch.int64, device=logits.device) if out is None else out
-    _check_state(logits, rows, counts, workspace, uses)
+    _check_state(logits, rows, counts, workspace)
+    _check_vector("slots", slots, len(logits), torch.int64)
     _check_vector("out", out, len(logits), torch.int64)
     if not takes_triton(logits):
-        return out.copy_(sample_reference(logits, rows, counts))
+        return out.copy_(sample_reference(logits, rows, stages, slots, counts))
     if len(logits):
         from semipd_kernels.sampling.launch import launch
 
-        launch(logits, rows, counts, workspace, uses, out)
+        launch(logits, rows, stages, slots, counts, workspace, out)
     return out
-
-
-def advance(tokens: Tensor, rows: SamplingRows, counts: Tensor) -> None:
-    """Append `tokens`, int64 [B], to the histories: counts them for the rows that have a slot, and increments
-    every position. A token outside the vocabulary (-1) is not counted."""
-    _check_vector("tokens", tokens, len(rows), torch.int64)
-    if not takes_triton(tokens):
-        advance_reference(tokens, rows, counts)
-    elif len(rows):
-        from semipd_kernels.sampling.launch import launch_advance
-
-        launch_advance(tokens, rows, counts)
 
 
 def token_logprobs(
@@ -137,9 +113,7 @@ def _check_logits(logits: Tensor) -> None:
         _refuse(f"sampling takes vocabularies of 1 to {MAX_VOCAB_SIZE} tokens; got {logits.shape[1]}")
 
 
-def _check_state(
-    logits: Tensor, rows: SamplingRows, counts: Tensor, workspace: SamplingWorkspace, uses: SamplingUses
-) -> None:
+def _check_state(logits: Tensor, rows: RowParams, counts: Tensor, workspace: SamplingWorkspace) -> None:
     num_rows, vocab_size = logits.shape
     if len(rows) != num_rows:
         _refuse(f"sampling of {num_rows} rows of logits needs as many rows of parameters; got {len(rows)}")
@@ -155,8 +129,6 @@ def _check_state(
             f"the sampling workspace is for {workspace.num_rows} rows of {workspace.vocab_size} tokens; "
             f"got {num_rows} of {vocab_size}"
         )
-    if uses.filters not in (0, 1, 2):
-        _refuse(f"a row combines 0, 1 or 2 filters; got {uses.filters}")
 
 
 def _check_vector(name: str, vector: Tensor, size: int, dtype: torch.dtype) -> None:

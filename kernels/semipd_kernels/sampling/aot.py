@@ -26,7 +26,6 @@ _TYPES = {
     "frequency_ptr": "*fp32",
     "logits_stride": "i32",
     "min_p_ptr": "*fp32",
-    "num_rows": "i32",
     "num_top_ptr": "*i32",
     "out_ptr": "*i64",
     "own_ptr": "*fp32",
@@ -63,8 +62,6 @@ def cases() -> Iterator[AotCase]:
         name = f"sampling/select_fine{'/last' if last else ''}"
         yield _case(name, kernel.select_fine_kernel, {"LAST": last}, shape.NUM_WARPS)
     yield _case("sampling/select_coarse", kernel.select_coarse_kernel, {}, shape.NUM_WARPS)
-    rows = shape.ADVANCE_ROWS
-    yield _case("sampling/advance", kernel.advance_kernel, {"ROWS": rows}, rows // 32)
 
 
 def _dense_cases(dtype: str, aligned: bool) -> Iterator[AotCase]:

@@ -16,7 +16,8 @@ may be summed in any order, and a row's token still depends on that row alone.
 import triton
 import triton.language as tl
 
-from semipd_kernels.sampling import rows, shape
+from semipd.sampling.history import PROMPT_FLAG
+from semipd_kernels.sampling import shape
 
 COARSE_BINS = tl.constexpr(shape.COARSE_BINS)
 FINE_BINS = tl.constexpr(shape.FINE_BINS)
@@ -41,7 +42,7 @@ TOP_K = tl.constexpr(2)
 TOP_P = tl.constexpr(3)
 
 ALL_BITS = tl.constexpr(0x7FFFFFFF)
-OUTPUT_COUNT = tl.constexpr(rows.PROMPT_FLAG - 1)
+OUTPUT_COUNT = tl.constexpr(PROMPT_FLAG - 1)
 """The bits of a count that say how often a token is in the output; the next one: it is in the prompt. A
 negative count: the row may not choose the token."""
 
@@ -387,20 +388,6 @@ def pick_kernel(
         weights = tl.where(survives, _mass_from(distance, min_p), 0)
         passed = mass_before + tl.cumsum(weights, axis=0) <= threshold
         tl.store(out_ptr + row, (tile * TILE + tl.sum(passed.to(tl.int32), axis=0)).to(tl.int64))
-
-
-@triton.jit
-def advance_kernel(
-    tokens_ptr, slots_ptr, positions_ptr, counts_ptr, vocab_size, num_rows, ROWS: tl.constexpr
-):
-    """Counts the tokens and moves the positions on."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    mask = row < num_rows
-    token = tl.load(tokens_ptr + row, mask=mask, other=-1)
-    slot = tl.load(slots_ptr + row, mask=mask, other=-1).to(tl.int64)
-    counted = (slot >= 0) & (token >= 0) & (token < vocab_size)
-    tl.atomic_add(counts_ptr + slot * vocab_size + token, 1, mask=counted, sem="relaxed")
-    tl.store(positions_ptr + row, tl.load(positions_ptr + row, mask=mask, other=0) + 1, mask=mask)
 
 
 @triton.jit

@@ -4,33 +4,39 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from semipd.sampling.parameters import RowParams
+from semipd.sampling.stages import Stages
 from semipd_kernels.sampling import kernel, shape
-from semipd_kernels.sampling.rows import SamplingRows, SamplingUses
 from semipd_kernels.sampling.workspace import SamplingWorkspace
+
+NO_SLOT = -1
 
 
 def launch(
     logits: Tensor,
-    rows: SamplingRows,
+    rows: RowParams,
+    stages: Stages,
+    slots: Tensor,
     counts: Tensor,
     work: SamplingWorkspace,
-    uses: SamplingUses,
     out: Tensor,
 ) -> None:
     vocab_size, tiles = logits.shape[1], shape.num_tiles(logits.shape[1])
-    _adjust(logits, rows, counts, work, out, uses.draws)
-    if not uses.draws:
+    used = _used_slots(slots, stages)
+    _adjust(logits, rows, stages, used, counts, work, out)
+    if stages.drawn is None:
         return
-    source = (logits, work.adjusted, rows.slots, rows.temperature)
+    source = (logits, work.adjusted, used, rows.temperature)
     sizes = (logits.stride(0), vocab_size, tiles)
-    if uses.filters:
+    if stages.filters:
         histogram = (work.coarse_count, work.coarse_mass)
         _per_tile(kernel.coarse_kernel, len(rows), tiles)(*source, work.best, work.state, *histogram, *sizes)
         select = _per_row(kernel.select_coarse_kernel, len(rows), shape.NUM_WARPS)
         select(rows.top_k, rows.top_p, work.state, *histogram)
-    for _ in range(uses.filters):
+    for _ in range(stages.filters):
         for last in (False, True):
             _refine(rows, work, source, sizes, last)
     sums = (work.tile_mass, work.tile_ties)
@@ -43,36 +49,41 @@ def launch(
     pick(*source, rows.min_p, *seeds, work.best, work.state, *sums, out, *sizes, **constants)
 
 
-def launch_advance(tokens: Tensor, rows: SamplingRows, counts: Tensor) -> None:
-    kernel.advance_kernel[(-(-len(rows) // shape.ADVANCE_ROWS),)](
-        tokens,
-        rows.slots,
-        rows.positions,
-        counts,
-        counts.shape[1],
-        len(rows),
-        ROWS=shape.ADVANCE_ROWS,
-        num_warps=shape.ADVANCE_ROWS // 32,
-        num_stages=1,
-        enable_fp_fusion=False,
-    )
+def _used_slots(slots: Tensor, stages: Stages) -> Tensor:
+    """int32 [R]: NO_SLOT where the logits are taken as they are."""
+    used = torch.full_like(slots, NO_SLOT, dtype=torch.int32)
+    if stages.adjusted is not None:
+        used.index_copy_(0, stages.adjusted, slots[stages.adjusted].to(torch.int32))
+    return used
+
+
+def _edits(stages: Stages, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if stages.edits is not None:
+        return stages.edits.starts, stages.edits.tokens, stages.edits.bias, stages.edits.until
+    none = like.new_zeros(0)
+    return like.new_zeros(len(like) + 1), none, none.view(torch.float32), none.long()
 
 
 def _adjust(
-    logits: Tensor, rows: SamplingRows, counts: Tensor, work: SamplingWorkspace, out: Tensor, draws: bool
+    logits: Tensor,
+    rows: RowParams,
+    stages: Stages,
+    slots: Tensor,
+    counts: Tensor,
+    work: SamplingWorkspace,
+    out: Tensor,
 ) -> None:
     vocab_size, tiles = logits.shape[1], shape.num_tiles(logits.shape[1])
     penalties = (rows.repetition, rows.frequency, rows.presence)
-    edits = (rows.edit_starts, rows.edit_tokens, rows.edit_bias, rows.edit_until)
     bests = (work.tile_best, work.tile_token)
     _per_tile(kernel.adjust_kernel, len(rows), tiles, EDITS=shape.EDITS)(
         logits,
         work.adjusted,
         counts,
-        rows.slots,
+        slots,
         *penalties,
         rows.positions,
-        *edits,
+        *_edits(stages, slots),
         *bests,
         logits.stride(0),
         vocab_size,
@@ -81,12 +92,12 @@ def _adjust(
     histograms = (work.coarse_count, work.coarse_mass, work.fine_count, work.fine_mass)
     filters = (rows.temperature, rows.top_k, rows.top_p)
     best = _per_row(kernel.best_kernel, len(rows), shape.NUM_WARPS)
-    constants = {"TILES": shape.power_of_2(tiles), "DRAWS": draws}
+    constants = {"TILES": shape.power_of_2(tiles), "DRAWS": stages.drawn is not None}
     best(*bests, *filters, work.best, work.state, *histograms, out, vocab_size, tiles, **constants)
 
 
 def _refine(
-    rows: SamplingRows,
+    rows: RowParams,
     work: SamplingWorkspace,
     source: tuple[Tensor, ...],
     sizes: tuple[int, int, int],

@@ -12,7 +12,6 @@ NUM_WARPS = 8
 """Distances, masses and bins of a tile are in registers at once: with 4 warps 220 a thread, too many."""
 EDITS = 128
 """Edits looked at together; few rows have more."""
-ADVANCE_ROWS = 128
 
 STATE_FIELDS = 16
 COARSE_BINS = 2048

@@ -11,8 +11,7 @@ class SamplingWorkspace:
     Args:
         num_rows: largest batch.
         vocab_size: of the logits.
-        num_slots: rows that may have edits, penalties or allowed tokens at the same time (see
-            SamplingRows.slots).
+        num_slots: of the sequences that may be sampled.
     """
 
     def __init__(self, num_rows: int, vocab_size: int, num_slots: int, device: torch.device) -> None:

@@ -9,11 +9,12 @@ from semipd.devices.cuda.driver.interface import Driver
 from semipd.devices.cuda.driver.stream_work import Submit
 from semipd.devices.cuda.driver.timing_events import EventPool
 from semipd.devices.cuda.forward.transformer import Activations, Transformer, reserve_logits
-from semipd.devices.cuda.rows.sampling import Sampler, TokenHistory
 from semipd.devices.cuda.rows.size import LaneSize
 from semipd.devices.cuda.rows.slots import SlotState
 from semipd.devices.cuda.rows.staging import Staging
+from semipd.devices.cuda.sampler.sampler import Sampler
 from semipd.devices.cuda.split.streams import Lanes
+from semipd.sampling.history import TokenHistory
 
 
 @dataclass(frozen=True, slots=True)

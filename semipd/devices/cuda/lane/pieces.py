@@ -227,8 +227,8 @@ class LaneWork:
             tokens = memory.sampler.sample(logits, slots, stages, memory.state, memory.history)
             valid = tokens.clamp_min(0)
             memory.state.advance(slots, valid)
-            if stages.penalised is not None:
-                memory.history.advance(slots[stages.penalised], valid[stages.penalised].long())
+            if stages.counted is not None:
+                memory.history.advance(stages.counted.pick(slots), stages.counted.pick(valid).long())
             step.tokens[:num_rows].copy_(tokens, non_blocking=True)
             if step.logprobs is not None:
                 step.logprobs.launch(raw, tokens)

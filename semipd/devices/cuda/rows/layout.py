@@ -10,9 +10,10 @@ from torch import Tensor
 from semipd.core.plan import BLOCK_SIZE, blocks_for
 from semipd.devices.cuda.rows.residents import Chunk, SlotResident
 from semipd.devices.cuda.rows.rows import ChunkPlan, ChunkRows, DecodeRows, StepRows
-from semipd.devices.cuda.rows.sampling import StagePlan, Stages
-from semipd.devices.cuda.rows.slots import Column, SlotState
+from semipd.devices.cuda.rows.slots import SlotState
 from semipd.devices.cuda.rows.staging import Packer
+from semipd.sampling.parameters import Column
+from semipd.sampling.stages import StagePlan, Stages
 
 PlanChunks = Callable[[list[int], list[int]], ChunkPlan]
 """(lengths, context lengths) of the chunks."""
@@ -40,7 +41,9 @@ class StepLayout:
         self.packer = packer = Packer()
         self._decode_slots = packer.add([r.slot for r in decoding])
         self._sampled_slots = packer.add([r.slot for r in self.sampled])
-        self._stages = StagePlan(packer, [(r.params, r.num_prompt_tokens) for r in self.sampled], vocab_size)
+        facts = [(r.params, r.num_prompt_tokens, r.num_tokens) for r in self.sampled]
+        self._stages = StagePlan(facts, vocab_size)
+        self._stage_vectors = {name: packer.add(vector) for name, vector in self._stages.vectors.items()}
         targets = [c.resident.token_ids[i] for c in chunks for i in c.predicted_prompt()]
         self.num_prompt_rows = len(targets)
         self._prompt_targets = packer.add(targets)
@@ -57,7 +60,8 @@ class StepLayout:
         """`memory`: int32, where the packer's vectors have gone. Launches on the current stream."""
         view = self.packer.views(memory)
         sampled_slots = view(self._sampled_slots).long()
-        stages, targets = self._stages.bind(view), view(self._prompt_targets)
+        stages = self._stages.bind({name: view(number) for name, number in self._stage_vectors.items()})
+        targets = view(self._prompt_targets)
         if not self.chunks:
             return BoundLayout(view(self._decode_slots), sampled_slots, stages, targets, None, None)
         rows = self._rows(view, state)

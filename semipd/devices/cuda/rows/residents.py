@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from semipd.core.plan import BLOCK_SIZE, Join, Segment, StepPlan
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
-from semipd.devices.cuda.rows.sampling import needs_history
 from semipd.devices.cuda.rows.slots import PADDING_SLOT, Delta, SlotState
+from semipd.sampling.stages import needs_history
 
 
 @dataclass(slots=True, eq=False)

@@ -5,33 +5,15 @@ need not wait for the host), its sampling parameters and its block table. Slot 0
 rows of a decode graph compute its token 0 at position 0 and write their KV to the padding block.
 """
 
-import struct
 from collections.abc import Sequence
-from enum import IntEnum
 
 import torch
 from torch import Tensor
 
 from semipd.core.plan import PADDING_BLOCK, Join
-from semipd.core.sampling import SamplingParams
+from semipd.sampling.parameters import Column, column_values
 
 PADDING_SLOT = 0
-
-
-class Column(IntEnum):
-    """Numbers of a slot, int32; those named `*_BITS` hold the bits of a float32 or of an unsigned word."""
-
-    TOKEN = 0
-    POSITION = 1
-    TOP_K = 2
-    TEMPERATURE_BITS = 3
-    TOP_P_BITS = 4
-    MIN_P_BITS = 5
-    REPETITION_BITS = 6
-    FREQUENCY_BITS = 7
-    PRESENCE_BITS = 8
-    SEED_LOW_BITS = 9
-    SEED_HIGH_BITS = 10
 
 
 Delta = dict[int, int]
@@ -57,9 +39,8 @@ class SlotState:
         return self.flat.numel()
 
     def join(self, delta: Delta, slot: int, join: Join) -> None:
-        values = _column_values(join)
-        for column in Column:
-            delta[column * self.num_slots + slot] = values[column]
+        for column, value in enumerate(column_values(join.params, join.token_ids)):
+            delta[column * self.num_slots + slot] = value
         self.add_blocks(delta, slot, 0, join.block_table)
 
     def add_blocks(self, delta: Delta, slot: int, start: int, blocks: Sequence[int]) -> None:
@@ -76,39 +57,3 @@ class SlotState:
         """`tokens` int32 [R] are the newest of the sequences in `slots` int64 [R], each named once."""
         self.columns[Column.TOKEN].scatter_(0, slots, tokens)
         self.columns[Column.POSITION].index_add_(0, slots, torch.ones_like(tokens))
-
-
-def _column_values(join: Join) -> dict[Column, int]:
-    params = join.params
-    return {
-        Column.TOKEN: join.token_ids[-1],
-        Column.POSITION: len(join.token_ids) - 1,
-        Column.TOP_K: min(params.top_k, 2**31 - 1),
-        Column.SEED_LOW_BITS: _signed(params.seed & 0xFFFFFFFF),
-        Column.SEED_HIGH_BITS: _signed(params.seed >> 32),
-    } | {column: float_bits(value) for column, value in _floats(params).items()}
-
-
-def _floats(params: SamplingParams) -> dict[Column, float]:
-    return {
-        Column.TEMPERATURE_BITS: params.temperature,
-        Column.TOP_P_BITS: params.top_p,
-        Column.MIN_P_BITS: params.min_p,
-        Column.REPETITION_BITS: params.repetition_penalty,
-        Column.FREQUENCY_BITS: params.frequency_penalty,
-        Column.PRESENCE_BITS: params.presence_penalty,
-    }
-
-
-def _signed(word: int) -> int:
-    return word - 2**32 if word >= 2**31 else word
-
-
-def float_bits(value: float) -> int:
-    """Of `value` as float32; beyond its range that is infinity."""
-    try:
-        packed = struct.pack("<f", value)
-    except OverflowError:
-        packed = struct.pack("<f", float("inf") if value > 0 else float("-inf"))
-    bits: int = struct.unpack("<i", packed)[0]
-    return bits

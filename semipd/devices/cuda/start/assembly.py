@@ -12,8 +12,8 @@ from semipd.devices.cuda.lane.executor import LaneExecutor
 from semipd.devices.cuda.lane.graphs import GraphTable, batch_buckets
 from semipd.devices.cuda.lane.launch_loop import Deliver, LaunchLoop
 from semipd.devices.cuda.lane.memory import LaneMemory, Shared
-from semipd.devices.cuda.rows.sampling import Sampler
 from semipd.devices.cuda.rows.size import LaneSize
+from semipd.devices.cuda.sampler.sampler import Sampler
 from semipd.devices.cuda.split.streams import Lanes
 from semipd.network.config import DTypeName, ModelConfig
 

@@ -11,9 +11,9 @@ from semipd.devices.cuda.driver.interface import Driver
 from semipd.devices.cuda.driver.stream_work import Submit, submit_to
 from semipd.devices.cuda.forward.ops import Ops
 from semipd.devices.cuda.forward.torch_ops import TorchOps
-from semipd.devices.cuda.rows.sampling import Sampler, TorchSampler
 from semipd.devices.cuda.rows.size import LaneSize
 from semipd.devices.cuda.rows.staging import Staging
+from semipd.devices.cuda.sampler.sampler import Sampler, TorchSampler
 
 _OLDEST_ARCH = 80
 
