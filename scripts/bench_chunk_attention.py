@@ -8,6 +8,7 @@ Milliseconds per layer, best of the repetitions, timed in turn; 8 query and 4 KV
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -54,10 +55,8 @@ def main() -> None:
                 mask = torch.full((length, context), -torch.inf, dtype=dtype).triu_(context - length + 1)
             best = [float("inf"), float("inf")]
             for _ in range(REPEATS):
-                best[0] = min(best[0], timed_ms(lambda q=q, k=keys, v=values, m=mask: sdpa(q, k, v, m)))  # type: ignore[misc]
-                best[1] = min(
-                    best[1], timed_ms(lambda q=q, k=keys, v=values: attend_chunk(q, k, v, HEAD_DIM**-0.5))
-                )  # type: ignore[misc]
+                best[0] = min(best[0], timed_ms(partial(sdpa, q, keys, values, mask)))
+                best[1] = min(best[1], timed_ms(partial(attend_chunk, q, keys, values, HEAD_DIM**-0.5)))
             name = str(dtype).removeprefix("torch.")
             print(
                 f"{name:9s} {length:8d} {context:8d} {best[0]:9.2f} {best[1]:10.2f} {best[0] / best[1]:7.2f}"

@@ -132,7 +132,8 @@ def make_optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim
     After 120 steps on tiny Shakespeare the validation loss was 4.27 with it, 5.00 with AdamW alone.
     """
     matrices = [p for p in model.model.layers.parameters() if p.dim() == 2]
-    others = [model.get_input_embeddings().weight, *(p for p in model.parameters() if p.dim() == 1)]
+    embedding = model.get_parameter("model.embed_tokens.weight")
+    others = [embedding, *(p for p in model.parameters() if p.dim() == 1)]
     muon = torch.optim.Muon(matrices, lr=recipe.muon_rate, weight_decay=recipe.muon_weight_decay)
     adamw = torch.optim.AdamW(others, lr=recipe.adamw_rate, betas=(0.9, 0.95), weight_decay=0.0)
     for optimizer in (muon, adamw):
@@ -181,7 +182,8 @@ class Run:
 def train(recipe: Recipe, shape: Shape, corpus: Corpus, device: torch.device) -> Run:
     torch.manual_seed(recipe.seed)
     passages = Passages(corpus, recipe.seed)
-    model = build_network(shape, recipe.dropout).to(device)
+    model = build_network(shape, recipe.dropout)
+    model.to(device)  # type: ignore[arg-type]  # the wrapper in transformers loses the type of self
     average, best = copy.deepcopy(model), copy.deepcopy(model)
     optimizers = make_optimizers(model, recipe)
     mixed = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")

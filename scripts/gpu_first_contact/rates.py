@@ -24,7 +24,8 @@ def bandwidth(lab: Lab) -> dict[str, Any]:
                 lab.read(sms, stages, per_sm, num_blocks)
             end.record()
         end.synchronize()
-        return round(2 * gigabytes / start.elapsed_time(end) * 1e3)
+        gb_per_s: float = 2 * gigabytes / start.elapsed_time(end) * 1e3
+        return round(gb_per_s)
 
     out: dict[str, Any] = {"alone": {}, "beside_gemm": {}}
     for stages, per_sm in variants:

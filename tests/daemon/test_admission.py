@@ -387,7 +387,8 @@ async def test_a_deadline_over_the_socket_and_by_configuration(tmp_path: Path) -
         await AsyncClient.connect(daemon.socket_path) as client,
     ):
         began_s = time.monotonic()
-        for asked in ({}, {"timeout_ms": 200}):
+        deadlines: list[dict[str, Any]] = [{}, {"timeout_ms": 200}]
+        for asked in deadlines:
             items: list[int] = []
             with pytest.raises(SemipdError) as ended:
                 await collect(client.generate([97], max_tokens=50, **asked), items)

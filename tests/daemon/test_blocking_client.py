@@ -68,7 +68,7 @@ def test_several_streams_and_questions_on_one_connection(daemon: DaemonProcess) 
         first, second = client.generate([40], max_tokens=20), client.generate([41], max_tokens=20)
         states = client.subscribe(interval_ms=100, events=True)
         assert client.status()["state"] == "ready"
-        tokens = {name: [] for name in ("first", "second")}
+        tokens: dict[str, list[int]] = {name: [] for name in ("first", "second")}
         for one, other in zip(first, second, strict=False):
             tokens["first"] += one.token_ids
             tokens["second"] += other.token_ids

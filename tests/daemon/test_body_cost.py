@@ -10,15 +10,16 @@ from semipd.core.brief import brief
 from semipd.core.errors import SemipdError
 from semipd.daemon.web import body_cost
 from semipd.daemon.web.body_cost import check_cost
+from semipd.wire.frames import LIST_COST, MAP_COST, NAMED_COST
 
 
 def cost_of(value: Any) -> int:
     """By walking: a comma before each but the first, and what the docstring says."""
     if isinstance(value, dict):
         inner = sum(map(cost_of, value.values())) + max(len(value) - 1, 0)
-        return inner + body_cost.MAP_COST + (body_cost.NAMED_COST - 1) * len(value)
+        return inner + MAP_COST + (NAMED_COST - 1) * len(value)
     if isinstance(value, list):
-        return sum(map(cost_of, value)) + max(len(value) - 1, 0) + body_cost.LIST_COST
+        return sum(map(cost_of, value)) + max(len(value) - 1, 0) + LIST_COST
     of_digits = body_cost.DIGITS_COST * (len(str(value)) // 20) if isinstance(value, int) else 0
     return of_digits + int(isinstance(value, float))
 

@@ -19,8 +19,13 @@ from support.tiny_tokenizers import byte_level, metaspace
 from semipd.core.plan import TokenLogprobs
 from semipd.daemon.model.token_texts import TokenTexts
 from semipd.daemon.model.tokenizer import Tokenizer
-from semipd.daemon.openai import answers
-from semipd.daemon.openai.logprobs import LOWEST, CompletionWriter, chat_logprobs, prompt_logprobs
+from semipd.daemon.openai.logprobs import (
+    INLINE_LOGPROBS,
+    LOWEST,
+    CompletionWriter,
+    chat_logprobs,
+    prompt_logprobs,
+)
 
 PROMPT = "Whan that Aprille"
 
@@ -129,9 +134,15 @@ async def test_echo_without_logprobs_may_use_the_prefix_cache(daemon: Running) -
 
 
 async def test_echo_of_nothing_but_the_prompt(daemon: Running, expected: FakeAnswers) -> None:
-    body = {"prompt": [PROMPT, "x"], "max_tokens": 0, "echo": True, "logprobs": 1, "return_token_ids": True}
+    body: dict[str, Any] = {
+        "prompt": [PROMPT, "x"],
+        "max_tokens": 0,
+        "echo": True,
+        "logprobs": 1,
+        "return_token_ids": True,
+    }
     answer = await daemon.complete(**body)
-    for choice, prompt in zip(answer["choices"], body["prompt"], strict=True):  # type: ignore[arg-type]
+    for choice, prompt in zip(answer["choices"], body["prompt"], strict=True):
         assert (choice["text"], choice["finish_reason"], choice["token_ids"]) == (prompt, "length", [])
         assert len(choice["logprobs"]["tokens"]) == len(expected.ids(str(prompt)))
     assert answer["usage"]["completion_tokens"] == 0
@@ -189,7 +200,7 @@ async def test_long_logprobs_are_written_beside_the_loop(
     ask = daemon.stream if stream else daemon.complete
     short = {"prompt": [5] * 10, "max_tokens": 1, "echo": True, "logprobs": 20}
     await ask(**short)
-    await ask(**short | {"prompt": [5] * (answers.INLINE_LOGPROBS // 20)})
+    await ask(**short | {"prompt": [5] * (INLINE_LOGPROBS // 20)})
     assert threads[0] == threading.get_ident() != threads[1]
 
 

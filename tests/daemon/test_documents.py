@@ -21,6 +21,7 @@ from semipd.daemon.history.usage import Timing
 from semipd.daemon.requests import schema
 from semipd.daemon.servers import frame_stream, socket_session, subscription, unix_socket
 from semipd.daemon.servers.socket_operations import TABLE
+from semipd.daemon.web import streaming
 from semipd.engine import slow_steps
 from semipd.wire import client_protocol, frames
 from semipd.wire.client_protocol import HELLO_LIMIT_S, check_hello
@@ -93,7 +94,7 @@ def test_limits_are_those_in_force() -> None:
         "requests in flight on a connection": unix_socket.MAX_IN_FLIGHT,
         "seconds until the hello must have come": HELLO_LIMIT_S,
         "seconds until a frame that has begun must have come": frame_stream.FRAME_LIMIT_S,
-        "seconds a reader of `generate` may take nothing": frame_stream.WRITE_LIMIT_S,
+        "seconds a reader of `generate` may take nothing": streaming.WRITE_LIMIT_S,
         "seconds a reader of `subscribe` may take nothing": subscription.READER_LIMIT_S,
     }
     assert f"at most {subscription.MAX_EVENTS} in one frame" in PROTOCOL

@@ -18,7 +18,7 @@ JSON = {"Content-Type": "application/json"}
 
 
 async def call(daemon: Running, method: str, **body: Any) -> dict[str, Any]:
-    sent = {"data": json.dumps(body), "headers": JSON} if method != "GET" else {}
+    sent: dict[str, Any] = {"data": json.dumps(body), "headers": JSON} if method != "GET" else {}
     async with daemon.http.request(method, f"{daemon.url}/v1/drain", **sent) as response:
         assert response.status == 200, await response.text()
         answer: dict[str, Any] = await response.json()

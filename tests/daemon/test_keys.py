@@ -1,5 +1,6 @@
 """Key files: what is read, what is refused, and that nothing of a key is kept or shown."""
 
+import hmac
 import logging
 import os
 from pathlib import Path
@@ -9,12 +10,10 @@ from support.keys import ANN, BOB, OPS, key_settings, write_keys
 
 from semipd.config.sections import AuthConfig
 from semipd.core.errors import SemipdError
-from semipd.daemon.access import keys
 from semipd.daemon.access.auth import Auth
 from semipd.daemon.access.callers import Caller
 from semipd.daemon.access.keys import Keyring
 from semipd.daemon.servers.routes import ROUTES
-from semipd.system import safe_files
 
 
 def load(path: Path, text: str, mode: int = 0o600) -> Keyring:
@@ -74,7 +73,7 @@ def test_a_link_that_others_made_is_not_followed(tmp_path: Path, monkeypatch: py
     (tmp_path / "keys").symlink_to("real")
     assert len(Keyring.load(tmp_path / "keys", "auth.keys_file")) == 1
     if os.getuid():
-        monkeypatch.setattr(safe_files.os, "geteuid", lambda: os.getuid() + 1)
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     else:
         os.lchown(tmp_path / "keys", 54321, -1)
     with pytest.raises(SemipdError) as refused:
@@ -96,7 +95,7 @@ def test_every_key_is_compared_whoever_it_is(tmp_path: Path, monkeypatch: pytest
         compared.append(known)
         return known == presented
 
-    monkeypatch.setattr(keys.hmac, "compare_digest", compare)
+    monkeypatch.setattr(hmac, "compare_digest", compare)
     for key in (ANN, BOB, OPS):
         compared.clear()
         ring.name_of(key)

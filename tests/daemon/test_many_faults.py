@@ -12,7 +12,7 @@ from semipd.core.plan import TokenLogprobs
 from semipd.daemon.operators.actions import parsed_body
 from semipd.daemon.operators.partition import PartitionOverride, SloUpdate
 from semipd.daemon.requests.schema import MAX_PROBLEMS, TokenIds, check_names, refusal
-from semipd.daemon.servers.unix_socket import TABLE
+from semipd.daemon.servers.socket_operations import TABLE
 from semipd.wire.packed_top import PackedTop
 
 MANY = {f"k{idx}": 1 for idx in range(36_000)}
@@ -56,7 +56,9 @@ def test_whole_numbers_may_be_written_with_a_point() -> None:
     rng = random.Random(3)
     for _ in range(50):
         expected = [rng.randrange(2**31) for _ in range(rng.randrange(1, 40))]
-        written = [float(one) if idx == 0 or rng.random() < 0.5 else one for idx, one in enumerate(expected)]
+        written: list[Any] = [
+            float(one) if idx == 0 or rng.random() < 0.5 else one for idx, one in enumerate(expected)
+        ]
         found = ids.validate_python(written, strict=True)
         assert found == expected
         assert set(map(type, found)) == {int}

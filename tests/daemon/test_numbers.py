@@ -318,12 +318,17 @@ async def test_poisoned_parameters_do_not_touch_the_engine(tmp_path: Path) -> No
     cpu = EngineSettings(device="cpu", model_dir=str(DEMO), max_model_len=128, kv_bytes=2**22)
     async with running(tmp_path, fake=cpu) as daemon:
         neighbour = asyncio.create_task(daemon.complete(prompt=[5] * 8, max_tokens=60, ignore_eos=True))
-        poison = [{"repetition_penalty": value} for value in (1e-300, 1e-39, 1e-3, 1e3, 3.5e38, 1e300)]
+        poison: list[dict[str, Any]] = [
+            {"repetition_penalty": value} for value in (1e-300, 1e-39, 1e-3, 1e3, 3.5e38, 1e300)
+        ]
         poison += [{"temperature": 1e308}, {"logit_bias": {"5": 1e38}}, {"frequency_penalty": -1e38}]
         for fields in poison:
             status, answer, _ = await daemon.post({"prompt": [5, 5, 6], "max_tokens": 4, **fields})
             assert status == 400, (fields, answer)
-        edges = [{"repetition_penalty": 0.01, "temperature": 1e-320}, {"repetition_penalty": 100.0}]
+        edges: list[dict[str, Any]] = [
+            {"repetition_penalty": 0.01, "temperature": 1e-320},
+            {"repetition_penalty": 100.0},
+        ]
         edges += [
             {"top_p": 1e-320},
             {"logit_bias": {"5": 100}, "presence_penalty": -2, "frequency_penalty": 2},

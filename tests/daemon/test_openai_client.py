@@ -8,6 +8,7 @@ from typing import Any
 import openai
 import pytest
 from openai import AsyncOpenAI
+from openai.types import Completion
 from support.daemon import MAX_BODY_BYTES, Running, running
 from support.fake_answers import FakeAnswers
 from support.fake_model import fake_model, fake_settings
@@ -44,7 +45,7 @@ async def test_completions(client: AsyncOpenAI, expected: FakeAnswers) -> None:
     assert [choice.text for choice in whole.choices] == wanted
     assert whole.usage is not None
     assert whole.usage.prompt_tokens == 4
-    assert whole.usage.prompt_tokens_details is not None  # type: ignore[attr-defined]
+    assert whole.usage.prompt_tokens_details is not None
     stream = await client.completions.create(
         model="bytes",
         prompt=["x", "y"],
@@ -116,7 +117,7 @@ async def test_chat_stream_helper_accumulates(client: AsyncOpenAI) -> None:
 
 async def test_seeds_reproduce(client: AsyncOpenAI) -> None:
     async def text(**more: Any) -> str:
-        answer = await client.completions.create(model="bytes", prompt="x", max_tokens=12, **more)
+        answer: Completion = await client.completions.create(model="bytes", prompt="x", max_tokens=12, **more)
         return answer.choices[0].text
 
     assert await text(seed=5) == await text(seed=5) != await text(seed=6)

@@ -209,12 +209,13 @@ async def test_real_bodies_are_served(daemon: Running) -> None:
 async def test_every_optional_field_may_be_null(daemon: Running) -> None:
     async with daemon.http.get(f"{daemon.url}/openapi.json") as response:
         schemas = (await response.json())["components"]["schemas"]
-    for schema, path, required in [
+    cases: list[tuple[str, str, dict[str, Any]]] = [
         ("CompletionRequest", COMPLETIONS, {"prompt": "hi"}),
         ("ChatCompletionRequest", CHAT, {"messages": PLAIN}),
         ("TokenizeRequest", "/tokenize", {"prompt": "hi"}),
         ("DetokenizeRequest", "/detokenize", {"tokens": [5]}),
-    ]:
+    ]
+    for schema, path, required in cases:
         nulls = dict.fromkeys(schemas[schema]["properties"]) | required
         if path == CHAT:
             nulls["max_tokens"] = 4

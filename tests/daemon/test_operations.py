@@ -237,7 +237,9 @@ async def test_every_definition_is_exposed_and_openmetrics_parses(tmp_path: Path
     assert set(DEFINITIONS) <= families
 
 
-async def test_scrapes_share_one_question_to_the_engine(tmp_path: Path) -> None:
+async def test_scrapes_share_one_question_to_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with running(tmp_path) as daemon:
         asked: list[float] = []
         status = daemon.services.supervisor.status
@@ -246,7 +248,7 @@ async def test_scrapes_share_one_question_to_the_engine(tmp_path: Path) -> None:
             asked.append(limit_s)
             return await status(limit_s)
 
-        daemon.services.supervisor.status = counted  # type: ignore[method-assign]
+        monkeypatch.setattr(daemon.services.supervisor, "status", counted)
         await asyncio.gather(*(scrape(daemon) for _ in range(8)))
     assert len(asked) == 1
 

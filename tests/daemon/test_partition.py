@@ -83,8 +83,8 @@ async def load(daemon: Daemon) -> AsyncIterator[list[int]]:
 
     async def one(client: AsyncClient, number: int) -> None:
         prompt = [(number * 31 + k * 7) % VOCAB for k in range(300)]
-        options = {"max_tokens": 60, "seed": number, "ignore_eos": True}
-        tokens = [t async for item in client.generate(prompt, **options) for t in item.token_ids]
+        items = client.generate(prompt, max_tokens=60, seed=number, ignore_eos=True)
+        tokens = [token async for item in items for token in item.token_ids]
         params = SamplingParams(max_tokens=60, seed=number)
         assert tokens == expected_tokens(prompt, params, CONTEXT, VOCAB), f"request {number} was disturbed"
         done[0] += 1

@@ -229,7 +229,7 @@ async def test_a_deadline_holds_while_a_conversation_is_rendered_or_waits(
     tmp_path: Path, by_setting: bool
 ) -> None:
     settings, field = ({"admission.timeout_ms": 300}, {}) if by_setting else ({}, {"timeout_ms": 300})
-    body = {"messages": LOOPING.messages, "max_tokens": 1, **field}
+    body: dict[str, Any] = {"messages": LOOPING.messages, "max_tokens": 1, **field}
     async with looping_daemon(tmp_path, **settings) as daemon:
         asked = [
             asyncio.create_task(daemon.post(body, "/v1/chat/completions")) for _ in range(MAX_CHILDREN + 2)

@@ -9,9 +9,10 @@ import itertools
 import os
 import signal
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,12 @@ def _steady(usage: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in usage.items() if name != "prompt_tokens_details"}
 
 
-def sixteen(daemon: Running, client: AsyncClient) -> list[Callable[[], Awaitable[Answer]]]:
+def sixteen(daemon: Running, client: AsyncClient) -> list[Callable[[], Coroutine[Any, Any, Answer]]]:
     """Thirteen calls, sixteen sequences, of every kind."""
     long: dict[str, Any] = {"max_tokens": 700, "ignore_eos": True}
     prompt = [7, 8, 9] * 20
-    plain = [lambda n=n: streamed(daemon, prompt=[n] * (10 + 17 * n), seed=n, **long) for n in range(1, 6)]
-    sockets = [lambda n=n: over_socket(client, [n] * (5 + 31 * n), seed=n, **long) for n in range(6, 10)]
+    plain = [partial(streamed, daemon, prompt=[n] * (10 + 17 * n), seed=n, **long) for n in range(1, 6)]
+    sockets = [partial(over_socket, client, [n] * (5 + 31 * n), seed=n, **long) for n in range(6, 10)]
     return [
         *plain,
         *sockets,
@@ -107,7 +108,7 @@ async def test_killed_three_times_under_sixteen_streams(tmp_path: Path) -> None:
     ):
         calls = sixteen(daemon, client)
         undisturbed = await asyncio.gather(*(call() for call in calls))
-        streams = [asyncio.create_task(call()) for call in calls]  # type: ignore[arg-type]
+        streams = [asyncio.create_task(call()) for call in calls]
         await eventually(lambda: in_flight(daemon) == 16, "every stream has tokens")
         for _ in range(3):
             assert in_flight(daemon)
@@ -271,7 +272,7 @@ async def test_no_death_between_tokens_ends_the_daemon(tmp_path: Path) -> None:
         stream = asyncio.create_task(whole(daemon, prompt=[1], seed=1, max_tokens=800, ignore_eos=True))
         for _ in range(4):
             seen = history.output_tokens
-            await eventually(lambda seen=seen: history.output_tokens > seen, "a token more")
+            await eventually(partial(lambda seen: history.output_tokens > seen, seen), "a token more")
             await kill(daemon)
         choices, _ = await stream
     tokens = answers.tokens([1], 1, 800, ignore_eos=True)

@@ -46,6 +46,7 @@ class Told:
 
     def tokens(self, live: LiveRequest, *tokens: int, logprobs: bool = False) -> None:
         for token in tokens:
+            entries: list[TokenLogprobs | None] | None
             entries = [TokenLogprobs(token, -1.0, (), 1)] if logprobs else None
             self.table.on_message(StepTokens((live.request.seq,), [token], entries))
 

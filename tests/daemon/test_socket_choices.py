@@ -3,7 +3,7 @@
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from support.daemon import Running, running
@@ -52,7 +52,7 @@ def joined(items: list[GenerateItem], name: str) -> list[Any]:
 
 @pytest.mark.parametrize("asked", [{"prompt": LONG}, {"messages": [{"role": "user", "content": LONG}]}])
 async def test_choices_are_those_of_http(daemon: Running, client: AsyncClient, asked: dict[str, Any]) -> None:
-    options = {"n": 3, "seed": 5, "max_tokens": 20, "ignore_eos": True}
+    options: dict[str, Any] = {"n": 3, "seed": 5, "max_tokens": 20, "ignore_eos": True}
     choices = await choices_of(client.generate(**asked, **options), 3)
     path = "/v1/completions" if "prompt" in asked else "/v1/chat/completions"
     whole = await daemon.complete(path, **asked, **options)
@@ -64,7 +64,13 @@ async def test_choices_are_those_of_http(daemon: Running, client: AsyncClient, a
 
 
 async def test_details_are_those_of_http(daemon: Running, client: AsyncClient) -> None:
-    asked = {"prompt": LONG, "max_tokens": 12, "seed": 3, "ignore_eos": True, "return_token_ids": True}
+    asked: dict[str, Any] = {
+        "prompt": LONG,
+        "max_tokens": 12,
+        "seed": 3,
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
     asked |= {"logprobs": 4, "prompt_logprobs": 2, "echo": True, "n": 2}
     choices = await choices_of(client.generate(**asked), 2)
     whole = await daemon.complete(**asked)
@@ -82,7 +88,12 @@ async def test_details_are_those_of_http(daemon: Running, client: AsyncClient) -
 
 
 async def test_log_probabilities_of_an_answer_begin_with_it(daemon: Running, client: AsyncClient) -> None:
-    asked = {"messages": [{"role": "user", "content": "é"}], "seed": 3, "max_tokens": 8, "ignore_eos": True}
+    asked: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "é"}],
+        "seed": 3,
+        "max_tokens": 8,
+        "ignore_eos": True,
+    }
     [items] = await choices_of(client.generate(**asked, logprobs=2), 1)
     whole = await daemon.chat(**asked, logprobs=True, top_logprobs=2)
     told = [entry["logprob"] for entry in whole["choices"][0]["logprobs"]["content"]]
@@ -140,7 +151,9 @@ async def test_what_is_refused(client: AsyncClient, fields: dict[str, Any], code
 
 
 async def test_whole_numbers_may_be_floats(client: AsyncClient) -> None:
-    choices = await choices_of(client.generate([5.0, 6.0], n=2.0, max_tokens=3.0, logprobs=0.0, seed=1.0), 2)
+    choices = await choices_of(
+        client.generate(cast(Any, [5.0, 6.0]), n=2.0, max_tokens=3.0, logprobs=0.0, seed=1.0), 2
+    )
     assert len(choices) == 2
 
 
@@ -205,7 +218,7 @@ async def test_a_guest_learns_what_is_here(daemon: Running, monkeypatch: pytest.
 async def test_long_details_come_in_parts(
     daemon: Running, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = {"prompt": LONG, "max_tokens": 8, "seed": 3, "echo": True, "logprobs": 3, "n": 1}
+    asked: dict[str, Any] = {"prompt": LONG, "max_tokens": 8, "seed": 3, "echo": True, "logprobs": 3, "n": 1}
     [whole] = await choices_of(client.generate(**asked), 1)
     monkeypatch.setattr(socket_generate, "INLINE_LOGPROBS", 30)
     monkeypatch.setitem(socket_generate._MOST, "text", 10)

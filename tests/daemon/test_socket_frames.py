@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 import pytest
@@ -33,7 +33,7 @@ def framed(body: bytes) -> bytes:
 
 
 def packed(**fields: Any) -> bytes:
-    return msgpack.packb({"id": 7, "op": "generate", **fields})
+    return bytes(msgpack.packb({"id": 7, "op": "generate", **fields}))
 
 
 class Talk:
@@ -132,10 +132,10 @@ async def test_the_asyncio_client_sends_nothing_that_is_refused_as_a_frame(tmp_p
             assert refused.value.code == "cannot_be_sent"
         for name in ("id", "op"):
             with pytest.raises(SemipdError) as refused:
-                client.generate("a", **{name: 99})
+                client.generate("a", **cast(Any, {name: 99}))
             assert (refused.value.code, refused.value.param) == ("invalid_value", name)
             with pytest.raises(SemipdError) as refused:
-                await client.drain(**{name: "status"})
+                await client.drain(**cast(Any, {name: "status"}))
             assert refused.value.code == "invalid_value"
         items = [item async for item in client.generate([97], max_tokens=2, logit_bias={5: 1})]
         submitted = (await daemon.engine())["submitted"][-1]
@@ -157,7 +157,7 @@ def many_files() -> Iterator[int]:
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         null = os.open(os.devnull, os.O_RDONLY)
         taken = [null]
-        stack.callback(lambda: [os.close(fd) for fd in taken])
+        stack.callback(lambda: list(map(os.close, taken)))
         while taken[-1] < 1030:
             taken.append(fcntl.fcntl(null, fcntl.F_DUPFD_CLOEXEC, 3))
         yield 1030

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def test_no_child_survives_a_daemon_killed_while_the_engine_starts(tmp_path: Pat
     """The engine is importing, or the lane workers are: nobody has said a word yet."""
     with started(tmp_path, *cli(tmp_path, "cpu")) as process:
         for least in (1, 2):
-            eventually_now(lambda least=least: len(descendants(process.pid)) >= least, "children")
+            eventually_now(partial(lambda least: len(descendants(process.pid)) >= least, least), "children")
         children = descendants(process.pid)
         process.kill()
         process.wait(LIMIT_S)

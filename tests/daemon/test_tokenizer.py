@@ -58,6 +58,7 @@ def test_encodes_and_decodes_as_transformers(kind: Kind, text: str, tmp_path: Pa
 
 def test_bos_is_added_once(tokenizer: Tokenizer) -> None:
     bos = tokenizer.token_id("<s>")
+    assert bos is not None
     assert tokenizer.encode("<s>hello") == [bos, *tokenizer.encode("<s>hello", add_special_tokens=False)[1:]]
     assert tokenizer.encode("hello").count(bos) == 1
     assert bos not in tokenizer.encode("hello", add_special_tokens=False)

@@ -39,8 +39,8 @@ async def test_the_last_tokens_are_kept(daemon: Running) -> None:
             assert answer["usage"]["prompt_tokens"] == count
             _, head = await ask(daemon, path, **body, truncate_prompt_tokens=count, truncation_side="right")
             assert head == whole[:count]
-        for count in (len(whole), len(whole) + 1, CONTEXT_TOKENS, -1, None):
-            _, kept = await ask(daemon, path, **body, truncate_prompt_tokens=count)
+        for none_cut in (len(whole), len(whole) + 1, CONTEXT_TOKENS, -1, None):
+            _, kept = await ask(daemon, path, **body, truncate_prompt_tokens=none_cut)
             assert kept == whole
         answer, _ = await ask(daemon, path, **body, truncate_prompt_tokens=5, truncation_side="left")
         alone, _ = await ask(daemon, prompt=whole[-5:])

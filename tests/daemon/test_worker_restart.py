@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,9 @@ async def test_killed_workers_are_replaced_under_sixteen_streams(
         residents = {parent_of(pid) for pid in pids.values()}
         for lane in ("decode", "prefill"):
             os.kill(pids[lane], signal.SIGKILL)
-            await eventually(lambda lane=lane: history.worker_deaths[lane] == 1, "the death is known")
+            await eventually(
+                partial(lambda lane: history.worker_deaths[lane] == 1, lane), "the death is known"
+            )
             async with asyncio.timeout(LIMIT_S):
                 while restarts(await daemon.engine(), lane) == 0:  # noqa: ASYNC110
                     await asyncio.sleep(0.1)

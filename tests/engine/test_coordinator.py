@@ -1,27 +1,31 @@
 """The coordinator on the fake device: exact equality with an undisturbed run, whatever happens meanwhile."""
 
 import random
+from typing import Any
 
 import pytest
 from support.fake_engine import Run, request, submit
 
-from semipd.core.messages import Cancel, Submit
+from semipd.core.messages import Cancel, PromptLogprobs, Submit
+from semipd.core.plan import StepPlan
 from semipd.core.request import SeqId
-from semipd.core.settings import EngineSettings
+from semipd.core.settings import EngineSettings, SchedulerName
+from semipd.core.split import Split
+from semipd.devices.contract import LaneName
 from semipd.devices.fake import FakeDevice, default_latency
 from semipd.engine import coordinator
 from semipd.sched import scheduler
 
-POLICIES = ("semipd", "chunked", "prefill-first")
+POLICIES: tuple[SchedulerName, ...] = ("semipd", "chunked", "prefill-first")
 
 
-def settings(policy="semipd", **kwargs):
+def settings(policy: SchedulerName = "semipd", **kwargs: Any) -> EngineSettings:
     return EngineSettings(device="fake", scheduler=policy, **kwargs)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("depth", [1, 2])
-def test_tokens_equal_an_undisturbed_run(policy, depth) -> None:
+def test_tokens_equal_an_undisturbed_run(policy: SchedulerName, depth: int) -> None:
     run = Run(FakeDevice(decode_depth=depth, prefill_depth=depth), settings(policy, prefill_chunk_tokens=7))
     requests = [request(i, [i, 5, 9, *range(3 * i)], max_tokens=1 + 7 * i) for i in range(1, 9)]
     run.tick([Submit(r) for r in requests])
@@ -33,7 +37,7 @@ def test_tokens_equal_an_undisturbed_run(policy, depth) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_stop_tokens_end_a_request(policy) -> None:
+def test_stop_tokens_end_a_request(policy: SchedulerName) -> None:
     run = Run(FakeDevice(vocab_size=20), settings(policy))
     r = request(1, [1, 2, 3], max_tokens=500, stop_token_ids=(7,), min_tokens=3)
     run.tick([Submit(r)])
@@ -56,7 +60,7 @@ def test_events_tell_the_life_of_a_request() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_full_pool_preempts_the_latest_and_loses_nothing(policy) -> None:
+def test_full_pool_preempts_the_latest_and_loses_nothing(policy: SchedulerName) -> None:
     run = Run(FakeDevice(num_blocks=12), settings(policy, prefill_chunk_tokens=16, step_token_budget=16))
     requests = [request(i, [i] * 20, max_tokens=100, arrival_ns=i) for i in range(1, 5)]
     run.tick([Submit(r) for r in requests])
@@ -79,7 +83,7 @@ def test_a_request_that_never_fits_is_answered_with_the_arithmetic() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_cancel_in_every_phase_returns_the_blocks(policy) -> None:
+def test_cancel_in_every_phase_returns_the_blocks(policy: SchedulerName) -> None:
     for moment in range(12):
         run = Run(FakeDevice(decode_depth=2), settings(policy, prefill_chunk_tokens=8, step_token_budget=8))
         run.tick([submit(1, [1] * 30, max_tokens=5), submit(2, [2] * 30, max_tokens=5)])
@@ -122,64 +126,59 @@ def test_prompt_logprobs_cover_the_prompt_once_despite_hits_and_preemption() -> 
     run.tick([Submit(wanted)])
     run.drain()
     assert any(e.kind == "preempted" and e.seq == 9 for e in run.events)
-    entries = [entry for m in run.messages if type(m).__name__ == "PromptLogprobs" for entry in m.entries]
+    entries = run.prompt_logprobs(9)
     assert [entry.token_id for entry in entries] == wanted.prompt[1:]
     assert run.tokens[wanted.seq] == run.expected(wanted)
 
 
-def test_the_whole_vocabulary_comes_in_bounded_steps_and_messages(monkeypatch) -> None:
+def test_the_whole_vocabulary_comes_in_bounded_steps_and_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step is bounded by the one that wants most of it, so that a lane's buffers are."""
     monkeypatch.setattr(scheduler, "MAX_STEP_ALTERNATIVES", 1000)
     monkeypatch.setattr(coordinator, "MESSAGE_ALTERNATIVES", 250)
     steps = []
 
-    def latency(lane, plan):
+    def latency(lane: LaneName, plan: StepPlan) -> int:
         steps.append([segment for segment in plan.segments if segment.prompt_logprobs is not None])
         return default_latency(lane, plan)
 
     for policy in POLICIES:
         run = Run(FakeDevice(vocab_size=100, latency=latency), settings(policy))
-        wanted = {1: 100, 2: 3, 3: 100, 4: None, 5: 0}
+        wanted: dict[int, int | None] = {1: 100, 2: 3, 3: 100, 4: None, 5: 0}
         requests = [
             request(seq, [seq, *range(40)], max_tokens=3, prompt_logprobs=count)
             for seq, count in wanted.items()
         ]
         run.tick([Submit(r) for r in requests])
         run.drain()
-        messages = [m for m in run.messages if type(m).__name__ == "PromptLogprobs"]
+        messages = [m for m in run.messages if isinstance(m, PromptLogprobs)]
         assert max(len(m.entries) for m in messages if wanted[m.seq] == 100) == 2
         for r in requests:
-            entries = [entry for m in messages if m.seq == r.seq for entry in m.entries]
-            assert [entry.token_id for entry in entries] == (
+            assert [entry.token_id for entry in run.prompt_logprobs(r.seq)] == (
                 r.prompt[1:] if wanted[r.seq] is not None else []
             )
             assert run.tokens[r.seq] == run.expected(r)
     for segments in filter(None, steps):
         rows = sum(segment.length for segment in segments)
-        assert rows == 1 or rows * max(1, *(s.prompt_logprobs for s in segments), 0) <= 1000
+        assert rows == 1 or rows * max(1, *(s.prompt_logprobs or 0 for s in segments), 0) <= 1000
 
 
-def test_a_vocabulary_beyond_the_bound_of_a_step_takes_a_step_for_each_token(monkeypatch) -> None:
+def test_a_vocabulary_beyond_the_bound_of_a_step_takes_a_step_for_each_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(scheduler, "MAX_STEP_ALTERNATIVES", 50)
     run = Run(FakeDevice(vocab_size=100), settings())
     wanted = [request(seq, list(range(9)), max_tokens=2, prompt_logprobs=100) for seq in (1, 2)]
     run.tick([Submit(r) for r in wanted])
     run.drain()
     for r in wanted:
-        entries = [
-            e
-            for m in run.messages
-            if type(m).__name__ == "PromptLogprobs" and m.seq == r.seq
-            for e in m.entries
-        ]
-        assert [len(entry.top) for entry in entries] == [100] * 8
+        assert [len(entry.top) for entry in run.prompt_logprobs(r.seq)] == [100] * 8
 
 
 def test_both_lanes_work_at_once_and_lend_when_alone() -> None:
-    seen: set[tuple[int, int]] = set()
+    seen: set[Split] = set()
 
-    def latency(lane, plan):
-        seen.add(tuple(plan.split))
+    def latency(lane: LaneName, plan: StepPlan) -> int:
+        seen.add(plan.split)
         return default_latency(lane, plan)
 
     run = Run(FakeDevice(latency=latency), settings(prefill_units=12, prefill_chunk_tokens=32))

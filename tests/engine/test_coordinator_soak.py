@@ -1,12 +1,15 @@
 """Random load on a small pool: integrity every turn, no block lost, tokens equal an undisturbed run."""
 
 import random
+from typing import cast
 
 import pytest
 from support.fake_engine import RANDOM_VOCAB, Run, random_request
 
 from semipd.core.messages import Cancel, Inbound, SetPartition, SetSlo, Submit
-from semipd.core.settings import EngineSettings
+from semipd.core.request import Request, SeqId
+from semipd.core.settings import EngineSettings, SchedulerName
+from semipd.core.split import PartitionMode, Split
 from semipd.devices.fake import FakeDevice
 
 
@@ -15,7 +18,8 @@ def meddle(rng: random.Random) -> list[Inbound]:
     if rng.random() < 0.3:
         targets = {"ttft_ms": rng.choice([0.0, 1.0, 20.0, 1e4]), "tpot_ms": rng.choice([1.0, 1.5, 3.0, 50.0])}
         return [SetSlo(0, targets, "meddler")]
-    mode = rng.choice(["auto", "fixed", "fixed", "off"])
+    modes: list[PartitionMode] = ["auto", "fixed", "fixed", "off"]
+    mode = rng.choice(modes)
     expires_s = rng.choice([None, 0.001, 0.02]) if mode != "auto" else None
     units = rng.randint(0, 16) if mode == "fixed" else None
     wish = SetPartition(0, mode, "meddler", "soak", units, None, expires_s, dry_run=rng.random() < 0.2)
@@ -23,8 +27,8 @@ def meddle(rng: random.Random) -> list[Inbound]:
 
 
 def soak(
-    policy: str, depth: int, seed: int, num_requests: int, check_every: int, meddling: float = 0.0
-) -> tuple[int, set[tuple[int, int]]]:
+    policy: SchedulerName, depth: int, seed: int, num_requests: int, check_every: int, meddling: float = 0.0
+) -> tuple[int, set[Split]]:
     """Returns how many preemptions happened, and the splits that steps ran under. `meddling`: how likely
     an operator interferes in a turn."""
     rng = random.Random(seed)
@@ -44,16 +48,17 @@ def soak(
         slo_ttft_ms=rng.choice([5.0, 500.0]),
     )
     run = Run(device, settings, check=False)
-    requests, cancelled = {}, set()
+    requests: dict[SeqId, Request] = {}
+    cancelled: set[SeqId] = set()
     turn = 0
     while len(requests) < num_requests or not run.coordinator.scheduler.idle:
-        inbox = []
+        inbox: list[Inbound] = []
         while len(requests) < num_requests and rng.random() < 0.4:
             r = random_request(rng, len(requests) + 1, run.now_ns)
             requests[r.seq] = r
             inbox.append(Submit(r))
         if requests and rng.random() < 0.02:
-            seq = rng.choice(list(run.coordinator.scheduler.sequences) or [1])
+            seq = rng.choice(list(run.coordinator.scheduler.sequences) or [SeqId(1)])
             cancelled.add(seq)
             inbox.append(Cancel(seq))
         if rng.random() < meddling:
@@ -77,13 +82,13 @@ def soak(
     for state in (run.coordinator.prefill, run.coordinator.decode):
         assert not state.residents
         assert not state.inflight
-    splits = {tuple(e.data["to"]) for e in run.events if e.kind == "split_changed"}
+    splits = {Split(*cast(list[int], e.data["to"])) for e in run.events if e.kind == "split_changed"}
     return run.coordinator.scheduler.num_preemptions, splits
 
 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("policy", ["semipd", "chunked", "prefill-first"])
-def test_10_000_random_requests(policy, depth) -> None:
+def test_10_000_random_requests(policy: SchedulerName, depth: int) -> None:
     """Six runs of 8 seeds x 210 requests: 10,080 in all, integrity checked in every turn."""
     num_preemptions = sum(soak(policy, depth, seed, 210, check_every=1)[0] for seed in range(8))
     print(f"{policy}, depth {depth}: 1,680 requests, {num_preemptions} preemptions, 0 deviations")
@@ -91,9 +96,9 @@ def test_10_000_random_requests(policy, depth) -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_operators_who_meddle_all_the_time_change_no_token(depth) -> None:
+def test_operators_who_meddle_all_the_time_change_no_token(depth: int) -> None:
     """Overrides, expiries, merged steps on and off, changing targets, between and during steps."""
-    num_preemptions, splits = 0, set()
+    num_preemptions, splits = 0, set[Split]()
     for seed in range(100, 112):
         preempted, seen = soak("semipd", depth, seed, 150, check_every=1, meddling=0.15)
         num_preemptions += preempted
@@ -105,8 +110,8 @@ def test_operators_who_meddle_all_the_time_change_no_token(depth) -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("policy", ["semipd", "chunked", "prefill-first"])
-def test_100_000_random_requests(policy, depth) -> None:
+def test_100_000_random_requests(policy: SchedulerName, depth: int) -> None:
     """Other seeds than above; integrity in every eighth turn."""
-    num_preemptions = sum(soak(policy, depth, 1000 + seed, 1000, check_every=8) for seed in range(17))
+    num_preemptions = sum(soak(policy, depth, 1000 + seed, 1000, check_every=8)[0] for seed in range(17))
     print(f"{policy}, depth {depth}: 17,000 requests, {num_preemptions} preemptions, 0 deviations")
     assert num_preemptions > 100, "the load was too easy"

@@ -14,7 +14,7 @@ from support.deferred_cuda import DeferredCuda, WatchedStaging
 from support.live_engine import LiveRun
 
 from semipd.core.errors import SemipdError
-from semipd.core.messages import SetPartition, Submit
+from semipd.core.messages import Inbound, SetPartition, Submit
 from semipd.core.plan import StepPlan
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
@@ -152,7 +152,7 @@ def test_opens_serves_through_switches_and_leaves_nothing_behind() -> None:
     run = LiveRun(device, DEFAULTS)
     going, turns = True, 0
     while going or requests[turns:]:
-        inbox = [Submit(requests[turns])] if turns < len(requests) else []
+        inbox: list[Inbound] = [Submit(requests[turns])] if turns < len(requests) else []
         split = device.info.splits[turns % len(device.info.splits)]
         inbox.append(SetPartition(1, "fixed", "test", prefill_units=split.prefill_units))
         going = run.turn(inbox)

@@ -4,6 +4,7 @@ import random
 from dataclasses import replace
 
 import pytest
+import torch
 
 pytest.importorskip("semipd_kernels.sampling", reason="the kernels are not part of this tree")
 
@@ -29,7 +30,7 @@ def kernel_rig(seed: int) -> Rig:
         seed,
         family=list(cuda_rig.FAMILIES)[seed],
         settings=DEFAULTS,
-        ops=KernelOps(cuda_rig.torch.float32, 90),
+        ops=KernelOps(torch.float32, 90),
         sampler_of=lambda size: KernelSampler(size, cuda_rig.CPU),
     )
 

@@ -2,6 +2,7 @@
 
 import random
 import threading
+from collections.abc import Callable
 
 import pytest
 from support.fake_cuda import FakeCuda
@@ -110,23 +111,25 @@ def test_nothing_is_used_or_destroyed_after_its_end(
     graph = cuda.capture(stream, lambda: cuda.launch("kernel"))
     cuda.destroy_event(event)
     cuda.destroy_graph(graph)
-    for use in (
+    of_ended: list[Callable[[], object]] = [
         lambda: cuda.record_event(event, stream),
         lambda: cuda.destroy_event(event),
         lambda: cuda.launch_graph(graph, stream),
         lambda: cuda.destroy_graph(graph),
-    ):
+    ]
+    for use in of_ended:
         with pytest.raises(CudaMisuseError, match="does not exist"):
             use()
     cuda.destroy_stream(stream)
     cuda.destroy_green_context(context)
-    for use in (
+    of_destroyed: list[Callable[[], object]] = [
         lambda: cuda.on(stream).__enter__(),
         lambda: cuda.synchronize_stream(stream),
         lambda: cuda.destroy_stream(stream),
         lambda: cuda.create_stream(0, context),
         lambda: cuda.destroy_green_context(context),
-    ):
+    ]
+    for use in of_destroyed:
         with pytest.raises(CudaMisuseError, match="does not exist"):
             use()
 

@@ -1,6 +1,7 @@
 """Lanes over the fake driver: moving between splits keeps each lane's order, and nothing else is ordered."""
 
 import random
+from typing import Any
 
 import pytest
 from support.fake_cuda import FakeCuda
@@ -23,7 +24,7 @@ def lanes(cuda: FakeCuda) -> Lanes:
     return Lanes.open(cuda)
 
 
-def step(cuda: FakeCuda, lanes: Lanes, lane: LaneName, label: str = "step", **touched: list[str]) -> None:
+def step(cuda: FakeCuda, lanes: Lanes, lane: LaneName, label: str = "step", **touched: Any) -> None:
     with cuda.on(lanes.current(lane)):
         cuda.launch(label, **touched)
 

@@ -6,17 +6,22 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 from support.fake_engine import request
 
-from semipd.core.messages import Cancel, Finished, GetStatus, Status, StepTokens, Submit
+from semipd.core.messages import Cancel, Finished, GetStatus, Inbound, Outbound, Status, StepTokens, Submit
+from semipd.core.request import SeqId
 from semipd.core.settings import EngineSettings
 from semipd.devices.fake import expected_tokens
 from semipd.engine.launcher import spawn_engine
 from semipd.wire.engine_link import LINK_FRAME_BYTES, inbound_to_wire, outbound_from_wire
 from semipd.wire.frames import FrameReader, encode_frame
+
+M = TypeVar("M", bound=Outbound)
 
 
 class Peer:
@@ -26,20 +31,20 @@ class Peer:
         self.child = spawn_engine()
         self.child.link.settimeout(20)
         self.reader = FrameReader(LINK_FRAME_BYTES)
-        self.pending: list[dict] = []
+        self.pending: list[dict[str, Any]] = []
         self.child.link.sendall(encode_frame({"op": "start", "settings": settings.to_wire()}))
 
-    def send(self, message) -> None:
+    def send(self, message: Inbound) -> None:
         self.child.link.sendall(encode_frame(inbound_to_wire(message)))
 
-    def next_frame(self) -> dict:
+    def next_frame(self) -> dict[str, Any]:
         while not self.pending:
             data = self.child.link.recv(65536)
             assert data, "the engine closed its link"
             self.pending = self.reader.feed(data)
         return self.pending.pop(0)
 
-    def next_of(self, kind):
+    def next_of(self, kind: type[M]) -> M:
         while True:
             message = outbound_from_wire(self.next_frame())
             if isinstance(message, kind):
@@ -51,14 +56,14 @@ class Peer:
 
 
 @pytest.fixture
-def peer():
+def peer() -> Iterator[Peer]:
     peer = Peer(EngineSettings(device="fake"))
     yield peer
     peer.child.process.kill()
     peer.close()
 
 
-def test_generates_reports_and_ends_with_the_link(peer) -> None:
+def test_generates_reports_and_ends_with_the_link(peer: Peer) -> None:
     ready = peer.next_frame()
     assert (ready["op"], ready["scheduler"], ready["info"]["unit"]) == ("ready", "semipd", "unit")
     wanted = request(1, [1, 2, 3], max_tokens=20, seed=2**64 - 1)
@@ -75,11 +80,11 @@ def test_generates_reports_and_ends_with_the_link(peer) -> None:
     assert peer.close() == 0
 
 
-def test_cancel_frees_blocks(peer) -> None:
+def test_cancel_frees_blocks(peer: Peer) -> None:
     peer.next_frame()
     peer.send(Submit(request(1, [1] * 100, max_tokens=1900)))
     peer.next_of(StepTokens)
-    peer.send(Cancel(1))
+    peer.send(Cancel(SeqId(1)))
     assert peer.next_of(Finished).reason == "cancelled"
     deadline = time.monotonic() + 10
     while True:
@@ -111,7 +116,8 @@ def test_a_failure_is_told_although_the_device_cannot_be_closed() -> None:
         with subprocess.Popen(command, pass_fds=[theirs.fileno()]) as engine:
             ours.settimeout(20)
             ours.sendall(encode_frame({"op": "start", "settings": EngineSettings(device="fake").to_wire()}))
-            reader, frames = FrameReader(LINK_FRAME_BYTES), []
+            reader = FrameReader(LINK_FRAME_BYTES)
+            frames: list[dict[str, Any]] = []
             while not frames or frames[-1]["op"] != "failed":
                 frames += reader.feed(ours.recv(65536))
             assert frames[-1]["code"] == "device_lost"
@@ -119,7 +125,7 @@ def test_a_failure_is_told_although_the_device_cannot_be_closed() -> None:
             engine.kill()
 
 
-def test_sigterm_ends_it_in_order(peer) -> None:
+def test_sigterm_ends_it_in_order(peer: Peer) -> None:
     peer.next_frame()
     peer.child.process.send_signal(signal.SIGTERM)
     assert peer.child.process.wait(timeout=10) == 0

@@ -11,14 +11,16 @@ import pytest
 import torch
 from support.paged import PagedModel, Sequence
 from support.tiny_models import tiny_checkpoint
+from torch import Tensor
 
 from semipd.checkpoints.config import load_model_config
 from semipd.checkpoints.layout import TensorSpec, WeightsLayout, plan_weights
 from semipd.checkpoints.weights import TORCH_DTYPES, load_weights, weight_views
 from semipd.devices.cpu.math.decoder import DenseDecoder
 from semipd.devices.cpu.math.packing import can_pack, linear, pack_weights, packed_views
+from semipd.network.config import DTypeName
 
-EVERY_DTYPE = ("float32", "bfloat16")
+EVERY_DTYPE: tuple[DTypeName, ...] = ("float32", "bfloat16")
 DTYPES = [name for name in EVERY_DTYPE if can_pack(TORCH_DTYPES[name])]
 needs_packing = pytest.mark.skipif(not DTYPES, reason="this torch or CPU cannot share packed matrices")
 LIMITED = {"avx2": "AVX2", "default": "SSE41"}
@@ -29,7 +31,9 @@ LIMITED = {"avx2": "AVX2", "default": "SSE41"}
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(64, 64), (192, 128), (320, 64)])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_products_are_those_of_plain_matrices(dtype, shape, with_bias) -> None:
+def test_products_are_those_of_plain_matrices(
+    dtype: DTypeName, shape: tuple[int, int], with_bias: bool
+) -> None:
     torch.manual_seed(0)
     num_bytes = shape[0] * shape[1] * TORCH_DTYPES[dtype].itemsize
     layout = WeightsLayout(dtype, (TensorSpec("layers.0.o", shape, 0, dtype, True),), num_bytes)
@@ -47,7 +51,7 @@ def test_products_are_those_of_plain_matrices(dtype, shape, with_bias) -> None:
         )
 
 
-def filled(dtype, shape=(7, 64)):
+def filled(dtype: DTypeName, shape: tuple[int, int] = (7, 64)) -> tuple[WeightsLayout, Tensor]:
     layout = WeightsLayout(
         dtype,
         (TensorSpec("layers.0.o", shape, 0, dtype, True),),
@@ -58,12 +62,12 @@ def filled(dtype, shape=(7, 64)):
     return layout, buffer
 
 
-def is_untouched(layout, buffer):
+def is_untouched(layout: WeightsLayout, buffer: Tensor) -> bool:
     return bool(weight_views(layout, buffer)["layers.0.o"].eq(3).all())
 
 
 @pytest.mark.parametrize("dtype", EVERY_DTYPE)
-def test_a_matrix_is_packed_or_stays_as_it_was(dtype) -> None:
+def test_a_matrix_is_packed_or_stays_as_it_was(dtype: DTypeName) -> None:
     """7 x 64 is packed with padding on some CPUs, without on others, and not at all on the rest."""
     layout, buffer = filled(dtype)
     packed = pack_weights(layout, buffer)
@@ -78,15 +82,17 @@ def test_a_matrix_is_packed_or_stays_as_it_was(dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_matrix_whose_packed_form_is_larger_stays_plain(dtype, monkeypatch) -> None:
+def test_a_matrix_whose_packed_form_is_larger_stays_plain(
+    dtype: DTypeName, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layout, buffer = filled(dtype, (64, 64))
     monkeypatch.setattr(torch.ops.mkldnn, "_nbytes", lambda packed: 64 * 64 * packed.itemsize + 64)
     assert pack_weights(layout, buffer) == {}
     assert is_untouched(layout, buffer)
 
 
-def test_a_matrix_that_onednn_refuses_stays_plain(monkeypatch) -> None:
-    def refuse(*args):
+def test_a_matrix_that_onednn_refuses_stays_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
         raise RuntimeError("bf16 path needs the cpu support")
 
     layout, buffer = filled("bfloat16", (64, 64))
@@ -119,7 +125,7 @@ print(json.dumps({"packs": can_pack(torch.bfloat16), "native": bool(native_flags
 
 
 @pytest.mark.parametrize("capability", LIMITED)
-def test_a_cpu_with_fewer_instructions(capability) -> None:
+def test_a_cpu_with_fewer_instructions(capability: str) -> None:
     """Whatever oneDNN then does with bfloat16: products are right, and `auto` does not choose a format that
     is emulated."""
     limits = {"ATEN_CPU_CAPABILITY": capability, "ONEDNN_MAX_CPU_ISA": LIMITED[capability]}
@@ -134,7 +140,9 @@ def test_a_cpu_with_fewer_instructions(capability) -> None:
 
 @needs_packing
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_model_on_packed_weights_has_the_same_logits(tmp_path_factory, tied) -> None:
+def test_a_model_on_packed_weights_has_the_same_logits(
+    tmp_path_factory: pytest.TempPathFactory, tied: bool
+) -> None:
     """Sizes are multiples of 64, so that every matrix really is packed."""
     sizes = {"hidden_size": 64, "intermediate_size": 192, "vocab_size": 448, "head_dim": 32}
     folder = tiny_checkpoint(tmp_path_factory, "qwen3", tie_word_embeddings=tied, **sizes)

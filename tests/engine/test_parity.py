@@ -1,6 +1,8 @@
 """64 greedy tokens against transformers on the real CPU device: families, schedulers, chunks, pressure."""
 
 import random
+from collections.abc import Iterator
+from typing import cast
 
 import pytest
 from support.fake_engine import request
@@ -8,7 +10,8 @@ from support.live_engine import LiveRun
 from support.oracle import GreedyOracle, Verdict
 from support.tiny_models import FAMILIES, tiny_checkpoint
 
-from semipd.core.settings import EngineSettings
+from semipd.core.request import Request
+from semipd.core.settings import EngineSettings, SchedulerName
 from semipd.devices.cpu.device import CpuDevice
 
 POLICIES = ("semipd", "chunked", "prefill-first")
@@ -17,7 +20,9 @@ MAX_TOKENS = 64
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def family(request, tmp_path_factory):
+def family(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[CpuDevice, GreedyOracle]]:
     """(device, oracle) on one tiny fp32 checkpoint; the pool is small enough to run full."""
     model_dir = tiny_checkpoint(tmp_path_factory, request.param)
     settings = EngineSettings(
@@ -32,7 +37,7 @@ def family(request, tmp_path_factory):
     device.close()
 
 
-def judge(run: LiveRun, requests, oracle) -> Verdict:
+def judge(run: LiveRun, requests: list[Request], oracle: GreedyOracle) -> Verdict:
     total = Verdict()
     for r in requests:
         assert len(run.tokens[r.seq]) == r.params.max_tokens
@@ -53,7 +58,9 @@ def prompts(seed: int, count: int, vocab_size: int, longest: int) -> list[list[i
 
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 16, 512])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_greedy_tokens_agree(family, policy, chunk_tokens) -> None:
+def test_greedy_tokens_agree(
+    family: tuple[CpuDevice, GreedyOracle], policy: SchedulerName, chunk_tokens: int
+) -> None:
     """Prefix hits: the second half of the requests arrives when the first has filled the cache."""
     device, oracle = family
     settings = EngineSettings(
@@ -71,13 +78,15 @@ def test_greedy_tokens_agree(family, policy, chunk_tokens) -> None:
     run.run(requests[:2])
     run.run(requests[2:])
     verdict = judge(run, requests, oracle)
-    hits = sum(e.data["cached_tokens"] for e in run.events if e.kind == "admitted")
+    hits = sum(cast(int, e.data["cached_tokens"]) for e in run.events if e.kind == "admitted")
     assert hits >= 32, "no prefix was reused"
     print(f"{policy} chunk {chunk_tokens}: {verdict}")
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_greedy_tokens_agree_when_preempted_half_way(family, policy) -> None:
+def test_greedy_tokens_agree_when_preempted_half_way(
+    family: tuple[CpuDevice, GreedyOracle], policy: SchedulerName
+) -> None:
     """All eight prompts fit at once, all eight outputs do not."""
     device, oracle = family
     run = LiveRun(device, EngineSettings(scheduler=policy, max_num_seqs=8))

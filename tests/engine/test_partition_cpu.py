@@ -1,20 +1,24 @@
 """Partition control over real workers and arithmetic: the mode changes between steps, the text does not."""
 
+from collections.abc import Iterator
+from typing import cast
+
 import pytest
 from support.fake_engine import request
 from support.live_engine import LiveRun
 from support.oracle import GreedyOracle, Verdict
 from support.tiny_models import tiny_checkpoint
 
-from semipd.core.messages import SetPartition, Submit
+from semipd.core.messages import Inbound, SetPartition, Submit
 from semipd.core.settings import EngineSettings
+from semipd.core.split import Split
 from semipd.devices.cpu.device import CpuDevice
 
 MAX_TOKENS = 48
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[CpuDevice, GreedyOracle]]:
     folder = tiny_checkpoint(tmp_path_factory, "llama")
     settings = EngineSettings(model_dir=str(folder), dtype="float32", max_num_seqs=8)
     device = CpuDevice.open(settings, lambda phase, limit_s: None)
@@ -22,7 +26,9 @@ def model(tmp_path_factory):
     device.close()
 
 
-def test_lending_sharing_merging_and_overrides_keep_the_tokens(model) -> None:
+def test_lending_sharing_merging_and_overrides_keep_the_tokens(
+    model: tuple[CpuDevice, GreedyOracle],
+) -> None:
     """Every 6 turns an operator changes the mode while prompts arrive and answers are under way."""
     device, oracle = model
     if not device.info.splits:
@@ -47,7 +53,7 @@ def test_lending_sharing_merging_and_overrides_keep_the_tokens(model) -> None:
     ]
     merged_steps, turns, going = 0, 0, True
     while going or turns < len(requests) * 4:
-        inbox = []
+        inbox: list[Inbound] = []
         if turns % 4 == 0 and turns // 4 < len(requests):
             inbox.append(Submit(requests[turns // 4]))
         if turns % 6 == 5:
@@ -60,9 +66,9 @@ def test_lending_sharing_merging_and_overrides_keep_the_tokens(model) -> None:
         assert len(run.tokens[r.seq]) == MAX_TOKENS
         total += oracle.judge(r.prompt, run.tokens[r.seq])
     print(total)
-    seen = {tuple(e.data["to"]) for e in run.events if e.kind == "split_changed"}
-    assert tuple(device.info.solo_decode) in seen
-    assert tuple(device.info.splits[0]) in seen
+    seen = {Split(*cast(list[int], e.data["to"])) for e in run.events if e.kind == "split_changed"}
+    assert device.info.solo_decode in seen
+    assert device.info.splits[0] in seen
     assert merged_steps > 0
     actors = {e.data["actor"] for e in run.events if e.kind == "partition_changed"}
     assert actors == {"ann", "bob", "eve"}

@@ -1,18 +1,24 @@
 """Partition control inside the coordinator, on the fake device: units move, tokens never change."""
 
 import random
+from typing import Any, cast
 
 import pytest
 from support.fake_engine import Run, request
 
 from semipd.core.messages import GetPartition, GetStatus, SetPartition, SetSlo, Status, Submit
-from semipd.core.settings import EngineSettings
+from semipd.core.plan import StepPlan
+from semipd.core.request import Request, SeqId
+from semipd.core.settings import EngineSettings, SchedulerName
+from semipd.core.split import Split
+from semipd.devices.contract import LaneName
 from semipd.devices.fake import NUM_UNITS, FakeDevice
+from semipd.partition.interface import StepRecord
 
 MS = 1_000_000
 
 
-def narrow_decode(lane, plan) -> int:
+def narrow_decode(lane: LaneName, plan: StepPlan) -> int:
     """Both phases need units: a decode step takes 2 ms and 40 us per sequence on half the device, a prefill
     token 40 us on all of it."""
     units = plan.split.prefill_units if lane == "prefill" else plan.split.decode_units
@@ -21,7 +27,7 @@ def narrow_decode(lane, plan) -> int:
     return int(decode_ns + 40_000 * chunk_tokens * NUM_UNITS / units)
 
 
-def settings(**kwargs) -> EngineSettings:
+def settings(**kwargs: Any) -> EngineSettings:
     return EngineSettings(device="fake", **{"prefill_chunk_tokens": 64, "merge_tokens": 0, **kwargs})
 
 
@@ -29,9 +35,9 @@ def answers(run: Run) -> dict[int, Status]:
     return {m.nonce: m for m in run.messages if isinstance(m, Status)}
 
 
-def splits(run: Run) -> list[tuple[int, int]]:
+def splits(run: Run) -> list[Split]:
     """Shared splits in the order in which they became effective."""
-    changes = [tuple(e.data["to"]) for e in run.events if e.kind == "split_changed"]
+    changes = [Split(*cast(list[int], e.data["to"])) for e in run.events if e.kind == "split_changed"]
     return [split for split in changes if 0 not in split]
 
 
@@ -39,7 +45,8 @@ class Load:
     """Keeps both lanes busy: `decoding` sequences at a time, and prompts that follow one another."""
 
     def __init__(self, run: Run, seed: int = 0) -> None:
-        self.run, self.rng, self.requests = run, random.Random(seed), {}
+        self.run, self.rng = run, random.Random(seed)
+        self.requests: dict[SeqId, Request] = {}
 
     def submit(self, prompt: int, output: int) -> Submit:
         seq = len(self.requests) + 1
@@ -83,7 +90,7 @@ def test_units_follow_a_changing_load_and_events_show_it() -> None:
     changes = [e for e in run.events if e.kind == "split_changed"]
     by_policy = [e for e in changes if e.data["rule"] == "policy predictive"]
     assert any("decode" in str(e.data["reason"]) and "units" in str(e.data["reason"]) for e in by_policy)
-    assert all(e.data["switch_ms"] >= 0 for e in changes)
+    assert all(cast(float, e.data["switch_ms"]) >= 0 for e in changes)
     status = run.coordinator.control.full_status(run.now_ns)
     assert status["switch_ms"]["count"] == len(changes)
     assert status["prediction"]["steps"]["decode"]["error"] < 0.1
@@ -162,13 +169,13 @@ def test_answers_and_refusals_come_with_their_nonce() -> None:
     assert [change["actor"] for change in found[5].data["history"]] == ["configuration", "ann", "ann"]
     assert found[6].data["partition"]["mode"] == "fixed"
     assert {e.kind for e in run.events} == {"partition_changed", "slo_changed"}
-    order = [getattr(message, "kind", None) or message.nonce for message in run.messages]
+    order = [m.nonce if isinstance(m, Status) else getattr(m, "kind", None) for m in run.messages]
     assert order.index("partition_changed") < order.index(2), "announced before it is answered"
     assert order.index("slo_changed") < order.index(4)
 
 
 @pytest.mark.parametrize("policy", ["chunked", "prefill-first"])
-def test_one_lane_schedulers_refuse_and_stay_whole(policy) -> None:
+def test_one_lane_schedulers_refuse_and_stay_whole(policy: SchedulerName) -> None:
     run = Run(FakeDevice(), settings(scheduler=policy))
     run.tick([SetPartition(1, "fixed", "ann", prefill_units=5)])
     refused = answers(run)[1].refused
@@ -192,18 +199,24 @@ def test_ttft_and_tpot_of_a_single_request() -> None:
     assert observed.tpot_ms == pytest.approx(0.5 + 1.54 / 2)
 
 
-def test_step_records_count_what_a_step_reads() -> None:
+def test_step_records_count_what_a_step_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the plans: context is the length of each decoding sequence, pairs are counted one by one."""
-    records, plans = [], []
+    records: list[StepRecord] = []
+    plans: list[tuple[LaneName, StepPlan]] = []
 
-    def latency(lane, plan) -> int:
+    def latency(lane: LaneName, plan: StepPlan) -> int:
         plans.append((lane, plan))
         return narrow_decode(lane, plan)
 
     run = Run(FakeDevice(latency=latency), settings(merge_tokens=128, slo_tpot_ms=40.0, slo_ttft_ms=5000.0))
     control = run.coordinator.control
     record_step = control.record
-    control.record = lambda step, now_ns: (records.append(step), record_step(step, now_ns))[1]
+
+    def record(step: StepRecord, now_ns: int) -> None:
+        records.append(step)
+        record_step(step, now_ns)
+
+    monkeypatch.setattr(control, "record", record)
     lengths: dict[int, int] = {}
     load = Load(run, seed=3)
     load.keep(800 * MS, decoding=5, prompt=90)

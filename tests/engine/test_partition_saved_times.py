@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from semipd.partition.models import Models
 INFO = FakeDevice().info
 
 
-def settings(folder: Path, **kwargs) -> EngineSettings:
+def settings(folder: Path, **kwargs: Any) -> EngineSettings:
     return EngineSettings(device="fake", state_dir=str(folder), **kwargs)
 
 
@@ -60,7 +61,7 @@ def test_nothing_saved_yet_is_no_news(tmp_path: Path) -> None:
         {"settings": {"sim_profile": "measured.json"}},
     ],
 )
-def test_another_device_model_or_type_has_its_own_file(tmp_path: Path, other) -> None:
+def test_another_device_model_or_type_has_its_own_file(tmp_path: Path, other: dict[str, Any]) -> None:
     path = saved(tmp_path).path
     elsewhere = SavedTimes(settings(tmp_path, **other.get("settings", {})), other.get("info", INFO))
     assert elsewhere.path != path

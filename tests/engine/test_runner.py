@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from semipd.core.split import Split
 from semipd.sampling.batch import SamplingBatch, SamplingRow
 from semipd.sampling.logprobs import token_logprobs
 from semipd.steps import runner as runner_module
+from semipd.steps.resident import DecodeBatch
 from semipd.steps.runner import StepRunner
 
 CPU = torch.device("cpu")
@@ -215,7 +217,7 @@ def check_logprobs(decoder: ToyDecoder, sequence: Sequence) -> None:
             assert same_logprobs(entry, oracle_logprobs(decoder, sequence.prompt[: index + 2], 2))
 
 
-def greedy(max_tokens: int = 100, **fields: int) -> SamplingParams:
+def greedy(max_tokens: int = 100, **fields: Any) -> SamplingParams:
     return SamplingParams(max_tokens=max_tokens, seed=1, temperature=0.0, **fields)
 
 
@@ -241,11 +243,10 @@ def test_prefill_on_one_runner_continues_on_another_with_the_same_pool() -> None
 
 def test_an_unchanged_batch_is_not_built_again(monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
-    real = runner_module.DecodeBatch
 
-    def counting(*args: object) -> object:
+    def counting(*args: Any) -> DecodeBatch:
         built.append(args)
-        return real(*args)
+        return DecodeBatch(*args)
 
     monkeypatch.setattr(runner_module, "DecodeBatch", counting)
     runner = StepRunner(ToyDecoder(VOCAB, 30), VOCAB, CPU)
@@ -253,6 +254,7 @@ def test_an_unchanged_batch_is_not_built_again(monkeypatch: pytest.MonkeyPatch) 
     batch = (SeqId(1), SeqId(2), SeqId(3))
     runner.execute(StepPlan(0, SPLIT, decode=batch, joins=joins))
     for step_id in range(1, 25):
+        extra: tuple[tuple[SeqId, tuple[int, ...]], ...]
         extra = ((SeqId(2), (10 + step_id,)),) if step_id in (13, 14) else ()
         extra += ((SeqId(1), (4,)), (SeqId(3), (6,))) if step_id == 13 else ()
         runner.execute(StepPlan(step_id, SPLIT, decode=batch, new_blocks=extra))

@@ -22,7 +22,7 @@ from semipd.devices.sim.cost import CostModel, Work
 from semipd.devices.sim.gpus import GPUS
 from semipd.devices.sim.models import MODELS
 from semipd.devices.sim.profile import Profile
-from semipd.sim.cases import Cache, Case, build, run_case
+from semipd.sim.cases import Cache, Case, Result, build, run_case
 from semipd.sim.disaggregated import LINK_LATENCY_NS, Disaggregated
 from semipd.sim.outcomes import Outcome, Targets
 from semipd.sim.policies import PolicySpec, parse_policy
@@ -218,7 +218,12 @@ def test_the_cache_answers_equal_cases_only(tmp_path: Path, monkeypatch: pytest.
     cache, case = Cache(tmp_path / "cache"), azure_case(tmp_path, window_s=3.0)
     stored = cache.run(case)
     ran: list[Case] = []
-    monkeypatch.setattr(semipd.sim.cases, "run_case", lambda case: ran.append(case) or stored)
+
+    def run(case: Case) -> Result:
+        ran.append(case)
+        return stored
+
+    monkeypatch.setattr(semipd.sim.cases, "run_case", run)
     assert Cache(tmp_path / "cache").run(case) == stored
     assert ran == []
     changed = azure_file(tmp_path, [(0.0, 10, 1), (1.0, 10, 1)], "other.csv")

@@ -11,6 +11,7 @@ from support.fake_engine import Cancel, Run, request, submit
 from semipd.core.errors import SemipdError
 from semipd.core.messages import PromptLogprobs, StepTokens, Submit
 from semipd.core.plan import Join, Segment, StepPlan
+from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.settings import EngineSettings
 from semipd.core.split import Split
@@ -63,19 +64,19 @@ def test_nothing_the_engine_does_changes_a_token(scheduler: str, depth: int) -> 
         wanted[seq] = request(seq, prompt, max_tokens=chance.randint(1, 250), seed=chance.getrandbits(64))
         run.tick([Submit(wanted[seq])])
         if seq % 9 == 0:
-            run.tick([Cancel(seq - 1)])
+            run.tick([Cancel(SeqId(seq - 1))])
         for _ in range(chance.randint(0, 15)):
             run.tick()
     run.drain()
     assert run.coordinator.scheduler.num_preemptions > 0
     assert run.coordinator.scheduler.num_cached_tokens > 0
     for seq, made in wanted.items():
-        got = run.tokens.get(seq, [])  # type: ignore[call-overload]
+        got = run.tokens.get(seq, [])
         expected = made_up_tokens(
             made.params.seed, LLAMA.vocab_size, len(made.prompt), made.params.max_tokens
         )
         assert got == expected[: len(got)]
-        assert len(got) == made.params.max_tokens or run.finished[seq].reason == "cancelled"  # type: ignore[index]
+        assert len(got) == made.params.max_tokens or run.finished[seq].reason == "cancelled"
 
 
 def test_rebuild_equals_deltas() -> None:
@@ -197,10 +198,11 @@ def test_opening_takes_the_named_rows_and_the_tokenizers_vocabulary(tmp_path: Pa
     assert "H200" in info.name
     assert "made-up" in info.name
     assert sum(info.memory.values()) < 141e9
-    run = Run(sim, settings)  # type: ignore[arg-type]
+    assert isinstance(sim, SimDevice)
+    run = Run(sim, settings)
     run.tick([submit(1, [1] * 20, max_tokens=30)])
     run.drain()
-    assert run.tokens[1] == made_up_tokens(1, 4096, 20, 30)  # type: ignore[index]
+    assert run.tokens[1] == made_up_tokens(1, 4096, 20, 30)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from support.fake_engine import Run, request
@@ -44,7 +45,7 @@ class Script:
 class Serving:
     """Two or three sequences decode, and a prompt comes now and then."""
 
-    def __init__(self, script: Script, **settings: object) -> None:
+    def __init__(self, script: Script, **settings: Any) -> None:
         chosen = {"prefill_chunk_tokens": 64, "merge_tokens": 0, "slo_tpot_ms": 200.0} | settings
         device = FakeDevice(latency=script.latency, max_model_len=100_000, num_blocks=40_000)
         self.run = Run(device, EngineSettings(device="fake", **chosen), check=False)

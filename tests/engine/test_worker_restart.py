@@ -1,29 +1,34 @@
 """Lanes that lose their executor, on the fake device: exact equality, whenever and however often they do."""
 
 import random
+from typing import Any
 
 import pytest
 from support.fake_engine import RANDOM_VOCAB, Run, random_request, request, submit
 from support.mortal_fake import MortalDevice
 
-from semipd.core.messages import Cancel, GetStatus, SetPartition, Status, Submit
-from semipd.core.settings import EngineSettings
+from semipd.core.messages import Cancel, GetStatus, Inbound, SetPartition, Status, Submit
+from semipd.core.request import Request, SeqId
+from semipd.core.settings import EngineSettings, SchedulerName
+from semipd.devices.contract import LaneName
 
 MS = 1_000_000
 
 
-def settings(policy: str = "semipd", **options: object) -> EngineSettings:
-    return EngineSettings(device="fake", scheduler=policy, **options)  # type: ignore[arg-type]
+def settings(policy: SchedulerName = "semipd", **options: Any) -> EngineSettings:
+    return EngineSettings(device="fake", scheduler=policy, **options)
 
 
-def kinds(run: Run, *wanted: str) -> list[tuple[str, str]]:
+def kinds(run: Run, *wanted: str) -> list[tuple[str, object]]:
     return [(event.kind, event.data["lane"]) for event in run.events if event.kind in wanted]
 
 
 @pytest.mark.parametrize("after_writing", [False, True])
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("name", ["prefill", "decode"])
-def test_the_same_steps_run_again_and_no_token_changes(name, depth, after_writing) -> None:
+def test_the_same_steps_run_again_and_no_token_changes(
+    name: LaneName, depth: int, after_writing: bool
+) -> None:
     """Killed once after each number of turns."""
     num_lost_steps = 0
     for moment in range(0, 40, 5):
@@ -61,7 +66,7 @@ def test_the_other_lane_goes_on_and_questions_and_cancels_are_answered() -> None
     run.device.prefill.kill(run.now_ns + 50 * MS, after_writing=False)
     run.tick()
     before = {seq: len(tokens) for seq, tokens in run.tokens.items()}
-    run.tick([Cancel(3), GetStatus(7), SetPartition(8, "fixed", "somebody", prefill_units=2)])
+    run.tick([Cancel(SeqId(3)), GetStatus(7), SetPartition(8, "fixed", "somebody", prefill_units=2)])
     answers = [m.nonce for m in run.messages if isinstance(m, Status)]
     assert answers == [7, 8]
     assert run.finished[3].reason == "cancelled"
@@ -107,14 +112,14 @@ def test_a_lost_merged_step_keeps_every_unit() -> None:
         assert run.tokens[r.seq] == run.expected(r)
 
 
-def mortal_soak(policy: str, depth: int, seed: int, num_requests: int) -> int:
+def mortal_soak(policy: SchedulerName, depth: int, seed: int, num_requests: int) -> int:
     """Random load on a small pool, random deaths, several at once and before the last is mended. Returns how
     many steps were lost."""
     rng = random.Random(seed)
     device = MortalDevice(
         num_blocks=rng.choice([12, 20, 60]), vocab_size=RANDOM_VOCAB, decode_depth=depth, prefill_depth=depth
     )
-    options = {
+    options: dict[str, Any] = {
         "max_num_seqs": rng.choice([2, 8, 32]),
         "prefill_chunk_tokens": rng.choice([5, 32, 128]),
         "step_token_budget": rng.choice([40, 128]),
@@ -122,9 +127,11 @@ def mortal_soak(policy: str, depth: int, seed: int, num_requests: int) -> int:
         "prefill_units": rng.choice([0, 4, 15]),
     }
     run = Run(device, settings(policy, **options))
-    requests, cancelled, num_lost = {}, set(), 0
+    requests: dict[SeqId, Request] = {}
+    cancelled: set[SeqId] = set()
+    num_lost = 0
     while len(requests) < num_requests or not run.coordinator.scheduler.idle:
-        inbox = []
+        inbox: list[Inbound] = []
         while len(requests) < num_requests and rng.random() < 0.4:
             r = random_request(rng, len(requests) + 1, run.now_ns)
             requests[r.seq] = r
@@ -137,7 +144,7 @@ def mortal_soak(policy: str, depth: int, seed: int, num_requests: int) -> int:
             if rng.random() < 0.05 and state.executor == "up":
                 num_lost += len(state.inflight)
                 delay_ns = rng.choice([1, 2 * MS, 30 * MS])
-                state.lane.kill(run.now_ns + delay_ns, after_writing=rng.random() < 0.5)
+                device.lane(state.lane.name).kill(run.now_ns + delay_ns, after_writing=rng.random() < 0.5)
         run.tick(inbox)
     for r in requests.values():
         expected, got = run.expected(r), run.tokens.get(r.seq, [])
@@ -152,7 +159,7 @@ def mortal_soak(policy: str, depth: int, seed: int, num_requests: int) -> int:
 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("policy", ["semipd", "chunked", "prefill-first"])
-def test_random_deaths_under_random_load(policy, depth) -> None:
+def test_random_deaths_under_random_load(policy: SchedulerName, depth: int) -> None:
     """Integrity is checked in every turn."""
     num_lost = sum(mortal_soak(policy, depth, seed, 80) for seed in range(3))
     print(f"{policy}, depth {depth}: 240 requests, {num_lost} steps lost and run again, 0 deviations")

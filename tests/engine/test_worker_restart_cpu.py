@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from support.fake_engine import request
@@ -129,7 +130,12 @@ class TestDuring16Streams:
         ],
     )
     def test_a_lost_worker_is_replaced_and_no_token_changes(
-        self, device: CpuDevice, oracle: GreedyOracle, lane: LaneName, fault, how: str
+        self,
+        device: CpuDevice,
+        oracle: GreedyOracle,
+        lane: LaneName,
+        fault: Callable[[CpuDevice, LaneName], None],
+        how: str,
     ) -> None:
         run = LiveRun(device, EngineSettings(max_num_seqs=NUM_STREAMS, prefill_chunk_tokens=16))
         other: LaneName = "decode" if lane == "prefill" else "prefill"
@@ -143,7 +149,7 @@ class TestDuring16Streams:
         died, restarted = (e for e in run.events if e.kind in ("worker_died", "worker_restarted"))
         assert (died.data["lane"], died.data["pid"], died.data["signal"]) == (lane, before, "SIGKILL")
         assert restarted.data["pid"] == pid_of(device, lane) != before
-        assert 0 < restarted.data["seconds"] < LIMIT_S
+        assert 0 < cast(float, restarted.data["seconds"]) < LIMIT_S
         assert pid_of(device, other) == kept
         assert re.search(how, str(died.data["how"]))
         verdict = judge(run, requests, oracle)

@@ -301,8 +301,8 @@ def test_one_workspace_serves_smaller_batches() -> None:
         assert_close(out, case.expected)
 
 
-@triton.jit
-def _share_out_kernel(kv_lens_ptr, splits_ptr, batch, num_items, tile: tl.constexpr, pad: tl.constexpr):
+@triton.jit  # type: ignore[untyped-decorator]
+def _share_out_kernel(kv_lens_ptr, splits_ptr, batch, num_items, tile: tl.constexpr, pad: tl.constexpr):  # type: ignore[no-untyped-def]
     splits = share_out(kv_lens_ptr, batch, num_items, tile, pad)
     tl.store(splits_ptr + tl.arange(0, pad), splits)
 

@@ -51,7 +51,7 @@ def test_decode_attention(num_splits: int | None) -> None:
                 config=config,
             )
         )
-    check(*found, rows=[0, 2])
+    check(found, rows=[0, 2])
 
 
 def test_prefill_attention() -> None:
@@ -78,10 +78,12 @@ def test_prefill_attention() -> None:
                 q, batch.pool, batch.block_tables, starts_of(lens), batch.kv_lens, out, plan, num_sms=3
             )
         )
-    check(*found, rows=[*range(17), 37])
+    check(found, rows=[*range(17), 37])
 
 
-def check(without: Tensor, beside: Tensor, rows: list[int]) -> None:
+def check(found: list[Tensor], rows: list[int]) -> None:
+    """The first without the poison, the second beside it."""
+    without, beside = found
     assert torch.equal(beside[rows], without[rows])
     assert without.isfinite().all()
     rest = [row for row in range(len(without)) if row not in rows]
@@ -141,8 +143,8 @@ class Pass:
 def test_a_whole_pass() -> None:
     bad, good = Pass(60), Pass(3)
     (logits, sums), (clean, clean_sums) = bad.prefill(), good.prefill()
-    check(clean, logits, rows=[0, 2])
+    check([clean, logits], rows=[0, 2])
     assert clean_sums.isfinite().all()
     assert sums.isfinite().tolist() == [True] * 5 + [False] * 20 + [True] * 18
     (logits, _), (clean, _) = bad.decode(), good.decode()
-    check(clean, logits, rows=[0, 2, 3, 4])
+    check([clean, logits], rows=[0, 2, 3, 4])

@@ -8,6 +8,7 @@ import itertools
 import math
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -362,7 +363,8 @@ def test_launches_left_out_change_nothing(filters: int) -> None:
     rows = []
     for _ in range(6):
         row = random_row(rng, 50)
-        off = {0: {"top_k": 0, "top_p": 1.0}, 1: {rng.choice(["top_k"]): 0}, 2: {}}[filters]
+        choices: list[dict[str, Any]] = [{"top_k": 0, "top_p": 1.0}, {"top_k": 0}, {}]
+        off = choices[filters]
         rows.append(row._replace(params=replace(row.params, **off)))
     batch, logits = Batch(rows, 50), random_logits(rng, 6, 50)
     assert batch.stages.filters <= filters
@@ -402,7 +404,7 @@ def test_rows_of_logits_may_be_strided() -> None:
 
 
 @triton.jit
-def _uniform_kernel(seeds_ptr, positions_ptr, totals_ptr, bits_ptr, thresholds_ptr):
+def _uniform_kernel(seeds_ptr, positions_ptr, totals_ptr, bits_ptr, thresholds_ptr):  # type: ignore[no-untyped-def]
     index = tl.program_id(0)
     bits = _uniform_bits(tl.load(seeds_ptr + index), tl.load(positions_ptr + index))
     tl.store(bits_ptr + index, bits)
@@ -422,8 +424,8 @@ def test_uniforms_have_the_bits_of_the_plain_samplers() -> None:
     assert thresholds.tolist() == [b * t >> 24 for b, t in zip(bits.tolist(), totals, strict=True)]
 
 
-@triton.jit
-def _bins_kernel(distances_ptr, bins_ptr, first_ptr, count: tl.constexpr):
+@triton.jit  # type: ignore[untyped-decorator]
+def _bins_kernel(distances_ptr, bins_ptr, first_ptr, count: tl.constexpr):  # type: ignore[no-untyped-def]
     index = tl.arange(0, count)
     bins = _coarse_bin(tl.load(distances_ptr + index))
     tl.store(bins_ptr + index, bins)

@@ -12,16 +12,16 @@ from kernellib.report.facts import violations
 from semipd_kernels.aot import AotCase
 
 
-@triton.jit
-def sum_rows(x_ptr, out_ptr, num_rows, row_stride, TILE: tl.constexpr, STAGES: tl.constexpr):
+@triton.jit  # type: ignore[untyped-decorator]
+def sum_rows(x_ptr, out_ptr, num_rows, row_stride, TILE: tl.constexpr, STAGES: tl.constexpr):  # type: ignore[no-untyped-def]
     total = tl.zeros([TILE], tl.float32)
     for row in tl.range(0, num_rows, num_stages=STAGES):
         total += tl.load(x_ptr + row * row_stride + tl.arange(0, TILE))
     tl.store(out_ptr + tl.arange(0, TILE), total)
 
 
-@triton.jit
-def multiply(a_ptr, b_ptr, out_ptr, num_tiles, SIZE: tl.constexpr, DOT: tl.constexpr):
+@triton.jit  # type: ignore[untyped-decorator]
+def multiply(a_ptr, b_ptr, out_ptr, num_tiles, SIZE: tl.constexpr, DOT: tl.constexpr):  # type: ignore[no-untyped-def]
     rows, columns = tl.arange(0, SIZE)[:, None], tl.arange(0, SIZE)[None, :]
     at = rows * SIZE + columns
     total = tl.zeros([SIZE, SIZE], tl.float32)
@@ -35,8 +35,8 @@ def multiply(a_ptr, b_ptr, out_ptr, num_tiles, SIZE: tl.constexpr, DOT: tl.const
     tl.store(out_ptr + at, total)
 
 
-@triton.jit
-def keep_much(x_ptr, out_ptr, num_rows, TILE: tl.constexpr):
+@triton.jit  # type: ignore[untyped-decorator]
+def keep_much(x_ptr, out_ptr, num_rows, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
     """Four sums of 64 numbers each per thread in 255 registers."""
     columns = tl.arange(0, TILE)
     one, two = tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32)

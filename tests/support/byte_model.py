@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from semipd.daemon.model.chat_template import ChatTemplate
+
 EOS = 256
 BOS = 257
 
@@ -58,7 +60,7 @@ class RoleTemplate:
 @dataclass
 class ByteModel:
     tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)
-    chat_template: RoleTemplate | None = field(default_factory=RoleTemplate)
+    chat_template: RoleTemplate | ChatTemplate | None = field(default_factory=RoleTemplate)
     eos_token_ids: tuple[int, ...] = (EOS,)
     sampling_defaults: dict[str, float | int] = field(default_factory=dict)
     tokenizer_info: dict[str, Any] = field(default_factory=lambda: {"tokenizer_class": "ByteTokenizer"})

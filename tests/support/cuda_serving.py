@@ -1,6 +1,7 @@
 """Random requests served by a rig, and what must come out."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from support.cuda_rig import Oracle, Rig
@@ -37,15 +38,9 @@ def random_requests(rng: random.Random, count: int, vocab_size: int) -> list[Req
         own = [rng.randrange(vocab_size) for _ in range(rng.randrange(1, 60))]
         prompt = (shared[: rng.randrange(50)] if rng.random() < 0.5 else []) + own
         params = random_params(rng)
-        params = SamplingParams(
-            **{**_fields(params), "min_tokens": min(params.min_tokens, params.max_tokens)}
-        )
+        params = replace(params, min_tokens=min(params.min_tokens, params.max_tokens))
         requests.append(Request(SeqId(number + 1), f"r{number}", prompt, params, 0))
     return requests
-
-
-def _fields(params: SamplingParams) -> dict[str, object]:
-    return {name: getattr(params, name) for name in params.__slots__}
 
 
 def serve(rig: Rig, requests: list[Request], *, switches: bool = False) -> None:

@@ -67,7 +67,7 @@ class Running:
             body = json.loads(text) if response.content_type == "application/json" else text
             return response.status, body, response.headers
 
-    async def complete(self, path: str = "/v1/completions", **body: Any) -> dict[str, Any]:
+    async def complete(self, path: str = "/v1/completions", /, **body: Any) -> dict[str, Any]:
         status, answer, _ = await self.post(body, path)
         assert status == 200, answer
         return answer
@@ -75,7 +75,7 @@ class Running:
     async def chat(self, **body: Any) -> dict[str, Any]:
         return await self.complete("/v1/chat/completions", **body)
 
-    async def stream(self, path: str = "/v1/completions", **body: Any) -> list[dict[str, Any]]:
+    async def stream(self, path: str = "/v1/completions", /, **body: Any) -> list[dict[str, Any]]:
         """The events of a stream, without the final [DONE], which is checked."""
         body |= {"stream": True}
         async with self.http.post(self.url + path, json=body) as response:

@@ -44,8 +44,10 @@ class DaemonProcess:
 
     def _run(self, module: str, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
         socket = [] if "--socket" in arguments else ["--socket", str(self.socket_path)]
-        given = {"capture_output": True, "text": True, "timeout": LIMIT_S, "env": ENV}
-        return subprocess.run([sys.executable, "-m", module, *arguments, *socket], **(given | options))
+        command = [sys.executable, "-m", module, *arguments, *socket]
+        options = {"capture_output": True, "timeout": LIMIT_S, "env": ENV, **options}
+        done: subprocess.CompletedProcess[str] = subprocess.run(command, text=True, **options)
+        return done
 
 
 def _port_in(announced: str) -> int:

@@ -3,28 +3,36 @@
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, Generic
+
+from typing_extensions import TypeVar
 
 from semipd.core.events import Event
-from semipd.core.messages import Cancel, Finished, Inbound, Outbound, StepTokens, Submit
+from semipd.core.messages import Cancel, Finished, Inbound, Outbound, PromptLogprobs, StepTokens, Submit
+from semipd.core.plan import TokenLogprobs
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.settings import EngineSettings
 from semipd.devices.fake import FakeDevice, expected_tokens
+from semipd.devices.sim.device import SimDevice
 from semipd.engine.coordinator import Coordinator
 
 RANDOM_VOCAB = 50
 
 
+DeviceT = TypeVar("DeviceT", bound=FakeDevice | SimDevice, covariant=True, default=FakeDevice)
+
+
 @dataclass
-class Run:
+class Run(Generic[DeviceT]):
     """A coordinator, its virtual clock and everything it has said."""
 
-    device: FakeDevice
+    device: DeviceT
     settings: EngineSettings
     now_ns: int = 0
     check: bool = True
-    tokens: dict[SeqId, list[int]] = field(default_factory=dict)
-    finished: dict[SeqId, Finished] = field(default_factory=dict)
+    tokens: dict[int, list[int]] = field(default_factory=dict)
+    finished: dict[int, Finished] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     messages: list[Outbound] = field(default_factory=list)
 
@@ -48,6 +56,10 @@ class Run:
         while self.tick():
             pass
 
+    def prompt_logprobs(self, seq: int) -> list[TokenLogprobs]:
+        told = (m for m in self.messages if isinstance(m, PromptLogprobs) and m.seq == seq)
+        return [entry for message in told for entry in message.entries]
+
     def _note(self, message: Outbound) -> None:
         match message:
             case StepTokens(seqs, tokens):
@@ -68,14 +80,14 @@ class Run:
 
 
 def request(
-    seq: int, prompt: list[int], *, max_tokens: int = 8, arrival_ns: int = 0, **params: object
+    seq: int, prompt: list[int], *, max_tokens: int = 8, arrival_ns: int = 0, **params: Any
 ) -> Request:
-    sampling = SamplingParams(max_tokens=max_tokens, seed=params.pop("seed", seq), **params)  # type: ignore[arg-type]
+    sampling = SamplingParams(max_tokens=max_tokens, seed=params.pop("seed", seq), **params)
     return Request(SeqId(seq), f"req-{seq}", prompt, sampling, arrival_ns)
 
 
-def submit(seq: int, prompt: list[int], **kwargs: object) -> Submit:
-    return Submit(request(seq, prompt, **kwargs))  # type: ignore[arg-type]
+def submit(seq: int, prompt: list[int], **kwargs: Any) -> Submit:
+    return Submit(request(seq, prompt, **kwargs))
 
 
 def random_request(rng: random.Random, seq: int, now_ns: int) -> Request:

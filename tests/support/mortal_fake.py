@@ -1,7 +1,9 @@
 """The fake device with lanes that can lose their executor, under the virtual clock."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from semipd.core.plan import StepPlan, StepResult
 from semipd.devices.contract import LaneName, WorkerDied, WorkerNews, WorkerRestarted
 from semipd.devices.fake import FakeDevice, FakeLane
 
@@ -31,11 +33,11 @@ class MortalLane(FakeLane):
         # FakeLane.capacity(self): super() does not work in a dataclass with slots
         return FakeLane.capacity(self) if self.back_at_ns is None else 0
 
-    def launch(self, plan, now_ns):
+    def launch(self, plan: StepPlan, now_ns: int) -> None:
         self.launched.append(plan.step_id)
         FakeLane.launch(self, plan, now_ns)
 
-    def poll(self, now_ns):
+    def poll(self, now_ns: int) -> list[StepResult]:
         if self.back_at_ns is not None and now_ns >= self.back_at_ns:
             self.back_at_ns = None
             self._free_at_ns = now_ns
@@ -52,7 +54,10 @@ class MortalLane(FakeLane):
 
 
 class MortalDevice(FakeDevice):
-    def __init__(self, **options) -> None:
+    prefill: MortalLane
+    decode: MortalLane
+
+    def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.prefill = self._mortal(self.prefill)
         self.decode = self._mortal(self.decode)

@@ -27,7 +27,7 @@ _LANE = {
     "step_age_ms": 3.0,
 }
 
-CHANGE = {
+CHANGE: dict[str, Any] = {
     "at_s": None,
     "mode": "auto",
     "actor": "configuration",

@@ -307,5 +307,6 @@ async def test_the_paced_source_keeps_time() -> None:
         found = [await anext(items) for _ in range(5)]
         age_s = source.now_s() - found[-1].at_s
     assert found[-1].at_s - found[0].at_s == pytest.approx(0.2)
+    assert isinstance(found[0], Seen)
     assert found[0].frame.state["uptime_s"] == 60.0
     assert -0.01 <= age_s < 20

@@ -296,15 +296,15 @@ def shown_seqs(board: Board) -> list[int]:
 
 @key("dialog", "escape")
 async def _close(board: Board, name: str) -> None:
-    for opener, kind in (("o", OverrideDialog), ("s", SloDialog), ("question_mark", HelpDialog)):
-        await board.opens(kind, opener)
-        await board.press(name)
-        assert board.dialog is None
-    await board.press("2")
-    for opener, kind in (("c", CancelDialog), ("enter", InspectDialog)):
-        await board.opens(kind, opener)
-        await board.press(name)
-        assert board.dialog is None
+    everywhere: list[tuple[str, type[Dialog]]]
+    everywhere = [("o", OverrideDialog), ("s", SloDialog), ("question_mark", HelpDialog)]
+    of_requests: list[tuple[str, type[Dialog]]] = [("c", CancelDialog), ("enter", InspectDialog)]
+    for view, dialogs in (("1", everywhere), ("2", of_requests)):
+        await board.press(view)
+        for opener, kind in dialogs:
+            await board.opens(kind, opener)
+            await board.press(name)
+            assert board.dialog is None
     assert board.person.deeds == []
 
 

@@ -215,7 +215,7 @@ async def test_the_command_palette_has_our_commands() -> None:
         for title in ("Overview", "Requests", "Events", "Help", "Change the service level targets"):
             assert title in titles
         assert [title.lower() for title in titles].count("quit") == 1
-        await commands["Events"].callback()  # type: ignore[misc]
+        await commands["Events"].callback()
         await board.pilot.pause()
         assert board.view == "events"
         assert commands["Change the service level targets"].help == "key s"

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -249,7 +250,7 @@ def test_any_size_of_window(daemon: SimDaemon) -> None:
             terminal.send_keys(view)
             for columns, rows in ((200, 50), (30, 8), (5, 2), (1, 1)):
                 terminal.resize(columns, rows)
-                terminal.wait_for(lambda screen, rows=rows: len(screen.splitlines()) == rows)
+                terminal.wait_for(partial(lambda rows, screen: len(screen.splitlines()) == rows, rows))
             terminal.resize(80, 24)
             terminal.wait_for("● LIVE")
         terminal.resize(200, 50)

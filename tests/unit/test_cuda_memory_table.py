@@ -113,7 +113,7 @@ def follow(hint: str, demand: MemoryDemand) -> bool:
         return False
     for option in hint.removeprefix("Set ").removesuffix(".").split(" or "):
         changes = {part.split()[0]: int(part.split()[-1]) for part in option.split(" and ")}
-        assert num_kv_blocks(replace(demand, **changes)) >= 2, (option, demand)  # type: ignore[arg-type]
+        assert num_kv_blocks(replace(demand, **changes)) >= 2, (option, demand)
     return True
 
 

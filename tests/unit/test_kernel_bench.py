@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -410,7 +410,7 @@ def test_measure(capturable: bool) -> None:
     cuda = FakeCuda(12.5, capturable)
     lane = lanes.Lane(132, SimpleNamespace(synchronize=lambda: None))
     timed = timing.measure(cuda, lane, [cuda.call, cuda.call, cuda.call])
-    assert timed == timing.Timed(pytest.approx(12.5), pytest.approx(0.0), capturable)
+    assert astuple(timed) == (pytest.approx(12.5), pytest.approx(0.0), capturable)
     assert cuda.stream_synchronised == (0 if capturable else 1)
 
 

@@ -1,5 +1,6 @@
 """The kernel report fails on what it is there to find, and answers from its cache only for the same tree."""
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -142,7 +143,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[bool]:
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts" / "kernel_report.py").write_text("")
     monkeypatch.setattr(kernel_report, "compile_all", compile_all)
-    monkeypatch.setattr(kernel_report.importlib.metadata, "version", lambda name: "3.9.0")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.9.0")
     monkeypatch.setenv("TRITON_CACHE_DIR", "")
     return times
 
@@ -160,7 +161,7 @@ def test_cache_answers_only_for_the_same_tree(
     assert kernel_report.main(cached) == 0
     assert compiled == [False] * 2
     assert kernel_report.main([*cached, "--op", "rms_norm"]) == 0
-    monkeypatch.setattr(kernel_report.importlib.metadata, "version", lambda name: "3.6.0")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.6.0")
     assert kernel_report.main(cached) == 0
     assert kernel_report.main(["--summary"]) == 0
     assert compiled == [False] * 5

@@ -3,7 +3,15 @@
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+)
 
 from semipd.core.plan import BLOCK_SIZE, blocks_for
 from semipd.memory.kv import KVMemory, Placement
@@ -33,7 +41,7 @@ class Oracle:
 class KVMachine(RuleBasedStateMachine):
     """Two symbols a block and three namespaces, so that prefixes collide often."""
 
-    live = Bundle("live")
+    live: Bundle[int] = Bundle("live")
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +61,9 @@ class KVMachine(RuleBasedStateMachine):
         reserve=st.integers(0, 2),
         reuse=st.booleans(),
     )
-    def place(self, namespace, pattern, tail, reserve, reuse):
+    def place(
+        self, namespace: str, pattern: list[int], tail: int, reserve: int, reuse: bool
+    ) -> MultipleResults[int] | int:
         tokens = self._tokens(pattern, tail) or [9]
         hit = self.oracle.longest_hit(namespace, tokens) if reuse else 0
         if reuse:
@@ -81,7 +91,7 @@ class KVMachine(RuleBasedStateMachine):
         return self.next_id
 
     @rule(seq=live, count=st.integers(1, 2 * BLOCK_SIZE))
-    def compute(self, seq, count):
+    def compute(self, seq: int, count: int) -> None:
         """Settle some tokens: full blocks become findable, not earlier."""
         if seq not in self.sequences:
             return
@@ -96,7 +106,7 @@ class KVMachine(RuleBasedStateMachine):
         self.sequences[seq] = (placement, tokens, computed)
 
     @rule(seq=live)
-    def grow(self, seq):
+    def grow(self, seq: int) -> None:
         if seq not in self.sequences or not self.memory.pool.num_free:
             return
         placement, tokens, computed = self.sequences[seq]
@@ -108,7 +118,7 @@ class KVMachine(RuleBasedStateMachine):
         self.sequences[seq] = (placement, tokens, computed)
 
     @rule(seq=consumes(live))
-    def release(self, seq):
+    def release(self, seq: int) -> None:
         if seq not in self.sequences:
             return
         placement, _, _ = self.sequences.pop(seq)
@@ -121,7 +131,7 @@ class KVMachine(RuleBasedStateMachine):
             self.oracle.owners[block] += 1
 
     @invariant()
-    def totals_agree(self):
+    def totals_agree(self) -> None:
         self.memory.check_integrity([placement for placement, _, _ in self.sequences.values()])
         free = {block for block, owners in self.oracle.owners.items() if owners == 0}
         assert set(self.memory.pool.free_order()) == free

@@ -3,6 +3,7 @@
 import math
 import random
 from itertools import pairwise
+from typing import Any, cast
 
 import pytest
 from support.partition import TABLE
@@ -11,8 +12,15 @@ from semipd.core.errors import SemipdError
 from semipd.core.messages import SetPartition, SetSlo
 from semipd.core.request import SeqId
 from semipd.core.slo import Slo
-from semipd.core.split import Split
-from semipd.partition.control import DECIDE_AGAIN_NS, DECIDE_EVERY_NS, Choice, Control, ControlSettings
+from semipd.core.split import PartitionMode, Split
+from semipd.partition.control import (
+    DECIDE_AGAIN_NS,
+    DECIDE_EVERY_NS,
+    Choice,
+    Control,
+    ControlSettings,
+    Switch,
+)
 from semipd.partition.interface import Prompt, StepRecord, Work
 from semipd.partition.journal import BUCKETS_MS, Histogram
 from semipd.partition.models import Models
@@ -29,7 +37,7 @@ def nothing() -> Work:
 class Desk:
     """A control, its clock, and short words for what the coordinator does."""
 
-    def __init__(self, taught: bool = False, **settings) -> None:
+    def __init__(self, taught: bool = False, **settings: Any) -> None:
         models = Models(16)
         if taught:
             teach(models)
@@ -45,11 +53,16 @@ class Desk:
         self.now_ns += int(after_ms * MS)
         return self.control.choose(self.now_ns, prefill, decode, self.look)
 
-    def launch(self, prefill: bool = True, decode: bool = True, after_ms: float = 0):
+    def launch(self, prefill: bool = True, decode: bool = True, after_ms: float = 0) -> Switch | None:
         return self.control.launched(self.choose(prefill, decode, after_ms).split, self.now_ns)
 
-    def set(self, mode: str = "fixed", actor: str = "ann", **fields):
-        wish = SetPartition(1, mode, actor, **fields)  # type: ignore[arg-type]
+    def switch(self, prefill: bool = True, decode: bool = True, after_ms: float = 0) -> Switch:
+        switch = self.launch(prefill, decode, after_ms)
+        assert switch is not None
+        return switch
+
+    def set(self, mode: str = "fixed", actor: str = "ann", **fields: Any) -> Any:
+        wish = SetPartition(1, cast(PartitionMode, mode), actor, **fields)
         return self.control.set(wish, self.now_ns, self.look)[1]
 
     @property
@@ -130,13 +143,13 @@ def test_impossible_configuration_is_refused() -> None:
 
 def test_an_override_holds_from_the_next_choice_and_is_effective_with_its_first_step() -> None:
     desk = Desk()
-    assert desk.launch(decode=False).split == SOLO_PREFILL
+    assert desk.switch(decode=False).split == SOLO_PREFILL
     answer = desk.set(prefill_units=3, reason="night batch")
     assert (answer["granted"], answer["effective_at_ns"]) == (Split(3, 13), None)
     assert answer["takes_effect"].startswith("when both lanes have work")
     assert desk.launch(decode=False, after_ms=5) is None
     assert desk.control.status(0)["change"]["effective_at_ns"] is None
-    switch = desk.launch(after_ms=5)
+    switch = desk.switch(after_ms=5)
     assert (switch.split, switch.rule, switch.reason) == (Split(3, 13), "ann", "night batch")
     assert desk.control.status(0)["change"]["effective_at_ns"] == desk.now_ns
     assert desk.set(prefill_units=4)["takes_effect"] == "with the next step"
@@ -212,7 +225,7 @@ def test_random_overrides_against_a_simple_model(seed: int) -> None:
         if rng.random() < 0.3:
             mode = rng.choice(["auto", "fixed", "off"])
             expires_s = None if mode == "auto" else rng.choice([None, 1.0])
-            units = {"prefill_units": rng.randint(1, 15)} if mode == "fixed" else {}
+            units: dict[str, Any] = {"prefill_units": rng.randint(1, 15)} if mode == "fixed" else {}
             desk.set(mode, expires_s=expires_s, **units)
             split = Split(units["prefill_units"], 16 - units["prefill_units"]) if units else Split(8, 8)
             expires_ns = None if expires_s is None else desk.now_ns + 1_000 * MS
@@ -234,7 +247,7 @@ def test_switch_time_runs_from_the_wish_to_the_first_step() -> None:
     assert desk.launch(prefill=False) is None, "the device starts with decode alone"
     desk.choose()
     desk.choose(after_ms=4)  # units are still held by a step in flight
-    switch = desk.launch(after_ms=3)
+    switch = desk.switch(after_ms=3)
     assert (switch.previous, switch.split) == (SOLO_DECODE, Split(8, 8))
     assert switch.ms == pytest.approx(7)
     plain = desk.control.status(0)["switch_ms"]
@@ -293,7 +306,7 @@ def test_observed_percentiles_against_sorting(seed: int) -> None:
     window.forget_cached()
     observed = window.observed(now_ns, slo)
 
-    def naive(samples):
+    def naive(samples: list[tuple[int, float]]) -> float:
         values = sorted(ms for at, ms in samples if at >= horizon)
         return next(v for v in values if sum(w <= v for w in values) >= slo.percentile / 100 * len(values))
 
@@ -330,6 +343,8 @@ def test_outcomes_of_decisions_become_errors() -> None:
     desk = Desk(taught=True, merge_tokens=0, slo=Slo(500, 15))
     desk.choose()
     decision = desk.control.journal.outcomes[-1].decision
+    assert decision.predicted_ttft_ms is not None
+    assert decision.predicted_tpot_ms is not None
     assert decision.predicted_tpot_ms == pytest.approx(8, rel=0.05)
     for _ in range(4):
         desk.control.record(StepRecord("decode", 2, 14, 4, 400, 0, 0, 10 * MS), desk.now_ns)

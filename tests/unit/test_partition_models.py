@@ -3,6 +3,8 @@
 import itertools
 import json
 import random
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -11,10 +13,12 @@ from semipd.partition.models import Models
 from semipd.partition.nnls import solve_nonnegative
 from semipd.partition.step_model import CONFIDENT_STEPS, StepModel
 
+Point = tuple[float, ...]
+Row = Sequence[float]
 FLAT, SHARED = (2.0, 0.01, 1e-6), (20.0, 0.4, 4e-5)
 
 
-def true_ms(units: int, x: tuple[float, ...], flat=FLAT, shared=SHARED) -> float:
+def true_ms(units: int, x: Point, flat: Point = FLAT, shared: Point = SHARED) -> float:
     return sum(value * (c + d / units) for value, c, d in zip(x, flat, shared, strict=True))
 
 
@@ -23,7 +27,9 @@ def random_work(rng: random.Random) -> tuple[float, float, float]:
     return (1, tokens, tokens * (rng.randint(0, 4000) + tokens / 2))
 
 
-def feed(model: StepModel, rng: random.Random, steps: int, units: list[int], noise: float, scale=1.0) -> None:
+def feed(
+    model: StepModel, rng: random.Random, steps: int, units: list[int], noise: float, scale: float = 1.0
+) -> None:
     for step in range(steps):
         on, x = rng.choice(units), random_work(rng)
         model.observe(on, x, scale * true_ms(on, x) * rng.lognormvariate(0, noise))
@@ -35,7 +41,7 @@ def predict(model: StepModel, units: int, x: tuple[float, ...]) -> float:
     return sum(value * cost for value, cost in zip(x, model.line(units), strict=True))
 
 
-def brute_force_nonnegative(gram, target):
+def brute_force_nonnegative(gram: Sequence[Row], target: Row) -> list[float]:
     """Try every set of free unknowns; keep the feasible minimum."""
     size, best = len(target), ([0.0] * len(target), 0.0)
     for count in range(1, size + 1):
@@ -55,9 +61,9 @@ def brute_force_nonnegative(gram, target):
     return best[0]
 
 
-def gauss(a, b):
+def gauss(matrix: Sequence[Row], right: Row) -> list[float] | None:
     """With pivoting; None when singular."""
-    a, b = [[*row, value] for row, value in zip(a, b, strict=True)], []
+    a = [[*row, value] for row, value in zip(matrix, right, strict=True)]
     size = len(a)
     for i in range(size):
         pivot = max(range(i, size), key=lambda k: abs(a[k][i]))
@@ -243,7 +249,7 @@ def test_plain_data_restores_the_predictions() -> None:
         lambda plain: plain.__setitem__("merged", {"a": 1}),
     ],
 )
-def test_spoilt_data_are_refused_and_change_nothing(spoil) -> None:
+def test_spoilt_data_are_refused_and_change_nothing(spoil: Callable[[Any], object]) -> None:
     plain = taught(merged=True).to_plain()
     spoil(plain)
     models = Models(16)

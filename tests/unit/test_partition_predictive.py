@@ -5,6 +5,7 @@ import random
 from collections import deque
 from dataclasses import replace
 from itertools import pairwise
+from typing import cast
 
 import pytest
 from support.partition import SLO, SPLITS, KnownTimes, prompts, snapshot
@@ -248,7 +249,9 @@ def test_of_the_merged_steps_that_keep_tpot_none_loses_fewer_requests(seed: int)
     """And with none that does, no way at all loses fewer than the one chosen."""
     rng = random.Random(seed)
     s = random_world(seed)
-    times = replace(s.times, merged_ms=rng.uniform(2, 19), merged_token_ms=rng.uniform(0.005, 0.1))
+    times = replace(
+        cast(KnownTimes, s.times), merged_ms=rng.uniform(2, 19), merged_token_ms=rng.uniform(0.005, 0.1)
+    )
     s = replace(s, times=times, merge_tokens=512, merged_tokens=rng.choice([0, 0, 256, 512]))
     exact_tokens = EXACT_STEPS * ((merge_sizes(s) or [512])[0] - s.num_decodes)
     while sum(p.new_tokens for p in s.prompts) > exact_tokens:

@@ -237,9 +237,9 @@ def test_prompts_in_work_are_tried_first_the_newest_before_all() -> None:
         r.next_due()
     r.crashed({SeqId(seq): stage for seq, stage in enumerate(stages)})
     tried = []
-    while (seq := r.next_due()) is not None:
-        tried.append(seq)
-        r.progressed(seq)
+    while (due := r.next_due()) is not None:
+        tried.append(due)
+        r.progressed(due)
     assert tried == [4, 2, 0, 3, 1, 5]
 
 

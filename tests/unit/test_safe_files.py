@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from semipd.system import safe_files
 from semipd.system.safe_files import make_folder, open_log, open_safely, refuse_planted_links
 
 STRANGER = 54321
@@ -54,7 +53,7 @@ def test_links_of_others_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     log = tmp_path / "hop" / "log"
     os.close(open_log(log))
     refuse_planted_links(tmp_path / "link")
-    monkeypatch.setattr(safe_files.os, "geteuid", lambda: STRANGER)  # whose links these are not
+    monkeypatch.setattr(os, "geteuid", lambda: STRANGER)  # whose links these are not
     if os.getuid():
         refused_as_other(log, tmp_path)
     else:
@@ -72,7 +71,7 @@ def test_a_file_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "log").write_text("")
     if not os.getuid():
         os.chown(tmp_path / "log", STRANGER + 1, -1)
-    monkeypatch.setattr(safe_files.os, "geteuid", lambda: STRANGER)
+    monkeypatch.setattr(os, "geteuid", lambda: STRANGER)
     with pytest.raises(OSError, match="belongs to user"):
         open_log(tmp_path / "log")
 
@@ -85,7 +84,7 @@ def test_folders_are_made_only_where_no_link_of_others_leads(
     (tmp_path / "link").symlink_to(tmp_path / "a")
     if not os.getuid():
         os.lchown(tmp_path / "link", STRANGER + 1, -1)
-    monkeypatch.setattr(safe_files.os, "geteuid", lambda: STRANGER)
+    monkeypatch.setattr(os, "geteuid", lambda: STRANGER)
     with pytest.raises(OSError, match="symbolic link of user"):
         make_folder(tmp_path / "link" / "c")
     assert not (tmp_path / "a" / "c").exists()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -22,7 +23,7 @@ TOY = Gpu("toy", "toy", 10, 1, 0, 1e13, 1e9, 1e9, 10**6, 10**9, 1e9)
 PLAIN = Kernels(gemm_frac=1.0, attention_frac=1.0, kernel_gap_ns=0, launch_ns=0, step_ns=100)
 
 
-def toy(flops: float, **kernels: float) -> CostModel:
+def toy(flops: float, **kernels: Any) -> CostModel:
     """10 SMs that read 1 byte and compute `flops` operations per nanosecond together."""
     curves = {
         "weight_bytes_per_s": ((10, 1e9),),

@@ -36,7 +36,8 @@ def test_a_mostly_cached_request_goes_ahead_but_a_short_one_does_not() -> None:
 def test_nobody_is_overtaken_more_often_than_the_bound() -> None:
     for seed in range(50):
         rng = random.Random(seed)
-        queue, passed, next_seq = WaitingQueue(), {}, 0
+        queue, next_seq = WaitingQueue(), 0
+        passed: dict[int, int] = {}
         cached: dict[int, int] = {}
 
         def cached_tokens(sequence: Sequence, cached: dict[int, int] = cached) -> int:
