@@ -2,15 +2,21 @@
 # PYTHON=...        the interpreter for the virtual environment (3.11 or newer)
 # TORCH_INDEX=URL   an extra package index for torch, such as PyTorch's index of CPU builds
 # TRITON=3.6.0      the Triton that test-triton runs on; a newer one has its own environment beside it
+# WORKERS=2         processes that run the tests
 # ARGS="..."        more arguments for semipd-daemon start
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+WORKERS ?= 2
 NODE_CACHE ?= $(HOME)/.cache/semipd-node
 TORCH_INDEX ?=
 TRITON ?= 3.6.0
 TRITON_VENV ?= .venv-triton-$(TRITON)
+
+# Whole files go to the worker that is free, in order: what the tests of a file share is made once, and the slow
+# folders come first.
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # the first interpreter that is new enough and can make virtual environments; a name that only pyenv knows fails here
 CAN_USE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
@@ -26,10 +32,10 @@ start: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	@command -v npm >/dev/null && { test -d $(NODE_CACHE)/node_modules/openai || \
 		npm install --silent --prefix $(NODE_CACHE) openai; } || true
-	SEMIPD_NODE_MODULES=$(NODE_CACHE) $(BIN)/pytest
+	SEMIPD_NODE_MODULES=$(NODE_CACHE) $(BIN)/pytest $(PARALLEL)
 
 check: lint
-	$(BIN)/pytest tests/unit tests/daemon/test_cli_lifecycle.py $(wildcard tests/daemon/test_end_to_end*.py)
+	$(BIN)/pytest $(PARALLEL) tests/daemon/test_cli_lifecycle.py $(wildcard tests/daemon/test_end_to_end*.py) tests/unit
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
