@@ -68,7 +68,8 @@ Inbound = Submit | Cancel | GetStatus | GetPartition | SetPartition | SetSlo
 
 @dataclass(frozen=True, slots=True)
 class StepTokens:
-    """All tokens of one step, aligned with `seqs`."""
+    """All tokens of one step. `seqs` names the sequence of each, one that got several as often, in a row.
+    `logprobs` is aligned with the tokens, or None when no sequence asked."""
 
     seqs: tuple[SeqId, ...]
     tokens: list[int]

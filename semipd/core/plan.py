@@ -1,6 +1,6 @@
 """Plans and results: the only things that cross between the coordinator and a lane."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -53,8 +53,9 @@ class Join:
 class StepPlan:
     """One step of one lane. Applied in this order: leaves, joins, new_blocks, then one forward pass.
 
-    `decode` names residents that advance by one token: each computes its newest token (the lane feeds
-    its own samples back, so token ids do not travel) and samples the next. While the batch is
+    `decode` names residents that advance by one token, or by up to DeviceInfo.max_decode_tokens: each
+    computes its newest token (the lane feeds its own samples back, so token ids do not travel) and samples
+    what follows; its block table has slots for all of it. While the batch is
     unchanged the coordinator passes the same tuple object. `segments` are prefill chunks.
     A merged step has both. KV of token i goes to block block_table[i // 16], slot i % 16.
     """
@@ -83,9 +84,11 @@ class TokenLogprobs(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """A finished step. `tokens` are ordered as `plan.decode`, then sampling segments in plan order.
+    """A finished step. `tokens` are ordered as `plan.decode`, then sampling segments in plan order: those of
+    each sequence, oldest first; one for a segment. Whatever stands behind a sequence's end is ignored.
 
-    `logprobs` is None when no sequence of the step asked, else aligned with `tokens`.
+    `logprobs` is None when no sequence of the step asked, else aligned with `tokens`, with None for each
+    sequence that did not ask.
     `prompt_logprobs`: per sequence, entries for prompt tokens start + 1 .. min(start + length, last
     prompt token): logits at position i predict token i + 1, and prompt token 0 has no prediction.
     `busy_ns`: time the lane spent on the step.
@@ -95,9 +98,25 @@ class StepResult:
     """
 
     step_id: int
-    tokens: list[int]
+    tokens: Sequence[tuple[int, ...]]
     busy_ns: int
-    logprobs: list[TokenLogprobs | None] | None = None
+    logprobs: Sequence[tuple[TokenLogprobs, ...] | None] | None = None
     prompt_logprobs: dict[SeqId, list[TokenLogprobs]] | None = None
     mixed: bool = False
     failed: dict[SeqId, str] | None = None
+
+    @classmethod
+    def one_each(
+        cls,
+        step_id: int,
+        tokens: Iterable[int],
+        busy_ns: int,
+        logprobs: Iterable[TokenLogprobs | None] | None = None,
+        prompt_logprobs: dict[SeqId, list[TokenLogprobs]] | None = None,
+        mixed: bool = False,
+        failed: dict[SeqId, str] | None = None,
+    ) -> "StepResult":
+        """Of a step that yields one token for each sequence; `logprobs` is aligned with the tokens."""
+        runs = list(zip(tokens, strict=True))
+        entries = None if logprobs is None else [None if e is None else (e,) for e in logprobs]
+        return cls(step_id, runs, busy_ns, entries, prompt_logprobs, mixed, failed)

@@ -28,6 +28,7 @@ class DeviceInfo:
         num_blocks: size of the KV pool, block 0 (padding) included.
         memory: bytes by purpose, for the start-up table.
         max_step_tokens: most tokens of one step that its memory was sized for; 0: what the settings allow.
+        max_decode_tokens: most tokens that one decode step gives a sequence.
         prefill_moves: a prefill step in flight follows the split of a decode step launched beside it, within
             a few layers; so decode need not wait until the prefill has given up its units.
     """
@@ -45,6 +46,7 @@ class DeviceInfo:
     dtype: str
     memory: dict[str, int]
     max_step_tokens: int = 0
+    max_decode_tokens: int = 1
     prefill_moves: bool = False
 
 

@@ -35,6 +35,9 @@ POISON = -1
 
 _MASK = 2**64 - 1
 
+RunLength = Callable[[SeqId, int], int]
+"""(sequence, how many tokens it has) to how many tokens the next decode step gives it."""
+
 Latency = Callable[[LaneName, StepPlan], int]
 """(lane, plan) to nanoseconds."""
 
@@ -104,6 +107,7 @@ class FakeLane:
     depth: int
     latency: Latency
     residents: dict[SeqId, _Resident] = field(default_factory=dict)
+    run_length: "RunLength | None" = None
     _queue: deque[tuple[StepPlan, int, int]] = field(default_factory=deque)  # plan, start, finish
     _free_at_ns: int = 0
 
@@ -144,12 +148,12 @@ class FakeLane:
         for seq, blocks in plan.new_blocks:
             self.residents[seq].blocks.extend(blocks)
         vocab_size = self.device.info.vocab_size
-        tokens: list[int] = []
+        tokens: list[tuple[int, ...]] = []
         wanted: list[int | None] = []
         failed: dict[SeqId, str] = {}
         for seq in plan.decode:
             resident = self.residents[seq]
-            tokens.append(self._compute(resident, len(resident.tokens) - 1, 1, sample=True))
+            tokens.append(self._decode(seq, resident))
             wanted.append(resident.params.logprobs)
             if resident.is_poisoned:
                 failed[seq] = INVALID_LOGITS
@@ -165,17 +169,23 @@ class FakeLane:
                 count = segment.prompt_logprobs
                 prompt_logprobs[segment.seq] = [_logprobs(t, count, vocab_size) for t in prompt]
             if segment.sample:
-                tokens.append(token)
+                tokens.append((token,))
                 wanted.append(resident.params.logprobs)
         logprobs = None
         if any(count is not None for count in wanted):
             pairs = zip(tokens, wanted, strict=True)
             logprobs = [
-                None if n is None or token < 0 else _logprobs(token, n, vocab_size) for token, n in pairs
+                None if n is None or run[0] < 0 else tuple(_logprobs(token, n, vocab_size) for token in run)
+                for run, n in pairs
             ]
         return StepResult(
             plan.step_id, tokens, busy_ns, logprobs, prompt_logprobs or None, failed=failed or None
         )
+
+    def _decode(self, seq: SeqId, resident: _Resident) -> tuple[int, ...]:
+        """Several tokens, as if they had been drafted and found right."""
+        count = self.run_length(seq, len(resident.tokens)) if self.run_length else 1
+        return tuple(self._compute(resident, len(resident.tokens) - 1, 1, sample=True) for _ in range(count))
 
     def _compute(self, resident: _Resident, start: int, length: int, *, sample: bool) -> int:
         """Write the chain values of tokens [start, start + length); the next token if it is to be sampled, -1
@@ -217,7 +227,10 @@ class FakeDevice:
         prefill_depth: int = 1,
         latency: Latency = default_latency,
         poison_token_ids: Iterable[int] = (),
+        max_decode_tokens: int = 1,
+        run_length: RunLength | None = None,
     ) -> None:
+        """`run_length`: of decode steps, at most `max_decode_tokens`; None: always one token."""
         self.info = DeviceInfo(
             kind="fake",
             name=f"fake device, {NUM_UNITS} units",
@@ -231,11 +244,12 @@ class FakeDevice:
             max_model_len=max_model_len,
             dtype="none",
             memory={},
+            max_decode_tokens=max_decode_tokens,
         )
         self.poison_token_ids = frozenset(poison_token_ids)
         self.pool = [0] * (num_blocks * BLOCK_SIZE)
-        self.prefill = FakeLane("prefill", self, prefill_depth, latency)
-        self.decode = FakeLane("decode", self, decode_depth, latency)
+        self.prefill = FakeLane("prefill", self, prefill_depth, latency, run_length=run_length)
+        self.decode = FakeLane("decode", self, decode_depth, latency, run_length=run_length)
 
     @classmethod
     def open(cls, settings: EngineSettings) -> "FakeDevice":

@@ -20,21 +20,18 @@ from semipd.core.messages import (
     GetStatus,
     Inbound,
     Outbound,
-    PromptLogprobs,
     SetPartition,
     SetSlo,
     Status,
-    StepTokens,
     Submit,
 )
-from semipd.core.plan import BLOCK_SIZE, Segment, StepResult
+from semipd.core.plan import StepResult
 from semipd.core.request import SeqId
 from semipd.core.settings import EngineSettings, SchedulerName
 from semipd.core.slo import Slo
 from semipd.core.split import Split
 from semipd.devices.contract import Device, DeviceInfo, WorkerDied
-from semipd.engine.failures import end_failed
-from semipd.engine.lane_state import Flight, LaneState
+from semipd.engine.lane_state import LaneState
 from semipd.engine.notices import partition_event, worker_event
 from semipd.engine.slow_steps import SlowSteps
 from semipd.engine.status import engine_status
@@ -43,13 +40,11 @@ from semipd.partition.control import Control, ControlSettings
 from semipd.partition.interface import Work
 from semipd.partition.models import Models
 from semipd.partition.table import SplitTable
+from semipd.sched.flight import Chunk, Flight
+from semipd.sched.limits import Limits
 from semipd.sched.outbox import Outbox
-from semipd.sched.scheduler import Chunk, Growth, Limits, Scheduler
+from semipd.sched.scheduler import Growth, Scheduler
 from semipd.sched.sequence import Sequence
-
-MESSAGE_ALTERNATIVES = 2**13
-"""Of prompt tokens in one message to the daemon, whose loop takes a message at a time. One token may have
-more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +67,9 @@ class Coordinator:
         self.policy: SchedulerName = settings.scheduler
         if not info.splits and settings.scheduler == "semipd":
             self.policy = "chunked"  # the device cannot be divided; the engine process says so at start
-        self.prefill = LaneState(device.prefill)
-        self.decode = LaneState(device.decode)
-        limits = Limits(info.max_model_len, settings.max_num_seqs, info.num_blocks)
+        self.prefill = LaneState(device.prefill, info.max_decode_tokens)
+        self.decode = LaneState(device.decode, info.max_decode_tokens)
+        limits = Limits(info.max_model_len, settings.max_num_seqs, info.num_blocks, info.max_decode_tokens)
         self.scheduler = Scheduler(limits, self._leave_lanes)
         self.split = info.solo_decode
         table = SplitTable(info.splits, info.solo_prefill, info.solo_decode, info.num_units, info.unit)
@@ -150,71 +145,15 @@ class Coordinator:
                 self._settle_step(flight, result, out)
 
     def _settle_step(self, flight: Flight, result: StepResult, out: Outbox) -> None:
-        """Account for every sequence of the step, emit its tokens in one message, then end who is done. Who
-        has failed is ended first: nothing that the step computed for it counts."""
-        if result.failed:
-            end_failed(flight, result.failed, self.scheduler, out)
-        live = self._settle_decodes(flight.decodes, result.tokens)
-        live += self._settle_chunks(flight, result, out)
-        if live:
-            out.send(_step_tokens(flight, result, live))
-        sampled = flight.sampled
-        for idx in live:
-            self._end_if_done(sampled[idx], result.tokens[idx], out)
-
-    def _settle_decodes(self, decodes: list[Sequence], tokens: list[int]) -> list[int]:
-        """Append each token. Returns the indices of those that count: their sequence still decodes."""
-        live: list[int] = []
-        for idx, sequence in enumerate(decodes):
-            sequence.num_inflight -= 1
-            if sequence.phase != "decoding":
-                self.scheduler.retire(sequence)
-                continue
-            sequence.tokens.append(tokens[idx])
-            sequence.num_computed += 1
-            if not sequence.num_computed % BLOCK_SIZE:
-                self.scheduler.commit(sequence)
-            live.append(idx)
-        return live
-
-    def _settle_chunks(self, flight: Flight, result: StepResult, out: Outbox) -> list[int]:
-        """Advance prefilling sequences; a sampled one starts to decode. Returns indices as above."""
-        live: list[int] = []
-        idx = len(flight.decodes)
-        for sequence, segment in flight.chunks:
-            sequence.num_inflight -= 1
-            if sequence.phase != "prefilling":
-                self.scheduler.retire(sequence)
-            else:
-                sequence.num_computed = segment.start + segment.length
-                self.scheduler.commit(sequence)
-                _send_prompt_logprobs(sequence, segment, result, out)
-                if segment.sample:
-                    self._start_decoding(sequence, result.tokens[idx], out)
-                    live.append(idx)
-            idx += segment.sample
-        return live
-
-    def _start_decoding(self, sequence: Sequence, token: int, out: Outbox) -> None:
-        self.scheduler.start_decoding(sequence, token)
-        if self.policy == "semipd":
-            self.prefill.leave(sequence.seq)
-        if not sequence.first_token_ns:
-            sequence.first_token_ns = out.now_ns
-            if not sequence.request.emitted:  # else an earlier engine has sent the first one
-                out.event("first_token", sequence)
-                due_ns = sequence.request.arrival_ns + sequence.request.delay_ns
-                self.control.first_token(sequence.seq, out.now_ns, max(out.now_ns - due_ns, 0) / 1e6)
-
-    def _end_if_done(self, sequence: Sequence, token: int, out: Outbox) -> None:
-        stops = token in sequence.stop_ids and sequence.may_stop
-        if not stops and len(sequence.tokens) < sequence.max_total_tokens:
-            return
-        self.control.finished(out.now_ns, _tpot_ms(sequence, out.now_ns), sequence.num_output_tokens)
-        if stops:
-            self.scheduler.finish(sequence, "stop", out, stop_token=token)
-        else:
-            self.scheduler.finish(sequence, "length", out)
+        settled = self.scheduler.settle(flight, result, out)
+        for sequence in settled.started:
+            if self.policy == "semipd":
+                self.prefill.leave(sequence.seq)
+        for sequence in settled.first:
+            due_ns = sequence.request.arrival_ns + sequence.request.delay_ns
+            self.control.first_token(sequence.seq, out.now_ns, max(out.now_ns - due_ns, 0) / 1e6)
+        for sequence, _ in settled.ended:
+            self.control.finished(out.now_ns, _tpot_ms(sequence, out.now_ns), sequence.num_output_tokens)
 
     # ---- lost executors ------------------------------------------------------------------------
 
@@ -376,27 +315,7 @@ def _control_settings(settings: EngineSettings, scheduler: str, info: DeviceInfo
     )
 
 
-def _step_tokens(flight: Flight, result: StepResult, live: list[int]) -> StepTokens:
-    """The step's tokens that count; as they came when all do, which is the common case."""
-    if len(live) == len(flight.plan.decode) == len(result.tokens):
-        return StepTokens(flight.plan.decode, result.tokens, result.logprobs)
-    sampled = flight.sampled
-    seqs = tuple(sampled[idx].seq for idx in live)
-    logprobs = None if result.logprobs is None else [result.logprobs[idx] for idx in live]
-    return StepTokens(seqs, [result.tokens[idx] for idx in live], logprobs)
-
-
 def _tpot_ms(sequence: Sequence, now_ns: int) -> float | None:
     """Mean time between this engine's tokens of a request that ends now; None for a single one."""
     num_tokens = sequence.num_output_tokens - len(sequence.request.emitted)
     return (now_ns - sequence.first_token_ns) / 1e6 / (num_tokens - 1) if num_tokens > 1 else None
-
-
-def _send_prompt_logprobs(sequence: Sequence, segment: Segment, result: StepResult, out: Outbox) -> None:
-    """Entries not sent before: a preempted request computes its prompt twice."""
-    entries = (result.prompt_logprobs or {}).get(sequence.seq, [])
-    fresh = entries[max(sequence.num_prompt_logprobs - segment.start, 0) :]
-    sequence.num_prompt_logprobs += len(fresh)
-    count = max(MESSAGE_ALTERNATIVES // max(segment.prompt_logprobs or 0, 1), 1)
-    for start in range(0, len(fresh), count):
-        out.send(PromptLogprobs(sequence.seq, fresh[start : start + count]))

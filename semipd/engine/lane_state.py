@@ -11,51 +11,20 @@ from semipd.core.split import Split
 from semipd.devices.contract import Lane, WorkerLane, WorkerNews, WorkerRestarted
 from semipd.engine.step_sizes import StepSizes
 from semipd.partition.interface import StepRecord
-from semipd.sched.scheduler import Chunk, Growth
+from semipd.sched.flight import Chunk, Flight
+from semipd.sched.scheduler import Growth
 from semipd.sched.sequence import Sequence
-
-
-@dataclass(frozen=True, slots=True)
-class Flight:
-    """A launched step and the sequences it works on, in the plan's order. `context_tokens`: KV read by the
-    decodes; `other_units`: what the other lane held when it was launched."""
-
-    plan: StepPlan
-    decodes: list[Sequence]
-    chunks: list[Chunk]
-    context_tokens: int
-    other_units: int
-    launched_at_ns: int
-
-    @property
-    def sampled(self) -> list[Sequence]:
-        """The sequence behind each token of the step's result."""
-        if not self.chunks:
-            return self.decodes
-        return self.decodes + [sequence for sequence, segment in self.chunks if segment.sample]
-
-    @property
-    def sequences(self) -> list[Sequence]:
-        return self.decodes + [sequence for sequence, _ in self.chunks]
-
-    @property
-    def new_tokens(self) -> int:
-        return sum(segment.length for _, segment in self.chunks)
-
-    @property
-    def attended_tokens(self) -> float:
-        """Of the chunks, see StepRecord."""
-        return sum(s.length * (s.start + (s.length + 1) / 2) for _, s in self.chunks)
 
 
 @dataclass(slots=True, eq=False)
 class LaneState:
-    """`inflight` is oldest first. `_leaves` wait for the next plan.
+    """`inflight` is oldest first. `_leaves` wait for the next plan. `max_decode_tokens`: see DeviceInfo.
 
     `executor`: up; missing: the lane has lost it; blank: it has another, which needs `restore`.
     """
 
     lane: Lane
+    max_decode_tokens: int = 1
     executor: Literal["up", "missing", "blank"] = "up"
     inflight: deque[Flight] = field(default_factory=deque)
     residents: set[SeqId] = field(default_factory=set)
@@ -159,9 +128,12 @@ class LaneState:
             f"step {result.step_id} settled before {flight.plan.step_id}"
         )
         self.num_steps += 1
-        self.num_decode_tokens += len(flight.decodes)
+        num_decode_tokens = len(flight.decodes)
+        if self.max_decode_tokens > 1:
+            num_decode_tokens = sum(map(len, result.tokens[: len(flight.decodes)]))
+        self.num_decode_tokens += num_decode_tokens
         self.num_prefill_tokens += flight.new_tokens
-        self.step_sizes.add(len(flight.decodes) + flight.new_tokens)
+        self.step_sizes.add(num_decode_tokens + flight.new_tokens)
         self.busy_ns += result.busy_ns
         self.last_settled_ns = now_ns
         return flight
@@ -181,13 +153,14 @@ class LaneState:
 
     def _note_batch(self, decodes: list[Sequence]) -> None:
         """The same tuple object while the batch is unchanged: lanes test by identity. Each of its sequences
-        then reads one more token than in the step before."""
+        then reads one more token than in the step before, where a step gives it one."""
         batch = tuple([sequence.request.seq for sequence in decodes])
-        if batch == self._decode_batch:
+        if batch == self._decode_batch and self.max_decode_tokens == 1:
             self._context_tokens += len(batch)
-        else:
+            return
+        if batch != self._decode_batch:
             self._decode_batch = batch
-            self._context_tokens = sum([sequence.num_scheduled for sequence in decodes])
+        self._context_tokens = sum([sequence.num_scheduled for sequence in decodes])
 
     def _join(self, sequences: list[Sequence]) -> list[Join]:
         newcomers = [s for s in sequences if s.request.seq not in self.residents]

@@ -1,47 +1,42 @@
 """Admission, prefill order, decode set and preemption: who runs next, on which blocks."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 from semipd.core.errors import SemipdError
 from semipd.core.events import FinishReason
-from semipd.core.messages import Finished
-from semipd.core.plan import BLOCK_SIZE, Segment, blocks_for
+from semipd.core.messages import Finished, PromptLogprobs
+from semipd.core.plan import BLOCK_SIZE, Segment, StepResult, TokenLogprobs
 from semipd.core.request import Request, SeqId
-from semipd.memory.kv import KVMemory
+from semipd.memory.kv import KVMemory, Placement
+from semipd.sched.failures import step_failure
+from semipd.sched.flight import Chunk, Flight
+from semipd.sched.limits import Limits, room_tokens, why_impossible
 from semipd.sched.outbox import Outbox
 from semipd.sched.preemption import choose_victim
 from semipd.sched.sequence import Sequence
+from semipd.sched.settle import Settled, settle
 from semipd.sched.waiting import WaitingQueue
 
 WATERMARK_FRAC = 0.01
 """Share of the pool kept free when admitting beside running work, so that growth does not thrash."""
 
-MAX_STEP_ALTERNATIVES = 2**18
-"""Of the prompt tokens of one step, each counted as the one that wants most: what a lane returns of it is
-bounded so. A single token may want more."""
+MESSAGE_ALTERNATIVES = 2**13
+"""Of prompt tokens in one message to the daemon, whose loop takes a message at a time. One token may have
+more."""
 
-Chunk = tuple[Sequence, Segment]
 Growth = tuple[Sequence, int]
 """A sequence and the block it was given."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    max_model_len: int
-    max_num_seqs: int
-    num_blocks: int
-
-
 class Scheduler:
-    """Owns every sequence and every KV block.
+    """Owns every sequence and every KV block: with `settle` the only one to change a Sequence.
 
         submit ─▶ waiting ─admit─▶ prefilling ─last chunk settles─▶ decoding ─▶ gone
                      ▲                 └──────────preempt──────────────┤
                      └────────────── yielding ◀────────────────────────┘
 
     Blocks of a sequence that is yielding or gone go back to the pool only when no step in flight
-    may still touch them (`retire`); until then it stands in `unsettled`.
+    may still touch them (`_retire`); until then it stands in `unsettled`.
 
     `leave_lanes` is told the moment a sequence must not be resident in any lane.
     """
@@ -76,7 +71,7 @@ class Scheduler:
         """Queue a request; one that can never fit is answered at once with the arithmetic."""
         assert request.seq not in self.sequences, f"seq {request.seq} submitted twice"
         sequence = Sequence.of(request, self._limits.max_model_len)
-        refusal = self._why_impossible(sequence)
+        refusal = why_impossible(sequence, self._limits, self.memory.pool.num_usable)
         if refusal:
             out.event("refused", sequence, code=refusal.code, message=refusal.message)
             code, message, hint = refusal.code, refusal.message, refusal.hint
@@ -108,21 +103,56 @@ class Scheduler:
         del self.sequences[sequence.seq]
         out.send(finished)
         out.event("finished", sequence, reason=finished.reason, output_tokens=sequence.num_output_tokens)
-        self.retire(sequence)
+        self._retire(sequence)
 
-    def start_decoding(self, sequence: Sequence, token: int) -> None:
+    # ---- finished steps ------------------------------------------------------------------------
+
+    def settle(self, flight: Flight, result: StepResult, out: Outbox) -> Settled:
+        """Account for every sequence of the step and emit its tokens in one message, then end who is done."""
+        if result.failed:
+            self._end_failed(flight, result.failed, out)
+        settled = settle(flight, result, BLOCK_SIZE, self._limits.max_decode_tokens)
+        for sequence in settled.computed:
+            self._commit(sequence)
+        for sequence in settled.withdrawn:
+            self._retire(sequence)
+        if flight.chunks:
+            self._settle_prompts(settled, out)
+        if settled.tokens is not None:
+            out.send(settled.tokens)
+        for sequence, stop_token in settled.ended:
+            self.finish(sequence, "length" if stop_token is None else "stop", out, stop_token)
+        return settled
+
+    def _settle_prompts(self, settled: Settled, out: Outbox) -> None:
+        for sequence, segment, entries in settled.prompt_logprobs:
+            _send_prompt_logprobs(sequence, segment, entries, out)
+        for sequence in settled.started:
+            self._start_decoding(sequence, out.now_ns)
+        for sequence in settled.first:
+            out.event("first_token", sequence)
+
+    def _end_failed(self, flight: Flight, failed: Mapping[SeqId, str], out: Outbox) -> None:
+        """End the sequences that the step has failed, before it is accounted for: so no token and no prefix
+        that it computed for them counts. What earlier steps computed is sound, and stays to be found. A
+        preempted sequence ends too: it would compute the same again."""
+        for sequence in flight.sequences:
+            if sequence.seq in failed and sequence.phase != "gone":
+                self.fail(sequence, step_failure(failed[sequence.seq], sequence), out)
+
+    def _start_decoding(self, sequence: Sequence, now_ns: int) -> None:
         """The prompt is computed and has yielded its first new token: same blocks, other set."""
-        sequence.tokens.append(token)
         sequence.phase = "decoding"
         self.prefilling.remove(sequence)
         self.decoding[sequence.seq] = sequence
+        sequence.first_token_ns = sequence.first_token_ns or now_ns
 
-    def commit(self, sequence: Sequence) -> None:
+    def _commit(self, sequence: Sequence) -> None:
         """Its computed blocks become findable as prefixes."""
         assert sequence.placement is not None, f"seq {sequence.seq} computed without blocks"
         self.memory.commit(sequence.placement, sequence.tokens, sequence.num_computed)
 
-    def retire(self, sequence: Sequence) -> None:
+    def _retire(self, sequence: Sequence) -> None:
         """Give back the blocks of a yielding or gone sequence once no step in flight may touch them."""
         if sequence.num_inflight:
             self.unsettled[sequence.seq] = sequence
@@ -133,33 +163,34 @@ class Scheduler:
             sequence.placement = None
         if sequence.phase == "yielding":
             sequence.phase = "waiting"
-            sequence.num_scheduled = sequence.num_computed = sequence.num_slots = 0
+            sequence.num_scheduled = sequence.num_computed = sequence.decode_limit = 0
             self.waiting.add(sequence)
 
     # ---- the decode set ------------------------------------------------------------------------
 
     def take_decodes(self, out: Outbox) -> tuple[list[Sequence], list[Growth]]:
-        """Sequences that advance by one token, each with a slot for it, and the blocks that were added.
+        """Sequences that advance, each with slots for it, and the blocks that were added.
 
         Marks the step as launched. Under pressure this preempts (also prefilling sequences); a sequence
         whose block is still on its way sits this step out.
         """
-        ready = [s for s in self.decoding.values() if s.num_scheduled < s.max_total_tokens - 1]
-        short = [s for s in ready if s.num_scheduled == s.num_slots]
+        ready = [s for s in self.decoding.values() if s.num_scheduled < s.decode_limit]
         grown: list[Growth] = []
-        if short:
-            grown = self._grow(sorted(short, key=lambda s: s.age_key), out)
-            ready = [s for s in ready if s.phase == "decoding" and s.num_scheduled < s.num_slots]
+        if len(ready) < len(self.decoding):
+            grown = self._grow(out)
+            ready = [s for s in self.decoding.values() if s.num_scheduled < s.decode_limit]
+        most = self._limits.max_decode_tokens
         for sequence in ready:
-            sequence.num_scheduled += 1
+            sequence.num_scheduled += most
             sequence.num_inflight += 1
-        return ready, [(s, block) for s, block in grown if s.phase == "decoding"]
+        return ready, grown
 
-    def _grow(self, short: list[Sequence], out: Outbox) -> list[Growth]:
-        """A block for each, oldest first; the latest arrivals pay."""
+    def _grow(self, out: Outbox) -> list[Growth]:
+        """A block for each whose blocks are full, oldest first; the latest arrivals pay."""
         grown: list[Growth] = []
         num_stalled = 0
-        for sequence in short:
+        short = [s for s in self.decoding.values() if s.decode_limit <= s.num_scheduled < s.max_computed]
+        for sequence in sorted(short, key=lambda s: s.age_key):
             self._make_room(sequence, num_stalled, out)
             if sequence.phase != "decoding":
                 continue
@@ -168,8 +199,12 @@ class Scheduler:
                 continue
             assert sequence.placement is not None, f"seq {sequence.seq} decodes without blocks"
             grown.append((sequence, self.memory.grow(sequence.placement)))
-            sequence.num_slots += BLOCK_SIZE
-        return grown
+            self._note_slots(sequence, sequence.placement)
+        return [(s, block) for s, block in grown if s.phase == "decoding"]
+
+    def _note_slots(self, sequence: Sequence, placement: Placement) -> None:
+        room = placement.num_token_slots - self._limits.max_decode_tokens
+        sequence.decode_limit = min(sequence.max_computed, room + 1)
 
     def _make_room(self, sequence: Sequence, num_stalled: int, out: Outbox) -> None:
         """Preempt until a block is free or on its way, or until the sequence itself had to yield."""
@@ -189,7 +224,7 @@ class Scheduler:
         self.num_preemptions += 1
         blocks = len(sequence.placement.blocks)
         out.event("preempted", sequence, tokens_lost=sequence.num_computed, blocks=blocks)
-        self.retire(sequence)
+        self._retire(sequence)
 
     def _withdraw(self, sequence: Sequence) -> None:
         match sequence.phase:
@@ -228,7 +263,7 @@ class Scheduler:
     def _take_chunk(sequence: Sequence, budget_tokens: int, chunks: list[Chunk]) -> int:
         start = sequence.num_scheduled
         wanted = None if sequence.may_reuse else sequence.request.params.prompt_logprobs
-        length = min(len(sequence.tokens) - start, _room_tokens(budget_tokens, wanted, chunks))
+        length = min(len(sequence.tokens) - start, room_tokens(budget_tokens, wanted, chunks))
         if length <= 0:
             return 0
         sample = start + length == len(sequence.tokens)
@@ -252,7 +287,7 @@ class Scheduler:
             return None
         self.waiting.take(sequence)
         sequence.placement = self.memory.place(namespace, sequence.tokens, reuse=reuse)
-        sequence.num_slots = sequence.placement.num_token_slots
+        self._note_slots(sequence, sequence.placement)
         sequence.num_scheduled = sequence.num_computed = sequence.placement.num_cached_tokens
         sequence.phase = "prefilling"
         self.prefilling.append(sequence)
@@ -274,25 +309,7 @@ class Scheduler:
             self.num_cached_tokens += cached
         out.event("admitted", sequence, cached_tokens=cached, tokens=len(sequence.tokens))
 
-    # ---- limits and integrity ------------------------------------------------------------------
-
-    def _why_impossible(self, sequence: Sequence) -> SemipdError | None:
-        need, have = blocks_for(sequence.max_total_tokens), self.memory.pool.num_usable
-        num_prompt, longest = len(sequence.request.prompt), self._limits.max_model_len
-        if num_prompt >= longest:
-            return SemipdError(
-                "context_length_exceeded",
-                f"The prompt has {num_prompt} tokens; max_model_len {longest} leaves no room for output.",
-                "Shorten the prompt.",
-            )
-        if need > have:
-            return SemipdError(
-                "request_too_large",
-                f"The request may reach {sequence.max_total_tokens} tokens, which need {need} KV blocks of "
-                f"{BLOCK_SIZE}; the whole pool has {have}.",
-                "Lower max_tokens or raise kv.bytes.",
-            )
-        return None
+    # ---- integrity ------------------------------------------------------------------
 
     def check_integrity(self) -> None:
         """Recompute sets, blocks and counters from nothing; AssertionError with the numbers on a mismatch."""
@@ -304,18 +321,18 @@ class Scheduler:
         assert all(s.phase == "prefilling" for s in self.prefilling), "not prefilling"
         assert all(s.phase == "decoding" for s in self.decoding.values()), "not decoding"
         assert len(self.prefilling) + len(self.decoding) <= self._limits.max_num_seqs, "too many seats taken"
+        for s in self.decoding.values():
+            most = s.num_computed + s.num_inflight * self._limits.max_decode_tokens
+            assert s.num_scheduled == most, f"seq {s.seq}: {s.num_scheduled} tokens scheduled, not {most}"
         holders = [*living, *self.unsettled.values()]
         for sequence in holders:
             sequence.check_integrity()
         self.memory.check_integrity([s.placement for s in holders if s.placement is not None])
 
 
-def _room_tokens(budget_tokens: int, wanted: int | None, chunks: list[Chunk]) -> int:
-    """Tokens that a chunk may have; fewer than the budget when it and the step's others want many
-    alternatives."""
-    if wanted is None:
-        return budget_tokens
-    others = [segment for _, segment in chunks if segment.prompt_logprobs is not None]
-    most = max(wanted, 1, *(segment.prompt_logprobs or 0 for segment in others))
-    room = MAX_STEP_ALTERNATIVES // most - sum(segment.length for segment in others)
-    return min(budget_tokens, room if others else max(room, 1))
+def _send_prompt_logprobs(
+    sequence: Sequence, segment: Segment, entries: list[TokenLogprobs], out: Outbox
+) -> None:
+    count = max(MESSAGE_ALTERNATIVES // max(segment.prompt_logprobs or 0, 1), 1)
+    for start in range(0, len(entries), count):
+        out.send(PromptLogprobs(sequence.seq, entries[start : start + count]))

@@ -12,19 +12,21 @@ Phase = Literal["waiting", "prefilling", "decoding", "yielding", "gone"]
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """Mutable, owned by the coordinator.
+    """Changed only by the scheduler and by `settle`.
 
-    `num_scheduled` counts tokens whose KV computation has been launched, `num_computed` those whose
-    step has settled. While decoding, len(tokens) - 1 == num_computed: the newest token is not computed.
+    `num_scheduled` counts tokens whose KV computation has been launched, `num_computed` those whose step has
+    settled. A decode step in flight counts with the most tokens that it may compute, until it settles. While
+    decoding, len(tokens) - 1 == num_computed: the newest token is not computed. A decode step may be launched
+    while num_scheduled < decode_limit: the blocks have room for it, and `max_computed` is not reached.
     """
 
     request: Request
     tokens: list[int]
-    max_total_tokens: int
+    max_computed: int  # tokens when it ends by its length: the newest is never computed
     stop_ids: frozenset[int]
     phase: Phase = "waiting"
     placement: Placement | None = None
-    num_slots: int = 0  # tokens its blocks can hold
+    decode_limit: int = 0
     num_scheduled: int = 0
     num_computed: int = 0
     num_inflight: int = 0  # steps
@@ -38,7 +40,7 @@ class Sequence:
     def of(cls, request: Request, max_model_len: int) -> "Sequence":
         limit = min(len(request.prompt) + request.params.max_tokens, max_model_len)
         tokens = request.prompt + list(request.emitted)
-        return cls(request, tokens, limit, frozenset(request.params.stop_token_ids))
+        return cls(request, tokens, limit - 1, frozenset(request.params.stop_token_ids))
 
     @property
     def seq(self) -> SeqId:
@@ -50,6 +52,10 @@ class Sequence:
         return self.request.arrival_ns + self.request.delay_ns, self.request.seq
 
     @property
+    def max_total_tokens(self) -> int:
+        return self.max_computed + 1
+
+    @property
     def num_output_tokens(self) -> int:
         return len(self.tokens) - len(self.request.prompt)
 
@@ -59,10 +65,6 @@ class Sequence:
         return self.request.params.prompt_logprobs is None or (
             self.num_prompt_logprobs == len(self.request.prompt) - 1
         )
-
-    @property
-    def may_stop(self) -> bool:
-        return self.num_output_tokens >= self.request.params.min_tokens
 
     def check_integrity(self) -> None:
         numbers = (
@@ -76,7 +78,7 @@ class Sequence:
             assert self.num_scheduled == 0, numbers
         if self.phase in ("prefilling", "decoding"):
             assert self.placement is not None, f"{numbers}, running without blocks"
-            assert self.num_slots == self.placement.num_token_slots, f"{numbers}, {self.num_slots} slots"
-            assert self.num_scheduled <= self.num_slots, f"{numbers} exceed {self.num_slots} slots"
+            num_slots = self.placement.num_token_slots
+            assert self.num_scheduled <= num_slots, f"{numbers} exceed {num_slots} slots"
         if self.phase == "decoding":
             assert self.num_computed == len(self.tokens) - 1, numbers

@@ -60,7 +60,7 @@ class StepRunner:
         logprobs = self._logprobs(logits, sampled, step, failed)
         self._append(step, sampled, tokens, failed)
         busy_ns = time.monotonic_ns() - started_ns
-        return StepResult(plan.step_id, tokens, busy_ns, logprobs, prompt_logprobs, failed=failed)
+        return StepResult.one_each(plan.step_id, tokens, busy_ns, logprobs, prompt_logprobs, failed=failed)
 
     def rebuild(self, residents: Sequence[Join]) -> None:
         self._decode = None

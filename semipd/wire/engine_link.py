@@ -90,9 +90,7 @@ def inbound_from_wire(data: dict[str, Any]) -> Inbound:
     raise ProtocolError("unknown_operation", f"The engine does not know the operation {data.get('op')!r}.")
 
 
-def logprobs_from_wire(entry: list[Any] | None) -> TokenLogprobs | None:
-    if entry is None:
-        return None
+def logprobs_from_wire(entry: list[Any]) -> TokenLogprobs:
     token_id, logprob, top, rank = entry
     return TokenLogprobs(token_id, logprob, tuple(map(tuple, top)), rank)
 

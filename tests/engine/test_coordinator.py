@@ -13,8 +13,7 @@ from semipd.core.settings import EngineSettings, SchedulerName
 from semipd.core.split import Split
 from semipd.devices.contract import LaneName
 from semipd.devices.fake import FakeDevice, default_latency
-from semipd.engine import coordinator
-from semipd.sched import scheduler
+from semipd.sched import limits, scheduler
 
 POLICIES: tuple[SchedulerName, ...] = ("semipd", "chunked", "prefill-first")
 
@@ -133,8 +132,8 @@ def test_prompt_logprobs_cover_the_prompt_once_despite_hits_and_preemption() -> 
 
 def test_the_whole_vocabulary_comes_in_bounded_steps_and_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step is bounded by the one that wants most of it, so that a lane's buffers are."""
-    monkeypatch.setattr(scheduler, "MAX_STEP_ALTERNATIVES", 1000)
-    monkeypatch.setattr(coordinator, "MESSAGE_ALTERNATIVES", 250)
+    monkeypatch.setattr(limits, "MAX_STEP_ALTERNATIVES", 1000)
+    monkeypatch.setattr(scheduler, "MESSAGE_ALTERNATIVES", 250)
     steps = []
 
     def latency(lane: LaneName, plan: StepPlan) -> int:
@@ -165,7 +164,7 @@ def test_the_whole_vocabulary_comes_in_bounded_steps_and_messages(monkeypatch: p
 def test_a_vocabulary_beyond_the_bound_of_a_step_takes_a_step_for_each_token(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(scheduler, "MAX_STEP_ALTERNATIVES", 50)
+    monkeypatch.setattr(limits, "MAX_STEP_ALTERNATIVES", 50)
     run = Run(FakeDevice(vocab_size=100), settings())
     wanted = [request(seq, list(range(9)), max_tokens=2, prompt_logprobs=100) for seq in (1, 2)]
     run.tick([Submit(r) for r in wanted])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.step_tokens import one_each
 from support.tiny_models import tiny_checkpoint
 
 from semipd.checkpoints.config import load_model_config
@@ -86,7 +87,7 @@ def run(device: CpuDevice, lane: Lane, plan: StepPlan) -> list[int]:
     assert lane.capacity() == 1
     lane.launch(plan, 0)
     assert lane.capacity() == 0
-    tokens = wait(device, lane).tokens
+    tokens = one_each(wait(device, lane).tokens)
     assert lane.capacity() == 1
     return tokens
 
@@ -106,9 +107,9 @@ def alone(checkpoint: Path, num_tokens: int) -> list[int]:
         config, weight_views(layout, buffer), torch.zeros(KvLayout.of(config).pool_shape(16))
     )
     runner = StepRunner(decoder, config.vocab_size, torch.device("cpu"))
-    tokens = runner.execute(prefill_plan(Split(1, 1), list(range(1, 9)))).tokens
+    tokens = one_each(runner.execute(prefill_plan(Split(1, 1), list(range(1, 9)))).tokens)
     while len(tokens) < num_tokens:
-        tokens += runner.execute(StepPlan(1, Split(1, 1), decode=(SEQ,))).tokens
+        tokens += one_each(runner.execute(StepPlan(1, Split(1, 1), decode=(SEQ,))).tokens)
     return tokens
 
 
@@ -154,7 +155,7 @@ def test_one_lane_runs_while_the_other_stands_still(device: CpuDevice) -> None:
         assert device.prefill.capacity() == 0
     finally:
         os.kill(pid, signal.SIGCONT)
-    assert wait(device, device.prefill).tokens == first
+    assert one_each(wait(device, device.prefill).tokens) == first
 
 
 def allowed_cores(pid: int) -> set[str]:

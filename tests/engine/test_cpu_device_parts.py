@@ -252,9 +252,11 @@ def test_plans_and_rebuilds_survive_the_wire() -> None:
 def test_results_survive_the_wire() -> None:
     entry = TokenLogprobs(3, -0.5, ((3, -0.5), (9, -2.0)), rank=1)
     for result in (
-        StepResult(1, [4, 5], 123),
-        StepResult(2, [4, 5], 123, [None, entry], {SeqId(2**40): [entry, entry], SeqId(1): []}),
-        StepResult(3, [4, -1], 123, failed={SeqId(2**40): "invalid_logits"}),
+        StepResult(1, [(4,), (5, 6)], 123),
+        StepResult(
+            2, [(4,), (5, 3)], 123, [None, (entry, entry)], {SeqId(2**40): [entry, entry], SeqId(1): []}
+        ),
+        StepResult(3, [(4,), (-1,)], 123, failed={SeqId(2**40): "invalid_logits"}),
     ):
         assert result_from_wire(through_frames(result_to_wire(result))) == result
 

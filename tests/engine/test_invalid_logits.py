@@ -132,7 +132,8 @@ class OnceInvalid(FakeLane):
         result = super()._execute(plan, busy_ns)
         if self.victim not in plan.decode or len(self.residents[self.victim].tokens) != self.at_length:
             return result
-        tokens = [-1 if seq == self.victim else t for seq, t in zip(plan.decode, result.tokens, strict=False)]
+        pairs = zip(plan.decode, result.tokens, strict=False)
+        tokens = [(-1,) if seq == self.victim else run for seq, run in pairs]
         return replace(result, tokens=tokens, failed={self.victim: INVALID_LOGITS})
 
 

@@ -11,6 +11,7 @@ import torch
 from support import cuda_rig
 from support.cuda_rig import DEFAULTS, FAMILIES, TINY, Rig, random_weights
 from support.cuda_serving import serve
+from support.step_tokens import one_each
 from torch import Tensor
 
 from semipd.core.plan import INVALID_LOGITS, Join, Segment, StepPlan, StepResult
@@ -76,7 +77,7 @@ def outputs(weights: dict[str, Tensor], *, with_bad: bool, num_rows: int) -> dic
     for idx in range(12):
         result = driver.prefill(*joins) if idx == 0 else driver.step(decode=order)
         assert result.failed == ({SeqId(2): INVALID_LOGITS} if with_bad else None)
-        for seq, token in zip(order, result.tokens, strict=True):
+        for seq, token in zip(order, one_each(result.tokens), strict=True):
             found[seq].append(token)
     residents = {join.seq: join.token_ids for join in driver.runner.residents()}
     assert not with_bad or len(residents[SeqId(2)]) == len(joins[1].token_ids), "nothing was appended"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.sampled import checked_tokens
+from support.step_tokens import one_each
 from support.toy_decoder import ToyDecoder
 
 from semipd.core.plan import BLOCK_SIZE, Join, Segment, StepPlan, StepResult, TokenLogprobs
@@ -186,9 +187,9 @@ class Driver:
             by_seq[seq].computed += 1
         sampled = [*plan.decode, *(segment.seq for segment in plan.segments if segment.sample)]
         entries = result.logprobs or [None] * len(sampled)
-        for seq, token, entry in zip(sampled, result.tokens, entries, strict=True):
-            by_seq[seq].tokens.append(token)
-            by_seq[seq].logprobs.append(entry)
+        for seq, tokens, logprobs in zip(sampled, result.tokens, entries, strict=True):
+            by_seq[seq].tokens += tokens
+            by_seq[seq].logprobs += logprobs or [None]
 
 
 @pytest.mark.parametrize("seed", range(15))
@@ -232,12 +233,14 @@ def test_prefill_on_one_runner_continues_on_another_with_the_same_pool() -> None
     prompt = list(range(40))
     seq = SeqId(5)
     join = join_of(5, prompt, [7, 3, 9])
-    [token] = prefill.execute(StepPlan(1, SPLIT, segments=(Segment(seq, 0, 40, True),), joins=(join,))).tokens
+    [(token,)] = prefill.execute(
+        StepPlan(1, SPLIT, segments=(Segment(seq, 0, 40, True),), joins=(join,))
+    ).tokens
     output = [token]
     moved = Join(seq, [*prompt, token], 40, join.params, [7, 3, 9])
-    output += decode.execute(StepPlan(1, SPLIT, decode=(seq,), joins=(moved,))).tokens
+    output += one_each(decode.execute(StepPlan(1, SPLIT, decode=(seq,), joins=(moved,))).tokens)
     while len(output) < 8:
-        output += decode.execute(StepPlan(2, SPLIT, decode=(seq,))).tokens
+        output += one_each(decode.execute(StepPlan(2, SPLIT, decode=(seq,))).tokens)
     assert output == oracle_tokens(first, prompt, greedy(8))
 
 
@@ -271,17 +274,17 @@ def test_a_resting_decode_batch_notices_what_happens_to_its_members() -> None:
     joins = tuple(join_of(seq, prompt, [seq]) for seq, prompt in prompts.items())
     batch = tuple(prompts)
     prefill = tuple(Segment(seq, 0, len(prompt), True) for seq, prompt in prompts.items())
-    steps = [runner.execute(StepPlan(0, SPLIT, segments=prefill, joins=joins)).tokens]
-    steps += [runner.execute(StepPlan(1, SPLIT, decode=batch)).tokens]
-    [between] = runner.execute(StepPlan(2, SPLIT, segments=(Segment(SeqId(1), 3, 1, True),))).tokens
-    steps += [runner.execute(StepPlan(3, SPLIT, decode=batch)).tokens]
+    steps = [one_each(runner.execute(StepPlan(0, SPLIT, segments=prefill, joins=joins)).tokens)]
+    steps += [one_each(runner.execute(StepPlan(1, SPLIT, decode=batch)).tokens)]
+    [(between,)] = runner.execute(StepPlan(2, SPLIT, segments=(Segment(SeqId(1), 3, 1, True),))).tokens
+    steps += [one_each(runner.execute(StepPlan(3, SPLIT, decode=batch)).tokens)]
     first, second = (list(tokens) for tokens in zip(*steps, strict=True))
     first.insert(2, between)
     back = Join(SeqId(2), prompts[SeqId(2)] + second, 3, greedy(), [5])
     again = (Segment(SeqId(2), 0, 5, False),)
     runner.execute(StepPlan(4, SPLIT, segments=again, joins=(back,), leaves=(SeqId(2),)))
     for seq, tokens in zip(batch, runner.execute(StepPlan(5, SPLIT, decode=batch)).tokens, strict=True):
-        (first if seq == 1 else second).append(tokens)
+        (first if seq == 1 else second).extend(tokens)
     assert first == oracle_tokens(decoder, prompts[SeqId(1)], greedy(5))
     assert second == oracle_tokens(decoder, prompts[SeqId(2)], greedy(4))
 

@@ -85,7 +85,7 @@ def test_rebuild_equals_deltas() -> None:
     first = by_delta.poll(10**12)[0].tokens
     by_delta.launch(StepPlan(2, SHARED, decode=(2, 3), joins=(join(3, 4),), leaves=(1,)), 10**12)  # type: ignore[arg-type]
     second = by_delta.poll(2 * 10**12)[0]
-    history = [*range(9), first[1]]
+    history = [*range(9), *first[1]]
     kept = Join(2, history, 9, SamplingParams(max_tokens=100, seed=2), [])  # type: ignore[arg-type]
     rebuilt.rebuild([kept, join(3, 4)])
     rebuilt.launch(StepPlan(2, SHARED, decode=(2, 3)), 0)  # type: ignore[arg-type]

@@ -63,6 +63,7 @@ class Run(Generic[DeviceT]):
     def _note(self, message: Outbound) -> None:
         match message:
             case StepTokens(seqs, tokens):
+                assert tokens
                 assert len(seqs) == len(tokens)
                 for seq, token in zip(seqs, tokens, strict=True):
                     assert seq not in self.finished, f"a token for finished seq {seq}"

@@ -162,9 +162,15 @@ class RequestHistory:
         return record
 
     def stepped(self, records: Sequence[RequestRecord], now_ns: int) -> None:
-        """Each record has one more token. Called once a step; most of a batch share one gap."""
+        """A record has one more token for each time it stands there, one after another: these come together,
+        with one gap before them. Called once a step; most of a batch share a gap."""
         gaps: dict[int, int] = {}
+        previous: RequestRecord | None = None
         for record in records:
+            record.output_tokens += 1
+            if record is previous:
+                continue
+            previous = record
             last_ns = record.last_token_ns
             if last_ns in gaps:
                 gaps[last_ns] += 1
@@ -174,7 +180,6 @@ class RequestHistory:
                 record.first_token_ns = now_ns
                 self.prompt_tokens += record.prompt_tokens
             record.last_token_ns = now_ns
-            record.output_tokens += 1
             record.state = "decoding"
         self.output_tokens += len(records)
         for last_ns, count in gaps.items():

@@ -101,9 +101,9 @@ def result_from_wire(message: Message) -> StepResult:
     logprobs, prompt, failed = message["logprobs"], message["prompt_logprobs"], message["failed"]
     return StepResult(
         step_id=message["step_id"],
-        tokens=message["tokens"],
+        tokens=[tuple(tokens) for tokens in message["tokens"]],
         busy_ns=message["busy_ns"],
-        logprobs=None if logprobs is None else [logprobs_from_wire(entry) for entry in logprobs],
+        logprobs=None if logprobs is None else [run and tuple(_entries(run)) for run in logprobs],
         prompt_logprobs=None
         if prompt is None
         else {SeqId(seq): _entries(entries) for seq, entries in prompt},
@@ -112,7 +112,7 @@ def result_from_wire(message: Message) -> StepResult:
 
 
 def _entries(entries: list[Any]) -> list[TokenLogprobs]:
-    return [entry for entry in map(logprobs_from_wire, entries) if entry is not None]
+    return [logprobs_from_wire(entry) for entry in entries]
 
 
 def _join_to_wire(join: Join) -> list[Any]:

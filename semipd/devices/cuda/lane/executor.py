@@ -206,9 +206,9 @@ class LaneExecutor:
         busy_ns = int(self._shared.driver.elapsed_ms(step.started, step.finished) * 1e6)
         result = step.result(busy_ns)
         failed = result.failed
-        for resident, token in zip(step.sampled, result.tokens, strict=True):
+        for resident, tokens in zip(step.sampled, result.tokens, strict=True):
             if not failed or resident.seq not in failed:
-                resident.token_ids.append(token)
+                resident.token_ids.extend(tokens)
         self._shared.staging.give_back(step.buffers)
         self._shared.events.give_back(step.started)
         if self.last_settled is not None:

@@ -80,7 +80,7 @@ class LaneStep:
         if failed is not None:
             prompt_logprobs = without_failed(prompt_logprobs, failed)
         logprobs = self._entries(tokens, failed or {})
-        return StepResult(
+        return StepResult.one_each(
             self.plan.step_id, tokens, busy_ns, logprobs, prompt_logprobs, self.is_mixed, failed
         )
 

@@ -1,14 +1,8 @@
-"""The end of sequences that a step has failed, and what their clients are told."""
-
-from collections.abc import Mapping
+"""What clients are told of sequences that a step has failed."""
 
 from semipd.core.errors import SemipdError
 from semipd.core.plan import INVALID_LOGITS
-from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
-from semipd.engine.lane_state import Flight
-from semipd.sched.outbox import Outbox
-from semipd.sched.scheduler import Scheduler
 from semipd.sched.sequence import Sequence
 
 _OFF = SamplingParams(max_tokens=1, seed=0)
@@ -21,15 +15,6 @@ _SUSPECTS = (
     "min_tokens",
 )
 """Parameters that change logits. Those with many values are named only."""
-
-
-def end_failed(flight: Flight, failed: Mapping[SeqId, str], scheduler: Scheduler, out: Outbox) -> None:
-    """`failed`: see StepResult. To be called before the step is accounted for: then no token and no prefix
-    that it computed for them counts. What earlier steps computed is sound, and stays to be found. A preempted
-    one ends too: it would compute the same again."""
-    for sequence in flight.sequences:
-        if sequence.seq in failed and sequence.phase != "gone":
-            scheduler.fail(sequence, step_failure(failed[sequence.seq], sequence), out)
 
 
 def step_failure(code: str, sequence: Sequence) -> SemipdError:
