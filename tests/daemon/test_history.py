@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from prometheus_client import Histogram as TheirHistogram
+from support.seeds import each_seed
 
 from semipd.core.events import Event, EventKind
 from semipd.core.request import Request, SeqId
@@ -300,7 +301,7 @@ def judged(told: Told, ttft_ms: float, tpot_ms: float | None) -> RequestRecord:
     return record
 
 
-@pytest.mark.parametrize("seed", range(20))
+@each_seed(range(20))
 def test_attainment_and_goodput_like_the_definitions(seed: int) -> None:
     rng = random.Random(seed)
     told = Told()
@@ -341,7 +342,7 @@ def test_attainment_and_goodput_like_the_definitions(seed: int) -> None:
     assert (window.num_judged, window.num_met) == (len(outcomes), sum(met for _, met in outcomes))
 
 
-@pytest.mark.parametrize("seed", range(10))
+@each_seed(range(10))
 def test_new_targets_judge_the_window_as_if_they_had_always_held(seed: int) -> None:
     rng = random.Random(seed)
     told = Told()
@@ -364,7 +365,7 @@ def test_new_targets_judge_the_window_as_if_they_had_always_held(seed: int) -> N
     assert (changed.num_judged, changed.num_met) == counted, "counters never go back"
 
 
-@pytest.mark.parametrize("seed", range(20))
+@each_seed(range(20))
 def test_a_full_window_covers_the_latest_outcomes(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slo, "MAX_OUTCOMES", 8)
     rng, told = random.Random(seed), Told()

@@ -88,18 +88,23 @@ def soak(
 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("policy", ["semipd", "chunked", "prefill-first"])
-def test_10_000_random_requests(policy: SchedulerName, depth: int) -> None:
-    """Six runs of 8 seeds x 210 requests: 10,080 in all, integrity checked in every turn."""
-    num_preemptions = sum(soak(policy, depth, seed, 210, check_every=1)[0] for seed in range(8))
-    print(f"{policy}, depth {depth}: 1,680 requests, {num_preemptions} preemptions, 0 deviations")
-    assert num_preemptions > 20, "the load was too easy"
+def test_random_requests(policy: SchedulerName, depth: int) -> None:
+    """Integrity is checked in every turn."""
+    num_preemptions = sum(soak(policy, depth, seed, 210, check_every=1)[0] for seed in range(2))
+    print(f"{policy}, depth {depth}: 420 requests, {num_preemptions} preemptions, 0 deviations")
+    assert num_preemptions > 5, "the load was too easy"
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_operators_who_meddle_all_the_time_change_no_token(depth: int) -> None:
+@pytest.mark.parametrize(
+    "seeds",
+    [range(100, 104), pytest.param(range(104, 112), marks=pytest.mark.soak)],
+    ids=["seeds", "more-seeds"],
+)
+def test_operators_who_meddle_all_the_time_change_no_token(depth: int, seeds: range) -> None:
     """Overrides, expiries, merged steps on and off, changing targets, between and during steps."""
     num_preemptions, splits = 0, set[Split]()
-    for seed in range(100, 112):
+    for seed in seeds:
         preempted, seen = soak("semipd", depth, seed, 150, check_every=1, meddling=0.15)
         num_preemptions += preempted
         splits |= seen

@@ -9,6 +9,7 @@ import torch
 from support.cuda_rig import DEFAULTS, FAMILIES, Oracle, Rig
 from support.cuda_serving import check_outputs, random_requests, serve
 from support.happens_before import HOST, Drain, Op, Violation, Wait, explain, violations
+from support.seeds import each_seed
 
 from semipd.core.errors import SemipdError
 from semipd.core.messages import Inbound, SetPartition, Submit
@@ -29,7 +30,7 @@ from semipd.sampling.parameters import Column, float_bits
 from semipd.sched.outbox import Outbox
 
 
-@pytest.mark.parametrize("seed", range(12))
+@each_seed(range(4), soak=range(4, 12))
 def test_two_lanes_give_each_request_its_own_tokens(seed: int) -> None:
     """Every combination of family, depth and group size, with graphs or without, through live switches."""
     rig = Rig(
@@ -58,7 +59,7 @@ def test_one_lane_schedulers_merge_steps(seed: int, scheduler: SchedulerName) ->
     check_outputs(rig, requests)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@each_seed(range(1), soak=range(1, 4))
 def test_preempted_sequences_give_up_blocks_only_when_nothing_reads_them(seed: int) -> None:
     rig = Rig(seed, num_blocks=12)
     requests = random_requests(rig.rng, 12, rig.config.vocab_size)
@@ -68,7 +69,7 @@ def test_preempted_sequences_give_up_blocks_only_when_nothing_reads_them(seed: i
     assert rig.coordinator.scheduler.num_preemptions > 0
 
 
-@pytest.mark.parametrize("seed", range(3))
+@each_seed(range(1), soak=range(1, 3))
 def test_modes_change_between_split_and_merged_steps(seed: int) -> None:
     rig = Rig(seed)
     requests = random_requests(rig.rng, 10, rig.config.vocab_size)

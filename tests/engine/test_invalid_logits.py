@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from support.fake_engine import Run, random_request, request, submit
+from support.seeds import each_seed
 
 from semipd.core.messages import Cancel, Finished, PromptLogprobs, StepTokens, Submit
 from semipd.core.plan import INVALID_LOGITS, StepPlan, StepResult
@@ -65,7 +66,7 @@ def test_a_poisoned_prompt_ends_its_request_alone(policy: str, depth: int) -> No
     assert run.coordinator.scheduler.memory.pool.num_free == run.device.info.num_blocks - 1
 
 
-@pytest.mark.parametrize("seed", range(12))
+@each_seed(range(12))
 def test_what_a_mixed_load_is_told(seed: int) -> None:
     """Shared prefixes, preemption, cancels, both depths and every scheduler; integrity at each turn."""
     rng = random.Random(seed)

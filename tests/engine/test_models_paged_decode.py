@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from support.seeds import each_seed
 from torch import Tensor
 
 from semipd.devices.cpu.math import paged_decode
@@ -63,7 +64,7 @@ def poisoned_pool(num_blocks: int, tables: list[list[int]], kv_lens: list[int]) 
     return pool
 
 
-@pytest.mark.parametrize("seed", range(40))
+@each_seed(range(12), soak=range(12, 40))
 def test_equals_attention_token_by_token(seed: int) -> None:
     rng = random.Random(seed)
     torch.manual_seed(seed)
@@ -108,7 +109,7 @@ def entry_blocks(layout: EntryLayout) -> list[int]:
     return [blocks[entry] for entry in range(layout.num_entries)]
 
 
-@pytest.mark.parametrize("seed", range(200))
+@each_seed(range(200))
 def test_every_pair_has_an_entry_of_its_own_that_reads_its_block(seed: int) -> None:
     rng = random.Random(seed)
     tables = block_tables(rng, num_blocks=rng.choice([80, 300]))

@@ -1,5 +1,6 @@
 """64 greedy tokens against transformers on the real CPU device: families, schedulers, chunks, pressure."""
 
+import itertools
 import random
 from collections.abc import Iterator
 from typing import cast
@@ -14,7 +15,12 @@ from semipd.core.request import Request
 from semipd.core.settings import EngineSettings, SchedulerName
 from semipd.devices.cpu.device import CpuDevice
 
+QUICK = (("semipd", 1), ("semipd", 7), ("chunked", 16), ("prefill-first", 512))
 POLICIES = ("semipd", "chunked", "prefill-first")
+CASES = [
+    pytest.param(*case, marks=[] if case in QUICK else pytest.mark.soak)
+    for case in itertools.product(POLICIES, (1, 7, 16, 512))
+]
 NUM_BLOCKS = 40
 MAX_TOKENS = 64
 
@@ -56,8 +62,7 @@ def prompts(seed: int, count: int, vocab_size: int, longest: int) -> list[list[i
     return result
 
 
-@pytest.mark.parametrize("chunk_tokens", [1, 7, 16, 512])
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("policy", "chunk_tokens"), CASES)
 def test_greedy_tokens_agree(
     family: tuple[CpuDevice, GreedyOracle], policy: SchedulerName, chunk_tokens: int
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.sampled import checked_tokens
+from support.seeds import each_seed
 from support.step_tokens import one_each
 from support.toy_decoder import ToyDecoder
 
@@ -192,7 +193,7 @@ class Driver:
             by_seq[seq].logprobs += logprobs or [None]
 
 
-@pytest.mark.parametrize("seed", range(15))
+@each_seed(range(5), soak=range(5, 15))
 def test_any_course_of_plans_gives_each_request_its_own_tokens(seed: int) -> None:
     driver = Driver(random.Random(seed), num_requests=6)
     driver.run()

@@ -38,6 +38,7 @@ from support.kernels import (
     relative_error,
     with_row_stride,
 )
+from support.seeds import each_seed
 from torch import Tensor
 
 from semipd.core.errors import SemipdError
@@ -186,7 +187,7 @@ def test_block_sizes_below_and_above_a_tile(block_size: int) -> None:
         assert_close(case.run(num_splits), case.expected)
 
 
-@pytest.mark.parametrize("seed", range(10))
+@each_seed(range(3), soak=range(3, 10))
 def test_the_number_of_splits_does_not_change_the_result(seed: int) -> None:
     """Beyond rounding. Very ragged: one context may be 100 times another, many are empty."""
     rng = random.Random(seed)
@@ -202,7 +203,7 @@ def test_the_number_of_splits_does_not_change_the_result(seed: int) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(150))
+@each_seed(range(60), soak=range(60, 150))
 def test_random_batches(seed: int) -> None:
     rng = random.Random(1000 + seed)
     longest = rng.choice([20, 100, 700])
@@ -318,7 +319,7 @@ def shares(kv_lens: Sequence[int], num_items: int, tile: int) -> list[int]:
     return [-(-t // chunk) for t in tiles]
 
 
-@pytest.mark.parametrize("seed", range(25))
+@each_seed(range(25))
 def test_items_are_shared_out_as_evenly_as_they_can(seed: int) -> None:
     rng = random.Random(seed)
     batch, num_splits, tile = rng.randint(1, 200), rng.randint(2, 20), rng.choice([16, 64, 128])

@@ -12,6 +12,7 @@ from semipd_kernels.kv_copy.reference import (
     scatter_kv_reference,
 )
 from support.kernels import DTYPES, randn
+from support.seeds import each_seed
 from torch import Tensor
 
 from semipd.core.errors import SemipdError
@@ -179,7 +180,7 @@ def test_what_is_not_supported_is_refused() -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(100))
+@each_seed(range(100))
 def test_random_copies(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(seed)
     monkeypatch.setattr(launches, "TILE", rng.choice([256, 1024, 4096]))

@@ -20,6 +20,7 @@ from support.kernels import (
     randn,
     starts_of,
 )
+from support.seeds import each_seed
 from torch import Tensor
 
 from semipd.core.errors import SemipdError
@@ -289,7 +290,7 @@ def test_what_is_not_supported_is_refused() -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(60))
+@each_seed(range(60))
 def test_random_steps(seed: int) -> None:
     rng = random.Random(seed)
     query_lens = [rng.choice([1, rng.randint(1, 40), rng.randint(1, 150)]) for _ in range(rng.randint(1, 5))]

@@ -2,10 +2,10 @@
 
 import random
 
-import pytest
 from rich.cells import cell_len
 from semipd_top.screen.widgets import changed_cells
 from semipd_top.text.lines import Line, Span, Style, fit, width_of
+from support.seeds import each_seed
 
 TEXTS = ("a", "bb", "ccc", "漢", "漢字", "e\u0301", " ", "", "▒▒")
 STYLES: tuple[Style, ...] = ("", "bad")
@@ -40,7 +40,7 @@ def cells(line: Line) -> list[tuple[object, ...]]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(3000))
+@each_seed(range(300), soak=range(300, 3000))
 def test_all_that_differs_lies_within(seed: int) -> None:
     before, after = some_pair(random.Random(seed))
     old, new = cells(before), cells(after)

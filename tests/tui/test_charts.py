@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 from semipd_top.text.charts import EIGHTHS, bar, column_chart, columns, shares_to_cells, sparkline
 from semipd_top.text.lines import Line, Span, plain, width_of
+from support.seeds import each_seed
 
 SEEDS = range(300)
 
@@ -29,7 +30,7 @@ def best_cells(shares: list[float], width: int) -> float:
     return min(errors)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@each_seed(SEEDS)
 def test_cells_never_exceed_the_width_and_everybody_has_one(seed: int) -> None:
     rng = random.Random(seed)
     shares, width = some_shares(rng), rng.randrange(0, 100)
@@ -44,7 +45,7 @@ def test_cells_never_exceed_the_width_and_everybody_has_one(seed: int) -> None:
         assert sum(cells) == width, "all there are are given away"
 
 
-@pytest.mark.parametrize("seed", range(80))
+@each_seed(range(80))
 def test_cells_are_as_near_as_they_can_be(seed: int) -> None:
     rng = random.Random(seed)
     shares = some_shares(rng)[:3]
@@ -64,7 +65,7 @@ def test_shares_of_more_than_everything_do_not_exceed_the_width(width: int) -> N
     assert width_of(bar([(0.6, "a", "ok"), (0.6, "b", "")], width)) == max(width, 0)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@each_seed(SEEDS)
 def test_a_bar_is_as_wide_as_asked_for_and_in_order(seed: int) -> None:
     rng = random.Random(seed)
     shares, width = some_shares(rng), rng.randrange(0, 60)
@@ -90,7 +91,7 @@ def some_values(rng: random.Random) -> list[float | None]:
     return [None if rng.random() < 0.2 else rng.random() * scale for _ in range(rng.randrange(30))]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@each_seed(SEEDS)
 def test_sparklines_show_the_newest_values_scaled_with_gaps_and_marks(seed: int) -> None:
     rng = random.Random(seed)
     values, width = some_values(rng), rng.randrange(0, 40)
@@ -116,7 +117,7 @@ def test_a_given_top_scales_instead_of_the_greatest() -> None:
     assert plain(sparkline([3.0], 1, top=1.0)) == "█", "never above the row"
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@each_seed(SEEDS)
 def test_the_rows_of_a_column_chart_add_up_to_the_values(seed: int) -> None:
     rng = random.Random(seed)
     values, width, height = some_values(rng), rng.randrange(0, 40), rng.randrange(1, 7)

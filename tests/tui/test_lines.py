@@ -2,9 +2,9 @@
 
 import random
 
-import pytest
 from rich.cells import cell_len
 from semipd_top.text.lines import EMPTY, Line, Span, Style, beside, fit, line, plain, spread, width_of
+from support.seeds import each_seed
 
 PIECES = ("a", "long word ", "▒", "漢字", "ＡＢ", "e\u0301", "é", "🚀", "", "-", "…", "ば", "\u0301")
 STYLES: tuple[Style, ...] = ("", "dim", "bad", "prefill")
@@ -21,7 +21,7 @@ def test_empty_text_is_left_out_and_plain_text_has_no_style() -> None:
     assert plain(line("a", Span("b", "bad"))) == "ab"
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@each_seed(SEEDS)
 def test_fit_is_exact_and_changes_nothing_that_fits(seed: int) -> None:
     rng = random.Random(seed)
     spans = some_line(rng)
@@ -55,7 +55,7 @@ def test_negative_widths_are_empty() -> None:
     assert width_of(spread(line("abc"), line("de"), 0)) == 0
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@each_seed(SEEDS)
 def test_spread_is_exact_and_keeps_the_right_end(seed: int) -> None:
     rng = random.Random(seed)
     left, right = some_line(rng), some_line(rng)
@@ -68,7 +68,7 @@ def test_spread_is_exact_and_keeps_the_right_end(seed: int) -> None:
         assert plain(both).startswith(plain(left))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@each_seed(SEEDS)
 def test_beside_puts_each_column_at_its_place(seed: int) -> None:
     rng = random.Random(seed)
     widths = [rng.randrange(1, 20) for _ in range(rng.randrange(1, 5))]

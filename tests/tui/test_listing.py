@@ -6,6 +6,7 @@ from itertools import combinations, pairwise
 import pytest
 from rich.cells import cell_len
 from semipd_top.panels.listing import BY_NAME, FIELDS, WHICH, Order, chosen_rows, fields_for
+from support.seeds import each_seed
 from support.top_state import finished, request
 
 ROWS = [
@@ -85,7 +86,7 @@ def test_as_many_columns_are_shown_as_there_is_room_for() -> None:
     assert all(len(field.name) <= field.width for field in FIELDS)
 
 
-@pytest.mark.parametrize("seed", range(100))
+@each_seed(range(100))
 def test_numbers_stay_within_their_columns(seed: int) -> None:
     rng = random.Random(seed)
     row = request(

@@ -14,6 +14,7 @@ from semipd_top.operator_input import (
     stepped,
 )
 from semipd_top.text.lines import plain, width_of
+from support.seeds import each_seed
 from support.top_state import NOW_S, finished, request
 
 from semipd.core.errors import SemipdError
@@ -119,7 +120,7 @@ def slow_preview(
     return met, judged
 
 
-@pytest.mark.parametrize("seed", range(200))
+@each_seed(range(200))
 def test_targets_are_tried_on_the_requests_at_hand(seed: int) -> None:
     rng = random.Random(seed)
     rows = []

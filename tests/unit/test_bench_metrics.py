@@ -10,6 +10,7 @@ from benchlib.load.records import Outcome, Record
 from benchlib.metrics import Slo, distribution_ms, percentile, summarize
 from hypothesis import given
 from hypothesis import strategies as st
+from support.seeds import each_seed
 
 SLO = Slo(ttft_ms=100.0, tpot_ms=10.0)
 
@@ -114,7 +115,7 @@ def test_nothing_arrived() -> None:
     assert summary.ttft_ms is None
 
 
-@pytest.mark.parametrize("seed", range(30))
+@each_seed(range(30))
 def test_summary_against_counting_by_hand(seed: int) -> None:
     rng = random.Random(seed)
     records = [

@@ -18,6 +18,7 @@ from benchlib.load.workload import (
     poisson,
     without_long,
 )
+from support.seeds import each_seed
 
 from semipd.core.errors import SemipdError
 
@@ -99,7 +100,7 @@ def test_block_size_from_the_command_line(tmp_path: Path) -> None:
         read_trace(write(tmp_path, line), 512)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@each_seed(range(20))
 def test_block_sizes_that_fit(seed: int) -> None:
     rng = random.Random(seed)
     block_tokens = rng.randint(1, 40)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import cast
 
-import pytest
 from support.happens_before import HOST, Access, Drain, Op, Record, Violation, Wait, violations
+from support.seeds import each_seed
 
 BLOCKS = ("a", "b")
 
@@ -202,7 +202,7 @@ def _random_access(stream: int, rng: random.Random) -> Access:
     return Access(stream, "step", *(frozenset(kinds[kind]) for kind in ("reads", "writes", "frees")))
 
 
-@pytest.mark.parametrize("seed", range(20))
+@each_seed(range(20))
 def test_the_model_agrees_with_every_schedule(seed: int) -> None:
     rng = random.Random(seed)
     outcomes = {"clean": 0, "race": 0, "stale read": 0}

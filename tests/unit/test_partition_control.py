@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 from support.partition import TABLE
+from support.seeds import each_seed
 
 from semipd.core.errors import SemipdError
 from semipd.core.messages import SetPartition, SetSlo
@@ -212,7 +213,7 @@ def test_a_refused_override_changes_nothing() -> None:
     assert len(desk.history) == 2
 
 
-@pytest.mark.parametrize("seed", range(20))
+@each_seed(range(20))
 def test_random_overrides_against_a_simple_model(seed: int) -> None:
     """The model: a mode, a split, an expiry; what is chosen follows from these alone."""
     rng, desk = random.Random(seed), Desk(prefill_units=8, merge_tokens=0)
@@ -288,7 +289,7 @@ def test_targets_change_live_within_bounds() -> None:
     assert len(desk.history) == 2, "asking is no change"
 
 
-@pytest.mark.parametrize("seed", range(30))
+@each_seed(range(30))
 def test_observed_percentiles_against_sorting(seed: int) -> None:
     rng, window = random.Random(seed), SloWindow()
     slo = Slo(percentile=rng.choice([50.0, 90.0, 99.0]), window_s=5.0)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from support.seeds import each_seed
 
 from semipd.partition.interface import StepRecord
 from semipd.partition.models import Models
@@ -77,7 +78,7 @@ def gauss(matrix: Sequence[Row], right: Row) -> list[float] | None:
     return [a[i][size] / a[i][i] for i in range(size)]
 
 
-@pytest.mark.parametrize("seed", range(200))
+@each_seed(range(200))
 def test_nonnegative_least_squares_against_every_active_set(seed: int) -> None:
     rng = random.Random(seed)
     size = rng.randint(1, 6)
@@ -91,7 +92,7 @@ def test_nonnegative_least_squares_against_every_active_set(seed: int) -> None:
     assert found == pytest.approx(brute_force_nonnegative(gram, target), rel=1e-5, abs=1e-7)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@each_seed(range(20))
 def test_coefficients_are_recovered_exactly_without_noise(seed: int) -> None:
     model = StepModel(3)
     feed(model, random.Random(seed), 600, [16, 32, 64, 132], noise=0.0)
@@ -99,7 +100,7 @@ def test_coefficients_are_recovered_exactly_without_noise(seed: int) -> None:
     assert model.error < 1e-6
 
 
-@pytest.mark.parametrize("seed", range(20))
+@each_seed(range(20))
 def test_noisy_steps_give_good_predictions_also_between_the_sizes_seen(seed: int) -> None:
     rng = random.Random(seed)
     model = StepModel(3)
@@ -114,7 +115,7 @@ def test_noisy_steps_give_good_predictions_also_between_the_sizes_seen(seed: int
     assert 0.02 < model.error < 0.1
 
 
-@pytest.mark.parametrize("seed", range(10))
+@each_seed(range(10))
 def test_a_change_of_speed_is_followed_at_once_and_then_learned(seed: int) -> None:
     """The running ratio answers within tens of steps; the coefficients follow, and the ratio comes back."""
     rng = random.Random(seed)

@@ -9,6 +9,7 @@ from typing import cast
 
 import pytest
 from support.partition import SLO, SPLITS, KnownTimes, prompts, snapshot
+from support.seeds import each_seed
 
 from semipd.core.slo import Slo
 from semipd.core.split import Split
@@ -93,7 +94,7 @@ def random_world(seed: int) -> Snapshot:
     )
 
 
-@pytest.mark.parametrize("seed", range(400))
+@each_seed(range(150), soak=range(150, 400))
 def test_against_brute_force_over_all_splits(seed: int) -> None:
     s = random_world(seed)
     decision = POLICY.decide(s, SLO)
@@ -119,7 +120,7 @@ def test_both_kinds_of_world_were_tried() -> None:
     assert 80 < solvable < 320
 
 
-@pytest.mark.parametrize("seed", range(100))
+@each_seed(range(100))
 def test_the_walk_equals_token_by_token(seed: int) -> None:
     s = random_world(seed)
     for split in SPLITS[::5]:
@@ -244,7 +245,7 @@ def test_merged_steps_grow_with_the_queue_and_no_further_than_tpot_allows() -> N
     assert POLICY.decide(far_too_many, SLO).merged_tokens == 1024
 
 
-@pytest.mark.parametrize("seed", range(300))
+@each_seed(range(100), soak=range(100, 300))
 def test_of_the_merged_steps_that_keep_tpot_none_loses_fewer_requests(seed: int) -> None:
     """And with none that does, no way at all loses fewer than the one chosen."""
     rng = random.Random(seed)
@@ -310,7 +311,7 @@ def reversals(shares: list[int]) -> int:
     return sum(a * b < 0 for a, b in pairwise(moves))
 
 
-@pytest.mark.parametrize("seed", range(10))
+@each_seed(range(3), soak=range(3, 10))
 def test_a_sine_load_with_noisy_predictions_does_not_oscillate(seed: int) -> None:
     """Ten periods of a decode batch between 4 and 60: the share rises and falls once a period."""
     rng, current = random.Random(seed), Split(8, 8)

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import pytest
+from support.seeds import each_seed
 
 from semipd.core.request import SeqId
 from semipd.daemon.requests.resume import Resumption, Stage
@@ -150,7 +150,7 @@ class Simulation:
             assert self.resumption.is_in_flight(seq) == (seq in in_engine)
 
 
-@pytest.mark.parametrize("seed", range(60))
+@each_seed(range(60))
 def test_one_poisonous_request_fails_alone(seed: int) -> None:
     """Whatever it has produced when it strikes, and however much of that gets lost."""
     rng = random.Random(seed)
@@ -168,7 +168,7 @@ def test_one_poisonous_request_fails_alone(seed: int) -> None:
     assert simulation.crashes <= 3
 
 
-@pytest.mark.parametrize("seed", range(40))
+@each_seed(range(40))
 def test_a_poison_that_gains_tokens_each_time_harms_nobody_else(seed: int) -> None:
     """It is never caught for sure, but it gets on and so comes to its end."""
     rng = random.Random(seed)
@@ -180,7 +180,7 @@ def test_a_poison_that_gains_tokens_each_time_harms_nobody_else(seed: int) -> No
     assert simulation.failed <= {poison.seq}
 
 
-@pytest.mark.parametrize("seed", range(40))
+@each_seed(range(40))
 def test_an_engine_that_is_killed_at_random_loses_nothing(seed: int) -> None:
     """Guilty can only be who was alone in the engine, twice; cancelled ones do not come back."""
     rng = random.Random(seed)
