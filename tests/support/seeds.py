@@ -32,6 +32,7 @@ def each_seed(quick: Iterable[int], soak: Iterable[int] = ()) -> Callable[[Test]
         cases = [pytest.param(quick, id="seeds")]
         if soak:
             cases.append(pytest.param(soak, id="more-seeds", marks=pytest.mark.soak))
-        return pytest.mark.parametrize("seeds", cases)(run)
+        marked: Test = pytest.mark.parametrize("seeds", cases)(run)
+        return marked
 
     return decorate
