@@ -1,8 +1,8 @@
 """Sampling parameters as numbers: a few int32 per sequence, which a lane may keep on its device, and what
 samplers read out of them."""
 
-import struct
 from collections.abc import Sequence
+from ctypes import c_float, c_int32
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from semipd.core.sampling import MAX_COUNT, SMALLEST, SamplingParams
 
 _WORD = 0xFFFFFFFF
+_Floats = c_float * 6
+"""Beyond the range of float32 they are infinity."""
 
 
 class Column(IntEnum):
@@ -30,31 +32,29 @@ class Column(IntEnum):
     SEED_HIGH_BITS = 10
 
 
-_AS_VALUES, _AS_INTS = struct.Struct("<3i6f2I"), struct.Struct("<11i")
-
-
 def column_values(params: SamplingParams, token_ids: Sequence[int]) -> tuple[int, ...]:
     """By Column, of a sequence with the history `token_ids`: its newest token stands at its position."""
-    values = _AS_VALUES.pack(
-        token_ids[-1],
-        len(token_ids) - 1,
-        min(params.top_k, MAX_COUNT),
+    floats = _Floats(
         0.0 if params.greedy else max(params.temperature, SMALLEST),
         params.top_p,
         params.min_p,
         params.repetition_penalty,
         params.frequency_penalty,
         params.presence_penalty,
-        params.seed & _WORD,
-        params.seed >> 32,
     )
-    return _AS_INTS.unpack(values)
+    seed_words = (_signed(params.seed & _WORD), _signed(params.seed >> 32))
+    top_k = min(params.top_k, MAX_COUNT)
+    bits = memoryview(floats).cast("B").cast("i")
+    return (token_ids[-1], len(token_ids) - 1, top_k, *bits, *seed_words)
 
 
 def float_bits(value: float) -> int:
-    """Of `value` as float32."""
-    bits: int = struct.unpack("<i", struct.pack("<f", value))[0]
-    return bits
+    """Of `value` as float32; beyond its range that is infinity."""
+    return c_int32.from_buffer(c_float(value)).value
+
+
+def _signed(word: int) -> int:
+    return word - 2**32 if word >= 2**31 else word
 
 
 @dataclass(frozen=True, slots=True)
