@@ -9,14 +9,15 @@ from typing import Protocol
 
 import torch
 
-from semipd.core.plan import BLOCK_SIZE, Join, Segment, StepPlan, StepResult, TokenLogprobs
+from semipd.core.plan import Join, StepPlan, StepResult, TokenLogprobs
 from semipd.core.request import SeqId
 from semipd.network.batch import BatchInput
-from semipd.sampling.batch import SamplingBatch
 from semipd.sampling.logprobs import token_logprobs
+from semipd.steps.decode_batch import DecodeBatch, sampling_batch
 from semipd.steps.failures import failed_sequences, without_failed
-from semipd.steps.resident import DecodeBatch, Resident
-from semipd.steps.step import Chunk, Step
+from semipd.steps.residents import Chunk, Residents
+from semipd.steps.rows import by_sequence, num_prompt_top, prompt_targets, sampled_residents
+from semipd.steps.step import Step
 
 
 class Decoder(Protocol):
@@ -31,7 +32,7 @@ class StepRunner:
         self._decoder = decoder
         self._vocab_size = vocab_size
         self._device = device
-        self._residents: dict[SeqId, Resident] = {}
+        self.residents = Residents()
         self._decode: DecodeBatch | None = None
 
     @torch.inference_mode()
@@ -39,10 +40,10 @@ class StepRunner:
         """Run one step. A sequence that it fails stays resident, without a token more, until a plan says that
         it leaves; meanwhile it may stand in further plans."""
         started_ns = time.monotonic_ns()
-        self._apply_changes(plan)
-        step = Step(
-            self._decode_batch(plan.decode), [self._chunk(segment, plan) for segment in plan.segments]
-        )
+        self.residents.apply(plan)
+        self._follow(plan)
+        chunks = self.residents.chunks(plan)
+        step = Step(self._decode_batch(plan.decode), chunks)
         if step.decode is None and not step.chunks:
             return StepResult(plan.step_id, [], time.monotonic_ns() - started_ns)
         batch = step.batch_input(self._device)
@@ -62,65 +63,32 @@ class StepRunner:
         busy_ns = time.monotonic_ns() - started_ns
         return StepResult.one_each(plan.step_id, tokens, busy_ns, logprobs, prompt_logprobs, failed=failed)
 
-    def rebuild(self, residents: Sequence[Join]) -> None:
+    def rebuild(self, joins: Sequence[Join]) -> None:
         self._decode = None
-        self._residents = {join.seq: Resident.of(join) for join in residents}
+        self.residents.rebuild(joins)
 
-    def residents(self) -> list[Join]:
-        """The state that `rebuild` would take; it shares nothing with the runner."""
-        return [resident.to_join() for resident in self._residents.values()]
-
-    def _apply_changes(self, plan: StepPlan) -> None:
-        for seq in plan.leaves:
-            assert seq in self._residents, f"step {plan.step_id}: sequence {seq} leaves but is not resident"
-            del self._residents[seq]
-            self._forget_decode_with(seq)
-        for join in plan.joins:
-            assert join.seq not in self._residents, f"step {plan.step_id}: sequence {join.seq} joins twice"
-            self._residents[join.seq] = Resident.of(join)
-        for seq, blocks in plan.new_blocks:
-            self._residents[seq].block_table.extend(blocks)
+    def _follow(self, plan: StepPlan) -> None:
+        """What the plan does to the decode batch, which may rest in this step."""
+        sampling = [segment.seq for segment in plan.segments if segment.sample]
+        if self._decode is not None and any(seq in self._decode for seq in (*plan.leaves, *sampling)):
+            self._decode = None
         if self._decode is not None:
             self._decode.add_blocks([entry for entry in plan.new_blocks if entry[0] in self._decode])
-
-    def _forget_decode_with(self, seq: SeqId) -> None:
-        if self._decode is not None and seq in self._decode:
-            self._decode = None
 
     def _decode_batch(self, seqs: tuple[SeqId, ...]) -> DecodeBatch | None:
         if not seqs:
             return None
         if self._decode is None or self._decode.seqs != seqs:
             assert len(set(seqs)) == len(seqs), f"a sequence stands twice in the decode batch {seqs}"
-            residents = [self._residents[seq] for seq in seqs]
-            self._decode = DecodeBatch(residents, self._vocab_size, self._device)
-        for resident, kv_len in zip(self._decode.residents, self._decode.kv_lens, strict=True):
-            _check_blocks(resident, kv_len)
+            self._decode = DecodeBatch(self.residents.find(seqs), self._vocab_size, self._device)
         return self._decode
-
-    def _chunk(self, segment: Segment, plan: StepPlan) -> Chunk:
-        chunk = Chunk(segment, self._residents[segment.seq])
-        known = len(chunk.resident.token_ids)
-        assert segment.seq not in plan.decode, (
-            f"step {plan.step_id}: sequence {segment.seq} prefills and decodes"
-        )
-        assert segment.start < chunk.end <= known, f"{segment} does not fit {known} tokens"
-        assert chunk.end == known or not segment.sample, (
-            f"{segment} samples before the newest of {known} tokens"
-        )
-        _check_blocks(chunk.resident, chunk.end)
-        if segment.sample:
-            # It moves on behind the back of a decode batch that rests in this step.
-            self._forget_decode_with(segment.seq)
-        return chunk
 
     def _sample(self, logits: torch.Tensor, step: Step) -> torch.Tensor:
         """int64, one token for each of `step.sampled()`."""
         parts = [step.decode.sampling.sample(logits[: step.num_decode])] if step.decode else []
-        rows = [chunk.resident.sampling_row() for chunk in step.sampling_chunks()]
-        if rows:
-            batch = SamplingBatch(rows, self._vocab_size, self._device)
-            parts.append(batch.sample(logits[step.num_decode : step.num_decode + len(rows)]))
+        if residents := sampled_residents([], step.chunks):
+            batch = sampling_batch(residents, self._vocab_size, self._device)
+            parts.append(batch.sample(logits[step.num_decode : step.num_decode + len(residents)]))
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=self._device)
 
     def _append(
@@ -129,6 +97,7 @@ class StepRunner:
         for resident, token in zip(step.sampled(), tokens, strict=True):
             if not failed or resident.seq not in failed:
                 resident.token_ids.append(token)
+            resident.num_tokens += 1
         if step.decode is not None:
             step.decode.advance(sampled[: step.num_decode])
 
@@ -152,22 +121,6 @@ class StepRunner:
         self, logits: torch.Tensor, chunks: list[Chunk]
     ) -> dict[SeqId, list[TokenLogprobs]] | None:
         """`logits`: the rows that predict prompt tokens, chunk after chunk."""
-        entries: dict[SeqId, list[TokenLogprobs]] = {}
-        for chunk in chunks:
-            num_top = chunk.segment.prompt_logprobs
-            if num_top is None:
-                continue
-            targets = [chunk.resident.token_ids[index] for index in chunk.predicted_prompt()]
-            tokens = torch.tensor(targets, dtype=torch.int64, device=self._device)
-            entries[chunk.segment.seq] = token_logprobs(
-                logits[: len(targets)], tokens, [num_top] * len(targets)
-            )
-            logits = logits[len(targets) :]
-        return entries or None
-
-
-def _check_blocks(resident: Resident, num_tokens: int) -> None:
-    room = len(resident.block_table) * BLOCK_SIZE
-    assert num_tokens <= room, (
-        f"sequence {resident.seq}: {num_tokens} tokens, {room} slots in its block table"
-    )
+        targets = torch.tensor(prompt_targets(chunks), dtype=torch.int64, device=self._device)
+        entries = token_logprobs(logits, targets, num_prompt_top(chunks))
+        return by_sequence(chunks, iter(entries))

@@ -28,6 +28,7 @@ from semipd.devices.cuda.rows.slots import Delta, SlotState
 from semipd.devices.cuda.split.launch_split import split_to_use
 from semipd.sampling.parameters import Column, float_bits
 from semipd.sched.outbox import Outbox
+from semipd.steps.residents import Resident
 
 
 @each_seed(range(4), soak=range(4, 12))
@@ -216,8 +217,8 @@ def test_a_prefill_under_way_makes_room_for_a_growing_decode() -> None:
     turn_until(rig, lambda: not decode.inflight)
     rig.driver.check_order()
     oracle = Oracle(rig.config, rig.weights)
-    assert decode.residents.joins()[0].token_ids[1:] == oracle.generate(_request([5], 3))[0]
-    assert prefill.residents.joins()[0].token_ids[20:] == oracle.generate(_request(list(range(20)), 1))[0]
+    assert next(iter(decode.residents)).token_ids[1:] == oracle.generate(_request([5], 3))[0]
+    assert next(iter(prefill.residents)).token_ids[20:] == oracle.generate(_request(list(range(20)), 1))[0]
 
 
 def _request(prompt: list[int], max_tokens: int) -> Request:
@@ -295,8 +296,10 @@ def test_slots_hold_what_the_deltas_say() -> None:
     state = SlotState(4, 5, torch.device("cpu"))
     params = SamplingParams(max_tokens=9, seed=2**63 + 5, temperature=0.5, top_p=0.25, min_tokens=2)
     delta: Delta = {}
-    state.join(delta, 2, Join(SeqId(1), [7, 8, 9], 2, params, [11, 12]))
-    state.add_blocks(delta, 2, 2, [13])
+    resident = Resident(SeqId(1), [7, 8, 9], 2, params, [11, 12], 3, slot=2)
+    state.join(delta, resident)
+    resident.block_table.append(13)
+    state.add_blocks(delta, resident, 2)
     state.apply(
         torch.tensor(list(delta), dtype=torch.int32), torch.tensor(list(delta.values()), dtype=torch.int32)
     )

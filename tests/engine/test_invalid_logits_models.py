@@ -79,7 +79,7 @@ def outputs(weights: dict[str, Tensor], *, with_bad: bool, num_rows: int) -> dic
         assert result.failed == ({SeqId(2): INVALID_LOGITS} if with_bad else None)
         for seq, token in zip(order, one_each(result.tokens), strict=True):
             found[seq].append(token)
-    residents = {join.seq: join.token_ids for join in driver.runner.residents()}
+    residents = {resident.seq: resident.token_ids for resident in driver.runner.residents}
     assert not with_bad or len(residents[SeqId(2)]) == len(joins[1].token_ids), "nothing was appended"
     del found[2]
     return found

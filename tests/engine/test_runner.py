@@ -18,7 +18,8 @@ from semipd.core.split import Split
 from semipd.sampling.batch import SamplingBatch, SamplingRow
 from semipd.sampling.logprobs import token_logprobs
 from semipd.steps import runner as runner_module
-from semipd.steps.resident import DecodeBatch
+from semipd.steps.decode_batch import DecodeBatch
+from semipd.steps.residents import Resident
 from semipd.steps.runner import StepRunner
 
 CPU = torch.device("cpu")
@@ -62,6 +63,17 @@ def random_params(rng: random.Random) -> SamplingParams:
         min_tokens=1,
         logprobs=rng.choice([None, None, 0, 3]),
         prompt_logprobs=rng.choice([None, 2]),
+    )
+
+
+def join_of_resident(resident: Resident) -> Join:
+    """The state that `rebuild` would take."""
+    return Join(
+        resident.seq,
+        list(resident.token_ids),
+        resident.num_prompt_tokens,
+        resident.params,
+        list(resident.block_table),
     )
 
 
@@ -110,7 +122,7 @@ class Driver:
     def run(self) -> None:
         while not all(sequence.done for sequence in self.sequences):
             if self.rng.random() < 0.15:
-                self.runner.rebuild(self.runner.residents())
+                self.runner.rebuild([join_of_resident(resident) for resident in self.runner.residents])
             plan = self._plan()
             self._settle(plan, self.runner.execute(plan))
 
@@ -295,9 +307,9 @@ def test_an_empty_plan_only_changes_residents() -> None:
     result = runner.execute(StepPlan(1, SPLIT, joins=(join_of(1, [5], [1]),)))
     assert (result.tokens, result.logprobs, result.prompt_logprobs) == ([], None, None)
     runner.execute(StepPlan(2, SPLIT, new_blocks=((SeqId(1), (2, 3)),)))
-    assert runner.residents() == [join_of(1, [5], [1, 2, 3])]
+    assert [join_of_resident(resident) for resident in runner.residents] == [join_of(1, [5], [1, 2, 3])]
     runner.execute(StepPlan(3, SPLIT, leaves=(SeqId(1),)))
-    assert runner.residents() == []
+    assert len(runner.residents) == 0
 
 
 @pytest.mark.parametrize(
@@ -325,4 +337,4 @@ def test_logits_that_are_not_numbers_end_their_sequence() -> None:
     plan = StepPlan(1, SPLIT, segments=(Segment(SeqId(1), 0, 2, True),), joins=(join_of(1, [1, 2], [1]),))
     result = runner.execute(plan)
     assert (len(result.tokens), result.failed) == (1, {SeqId(1): "invalid_logits"})
-    assert runner.residents() == [join_of(1, [1, 2], [1])]
+    assert [join_of_resident(resident) for resident in runner.residents] == [join_of(1, [1, 2], [1])]

@@ -22,11 +22,13 @@ from semipd.devices.cuda.lane.memory import LaneMemory, Shared
 from semipd.devices.cuda.lane.pieces import LaneWork
 from semipd.devices.cuda.lane.step import LaneStep, Mark, Place
 from semipd.devices.cuda.rows.layout import StepLayout
-from semipd.devices.cuda.rows.residents import Chunk, Residents
+from semipd.devices.cuda.rows.residents import SlotResidents
 from semipd.devices.cuda.rows.rows import ChunkPlan
 from semipd.devices.cuda.rows.size import LaneSize
 from semipd.devices.cuda.sampler.logprobs import LogprobBuffers
 from semipd.devices.cuda.split.launch_split import units_of
+from semipd.steps.residents import Chunk
+from semipd.steps.rows import num_prompt_top
 
 
 class LaneExecutor:
@@ -38,7 +40,7 @@ class LaneExecutor:
         self.name: LaneName = name
         self.peer: LaneExecutor = self
         self.graphs = graphs
-        self.residents = Residents(memory.state)
+        self.residents = SlotResidents(memory.state)
         self.inflight: deque[LaneStep] = deque()
         self.last_settled: Event | None = None
         self.group_layers = size.group_layers
@@ -55,9 +57,8 @@ class LaneExecutor:
         """Take a plan: the host's part of it. Its pieces wait to be launched."""
         self.residents.apply(plan)
         decoding = self.residents.find(plan.decode)
-        segment_residents = self.residents.find([segment.seq for segment in plan.segments])
-        chunks = [Chunk(*pair) for pair in zip(plan.segments, segment_residents, strict=True)]
-        self._check(plan, chunks)
+        chunks = self.residents.chunks(plan)
+        self._check_size(plan)
         layout, is_new = self._layout(plan, chunks)
         step = LaneStep(plan, layout.sampled, chunks, begun_at_ns=time.monotonic_ns())
         self._reserve_outputs(step, layout)
@@ -98,15 +99,11 @@ class LaneExecutor:
         lanes = self._shared.lanes
         return Place(split, lanes.stream(self.name, split), lanes.num_sms(self.name, split))
 
-    def _check(self, plan: StepPlan, chunks: list[Chunk]) -> None:
+    def _check_size(self, plan: StepPlan) -> None:
         num_rows = len(plan.decode) + sum(segment.length for segment in plan.segments)
         assert num_rows <= self._size.max_rows, (
             f"step {plan.step_id} has {num_rows} rows, {self.name} holds {self._size.max_rows}"
         )
-        for resident in self.residents.find(plan.decode):
-            resident.check_blocks(resident.num_tokens)
-        for chunk in chunks:
-            chunk.check()
 
     def _layout(self, plan: StepPlan, chunks: list[Chunk]) -> tuple[StepLayout, bool]:
         """The layout, and whether the device does not have it yet. Residents are compared by identity: one
@@ -131,8 +128,7 @@ class LaneExecutor:
         wanted = [r.params.logprobs for r in layout.sampled if r.params.logprobs is not None]
         if wanted:
             step.logprobs = self._logprob_buffers(step, len(layout.sampled), max(wanted))
-        owed = [c.segment.prompt_logprobs or 0 for c in step.chunks if c.predicted_prompt()]
-        if owed:
+        if owed := num_prompt_top(step.chunks):
             step.prompt_logprobs = self._logprob_buffers(step, layout.num_prompt_rows, max(owed))
 
     def _logprob_buffers(self, step: LaneStep, num_rows: int, num_top: int) -> LogprobBuffers:

@@ -16,10 +16,11 @@ from semipd.devices.cuda.lane.graphs import GraphKey, GraphTable, bucket_for
 from semipd.devices.cuda.lane.memory import LaneMemory, Shared
 from semipd.devices.cuda.lane.step import LaneStep, Piece, Place
 from semipd.devices.cuda.rows.layout import BoundLayout, StepLayout, decode_rows
-from semipd.devices.cuda.rows.residents import Changes, SlotResident
+from semipd.devices.cuda.rows.residents import Changes
 from semipd.devices.cuda.rows.size import LaneSize
 from semipd.devices.cuda.rows.staging import Packer
 from semipd.devices.cuda.sampler.logprobs import LogprobBuffers
+from semipd.steps.residents import Resident
 
 
 class LaneWork:
@@ -64,7 +65,7 @@ class LaneWork:
         touched = self._touched({("pinned", id(buffer))}, {"delta", "slots"})
         return lambda place: self._shared.submit(place.stream, "delta", body, touched)
 
-    def _history_upload(self, step: LaneStep, resident: SlotResident) -> Piece:
+    def _history_upload(self, step: LaneStep, resident: Resident) -> Piece:
         memory, slot, num_prompt = self._memory, resident.slot, resident.num_prompt_tokens
         num_tokens, allowed = len(resident.token_ids), sorted(set(resident.params.allowed_token_ids))
         buffer, count = self._staged(step, [*resident.token_ids, *allowed]), num_tokens + len(allowed)

@@ -12,10 +12,11 @@ from semipd.core.plan import StepPlan, StepResult, TokenLogprobs
 from semipd.core.request import SeqId
 from semipd.core.split import Split
 from semipd.devices.cuda.driver.interface import Event, Stream
-from semipd.devices.cuda.rows.residents import Chunk, SlotResident
 from semipd.devices.cuda.rows.staging import Staging
 from semipd.devices.cuda.sampler.logprobs import LogprobBuffers
 from semipd.steps.failures import failed_sequences, unsound_sequences, without_failed
+from semipd.steps.residents import Chunk, Resident
+from semipd.steps.rows import by_sequence, num_prompt_top, prompt_targets
 
 
 class Place(NamedTuple):
@@ -50,7 +51,7 @@ class LaneStep:
     """
 
     plan: StepPlan
-    sampled: list[SlotResident]
+    sampled: list[Resident]
     chunks: list[Chunk]
     pieces: deque[Piece] = field(default_factory=deque)
     marks: deque[Mark] = field(default_factory=deque)
@@ -99,14 +100,7 @@ class LaneStep:
         return unsound_sequences(segments, self.sums[:num_rows].isfinite().logical_not_())
 
     def _prompt_entries(self) -> dict[SeqId, list[TokenLogprobs]] | None:
-        """Each chunk's rows lie behind one another, in plan order."""
-        owing = [chunk for chunk in self.chunks if chunk.segment.prompt_logprobs is not None]
-        if not owing:
-            return None
-        tokens, wanted = list[int](), list[int | None]()
-        for chunk in owing:
-            tokens += [chunk.resident.token_ids[idx] for idx in chunk.predicted_prompt()]
-            wanted += [chunk.segment.prompt_logprobs] * len(chunk.predicted_prompt())
-        entries = self.prompt_logprobs.entries(tokens, wanted) if self.prompt_logprobs else []
-        rest = iter(entry for entry in entries if entry is not None)
-        return {chunk.segment.seq: [next(rest) for _ in chunk.predicted_prompt()] for chunk in owing}
+        entries = list[TokenLogprobs | None]()
+        if self.prompt_logprobs is not None:
+            entries = self.prompt_logprobs.entries(prompt_targets(self.chunks), num_prompt_top(self.chunks))
+        return by_sequence(self.chunks, (entry for entry in entries if entry is not None))

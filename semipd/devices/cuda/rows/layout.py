@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from semipd.core.plan import BLOCK_SIZE, blocks_for
-from semipd.devices.cuda.rows.residents import Chunk, SlotResident
 from semipd.devices.cuda.rows.rows import ChunkPlan, ChunkRows, DecodeRows, StepRows
 from semipd.devices.cuda.rows.slots import SlotState
 from semipd.devices.cuda.rows.staging import Packer
 from semipd.sampling.parameters import Column
 from semipd.sampling.stages import StagePlan, Stages
+from semipd.steps.residents import Chunk, Resident
+from semipd.steps.rows import chunk_vectors, prompt_targets, sampled_residents, wanted_rows
 
 PlanChunks = Callable[[list[int], list[int]], ChunkPlan]
 """(lengths, context lengths) of the chunks."""
@@ -30,21 +31,21 @@ class StepLayout:
 
     def __init__(
         self,
-        decoding: list[SlotResident],
+        decoding: list[Resident],
         chunks: list[Chunk],
         vocab_size: int,
         plan_chunks: PlanChunks,
     ) -> None:
         self.decoding = decoding
         self.chunks = chunks
-        self.sampled = [*decoding, *(c.resident for c in chunks if c.segment.sample)]
+        self.sampled = sampled_residents(decoding, chunks)
         self.packer = packer = Packer()
         self._decode_slots = packer.add([r.slot for r in decoding])
         self._sampled_slots = packer.add([r.slot for r in self.sampled])
         facts = [(r.params, r.num_prompt_tokens, r.num_tokens) for r in self.sampled]
         self._stages = StagePlan(facts, vocab_size)
         self._stage_vectors = {name: packer.add(vector) for name, vector in self._stages.vectors.items()}
-        targets = [c.resident.token_ids[i] for c in chunks for i in c.predicted_prompt()]
+        targets = prompt_targets(chunks)
         self.num_prompt_rows = len(targets)
         self._prompt_targets = packer.add(targets)
         if chunks:
@@ -68,30 +69,15 @@ class StepLayout:
         return BoundLayout(view(self._decode_slots), sampled_slots, stages, targets, rows, view(self._wanted))
 
     def _pack_chunks(self, packer: Packer, chunks: Sequence[Chunk]) -> None:
-        tables = [np.array(c.resident.block_table, dtype=np.int64) for c in chunks]
-        positions = [np.arange(c.segment.start, c.end) for c in chunks]
-        pairs = zip(tables, positions, strict=True)
-        slots = [table[at // BLOCK_SIZE] * BLOCK_SIZE + at % BLOCK_SIZE for table, at in pairs]
-        tokens = [token for c in chunks for token in c.resident.token_ids[c.segment.start : c.end]]
+        vectors = chunk_vectors(chunks)
         lengths = [c.segment.length for c in chunks]
-        self._tokens = packer.add(tokens)
-        self._positions = packer.add(np.concatenate(positions))
-        self._kv_slots = packer.add(np.concatenate(slots))
+        self._tokens = packer.add(vectors.token_ids)
+        self._positions = packer.add(vectors.positions)
+        self._kv_slots = packer.add(vectors.slots)
         self._chunk_slots = packer.add([c.resident.slot for c in chunks])
         self._query_starts = packer.add(np.cumsum([0, *lengths]))
         self._kv_lens = packer.add([c.end for c in chunks])
-        self._wanted = packer.add(self._wanted_rows(lengths))
-
-    def _wanted_rows(self, lengths: list[int]) -> list[int]:
-        """Whose logits are wanted: decode rows, ends of chunks that sample, predictors of prompt tokens."""
-        num_decode = len(self.decoding)
-        starts = np.cumsum([num_decode, *lengths]).tolist()
-        rows = list(range(num_decode))
-        rows += [starts[i + 1] - 1 for i, c in enumerate(self.chunks) if c.segment.sample]
-        for start, chunk in zip(starts, self.chunks, strict=False):
-            # The logits of token i - 1 predict token i.
-            rows += [start + i - 1 - chunk.segment.start for i in chunk.predicted_prompt()]
-        return rows
+        self._wanted = packer.add(wanted_rows(len(self.decoding), chunks))
 
     def _rows(self, view: Callable[[int], Tensor], state: SlotState) -> StepRows:
         tables = state.tables.index_select(0, view(self._chunk_slots))

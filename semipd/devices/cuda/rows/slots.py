@@ -5,13 +5,12 @@ need not wait for the host), its sampling parameters and its block table. Slot 0
 rows of a decode graph compute its token 0 at position 0 and write their KV to the padding block.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from semipd.core.plan import PADDING_BLOCK, Join
+from semipd.core.plan import PADDING_BLOCK
 from semipd.sampling.parameters import Column, column_values
+from semipd.steps.residents import Resident
 
 PADDING_SLOT = 0
 
@@ -38,16 +37,18 @@ class SlotState:
         """Entries of a delta that fills every slot."""
         return self.flat.numel()
 
-    def join(self, delta: Delta, slot: int, join: Join) -> None:
-        for column, value in enumerate(column_values(join.params, join.token_ids)):
-            delta[column * self.num_slots + slot] = value
-        self.add_blocks(delta, slot, 0, join.block_table)
+    def join(self, delta: Delta, resident: Resident) -> None:
+        """All of a resident, into its slot."""
+        for column, value in enumerate(column_values(resident.params, resident.token_ids)):
+            delta[column * self.num_slots + resident.slot] = value
+        self.add_blocks(delta, resident, 0)
 
-    def add_blocks(self, delta: Delta, slot: int, start: int, blocks: Sequence[int]) -> None:
-        """Entries `start`, `start` + 1, ... of the slot's block table."""
-        assert start + len(blocks) <= self.table_width, (start, len(blocks), self.table_width)
-        first = len(Column) * self.num_slots + slot * self.table_width + start
-        delta.update(enumerate(blocks, first))
+    def add_blocks(self, delta: Delta, resident: Resident, start: int) -> None:
+        """Entries of its block table from `start` on."""
+        table = resident.block_table
+        assert len(table) <= self.table_width, (len(table), self.table_width)
+        first = len(Column) * self.num_slots + resident.slot * self.table_width + start
+        delta.update(enumerate(table[start:], first))
 
     def apply(self, indices: Tensor, values: Tensor) -> None:
         """A delta, as int32 tensors on the device."""

@@ -1,39 +1,18 @@
-"""What a lane remembers of a sequence, and the decode batch that persists from step to step."""
+"""The decode batch that persists from step to step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
-from semipd.core.plan import BLOCK_SIZE, PADDING_BLOCK, Join, blocks_for
+from semipd.core.plan import BLOCK_SIZE, PADDING_BLOCK, blocks_for
 from semipd.core.request import SeqId
-from semipd.core.sampling import SamplingParams
 from semipd.sampling.batch import SamplingBatch, SamplingRow
+from semipd.steps.residents import Resident
 
 
-@dataclass(slots=True)
-class Resident:
-    """A Join that the lane keeps up to date: its own samples are appended to `token_ids`."""
-
-    seq: SeqId
-    token_ids: list[int]
-    num_prompt_tokens: int
-    params: SamplingParams
-    block_table: list[int]
-
-    @classmethod
-    def of(cls, join: Join) -> "Resident":
-        return cls(
-            join.seq, list(join.token_ids), join.num_prompt_tokens, join.params, list(join.block_table)
-        )
-
-    def to_join(self) -> Join:
-        return Join(
-            self.seq, list(self.token_ids), self.num_prompt_tokens, self.params, list(self.block_table)
-        )
-
-    def sampling_row(self) -> SamplingRow:
-        return SamplingRow(self.params, self.token_ids, self.num_prompt_tokens)
+def sampling_batch(residents: Sequence[Resident], vocab_size: int, device: torch.device) -> SamplingBatch:
+    rows = [SamplingRow(r.params, r.token_ids, r.num_prompt_tokens) for r in residents]
+    return SamplingBatch(rows, vocab_size, device)
 
 
 def pad_block_tables(tables: Sequence[Sequence[int]], width: int, device: torch.device) -> torch.Tensor:
@@ -60,7 +39,7 @@ class DecodeBatch:
         self.kv_lens = [len(resident.token_ids) for resident in residents]
         self.token_ids = torch.tensor([r.token_ids[-1] for r in residents], dtype=torch.int64, device=device)
         self.positions = torch.tensor(self.kv_lens, dtype=torch.int64, device=device) - 1
-        self.sampling = SamplingBatch([r.sampling_row() for r in residents], vocab_size, device)
+        self.sampling = sampling_batch(residents, vocab_size, device)
         self._row_of = {resident.seq: row for row, resident in enumerate(residents)}
         self._num_blocks = [len(resident.block_table) for resident in residents]
         width = max(self._num_blocks)
