@@ -9,7 +9,7 @@ from torch import Tensor
 from gpulib.host import Run
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
-from semipd.devices.cpu.math.decoder import DenseDecoder
+from semipd.devices.cpu.math.network import CpuNetwork
 from semipd.network.batch import BatchInput
 from semipd.network.config import ModelConfig
 from semipd.network.kv_layout import KvLayout
@@ -90,7 +90,7 @@ class Reference:
         pool = torch.zeros(KvLayout.of(self._config).pool_shape(num_blocks))
         one = [len(tokens)]
         batch = BatchInput(torch.tensor(tokens), rows, rows, one, one, torch.arange(num_blocks)[None], rows)
-        return DenseDecoder(self._config, self._weights, pool).forward(batch)
+        return CpuNetwork(self._config, self._weights, pool).forward(batch)
 
 
 def parity_requests(count: int, vocab_size: int, seed: int, *, output_tokens: int = 48) -> list[Request]:

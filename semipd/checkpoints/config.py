@@ -130,7 +130,7 @@ def _dense_config(fields: Fields, family: Family) -> ModelConfig:
         num_kv_heads=fields.count("num_key_value_heads", num_heads),
         head_dim=fields.count("head_dim", family.head_dim or hidden_size // num_heads),
         intermediate_size=fields.count("intermediate_size"),
-        rms_norm_eps=fields.number("rms_norm_eps", 1e-6, maximum=1.0),
+        rms_norm_eps=fields.number("rms_norm_eps", family.rms_norm_eps, maximum=1.0),
         rope=rope,
         max_position_embeddings=rope.context_tokens(context),
         tie_word_embeddings=answer(family.tied, fields),

@@ -30,7 +30,7 @@ class Family:
         qkv_bias, o_bias, mlp_bias, qk_norm, interleaved_rope: see ModelConfig.
         tied: whether the head is the embedding table.
         head_dim: when the file does not say; None: hidden size / heads.
-        theta: of RoPE, when the file does not say.
+        theta, rms_norm_eps: when the file does not say.
         window: which layers apply `sliding_window`, when the file has no layer_types.
     """
 
@@ -43,6 +43,7 @@ class Family:
     tied: Flag = Key("tie_word_embeddings")
     head_dim: int | None = None
     theta: float = DEFAULT_THETA
+    rms_norm_eps: float = 1e-6
     window: Window = "no layer"
 
     def keys(self) -> frozenset[str]:
@@ -63,6 +64,20 @@ FAMILIES: dict[str, Family] = {
     "Qwen2ForCausalLM": Family("qwen2", qkv_bias=True, window="use_sliding_window"),
     "Qwen3ForCausalLM": Family(
         "qwen3", _ATTENTION_BIAS, _ATTENTION_BIAS, qk_norm=True, head_dim=128, window="use_sliding_window"
+    ),
+    "SeedOssForCausalLM": Family(
+        "seed_oss", Key("attention_bias", True), Key("attention_out_bias"), Key("mlp_bias"), head_dim=128
+    ),
+    "Ernie4_5ForCausalLM": Family(
+        "ernie4_5",
+        Key("use_bias"),
+        Key("use_bias"),
+        Key("use_bias"),
+        interleaved_rope=True,
+        tied=Key("tie_word_embeddings", True),
+        head_dim=128,
+        theta=500_000.0,
+        rms_norm_eps=1e-5,
     ),
 }
 """By the names in `architectures`. Keys and defaults are those of transformers' configurations."""

@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from semipd.network.config import RopeConfig
 
@@ -77,6 +78,16 @@ def rotation(positions: Tensor, frequencies: Tensor, scale: float) -> tuple[Tens
     angles = positions.to(torch.float32)[:, None, None] * frequencies
     cos = angles.cos().mul_(scale)
     return torch.cat((cos, cos), dim=-1), angles.sin().mul_(scale)
+
+
+def normed_and_rotated(
+    qk: Tensor, qk_norm: Tensor | None, eps: float, rotary: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Queries and keys [T, heads, head_dim], in float32; see Ops.rope_and_cache."""
+    wide = qk.float()
+    if qk_norm is not None:
+        wide = functional.rms_norm(wide, wide.shape[-1:], eps=eps) * qk_norm
+    return rotate(wide, *rotary)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

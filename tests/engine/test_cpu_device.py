@@ -27,7 +27,7 @@ from semipd.core.settings import EngineSettings
 from semipd.core.split import Split
 from semipd.devices.contract import Lane
 from semipd.devices.cpu.device import CpuDevice
-from semipd.devices.cpu.math.decoder import DenseDecoder
+from semipd.devices.cpu.math.network import CpuNetwork
 from semipd.network.kv_layout import KvLayout
 from semipd.steps.runner import StepRunner
 
@@ -103,7 +103,7 @@ def alone(checkpoint: Path, num_tokens: int) -> list[int]:
     layout = plan_weights(config, "float32")
     buffer = torch.zeros(layout.total_bytes, dtype=torch.uint8)
     load_weights(checkpoint, config, layout, buffer, lambda done, total: None)
-    decoder = DenseDecoder(
+    decoder = CpuNetwork(
         config, weight_views(layout, buffer), torch.zeros(KvLayout.of(config).pool_shape(16))
     )
     runner = StepRunner(decoder, config.vocab_size, torch.device("cpu"))

@@ -22,7 +22,6 @@ from semipd.core.settings import EngineSettings
 from semipd.devices.contract import LaneFailed
 from semipd.devices.cuda.driver.diagnosis import diagnose
 from semipd.devices.cuda.driver.interface import CudaError
-from semipd.devices.cuda.forward.torch_ops import TorchOps
 from semipd.devices.cuda.lane import launch_thread
 from semipd.devices.cuda.sampler.sampler import TorchSampler
 from semipd.devices.cuda.start.device import CudaDevice
@@ -30,6 +29,7 @@ from semipd.devices.cuda.start.model import Report, ServedModel, cuda_dtype
 from semipd.devices.cuda.start.opening import RESERVE_BYTES
 from semipd.devices.cuda.start.platform import Platform
 from semipd.engine.launcher import spawn_engine
+from semipd.network.ops_torch import TorchOps
 from semipd.wire.engine_link import LINK_FRAME_BYTES
 from semipd.wire.frames import FrameReader, encode_frame
 

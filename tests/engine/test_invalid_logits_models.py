@@ -19,7 +19,7 @@ from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.settings import SchedulerName
 from semipd.core.split import Split
-from semipd.devices.cpu.math.decoder import DenseDecoder
+from semipd.devices.cpu.math.network import CpuNetwork
 from semipd.devices.cuda.forward.kernel_ops import KernelOps
 from semipd.devices.cuda.sampler.kernel_sampler import KernelSampler
 from semipd.network.kv_layout import KvLayout
@@ -45,7 +45,7 @@ class Driver:
 
     def __init__(self, weights: dict[str, Tensor], num_blocks: int = 120) -> None:
         self.pool = torch.full(KvLayout.of(TINY).pool_shape(num_blocks), math.nan)
-        self.runner = StepRunner(DenseDecoder(TINY, weights, self.pool), TINY.vocab_size, CPU)
+        self.runner = StepRunner(CpuNetwork(TINY, weights, self.pool), TINY.vocab_size, CPU)
         self._ids = itertools.count(1)
 
     def join(self, seq: int, tokens: list[int], first_block: int, **params: object) -> Join:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from semipd.checkpoints.config import load_model_config
+from semipd.checkpoints.families import FAMILIES
 from semipd.checkpoints.shards import find_shards
 from semipd.core.errors import SemipdError
 
@@ -121,14 +122,13 @@ def test_published_configurations_load(tmp_path: Path, name: str) -> None:
     load(tmp_path, **PUBLISHED[name])
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
-def test_what_transformers_saves_loads(tmp_path: Path, family: str) -> None:
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_what_transformers_saves_loads(tmp_path: Path, architecture: str) -> None:
     from transformers import AutoConfig
 
     sizes = {key: value for key, value in LLAMA.items() if key not in ("architectures", "model_type")}
-    config = AutoConfig.for_model(family, **sizes)
-    names = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
-    whole = config.to_dict() | {"architectures": [f"{names[family]}ForCausalLM"]}
+    family = FAMILIES[architecture].name
+    whole = AutoConfig.for_model(family, **sizes).to_dict() | {"architectures": [architecture]}
     (tmp_path / "config.json").write_text(json.dumps(whole))
     assert load_model_config(tmp_path).family == family
 
@@ -146,6 +146,8 @@ UNHONOURED: list[tuple[str, Any]] = [
     ("query_pre_attn_scalar", 256),
     ("use_qk_norm", True),
     ("clip_qkv", 8.0),
+    ("attention_out_bias", True),
+    ("use_bias", True),
     ("num_experts", 8),
     ("num_local_experts", 8),
     ("use_parallel_residual", True),

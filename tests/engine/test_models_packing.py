@@ -16,7 +16,7 @@ from torch import Tensor
 from semipd.checkpoints.config import load_model_config
 from semipd.checkpoints.layout import TensorSpec, WeightsLayout, plan_weights
 from semipd.checkpoints.weights import TORCH_DTYPES, load_weights, weight_views
-from semipd.devices.cpu.math.decoder import DenseDecoder
+from semipd.devices.cpu.math.network import CpuNetwork
 from semipd.devices.cpu.math.packing import can_pack, linear, pack_weights, packed_views
 from semipd.network.config import DTypeName
 
@@ -155,7 +155,7 @@ def test_a_model_on_packed_weights_has_the_same_logits(
 
     plain = PagedModel(folder)
     other = PagedModel(folder)
-    other.decoder = DenseDecoder(config, packed_views(layout, buffer, packed), other.pool)
+    other.decoder = CpuNetwork(config, packed_views(layout, buffer, packed), other.pool)
     tokens = torch.randint(0, 448, (60,), generator=torch.Generator().manual_seed(1)).tolist()
     runs = [Sequence(tokens, [3, 1, 4, 5]) for _ in range(2)]
     for model, sequence in zip((plain, other), runs, strict=True):

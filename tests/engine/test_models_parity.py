@@ -1,4 +1,4 @@
-"""Our decoder against transformers, fp32, four families: any chunking, any block order, merged steps."""
+"""Our decoder against transformers, fp32, every family: any chunking, any block order, merged steps."""
 
 import random
 from dataclasses import replace
@@ -10,7 +10,7 @@ from support.paged import PagedModel, Sequence, batch_input
 from support.tiny_models import FAMILIES, reference_logits, tiny_checkpoint
 from torch import Tensor
 
-from semipd.devices.cpu.math import attention
+from semipd.devices.cpu.math import ops
 
 TOLERANCE = 1e-4
 NUM_BLOCKS = 64
@@ -24,7 +24,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(params=["SDPA", "pool order"], autouse=True)
 def _decode_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways for decode rows, whatever the size of the batch."""
-    monkeypatch.setattr(attention, "MAX_COPIED_SEQS", 100 if request.param == "SDPA" else 0)
+    monkeypatch.setattr(ops, "MAX_COPIED_SEQS", 100 if request.param == "SDPA" else 0)
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from semipd.core.plan import BLOCK_SIZE
 from semipd.devices.cuda.forward.kernel_ops import KernelOps
-from semipd.devices.cuda.forward.transformer import Activations, Transformer
-from semipd.devices.cuda.rows.rows import ChunkRows, DecodeRows, StepRows
+from semipd.network.activations import Activations
 from semipd.network.kv_layout import KvLayout
+from semipd.network.network import Network
+from semipd.network.rows import ChunkRows, DecodeRows, StepRows
 
 pytestmark = pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
 """Of the interpreter's largest score; a GPU has no such worry."""
@@ -100,7 +101,7 @@ class Pass:
         weights["embed"][60] = math.nan
         self.pool = torch.full(KvLayout.of(config).pool_shape(10), math.nan)
         self.ops = KernelOps(torch.float32, 90)
-        self.transformer = Transformer(config, weights, self.pool, self.ops)
+        self.network = Network(config, weights, self.pool, self.ops)
         self.activations = Activations.reserve(config, 64, torch.empty(0))
         self.lens = [5, 20, 18]
         tokens = torch.arange(43, dtype=torch.int32) % 50
@@ -115,7 +116,7 @@ class Pass:
         """Logits of each prompt's last row; sums of the attention of each row in the last layer."""
         positions = [torch.arange(length) for length in self.lens]
         slots = torch.cat([self.slots(seq, at) for seq, at in enumerate(positions)])
-        plan = self.transformer.plan_chunks(self.lens, self.lens, 3)
+        plan = self.network.plan_chunks(self.lens, self.lens, 3)
         work = torch.from_numpy(plan.work).clone()
         kv_lens = torch.tensor(self.lens, dtype=torch.int32)
         chunks = ChunkRows(self.tables[:3], starts_of(self.lens), kv_lens, work, plan, self.lens, self.lens)
@@ -131,12 +132,12 @@ class Pass:
 
     def run(self, rows: StepRows, wanted: Tensor | None) -> tuple[Tensor, Tensor]:
         memory = self.activations.first(rows.num_rows)
-        self.transformer.embed(rows, memory)
-        self.transformer.layers(rows, memory, range(self.transformer.num_layers), 3)
+        self.network.embed(rows, memory)
+        self.network.layers(rows, memory, range(self.network.num_layers), 3)
         sums = memory.attended.sum(dim=1)
-        final = self.transformer.finish(memory, wanted)
+        final = self.network.finish(memory, wanted)
         logits = torch.empty(len(final), 61)
-        self.transformer.logits(final, logits)
+        self.network.logits(final, logits)
         return logits, sums
 
 

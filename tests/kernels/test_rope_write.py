@@ -74,7 +74,7 @@ class Case:
         )
 
     def expected_by_the_decoder(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys, values [T, heads, head_dim] as semipd.devices.cpu.math.decoder computes them."""
+        """Queries, keys, values [T, heads, head_dim] as semipd.network.rope computes them."""
         wide = self.qkv[:, : self.num_q + self.num_kv].float()
         if self.norm is not None:
             wide = functional.rms_norm(wide, (wide.shape[-1],), eps=EPS) * self.norm

@@ -19,11 +19,8 @@ from semipd.core.plan import StepResult, TokenLogprobs
 from semipd.core.request import Request, SeqId
 from semipd.core.settings import EngineSettings
 from semipd.devices.contract import DeviceInfo, LaneName
-from semipd.devices.cpu.math.decoder import DenseDecoder
+from semipd.devices.cpu.math.network import CpuNetwork
 from semipd.devices.cuda.driver.timing_events import EventPool
-from semipd.devices.cuda.forward.ops import Ops
-from semipd.devices.cuda.forward.torch_ops import TorchOps
-from semipd.devices.cuda.forward.transformer import Transformer
 from semipd.devices.cuda.lane.graphs import GraphTable
 from semipd.devices.cuda.lane.lane import CudaLane
 from semipd.devices.cuda.lane.launch_loop import IDLE_BEFORE_CAPTURE_NS, Command, LaunchLoop
@@ -36,6 +33,9 @@ from semipd.engine.coordinator import Coordinator
 from semipd.network.batch import BatchInput
 from semipd.network.config import ModelConfig, RopeConfig
 from semipd.network.kv_layout import KvLayout
+from semipd.network.network import Network
+from semipd.network.ops import Ops
+from semipd.network.ops_torch import TorchOps
 from semipd.sampling.batch import SamplingBatch, SamplingRow
 from semipd.sampling.logprobs import token_logprobs
 
@@ -109,7 +109,7 @@ class Oracle:
             torch.arange(num_blocks)[None],
             everything,
         )
-        return DenseDecoder(self.config, self.weights, pool).forward(batch)
+        return CpuNetwork(self.config, self.weights, pool).forward(batch)
 
     def generate(self, request: Request) -> tuple[list[int], list[TokenLogprobs]]:
         tokens, entries = list(request.prompt), list[TokenLogprobs]()
@@ -221,7 +221,7 @@ class Rig:
             self.driver,
             self.cuda_lanes,
             self.driver.submit,
-            Transformer(self.config, self.weights, self.pool, self.ops),
+            Network(self.config, self.weights, self.pool, self.ops),
             WatchedStaging(self.driver),
             EventPool(self.driver),
             CPU,

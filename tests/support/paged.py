@@ -1,4 +1,4 @@
-"""Drives a DenseDecoder by hand: sequences with block tables, merged steps, a poisoned pool."""
+"""Drives a CpuNetwork by hand: sequences with block tables, merged steps, a poisoned pool."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from semipd.checkpoints.config import load_model_config
 from semipd.checkpoints.layout import plan_weights
 from semipd.checkpoints.weights import TORCH_DTYPES, load_weights, weight_views
 from semipd.core.plan import BLOCK_SIZE
-from semipd.devices.cpu.math.decoder import DenseDecoder
+from semipd.devices.cpu.math.network import CpuNetwork
 from semipd.network.batch import BatchInput
 from semipd.network.config import DTypeName, ModelConfig
 from semipd.network.kv_layout import KvLayout
@@ -37,7 +37,7 @@ class PagedModel:
         self.pool = torch.full(
             KvLayout.of(self.config).pool_shape(num_blocks), torch.nan, dtype=TORCH_DTYPES[dtype]
         )
-        self.decoder = DenseDecoder(self.config, loaded_weights(folder, self.config, dtype), self.pool)
+        self.decoder = CpuNetwork(self.config, loaded_weights(folder, self.config, dtype), self.pool)
 
     def step(self, work: list[tuple[Sequence, int]]) -> None:
         """Compute the next `length` tokens of each sequence in one merged batch; logits of every row."""

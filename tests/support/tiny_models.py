@@ -14,7 +14,7 @@ import torch
 from support import tiny_tokenizers
 from torch import Tensor
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "seed_oss", "ernie4_5")
 CONTEXT_TOKENS = 512
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -30,6 +30,8 @@ _FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None, "head_dim": 32},
     "qwen2": {},
     "qwen3": {"head_dim": 32},
+    "seed_oss": {"head_dim": 24, "attention_out_bias": True},
+    "ernie4_5": {"head_dim": 32, "use_bias": True},
 }
 _built: dict[tuple[Path, str], Path] = {}
 

@@ -23,6 +23,7 @@ from semipd.devices.cpu.memory import SharedMemory, available_memory
 from semipd.devices.cpu.messages import Message, Setup
 from semipd.devices.cpu.process import Worker, wait_for_all
 from semipd.devices.cpu.sizing import DEFAULT_KV_FRACTION, MemoryDemand, num_kv_blocks
+from semipd.network.activations import row_elements
 from semipd.network.config import DTypeName, ModelConfig
 from semipd.network.kv_layout import KvLayout
 
@@ -58,9 +59,8 @@ class _Model:
         return cls(config, dtype, plan_weights(config, dtype, packed=packed), packed, max_model_len)
 
     def demand(self, settings: EngineSettings) -> MemoryDemand:
-        widest = self.config.vocab_size * settings.max_num_seqs + (
-            (4 * self.config.hidden_size + 3 * self.config.intermediate_size) * _max_step_tokens(settings)
-        )
+        logits = self.config.vocab_size * settings.max_num_seqs
+        widest = logits + row_elements(self.config) * _max_step_tokens(settings)
         return MemoryDemand(
             weights_bytes=self.layout.total_bytes,
             # Activations in fp32, thrice: some operations hold input, output and a temporary.

@@ -15,7 +15,7 @@ from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.split import Split
 from semipd.devices.cpu.cores import lane_cores, pin_process
-from semipd.devices.cpu.math.decoder import DenseDecoder
+from semipd.devices.cpu.math.network import CpuNetwork
 from semipd.devices.cpu.math.packing import Packed, packed_views
 from semipd.devices.cpu.memory import SharedMemory
 from semipd.devices.cpu.messages import (
@@ -68,7 +68,7 @@ class Executor:
         return steps[-1][1].busy_ns // prompt.segments[0].length
 
     def _runner_over(self, views: dict[str, torch.Tensor], kv_pool: torch.Tensor) -> StepRunner:
-        decoder = DenseDecoder(self._config, views, kv_pool)
+        decoder = CpuNetwork(self._config, views, kv_pool)
         return StepRunner(decoder, self._config.vocab_size, torch.device("cpu"))
 
     def execute(self, plan: StepPlan) -> StepResult:

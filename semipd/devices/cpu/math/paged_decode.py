@@ -144,9 +144,9 @@ class PagedDecode:
         self._unused_entry, self._unused_offset = on_device(last_entry[seq]), on_device(offset)
         kv_pool[:, 1][:, on_device(last_block[seq]), :, self._unused_offset] = 0
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-        """`q` [S, heads, head_dim]; `keys`, `values` [num_blocks, kv heads, 16, head_dim], this step's KV
-        already written. Returns [S, heads, head_dim]."""
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, scale: float, out: Tensor) -> None:
+        """`q`, `out` [S, heads, head_dim]; `keys`, `values` [num_blocks, kv heads, 16, head_dim], this step's
+        KV already written."""
         num_seqs, num_heads, head_dim = q.shape
         group = num_heads // self._num_kv_heads
         spread = q.reshape(num_seqs, -1).index_select(0, self._query_row).view(-1, group, head_dim)
@@ -159,8 +159,8 @@ class PagedDecode:
         for tiles, part in self._tiles(values):
             torch.bmm(weights[part], tiles, out=partial[part])
         rows = partial.view(-1, num_heads * head_dim).float()
-        out = rows.new_zeros(num_seqs + 1, num_heads * head_dim).index_add_(0, self._owner, rows)
-        return out[:num_seqs].view(q.shape).div_(total[:, :, None]).to(q.dtype)
+        sums = rows.new_zeros(num_seqs + 1, num_heads * head_dim).index_add_(0, self._owner, rows)
+        torch.div(sums[:num_seqs].view(q.shape), total[:, :, None], out=out)
 
     def _tiles(self, plane: Tensor) -> Iterator[tuple[Tensor, slice]]:
         """[tiles, 16, head_dim] of each run and of the copies, and which (entry, kv head) rows they are."""

@@ -12,51 +12,59 @@ from semipd_kernels.rope_write import rope_write
 from semipd_kernels.silu_mul import silu_mul
 from torch import Tensor
 
-from semipd.devices.cuda.forward.ops import Heads
-from semipd.devices.cuda.forward.torch_ops import linear
-from semipd.devices.cuda.rows.rows import ChunkPlan, ChunkRows, DecodeRows
+from semipd.network.ops import Heads
+from semipd.network.ops_torch import linear
+from semipd.network.rows import ChunkPlan, ChunkRows, DecodeRows, StepRows
 
 
 class KernelOps:
-    """See ops.Ops. `dtype`: of weights and KV; `arch`: compute capability, e.g. 90."""
+    """See network.ops.Ops. `dtype`: of weights and KV; `arch`: compute capability, e.g. 90."""
 
     def __init__(self, dtype: torch.dtype, arch: int) -> None:
         self._dtype = dtype
         self._arch = arch
 
-    def embed(self, token_ids: Tensor, table: Tensor, out: Tensor) -> None:
+    def embed(self, token_ids: Tensor, table: Tensor, out: Tensor) -> Tensor:
         embedding(token_ids, table, out)
+        return out
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> Tensor:
         rms_norm(x, weight, eps, out)
+        return out
 
-    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor) -> Tensor:
         add_rms_norm(x, residual, weight, eps, out)
+        return out
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        linear(x, weight, bias, out)
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+        return linear(x, weight, bias, out)
+
+    def silu_mul(self, gate_up: Tensor, out: Tensor) -> Tensor:
+        silu_mul(gate_up, out)
+        return out
 
     def rope_and_cache(
-        self,
-        qkv: Tensor,
-        heads: Heads,
-        qk_norm: Tensor | None,
-        positions: Tensor,
-        slots: Tensor,
-        layer_kv: Tensor,
+        self, qkv: Tensor, heads: Heads, qk_norm: Tensor | None, rows: StepRows, layer_kv: Tensor
     ) -> None:
-        by_head = qkv.view(qkv.shape[0], -1, heads.head_dim)
         rope_write(
-            by_head, positions, heads.frequencies, heads.rope_scale, slots, layer_kv, qk_norm, heads.eps
+            qkv,
+            rows.positions,
+            heads.frequencies,
+            heads.rope_scale,
+            rows.slots,
+            layer_kv,
+            qk_norm,
+            heads.eps,
         )
 
     def decode_attention(
-        self, q: Tensor, layer_kv: Tensor, rows: DecodeRows, scale: float, num_sms: int, out: Tensor
+        self, qkv: Tensor, heads: Heads, layer_kv: Tensor, rows: DecodeRows, num_units: int, out: Tensor
     ) -> None:
-        decode_attention(q, layer_kv, rows.tables, rows.kv_lens, num_sms=num_sms, scale=scale, out=out)
+        q, scale = qkv[:, : heads.num_q], heads.attention_scale
+        decode_attention(q, layer_kv, rows.tables, rows.kv_lens, num_sms=num_units, scale=scale, out=out)
 
     def plan_chunks(
-        self, query_lens: Sequence[int], kv_lens: Sequence[int], heads: Heads, num_sms: int
+        self, query_lens: Sequence[int], kv_lens: Sequence[int], heads: Heads, num_units: int
     ) -> ChunkPlan:
         plan = plan_prefill(
             query_lens,
@@ -65,19 +73,24 @@ class KernelOps:
             num_kv_heads=heads.num_kv,
             head_dim=heads.head_dim,
             dtype=self._dtype,
-            num_sms=num_sms,
+            num_sms=num_units,
             arch=self._arch,
         )
         return ChunkPlan(plan.items.numpy().reshape(-1), plan)
 
     def prefill_attention(
-        self, q: Tensor, layer_kv: Tensor, chunks: ChunkRows, scale: float, num_sms: int, out: Tensor
+        self, qkv: Tensor, heads: Heads, layer_kv: Tensor, chunks: ChunkRows, num_units: int, out: Tensor
     ) -> None:
         plan = chunks.plan.details
         assert isinstance(plan, PrefillPlan), plan
-        plan = replace(plan, items=chunks.work.view(-1, 2))
-        starts, lens = chunks.query_starts, chunks.kv_lens
-        prefill_attention(q, layer_kv, chunks.tables, starts, lens, out, plan, num_sms=num_sms, scale=scale)
-
-    def silu_mul(self, gate_up: Tensor, out: Tensor) -> None:
-        silu_mul(gate_up, out)
+        prefill_attention(
+            qkv[:, : heads.num_q],
+            layer_kv,
+            chunks.tables,
+            chunks.query_starts,
+            chunks.kv_lens,
+            out,
+            replace(plan, items=chunks.work.view(-1, 2)),
+            num_sms=num_units,
+            scale=heads.attention_scale,
+        )

@@ -23,10 +23,10 @@ from semipd.devices.cuda.lane.pieces import LaneWork
 from semipd.devices.cuda.lane.step import LaneStep, Mark, Place
 from semipd.devices.cuda.rows.layout import StepLayout
 from semipd.devices.cuda.rows.residents import SlotResidents
-from semipd.devices.cuda.rows.rows import ChunkPlan
 from semipd.devices.cuda.rows.size import LaneSize
 from semipd.devices.cuda.sampler.logprobs import LogprobBuffers
 from semipd.devices.cuda.split.launch_split import units_of
+from semipd.network.rows import ChunkPlan
 from semipd.steps.residents import Chunk
 from semipd.steps.rows import num_prompt_top
 
@@ -114,7 +114,7 @@ class LaneExecutor:
         num_sms = max(1, units_of(plan.split, self.name))
 
         def plan_chunks(query_lens: list[int], kv_lens: list[int]) -> ChunkPlan:
-            return self._shared.transformer.plan_chunks(query_lens, kv_lens, num_sms)
+            return self._shared.network.plan_chunks(query_lens, kv_lens, num_sms)
 
         layout = StepLayout(decoding, chunks, self._size.vocab_size, plan_chunks)
         self._cached = None if chunks else layout

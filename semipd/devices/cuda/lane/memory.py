@@ -8,12 +8,13 @@ from torch import Tensor
 from semipd.devices.cuda.driver.interface import Driver
 from semipd.devices.cuda.driver.stream_work import Submit
 from semipd.devices.cuda.driver.timing_events import EventPool
-from semipd.devices.cuda.forward.transformer import Activations, Transformer, reserve_logits
 from semipd.devices.cuda.rows.size import LaneSize
 from semipd.devices.cuda.rows.slots import SlotState
 from semipd.devices.cuda.rows.staging import Staging
 from semipd.devices.cuda.sampler.sampler import Sampler
 from semipd.devices.cuda.split.streams import Lanes
+from semipd.network.activations import Activations
+from semipd.network.network import Network
 from semipd.sampling.history import TokenHistory
 
 
@@ -24,10 +25,14 @@ class Shared:
     driver: Driver
     lanes: Lanes
     submit: Submit
-    transformer: Transformer
+    network: Network
     staging: Staging
     events: EventPool
     device: torch.device
+
+
+PROMPT_ROWS_AT_ONCE = 64
+"""Bounds the logits of a prompt whose log-probabilities are wanted: a chunk can have thousands of rows."""
 
 
 @dataclass(slots=True)
@@ -69,7 +74,8 @@ class LaneMemory:
             state,
             TokenHistory(num_slots, size.vocab_size, device),
             activations,
-            reserve_logits(size.max_num_seqs, size.vocab_size, device),
+            # Every sequence may sample in one step; prompt rows come in blocks.
+            torch.empty(max(size.max_num_seqs, PROMPT_ROWS_AT_ONCE), size.vocab_size, device=device),
             ints(size.buckets[-1]),
             metadata,
             ints(2 * state.max_delta),

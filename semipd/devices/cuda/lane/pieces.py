@@ -11,15 +11,15 @@ from torch import Tensor
 
 from semipd.devices.contract import LaneName
 from semipd.devices.cuda.driver.stream_work import Touched
-from semipd.devices.cuda.forward.transformer import PROMPT_ROWS_AT_ONCE, Activations
 from semipd.devices.cuda.lane.graphs import GraphKey, GraphTable, bucket_for
-from semipd.devices.cuda.lane.memory import LaneMemory, Shared
+from semipd.devices.cuda.lane.memory import PROMPT_ROWS_AT_ONCE, LaneMemory, Shared
 from semipd.devices.cuda.lane.step import LaneStep, Piece, Place
 from semipd.devices.cuda.rows.layout import BoundLayout, StepLayout, decode_rows
 from semipd.devices.cuda.rows.residents import Changes
 from semipd.devices.cuda.rows.size import LaneSize
 from semipd.devices.cuda.rows.staging import Packer
 from semipd.devices.cuda.sampler.logprobs import LogprobBuffers
+from semipd.network.activations import Activations
 from semipd.steps.residents import Resident
 
 
@@ -126,12 +126,12 @@ class LaneWork:
 
     def decode_pass(self, bucket: int, num_sms: int) -> None:
         """Logits of the batch in `memory.slots`, padded to `bucket`: what a graph captures."""
-        memory, transformer = self._memory, self._shared.transformer
+        memory, network = self._memory, self._shared.network
         rows = decode_rows(memory.state, memory.slots[:bucket])
         activations = memory.activations.first(bucket)
-        transformer.embed(rows, activations)
-        transformer.layers(rows, activations, range(transformer.num_layers), num_sms)
-        transformer.logits(transformer.finish(activations, None), memory.logits[:bucket])
+        network.embed(rows, activations)
+        network.layers(rows, activations, range(network.num_layers), num_sms)
+        network.logits(network.finish(activations, None), memory.logits[:bucket])
 
     def warm_up(self, place: Place, bucket: int) -> None:
         """A decode pass over padding only. The next step must upload its batch again."""
@@ -148,7 +148,7 @@ class LaneWork:
         self, step: LaneStep, layout: StepLayout, lens: list[int], uploads: list[Piece], group_layers: int
     ) -> list[Piece]:
         """Groups of layers; uploads go with the first, sampling with the last."""
-        num_layers = self._shared.transformer.num_layers
+        num_layers = self._shared.network.num_layers
         starts = range(0, num_layers, group_layers)
         groups = [range(start, min(start + group_layers, num_layers)) for start in starts]
         return [self._group_piece(step, layout, lens, uploads, group) for group in groups]
@@ -160,7 +160,7 @@ class LaneWork:
         activations = self._memory.activations.first(layout.num_rows)
 
         def piece(place: Place) -> None:
-            is_first, is_last = group.start == 0, group.stop == shared.transformer.num_layers
+            is_first, is_last = group.start == 0, group.stop == shared.network.num_layers
             for upload in uploads if is_first else []:
                 upload(place)
 
@@ -168,8 +168,8 @@ class LaneWork:
                 rows = None if self._bound is None else self._bound.rows
                 assert rows is not None, "no rows on the device"
                 if is_first:
-                    shared.transformer.embed(rows, activations)
-                shared.transformer.layers(rows, activations, group, place.num_sms)
+                    shared.network.embed(rows, activations)
+                shared.network.layers(rows, activations, group, place.num_sms)
 
             touched = self._touched_kv(layout, lens, {"metadata", "rows", "slots"}, {"activations"})
             shared.submit(place.stream, f"layers {group.start}-{group.stop - 1}", body, touched)
@@ -194,21 +194,21 @@ class LaneWork:
     def _launch_finish(
         self, place: Place, step: LaneStep, layout: StepLayout, activations: Activations
     ) -> None:
-        transformer, logits = self._shared.transformer, self._memory.logits
+        network, logits = self._shared.network, self._memory.logits
         num_sampled = len(layout.sampled)
 
         def body() -> None:
             bound = self._bound
             assert bound is not None
-            final = transformer.finish(activations, bound.wanted)
+            final = network.finish(activations, bound.wanted)
             for start in range(0, layout.num_prompt_rows, PROMPT_ROWS_AT_ONCE):
                 assert step.prompt_logprobs is not None
                 targets = bound.prompt_targets[start : start + PROMPT_ROWS_AT_ONCE]
                 rows = final[num_sampled + start :][: targets.shape[0]]
-                transformer.logits(rows, logits[: targets.shape[0]])
+                network.logits(rows, logits[: targets.shape[0]])
                 step.prompt_logprobs.launch(logits[: targets.shape[0]], targets, start)
             if num_sampled:
-                transformer.logits(final[:num_sampled], logits[:num_sampled])
+                network.logits(final[:num_sampled], logits[:num_sampled])
 
         outputs = _pinned(step.prompt_logprobs)
         touched = self._touched({"metadata"}, {"activations", "logits", *outputs})

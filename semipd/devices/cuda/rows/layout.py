@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from semipd.core.plan import BLOCK_SIZE, blocks_for
-from semipd.devices.cuda.rows.rows import ChunkPlan, ChunkRows, DecodeRows, StepRows
 from semipd.devices.cuda.rows.slots import SlotState
 from semipd.devices.cuda.rows.staging import Packer
+from semipd.network.rows import ChunkPlan, ChunkRows, DecodeRows, StepRows
 from semipd.sampling.parameters import Column
 from semipd.sampling.stages import StagePlan, Stages
 from semipd.steps.residents import Chunk, Resident

@@ -7,7 +7,6 @@ from semipd.core.plan import blocks_for
 from semipd.core.settings import EngineSettings
 from semipd.core.split import Split
 from semipd.devices.contract import LaneName
-from semipd.devices.cuda.forward.transformer import Activations
 from semipd.devices.cuda.lane.executor import LaneExecutor
 from semipd.devices.cuda.lane.graphs import GraphTable, batch_buckets
 from semipd.devices.cuda.lane.launch_loop import Deliver, LaunchLoop
@@ -15,6 +14,7 @@ from semipd.devices.cuda.lane.memory import LaneMemory, Shared
 from semipd.devices.cuda.rows.size import LaneSize
 from semipd.devices.cuda.sampler.sampler import Sampler
 from semipd.devices.cuda.split.streams import Lanes
+from semipd.network.activations import Activations
 from semipd.network.config import DTypeName, ModelConfig
 
 GROUP_LAYERS = 4

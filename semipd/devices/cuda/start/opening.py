@@ -20,7 +20,6 @@ from semipd.devices.contract import DeviceInfo, LaneFailed, LaneName
 from semipd.devices.cuda.driver.diagnosis import diagnose
 from semipd.devices.cuda.driver.environment import environment_notes
 from semipd.devices.cuda.driver.timing_events import EventPool
-from semipd.devices.cuda.forward.transformer import Transformer
 from semipd.devices.cuda.lane.executor import LaneExecutor
 from semipd.devices.cuda.lane.graphs import GraphKey, GraphTable
 from semipd.devices.cuda.lane.launch_loop import LaunchLoop
@@ -41,6 +40,7 @@ from semipd.devices.cuda.start.model import ModelSource, Report
 from semipd.devices.cuda.start.nvml import Nvml
 from semipd.devices.cuda.start.platform import Platform
 from semipd.network.kv_layout import KvLayout
+from semipd.network.network import Network
 from semipd.steps.failures import check_trial
 
 RESERVE_BYTES = 2**30
@@ -155,7 +155,7 @@ class Opening:
             platform.driver,
             self._lanes,
             platform.submit,
-            Transformer(model.config, weights, pool, platform.ops_of(pool.dtype)),
+            Network(model.config, weights, pool, platform.ops_of(pool.dtype)),
             platform.staging,
             self._events,
             platform.device,

@@ -9,11 +9,11 @@ from semipd.core.errors import SemipdError
 from semipd.devices.cuda.driver.bindings import CudaDriver
 from semipd.devices.cuda.driver.interface import Driver
 from semipd.devices.cuda.driver.stream_work import Submit, submit_to
-from semipd.devices.cuda.forward.ops import Ops
-from semipd.devices.cuda.forward.torch_ops import TorchOps
 from semipd.devices.cuda.rows.size import LaneSize
 from semipd.devices.cuda.rows.staging import Staging
 from semipd.devices.cuda.sampler.sampler import Sampler, TorchSampler
+from semipd.network.ops import Ops
+from semipd.network.ops_torch import TorchOps
 
 _OLDEST_ARCH = 80
 

@@ -1,0 +1,87 @@
+"""Ops in plain torch, on any device: the meaning of each operation, and what tests run.
+
+On a GPU they work but read every context at full width; the kernels' operations are what serves.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from semipd.core.plan import BLOCK_SIZE, blocks_for
+from semipd.network.chunk_attention import attend_chunk
+from semipd.network.ops import Heads
+from semipd.network.rope import normed_and_rotated, rotation
+from semipd.network.rows import ChunkPlan, ChunkRows, DecodeRows, StepRows
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    """See Ops.linear; by cuBLAS on a GPU."""
+    if out.dtype != x.dtype:
+        return out.copy_(functional.linear(x, weight, bias))
+    if bias is None:
+        return torch.mm(x, weight.t(), out=out)
+    return torch.addmm(bias, x, weight.t(), out=out)
+
+
+class TorchOps:
+    """See ops.Ops."""
+
+    def embed(self, token_ids: Tensor, table: Tensor, out: Tensor) -> Tensor:
+        return torch.index_select(table, 0, token_ids, out=out)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> Tensor:
+        return out.copy_(functional.rms_norm(x, weight.shape, weight, eps))
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor) -> Tensor:
+        return self.rms_norm(residual.add_(x), weight, eps, out)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+        return linear(x, weight, bias, out)
+
+    def silu_mul(self, gate_up: Tensor, out: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return torch.mul(functional.silu(gate), up, out=out)
+
+    def rope_and_cache(
+        self, qkv: Tensor, heads: Heads, qk_norm: Tensor | None, rows: StepRows, layer_kv: Tensor
+    ) -> None:
+        rotary = rotation(rows.positions, heads.frequencies, heads.rope_scale)
+        qk, kv = heads.split(qkv)
+        qk.copy_(normed_and_rotated(qk, qk_norm, heads.eps, rotary))
+        layer_kv[:, rows.slots // BLOCK_SIZE, :, rows.slots % BLOCK_SIZE] = kv
+
+    def decode_attention(
+        self, qkv: Tensor, heads: Heads, layer_kv: Tensor, rows: DecodeRows, num_units: int, out: Tensor
+    ) -> None:
+        context = layer_kv[:, rows.tables].transpose(3, 4).flatten(2, 3)  # [2, D, tokens, kv heads, head_dim]
+        valid = torch.arange(context.shape[2], device=qkv.device) < rows.kv_lens[:, None]
+        keys, values = context.where(valid[None, :, :, None, None], 0)
+        grouped = qkv[:, : heads.num_q].reshape(len(qkv), heads.num_kv, -1, heads.head_dim)
+        scores = torch.einsum("dhgi,dthi->dhgt", grouped, keys).float().mul_(heads.attention_scale)
+        scores.masked_fill_(~valid[:, None, None, :], -torch.inf)
+        weights = scores.softmax(dim=-1).to(qkv.dtype)
+        out.copy_(torch.einsum("dhgt,dthi->dhgi", weights, values).reshape(out.shape))
+
+    def plan_chunks(
+        self, query_lens: Sequence[int], kv_lens: Sequence[int], heads: Heads, num_units: int
+    ) -> ChunkPlan:
+        return no_plan()
+
+    def prefill_attention(
+        self, qkv: Tensor, heads: Heads, layer_kv: Tensor, chunks: ChunkRows, num_units: int, out: Tensor
+    ) -> None:
+        q, start = qkv[:, : heads.num_q], 0
+        for idx, (length, kv_len) in enumerate(zip(chunks.host_query_lens, chunks.host_kv_lens, strict=True)):
+            blocks = chunks.tables[idx, : blocks_for(kv_len)]
+            keys, values = layer_kv.index_select(1, blocks).transpose(1, 2).flatten(2, 3)[:, :, :kv_len]
+            own = slice(start, start + length)
+            out[own] = attend_chunk(q[own], keys, values, heads.attention_scale)
+            start += length
+
+
+def no_plan() -> ChunkPlan:
+    """Of operations that need none."""
+    return ChunkPlan(np.empty(0, dtype=np.int32), None)
