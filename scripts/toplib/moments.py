@@ -7,6 +7,7 @@ from typing import Any
 from semipd_top.demo import DemoWorld
 from semipd_top.sources.contract import Gone, Item, Seen
 
+from semipd.core.state.daemon import EngineState, StateDocument
 from toplib.still import StillSource
 
 BEGAN_S = 1_790_000_000.0
@@ -61,7 +62,7 @@ def _failed(items: list[Item]) -> list[Item]:
     """The demo's engine always comes back; this one does not."""
     last = items[-1]
     assert isinstance(last, Seen)
-    engine = {
+    engine: EngineState = {
         "state": "failed",
         "phase": None,
         "attempt": 5,
@@ -70,7 +71,7 @@ def _failed(items: list[Item]) -> list[Item]:
         "why": "The engine died 5 times within 10 minutes, the last time by SIGKILL.",
         "hint": "Look for the OOM killer in the kernel's log, then start the daemon again.",
     }
-    state = {**last.frame.state, "state": "failed", "engine": engine}
+    state: StateDocument = {**last.frame.state, "state": "failed", "engine": engine}
     return [*items[:-1], replace(last, frame=replace(last.frame, state=state))]
 
 

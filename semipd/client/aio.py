@@ -24,6 +24,9 @@ from semipd.client.opening import (
     too_busy,
 )
 from semipd.core.errors import SemipdError
+from semipd.core.state.daemon import DrainState, Status
+from semipd.core.state.partition import ChangeAnswer, PartitionDocument, SloDocument
+from semipd.core.state.requests import RequestRow
 from semipd.wire.address import default_socket_path
 from semipd.wire.client_protocol import GenerateItem, StateFrame, given, request_frame
 from semipd.wire.client_results import Greeting, Model, Tokens
@@ -109,10 +112,10 @@ class AsyncClient:
 
     async def requests(
         self, *, state: str | None = None, limit: int | None = None, request_id: str | None = None
-    ) -> list[dict[str, Any]]:
+    ) -> list[RequestRow]:
         """Live and recent requests; with `request_id` that one only, and its events."""
         fields = given({"state": state, "limit": limit, "request_id": request_id})
-        listed: list[dict[str, Any]] = (await self._ask("requests", fields))["requests"]
+        listed: list[RequestRow] = (await self._ask("requests", fields))["requests"]
         return listed
 
     async def tokenize(
@@ -134,46 +137,46 @@ class AsyncClient:
         """What is served here."""
         return [Model.from_wire(Answer(model)) for model in (await self._ask("models", {}))["models"]]
 
-    async def status(self) -> dict[str, Any]:
-        status: dict[str, Any] = (await self._ask("status", {}))["status"]
+    async def status(self) -> Status:
+        status: Status = (await self._ask("status", {}))["status"]
         return status
 
-    async def partition(self) -> dict[str, Any]:
+    async def partition(self) -> PartitionDocument:
         """Partition control: mode, split, possible splits, history, decisions."""
-        answer: dict[str, Any] = (await self._ask("partition.get", {}))["partition"]
+        answer: PartitionDocument = (await self._ask("partition.get", {}))["partition"]
         return answer
 
-    async def set_partition(self, **wish: Any) -> dict[str, Any]:
-        """`wish`: mode, prefill_units or decode_units, expires_s, actor, reason, dry_run. Raises SemipdError
-        when partition control refuses it."""
-        answer: dict[str, Any] = (await self._ask("partition.set", wish))["partition"]
+    async def set_partition(self, **fields: Any) -> ChangeAnswer:
+        """`fields`: mode, prefill_units or decode_units, expires_s, actor, reason, dry_run. Raises
+        SemipdError when partition control refuses it."""
+        answer: ChangeAnswer = (await self._ask("partition.set", fields))["partition"]
         return answer
 
-    async def clear_partition(self, **act: Any) -> dict[str, Any]:
-        """Back to auto. `act`: actor, reason."""
-        answer: dict[str, Any] = (await self._ask("partition.clear", act))["partition"]
+    async def clear_partition(self, **fields: Any) -> ChangeAnswer:
+        """Back to auto. `fields`: actor, reason."""
+        answer: ChangeAnswer = (await self._ask("partition.clear", fields))["partition"]
         return answer
 
-    async def slo(self) -> dict[str, Any]:
+    async def slo(self) -> SloDocument:
         """Targets, and what was observed."""
-        answer: dict[str, Any] = (await self._ask("slo.get", {}))["slo"]
+        answer: SloDocument = (await self._ask("slo.get", {}))["slo"]
         return answer
 
-    async def set_slo(self, **wish: Any) -> dict[str, Any]:
-        """`wish`: ttft_ms, tpot_ms, percentile, window_s (those to change), actor, reason."""
-        answer: dict[str, Any] = (await self._ask("slo.set", wish))["slo"]
+    async def set_slo(self, **fields: Any) -> SloDocument:
+        """`fields`: ttft_ms, tpot_ms, percentile, window_s (those to change), actor, reason."""
+        answer: SloDocument = (await self._ask("slo.set", fields))["slo"]
         return answer
 
-    async def drain(self, *, cancel: bool = False, **wish: Any) -> dict[str, Any]:
-        """Refuse new requests and let those under way finish; or, with `cancel`, serve again. `wish`:
+    async def drain(self, *, cancel: bool = False, **fields: Any) -> DrainState:
+        """Refuse new requests and let those under way finish; or, with `cancel`, serve again. `fields`:
         limit_s, actor, reason. Returns at once, with what is awaited."""
-        answer: dict[str, Any] = (await self._ask("drain", given({"cancel": cancel, **wish})))["drain"]
+        answer: DrainState = (await self._ask("drain", given({"cancel": cancel, **fields})))["drain"]
         return answer
 
-    async def shutdown(self, **wish: Any) -> dict[str, Any]:
+    async def shutdown(self, **fields: Any) -> DrainState:
         """Ask the daemon to stop when the requests under way have finished; returns when it has agreed, with
-        what is awaited. `wish`: limit_s, actor, reason."""
-        answer: dict[str, Any] = (await self._ask("shutdown", given(wish)))["drain"]
+        what is awaited. `fields`: limit_s, actor, reason."""
+        answer: DrainState = (await self._ask("shutdown", given(fields)))["drain"]
         return answer
 
     async def closed(self) -> None:

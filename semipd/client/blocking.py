@@ -28,6 +28,9 @@ from semipd.client.opening import (
     too_busy,
 )
 from semipd.core.errors import SemipdError
+from semipd.core.state.daemon import DrainState, Status
+from semipd.core.state.partition import ChangeAnswer, PartitionDocument, SloDocument
+from semipd.core.state.requests import RequestRow
 from semipd.system.readiness import any_readable
 from semipd.wire.address import default_socket_path
 from semipd.wire.client_protocol import GenerateItem, StateFrame, given, request_frame
@@ -110,10 +113,10 @@ class Client:
 
     def requests(
         self, *, state: str | None = None, limit: int | None = None, request_id: str | None = None
-    ) -> list[dict[str, Any]]:
+    ) -> list[RequestRow]:
         """Live and recent requests; with `request_id` that one only, and its events."""
         fields = given({"state": state, "limit": limit, "request_id": request_id})
-        listed: list[dict[str, Any]] = self._ask("requests", fields)["requests"]
+        listed: list[RequestRow] = self._ask("requests", fields)["requests"]
         return listed
 
     def tokenize(
@@ -135,46 +138,46 @@ class Client:
         """What is served here."""
         return [Model.from_wire(Answer(model)) for model in self._ask("models", {})["models"]]
 
-    def status(self) -> dict[str, Any]:
-        status: dict[str, Any] = self._ask("status", {})["status"]
+    def status(self) -> Status:
+        status: Status = self._ask("status", {})["status"]
         return status
 
-    def partition(self) -> dict[str, Any]:
+    def partition(self) -> PartitionDocument:
         """Partition control: mode, split, possible splits, history, decisions."""
-        answer: dict[str, Any] = self._ask("partition.get", {})["partition"]
+        answer: PartitionDocument = self._ask("partition.get", {})["partition"]
         return answer
 
-    def set_partition(self, **wish: Any) -> dict[str, Any]:
-        """`wish`: mode, prefill_units or decode_units, expires_s, actor, reason, dry_run. Raises SemipdError
-        when partition control refuses it."""
-        answer: dict[str, Any] = self._ask("partition.set", wish)["partition"]
+    def set_partition(self, **fields: Any) -> ChangeAnswer:
+        """`fields`: mode, prefill_units or decode_units, expires_s, actor, reason, dry_run. Raises
+        SemipdError when partition control refuses it."""
+        answer: ChangeAnswer = self._ask("partition.set", fields)["partition"]
         return answer
 
-    def clear_partition(self, **act: Any) -> dict[str, Any]:
-        """Back to auto. `act`: actor, reason."""
-        answer: dict[str, Any] = self._ask("partition.clear", act)["partition"]
+    def clear_partition(self, **fields: Any) -> ChangeAnswer:
+        """Back to auto. `fields`: actor, reason."""
+        answer: ChangeAnswer = self._ask("partition.clear", fields)["partition"]
         return answer
 
-    def slo(self) -> dict[str, Any]:
+    def slo(self) -> SloDocument:
         """Targets, and what was observed."""
-        answer: dict[str, Any] = self._ask("slo.get", {})["slo"]
+        answer: SloDocument = self._ask("slo.get", {})["slo"]
         return answer
 
-    def set_slo(self, **wish: Any) -> dict[str, Any]:
-        """`wish`: ttft_ms, tpot_ms, percentile, window_s (those to change), actor, reason."""
-        answer: dict[str, Any] = self._ask("slo.set", wish)["slo"]
+    def set_slo(self, **fields: Any) -> SloDocument:
+        """`fields`: ttft_ms, tpot_ms, percentile, window_s (those to change), actor, reason."""
+        answer: SloDocument = self._ask("slo.set", fields)["slo"]
         return answer
 
-    def drain(self, *, cancel: bool = False, **wish: Any) -> dict[str, Any]:
-        """Refuse new requests and let those under way finish; or, with `cancel`, serve again. `wish`:
+    def drain(self, *, cancel: bool = False, **fields: Any) -> DrainState:
+        """Refuse new requests and let those under way finish; or, with `cancel`, serve again. `fields`:
         limit_s, actor, reason. Returns at once, with what is awaited."""
-        answer: dict[str, Any] = self._ask("drain", given({"cancel": cancel, **wish}))["drain"]
+        answer: DrainState = self._ask("drain", given({"cancel": cancel, **fields}))["drain"]
         return answer
 
-    def shutdown(self, **wish: Any) -> dict[str, Any]:
+    def shutdown(self, **fields: Any) -> DrainState:
         """Ask the daemon to stop when the requests under way have finished; returns when it has agreed, with
-        what is awaited. `wish`: limit_s, actor, reason."""
-        answer: dict[str, Any] = self._ask("shutdown", given(wish))["drain"]
+        what is awaited. `fields`: limit_s, actor, reason."""
+        answer: DrainState = self._ask("shutdown", given(fields))["drain"]
         return answer
 
     def close(self) -> None:

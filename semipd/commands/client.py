@@ -16,6 +16,8 @@ from semipd.command_line.run import run_command
 from semipd.command_line.streams import read_text, valid_text
 from semipd.commands.status_text import status_lines
 from semipd.core.errors import SemipdError
+from semipd.core.events import EventRow
+from semipd.core.state.daemon import Indicators, StateDocument, health
 
 if TYPE_CHECKING:
     from semipd.client.blocking import Client
@@ -187,7 +189,7 @@ def _watch(args: argparse.Namespace) -> int:
     return 0
 
 
-def state_line(state: dict[str, Any]) -> str:
+def state_line(state: StateDocument) -> str:
     """One line of `watch`: what an operator looks at first; a dash is what nobody knows."""
     requests, kv, split = state["requests"], state["kv"], state["split"]
     slo, rates = state["slo"], state["throughput"]
@@ -204,12 +206,12 @@ def state_line(state: dict[str, Any]) -> str:
             f"TTFT p90 {_n(slo['ttft_ms']['p90'], 5)} ms",
             f"TPOT p90 {_n(slo['tpot_ms']['p90'], 5, 1)} ms",
             f"attained {_n(attained)} %",
-            _lamps(state["lamps"]),
+            _health(state["lamps"]),
         )
     )
 
 
-def event_line(event: dict[str, Any]) -> str:
+def event_line(event: EventRow) -> str:
     facts = " ".join(f"{name}={value}" for name, value in event["data"].items())
     return f"  {event['kind']} {event['request_id'] or ''} {facts}".rstrip()
 
@@ -218,8 +220,8 @@ def _n(value: float | None, width: int = 3, digits: int = 0) -> str:
     return f"{'-':>{width}}" if value is None else f"{value:{width}.{digits}f}"
 
 
-def _lamps(lamps: dict[str, Any]) -> str:
-    wrong = [name for name, lamp in lamps.items() if not lamp["ok"]]
+def _health(indicators: Indicators) -> str:
+    wrong = [name for name, ok in health(indicators) if not ok]
     return f"NOT OK: {', '.join(wrong)}" if wrong else "ok"
 
 

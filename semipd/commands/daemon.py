@@ -25,6 +25,7 @@ from semipd.commands.operators import add_drain_command, add_partition_commands,
 from semipd.commands.status_text import drain_text, status_lines
 from semipd.config.config import SPECS, Config, Override, load_config
 from semipd.core.errors import SemipdError
+from semipd.core.state.daemon import DrainState, Status
 from semipd.system.readiness import any_readable
 from semipd.wire.address import connect_error
 
@@ -223,9 +224,9 @@ def _config(arguments: argparse.Namespace) -> int:
 def _stop(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
     path = config.socket_path
-    wish: dict[str, Any] = {"reason": arguments.reason}
+    asked: dict[str, Any] = {"reason": arguments.reason}
     if arguments.now or arguments.within is not None:
-        wish["limit_s"] = 0.0 if arguments.now else arguments.within
+        asked["limit_s"] = 0.0 if arguments.now else arguments.within
     try:
         pid = _peer_pid(path)
     except SemipdError as error:
@@ -234,7 +235,7 @@ def _stop(arguments: argparse.Namespace) -> int:
         # opened before the daemon is asked, so that the number cannot pass to another process unnoticed
         process = os.pidfd_open(pid)
         try:
-            _ask_and_wait(path, process, pid, wish)
+            _ask_and_wait(path, process, pid, asked)
         finally:
             os.close(process)
     print(f"The daemon (pid {pid}) has stopped.")
@@ -262,12 +263,12 @@ def _stop_unreachable(error: SemipdError, pid_file: Path) -> int:
     return 0
 
 
-def _ask_and_wait(path: Path, process: int, pid: int, wish: Mapping[str, Any]) -> None:
+def _ask_and_wait(path: Path, process: int, pid: int, asked: Mapping[str, Any]) -> None:
     limit_s = STOP_LIMIT_S
     refused: SemipdError | None = None
     try:
         with understood(path):
-            drain = asyncio.run(_ask_to_stop(path, wish))
+            drain = asyncio.run(_ask_to_stop(path, asked))
             limit_s += drain["seconds_left"] or 0.0
             if drain["awaited"]:
                 print(drain_text(drain), file=sys.stderr)
@@ -301,11 +302,11 @@ def _peer_pid(path: Path) -> int:
         return int(pid)
 
 
-async def _ask_to_stop(path: Path, wish: Mapping[str, Any]) -> dict[str, Any]:
+async def _ask_to_stop(path: Path, asked: Mapping[str, Any]) -> DrainState:
     from semipd.client import AsyncClient
 
     async with await AsyncClient.connect(path) as client:
-        return await client.shutdown(**wish)
+        return await client.shutdown(**asked)
 
 
 def _reachable_socket(arguments: argparse.Namespace) -> Path:
@@ -323,7 +324,7 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0
 
 
-async def _fetch_status(path: Path) -> dict[str, Any]:
+async def _fetch_status(path: Path) -> Status:
     from semipd.client import AsyncClient
 
     async with await AsyncClient.connect(path) as client:

@@ -7,28 +7,29 @@ import json
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from semipd.command_line.answers import understood
 from semipd.command_line.arguments import number, whole_number
 from semipd.commands.status_text import drain_text
 from semipd.core.errors import SemipdError
+from semipd.core.state.daemon import DrainState
+from semipd.core.state.partition import Change, ChangeAnswer, MsHistogram, PartitionDocument, SloDocument
 
 if TYPE_CHECKING:
     from semipd.client import AsyncClient, StateStream
     from semipd.wire.client_protocol import StateFrame
 
 SHOWN_CHANGES = 5
-DRAIN_LOOK_MS = 500
+DRAIN_INTERVAL_MS = 500
 FRAME_LIMIT_S = 10.0
 MAX_DURATION_S = 3650 * 86400.0
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _TARGETS = ("ttft_ms", "tpot_ms", "percentile", "window_s")
 
-Document = Mapping[str, Any]
-Call = Callable[["AsyncClient"], Awaitable[dict[str, Any]]]
+D = TypeVar("D")
 
 
 def add_partition_commands(
@@ -39,11 +40,11 @@ def add_partition_commands(
     actions = partition.add_subparsers(metavar="action")
     show = actions.add_parser("show", help="mode, split, predictions, possible splits, history")
     fix = actions.add_parser("set", help="hold a split until further notice, or for a time")
-    wish = fix.add_mutually_exclusive_group(required=True)
-    wish.add_argument(
+    units = fix.add_mutually_exclusive_group(required=True)
+    units.add_argument(
         "--prefill", type=whole_number(), dest="prefill_units", metavar="UNITS", help="SMs or cores"
     )
-    wish.add_argument(
+    units.add_argument(
         "--decode", type=whole_number(), dest="decode_units", metavar="UNITS", help="SMs or cores"
     )
     off = actions.add_parser("off", help="do not split: merged steps on the whole device")
@@ -93,21 +94,21 @@ def add_drain_command(
 
 
 def _drain(arguments: argparse.Namespace, path: Path) -> int:
-    wish: dict[str, Any] = {"reason": arguments.reason, "cancel": arguments.undo}
+    asked: dict[str, Any] = {"reason": arguments.reason, "cancel": arguments.undo}
     if arguments.within is not None:
-        wish["limit_s"] = arguments.within
-    shown = _call(path, lambda client: client.drain(**wish))
+        asked["limit_s"] = arguments.within
+    shown = _call(path, lambda client: client.drain(**asked))
     if arguments.wait:
         shown = _call(path, _until_drained)
-    _print(arguments, shown, lambda document: [drain_text(document)])
+    _print(arguments, shown, lambda drain: [drain_text(drain)])
     return 0
 
 
-async def _until_drained(client: "AsyncClient") -> dict[str, Any]:
+async def _until_drained(client: "AsyncClient") -> DrainState:
     """The daemon itself bounds how long that takes."""
-    async with client.subscribe(interval_ms=DRAIN_LOOK_MS) as states:
+    async with client.subscribe(interval_ms=DRAIN_INTERVAL_MS) as states:
         while (frame := await _next_frame(states)) is not None:
-            drain: dict[str, Any] = frame.state["drain"]
+            drain = frame.state["drain"]
             if drain["state"] != "draining":
                 return drain
     raise SemipdError("connection_lost", "The daemon ended while it was draining.", "Look at its log.")
@@ -131,8 +132,8 @@ def _show(arguments: argparse.Namespace, path: Path) -> int:
 
 def _set(arguments: argparse.Namespace, path: Path) -> int:
     names = ("mode", "prefill_units", "decode_units", "expires_s", "reason", "dry_run")
-    wish = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
-    answer = _call(path, lambda client: client.set_partition(**wish))
+    asked = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
+    answer = _call(path, lambda client: client.set_partition(**asked))
     _print(arguments, answer, change_lines)
     return 0
 
@@ -147,10 +148,10 @@ def _slo(arguments: argparse.Namespace, path: Path) -> int:
     return 0
 
 
-def _call(path: Path, question: Call) -> dict[str, Any]:
+def _call(path: Path, question: Callable[["AsyncClient"], Awaitable[D]]) -> D:
     from semipd.client import AsyncClient  # here: --help needs none of what it imports
 
-    async def ask() -> dict[str, Any]:
+    async def ask() -> D:
         async with await AsyncClient.connect(path) as client:
             return await question(client)
 
@@ -158,7 +159,7 @@ def _call(path: Path, question: Call) -> dict[str, Any]:
         return asyncio.run(ask())
 
 
-def _print(arguments: argparse.Namespace, document: Document, lines: Callable[[Document], list[str]]) -> None:
+def _print(arguments: argparse.Namespace, document: D, lines: Callable[[D], list[str]]) -> None:
     with understood("the daemon"):
         print(json.dumps(document, indent=2) if arguments.json else "\n".join(lines(document)))
 
@@ -181,10 +182,7 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
-# ---- for people --------------------------------------------------------------------------------------
-
-
-def partition_lines(document: Document) -> list[str]:
+def partition_lines(document: PartitionDocument) -> list[str]:
     """GET /v1/partition, one fact a line, names in a column."""
     shared, unit = document["shared"], document["unit"]
     prediction, switch = document["prediction"], document["switch_ms"]
@@ -205,7 +203,7 @@ def partition_lines(document: Document) -> list[str]:
     return [f"{name:<12}{text}" for name, text in rows]
 
 
-def change_lines(answer: Document) -> list[str]:
+def change_lines(answer: ChangeAnswer) -> list[str]:
     """The answer to a change, or to a dry run of one."""
     lines = [f"{'would be' if answer['dry_run'] else 'now'}: {_by(answer)}"]
     if answer["rounding"]:
@@ -218,7 +216,7 @@ def change_lines(answer: Document) -> list[str]:
     return lines
 
 
-def slo_lines(document: Document) -> list[str]:
+def slo_lines(document: SloDocument) -> list[str]:
     targets, observed = document["targets"], document["observed"]
     return [
         f"TTFT {_ms(observed['ttft_ms'])} of {_ms(targets['ttft_ms'])}, "
@@ -227,7 +225,7 @@ def slo_lines(document: Document) -> list[str]:
     ]
 
 
-def _by(change: Document) -> str:
+def _by(change: Change) -> str:
     at_s, expires_s = change["at_s"], change["expires_at_s"]
     parts = [str(change["mode"])]
     if change["granted"]:
@@ -257,5 +255,5 @@ def _percent(frac: float | None) -> str:
     return "not known yet" if frac is None else f"{frac:.0%}"
 
 
-def _mean_ms(histogram: Document) -> str:
+def _mean_ms(histogram: MsHistogram) -> str:
     return _ms(histogram["sum_ms"] / histogram["count"]) if histogram["count"] else "-"

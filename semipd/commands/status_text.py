@@ -1,19 +1,18 @@
 """The status document for people."""
 
-from collections.abc import Mapping
-from typing import Any
+from semipd.core.state.daemon import DrainState, EngineState, Status, StatusWithEngine
+from semipd.core.state.engine import LaneNumbers
 
-Document = Mapping[str, Any]
 Rows = list[tuple[str, str]]
 
 
-def status_lines(status: Document) -> list[str]:
+def status_lines(status: Status) -> list[str]:
     """One fact a line, names in a column. While no engine is ready its numbers are missing."""
     rows = _daemon_rows(status) + (_engine_rows(status) if "lanes" in status else [])
     return [f"{name:<13}{text}" for name, text in rows] + [f"note: {note}" for note in status["notes"]]
 
 
-def engine_text(engine: Document) -> str:
+def engine_text(engine: EngineState) -> str:
     """What becomes of the engine, from `engine` of status or a state frame."""
     parts = [str(engine["state"])]
     if engine["attempt"]:
@@ -27,7 +26,7 @@ def engine_text(engine: Document) -> str:
     return ", ".join(parts) + (f": {engine['why']}" if engine["why"] else "")
 
 
-def drain_text(drain: Document) -> str:
+def drain_text(drain: DrainState) -> str:
     """The state of a drain in one line."""
     if drain["state"] == "serving":
         return "serving"
@@ -39,25 +38,25 @@ def drain_text(drain: Document) -> str:
     return text + (f"; {drain['ended']} had to be ended" if drain["ended"] else "")
 
 
-def _daemon_rows(status: Document) -> Rows:
+def _daemon_rows(status: Status) -> Rows:
     model, device = status["model"], status["device_info"]
     counts = (f"{count} {what}" for what, count in sorted(status["totals"].items()))
     return [
         ("daemon", f"version {status['versions']['daemon']}, up {_duration(status['uptime_s'])}"),
         ("engine", engine_text(status["engine"])),
         ("model", f"{model['name']}, context {model['max_model_len'] or 'unknown'} tokens"),
-        ("device", str(device["name"]) if device else "not known yet"),
+        ("device", device["name"] if device else "not known yet"),
         ("goodbye", drain_text(status["drain"])),
         ("served", ", ".join(counts) or "nothing yet"),
     ]
 
 
-def _engine_rows(status: Document) -> Rows:
-    split, requests, prefix, kv = (status[name] for name in ("split", "requests", "prefix", "kv"))
+def _engine_rows(status: StatusWithEngine) -> Rows:
+    split, requests, prefix, kv = status["split"], status["requests"], status["prefix"], status["kv"]
     oldest_ms = requests["oldest_waiting_ms"]
     waited = "" if oldest_ms is None else f" (the oldest for {oldest_ms / 1000:.1f} s)"
     rows = [
-        ("scheduler", str(status["scheduler"])),
+        ("scheduler", status["scheduler"]),
         ("split", f"prefill {split['prefill']}, decode {split['decode']} ({split['unit']}s)"),
         (
             "requests",
@@ -75,7 +74,7 @@ def _engine_rows(status: Document) -> Rows:
     return rows + [(f"lane {name}", _lane_text(lane)) for name, lane in status["lanes"].items()]
 
 
-def _lane_text(lane: Document) -> str:
+def _lane_text(lane: LaneNumbers) -> str:
     age_ms = lane["last_step_age_ms"]
     last = "never ran" if age_ms is None else f"last step {_duration(age_ms / 1000)} ago"
     return (

@@ -1,12 +1,24 @@
 """What daemon and engine say to each other. The wire room turns these into frames."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypedDict, TypeVar
 
+from semipd.core.errors import SemipdError
 from semipd.core.events import Event, FinishReason
 from semipd.core.plan import TokenLogprobs
 from semipd.core.request import Request, SeqId
 from semipd.core.split import PartitionMode
+from semipd.core.state.engine import EngineStatus
+from semipd.core.state.partition import EngineChangeAnswer, EnginePartitionDocument, SloDocument
+
+A = TypeVar("A")
+
+
+class Question(Generic[A]):
+    """A message with a nonce, which a Status with an A in it answers."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,22 +34,22 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
-class GetStatus:
+class GetStatus(Question[EngineStatus]):
     """A round trip through the coordinator loop: liveness and numbers in one."""
 
     nonce: int
 
 
 @dataclass(frozen=True, slots=True)
-class GetPartition:
-    """Answered by Status: partition control with its table, history and decisions."""
+class GetPartition(Question[EnginePartitionDocument]):
+    """Partition control with its table, history and decisions."""
 
     nonce: int
 
 
 @dataclass(frozen=True, slots=True)
-class SetPartition:
-    """Answered by Status: what was asked, what was granted. `actor` and `reason` go into the history.
+class SetPartition(Question[EngineChangeAnswer]):
+    """Answered by what was asked, and what was granted. `actor` and `reason` go into the history.
 
     `prefill_units` or `decode_units` belong to the mode `fixed`; `expires_s` (back to `auto`) to `fixed` and
     `off`. With `dry_run` nothing changes.
@@ -54,8 +66,8 @@ class SetPartition:
 
 
 @dataclass(frozen=True, slots=True)
-class SetSlo:
-    """Answered by Status. `targets`: some fields of partition.interface.Slo; none only asks."""
+class SetSlo(Question[SloDocument]):
+    """`targets`: some fields of core.slo.Slo; none only asks."""
 
     nonce: int
     targets: dict[str, float]
@@ -97,14 +109,24 @@ class Finished:
     hint: str = ""
 
 
+class Refusal(TypedDict):
+    code: str
+    message: str
+    hint: str
+    param: str | None
+
+
+def refusal_of(error: SemipdError) -> Refusal:
+    return {"code": error.code, "message": error.message, "hint": error.hint, "param": error.param}
+
+
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Answer to a message with a nonce. `data` is plain maps, lists, numbers and strings; times in it
-    (`*_at_ns`) are CLOCK_MONOTONIC. `refused` is None, or the code, message, hint and param of a refusal."""
+    """Answer to a Question: `data` is of its type, and empty when it is refused."""
 
     nonce: int
-    data: dict[str, Any] = field(default_factory=dict)
-    refused: dict[str, Any] | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    refused: Refusal | None = None
 
 
 Outbound = StepTokens | PromptLogprobs | Finished | Event | Status

@@ -1,12 +1,16 @@
 """What the daemon hands to the engine when a request is admitted."""
 
 from dataclasses import dataclass
-from typing import NewType
+from typing import Literal, NewType
 
 from semipd.core.sampling import SamplingParams
 
 SeqId = NewType("SeqId", int)
 """Number of a request, unique in a daemon's life: small enough to travel in every step."""
+
+RequestStage = Literal["waiting", "prefilling", "decoding", "finished"]
+Priority = Literal["interactive", "batch"]
+CancelResult = Literal["cancelled", "already_finished", "not_found"]
 
 
 @dataclass(frozen=True, slots=True)

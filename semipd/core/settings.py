@@ -27,7 +27,7 @@ class EngineSettings:
         until the step times are known.
     partition_mode, partition_policy: who chooses the split at start-up.
     merge_tokens: largest merged step that partition mode `auto` may choose instead of splitting; 0: none.
-    slo_ttft_ms, slo_tpot_ms, slo_percentile, slo_window_s: targets at start-up (partition.interface.Slo).
+    slo_ttft_ms, slo_tpot_ms, slo_percentile, slo_window_s: targets at start-up (core.slo.Slo).
     state_dir: folder where learned step times are kept; "": semipd in the user's state folder.
     log_format: how the engine process logs: "text" or "json".
     start_patience: factor on the time limit of each start-up phase, and of the start of another worker.

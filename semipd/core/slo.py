@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from semipd.core.ranges import Range
+from semipd.core.state.partition import SloTargets
 
 SLO_BOUNDS = {
     "ttft_ms": Range(0.001, 1e9),
@@ -22,6 +23,14 @@ class Slo:
     tpot_ms: float = 50.0
     percentile: float = 90.0
     window_s: float = 60.0
+
+    def to_wire(self) -> SloTargets:
+        return {
+            "ttft_ms": self.ttft_ms,
+            "tpot_ms": self.tpot_ms,
+            "percentile": self.percentile,
+            "window_s": self.window_s,
+        }
 
 
 DEFAULT_SLO = Slo()

@@ -1,9 +1,14 @@
 """How the device's units (SMs or cores) are divided between the two lanes."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+LaneName = Literal["prefill", "decode"]
 PartitionMode = Literal["auto", "fixed", "off"]
 PolicyName = Literal["predictive", "paper"]
+
+Units = Sequence[int]
+"""A split as documents show it: [prefill units, decode units]."""
 
 MAX_EXPIRY_S = 30 * 24 * 3600.0
 """An override with an end lasts at most so long."""

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from semipd.core.errors import SemipdError
 from semipd.core.plan import Join, StepPlan, StepResult
 from semipd.core.split import Split
+from semipd.core.state.device import DeviceStats
 
 LaneName = Literal["prefill", "decode"]
 
@@ -134,8 +135,8 @@ class Device(Protocol):
     def wake_at_ns(self) -> int | None:
         """Time of the next internal event, for devices driven by timers instead of files."""
 
-    def stats(self) -> dict[str, Any]:
-        """Numbers of this moment for status (memory, clocks); plain data."""
+    def stats(self) -> DeviceStats:
+        """Numbers of this moment."""
 
     def close(self) -> None:
         """Release everything; no process or memory stays behind. Idempotent."""

@@ -14,13 +14,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from semipd.core.plan import BLOCK_SIZE, INVALID_LOGITS, Join, StepPlan, StepResult, TokenLogprobs
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.settings import EngineSettings
 from semipd.core.split import Split
+from semipd.core.state.device import DeviceStats
 from semipd.devices.contract import DeviceInfo, LaneFailed, LaneName
 
 NUM_UNITS = 16
@@ -270,7 +270,7 @@ class FakeDevice:
         times = [self.prefill.next_finish_ns(), self.decode.next_finish_ns()]
         return min((time for time in times if time is not None), default=None)
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> DeviceStats:
         return {}
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from semipd.core.errors import SemipdError
+from semipd.core.events import SLO_CHANGED
 from semipd.core.messages import (
     Cancel,
     GetPartition,
@@ -24,6 +25,7 @@ from semipd.core.messages import (
     SetSlo,
     Status,
     Submit,
+    refusal_of,
 )
 from semipd.core.plan import StepResult
 from semipd.core.request import SeqId
@@ -31,8 +33,8 @@ from semipd.core.settings import EngineSettings, SchedulerName
 from semipd.core.slo import Slo
 from semipd.core.split import Split
 from semipd.devices.contract import Device, DeviceInfo, WorkerDied
+from semipd.engine.lane_events import partition_changed, split_changed, worker_changed
 from semipd.engine.lane_state import LaneState
-from semipd.engine.notices import partition_event, worker_event
 from semipd.engine.slow_steps import SlowSteps
 from semipd.engine.status import engine_status
 from semipd.engine.work import work_at_hand
@@ -121,16 +123,15 @@ class Coordinator:
                 case SetPartition(nonce):
                     change, answer = self.control.set(message, out.now_ns, self._look(out))
                     if not message.dry_run:
-                        partition_event(change, out)
+                        out.event(partition_changed(change))
                     out.send(Status(nonce, answer))
                 case SetSlo(nonce, targets, actor, reason):
-                    answer = self.control.set_slo(message, out.now_ns)
+                    levels = self.control.set_slo(message, out.now_ns)
                     if targets:
-                        out.event("slo_changed", None, actor=actor, reason=reason, **answer["targets"])
-                    out.send(Status(nonce, answer))
+                        out.event(SLO_CHANGED({"actor": actor, "reason": reason, **levels["targets"]}))
+                    out.send(Status(nonce, levels))
         except SemipdError as error:
-            refused = {"code": error.code, "message": error.message, "hint": error.hint, "param": error.param}
-            out.send(Status(message.nonce, {}, refused))
+            out.send(Status(message.nonce, {}, refusal_of(error)))
 
     # ---- settle --------------------------------------------------------------------------------
 
@@ -162,7 +163,7 @@ class Coordinator:
         free. Until then one split holds, so that the other lane goes on with its share."""
         for state in (self.decode, self.prefill):
             for news in state.worker_news():
-                worker_event(state.lane.name, news, out)
+                out.event(worker_changed(state.lane.name, news))
                 if isinstance(news, WorkerDied) and self.policy == "semipd":
                     self._hold_split(state)
             if state.executor == "blank" and self._may_restore(state):
@@ -185,7 +186,7 @@ class Coordinator:
     def _expire(self, out: Outbox) -> None:
         change = self.control.expire(out.now_ns)
         if change is not None:
-            partition_event(change, out)
+            out.event(partition_changed(change))
 
     def _look(self, out: Outbox) -> Callable[[], Work]:
         return lambda: work_at_hand(self.scheduler, self.prefill, self.control.models, out.now_ns)
@@ -267,8 +268,7 @@ class Coordinator:
             return
         switch = self.control.launched(split, out.now_ns)
         if switch is not None:
-            ends = {"from": list(switch.previous), "to": list(switch.split), "switch_ms": switch.ms}
-            out.event("split_changed", None, **ends, rule=switch.rule, reason=switch.reason)
+            out.event(split_changed(switch))
             self.split = split
         if chunks:
             self._forget_elsewhere(state, chunks)

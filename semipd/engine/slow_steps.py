@@ -2,6 +2,7 @@
 
 from collections import deque
 
+from semipd.core.events import SLOW_STEP
 from semipd.engine.lane_state import LaneState
 from semipd.partition.interface import StepRecord
 from semipd.sched.outbox import Outbox
@@ -34,15 +35,17 @@ class SlowSteps:
         state.num_slow_steps += 1
         if self._may_tell(out.now_ns):
             out.event(
-                "slow_step",
-                None,
-                lane=step.lane,
-                step_id=step_id,
-                busy_ms=busy_ms,
-                predicted_ms=predicted_ms,
-                units=step.units,
-                new_tokens=step.new_tokens,
-                num_decodes=step.num_decodes,
+                SLOW_STEP(
+                    {
+                        "lane": step.lane,
+                        "step_id": step_id,
+                        "busy_ms": busy_ms,
+                        "predicted_ms": predicted_ms,
+                        "units": step.units,
+                        "new_tokens": step.new_tokens,
+                        "num_decodes": step.num_decodes,
+                    }
+                )
             )
 
     def _may_tell(self, now_ns: int) -> bool:

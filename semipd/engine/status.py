@@ -1,8 +1,9 @@
 """The engine's numbers of this moment, as plain data for status, metrics and the dashboard."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from semipd.core.plan import BLOCK_SIZE
+from semipd.core.state.engine import EngineStatus, KvPool, LaneNumbers
 from semipd.engine.lane_state import LaneState
 from semipd.sched.scheduler import Scheduler
 
@@ -10,9 +11,7 @@ if TYPE_CHECKING:
     from semipd.engine.coordinator import Coordinator
 
 
-def engine_status(coordinator: "Coordinator", now_ns: int) -> dict[str, Any]:
-    """`last_step_age_ms` is None while a lane has never finished a step; `step_age_ms`, how long its oldest
-    step in flight takes already, while it has none. `progress_age_ms` is the greater of the two lanes'."""
+def engine_status(coordinator: "Coordinator", now_ns: int) -> EngineStatus:
     c, info, scheduler = coordinator, coordinator.device.info, coordinator.scheduler
     lanes = {state.lane.name: _lane(state, now_ns) for state in (c.prefill, c.decode)}
     oldest = scheduler.waiting.oldest_arrival_ns()
@@ -38,7 +37,7 @@ def engine_status(coordinator: "Coordinator", now_ns: int) -> dict[str, Any]:
     }
 
 
-def _kv(scheduler: Scheduler) -> dict[str, int]:
+def _kv(scheduler: Scheduler) -> KvPool:
     pool = scheduler.memory.pool
     return {
         "block_tokens": BLOCK_SIZE,
@@ -50,7 +49,7 @@ def _kv(scheduler: Scheduler) -> dict[str, int]:
     }
 
 
-def _lane(state: LaneState, now_ns: int) -> dict[str, Any]:
+def _lane(state: LaneState, now_ns: int) -> LaneNumbers:
     age = (now_ns - state.last_settled_ns) / 1e6 if state.num_steps else None
     return {
         "steps": state.num_steps,

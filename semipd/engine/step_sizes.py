@@ -1,7 +1,8 @@
 """How many tokens the steps of a lane compute, as a histogram."""
 
 from bisect import bisect_left
-from typing import Any
+
+from semipd.core.state.engine import StepSizes as StepSizesState
 
 BOUNDS_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 """vLLM's."""
@@ -18,6 +19,5 @@ class StepSizes:
             self._counts[bisect_left(BOUNDS_TOKENS, num_tokens)] += 1
             self._sum_tokens += num_tokens
 
-    def to_wire(self) -> dict[str, Any]:
-        """`counts`: steps per bound, the last above all of them."""
+    def to_wire(self) -> StepSizesState:
         return {"bounds": list(BOUNDS_TOKENS), "counts": list(self._counts), "sum_tokens": self._sum_tokens}

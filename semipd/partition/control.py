@@ -9,13 +9,20 @@ Pure: time enters as `now_ns`. The coordinator asks `choose` every turn and repo
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from semipd.core.messages import SetPartition, SetSlo
 from semipd.core.request import SeqId
 from semipd.core.slo import DEFAULT_SLO, Slo
 from semipd.core.split import PartitionMode, PolicyName, Split
+from semipd.core.state.partition import (
+    EngineChangeAnswer,
+    EnginePartition,
+    EnginePartitionDocument,
+    Forecast,
+    SloDocument,
+)
 from semipd.partition.forecast import merged_outlook, prefill_steps, split_outlook
 from semipd.partition.interface import Policy, Snapshot, StepRecord, Work
 from semipd.partition.journal import Change, Journal
@@ -180,7 +187,7 @@ class Control:
 
     # ---- operators -----------------------------------------------------------------------------
 
-    def set(self, wish: SetPartition, now_ns: int, look: Look) -> tuple[Change, dict[str, Any]]:
+    def set(self, wish: SetPartition, now_ns: int, look: Look) -> tuple[Change, EngineChangeAnswer]:
         """Change the mode, unless it is a dry run. Returns the change and the answer.
 
         Raises SemipdError: `impossible_split`, `invalid_value`, `scheduler_has_one_lane`.
@@ -189,10 +196,15 @@ class Control:
         forecast = self._forecast(change, now_ns, look)
         if not wish.dry_run:
             self._enter(change)
-        answer = {"dry_run": wish.dry_run, "forecast": forecast, "takes_effect": self._when(change)}
-        return change, change.to_plain() | answer
+        answer: EngineChangeAnswer = {
+            **change.to_plain(),
+            "dry_run": wish.dry_run,
+            "forecast": forecast,
+            "takes_effect": self._when(change),
+        }
+        return change, answer
 
-    def set_slo(self, wish: SetSlo, now_ns: int) -> dict[str, Any]:
+    def set_slo(self, wish: SetSlo, now_ns: int) -> SloDocument:
         """Change some targets, or none. Raises SemipdError(`invalid_value`); then nothing has changed."""
         check_targets(wish.targets)
         if wish.targets:
@@ -200,7 +212,7 @@ class Control:
             self.window.forget_cached()
             self._decided_at_ns = None
             change = Change(now_ns, self.mode, wish.actor, wish.reason, effective_at_ns=now_ns)
-            change.slo = asdict(self.slo)
+            change.slo = self.slo.to_wire()
             self.journal.changes.append(change)
         return self.slo_status(now_ns)
 
@@ -296,7 +308,7 @@ class Control:
             return "with the next step"
         return "when both lanes have work: until then an idle lane lends its units"
 
-    def _forecast(self, change: Change, now_ns: int, look: Look) -> dict[str, Any] | None:
+    def _forecast(self, change: Change, now_ns: int, look: Look) -> Forecast | None:
         """What the work at hand would meet; None while step times are not known."""
         if not self.models.confident:
             return None
@@ -321,10 +333,11 @@ class Control:
             "requests_lost": found.loss,
         }
 
-    def slo_status(self, now_ns: int) -> dict[str, Any]:
-        return {"targets": asdict(self.slo), "observed": self.window.observed(now_ns, self.slo)._asdict()}
+    def slo_status(self, now_ns: int) -> SloDocument:
+        observed = self.window.observed(now_ns, self.slo)
+        return {"targets": self.slo.to_wire(), "observed": observed.to_plain()}
 
-    def status(self, now_ns: int) -> dict[str, Any]:
+    def status(self, now_ns: int) -> EnginePartition:
         """The numbers of this moment."""
         journal, change = self.journal, self._change
         return {
@@ -349,9 +362,10 @@ class Control:
             "switch_ms": journal.switch_ms.to_plain(),
         }
 
-    def full_status(self, now_ns: int) -> dict[str, Any]:
+    def full_status(self, now_ns: int) -> EnginePartitionDocument:
         """With the table, the history of changes and the log of decisions, newest last."""
-        return self.status(now_ns) | {
+        return {
+            **self.status(now_ns),
             "unit": self.table.unit,
             "num_units": self.table.num_units,
             "possible": [list(split) for split in self.table.splits],

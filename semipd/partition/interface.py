@@ -4,14 +4,13 @@ Times are milliseconds unless the name says otherwise; "units" are SMs or cores 
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from semipd.core.request import SeqId
 from semipd.core.slo import Slo
-from semipd.core.split import PolicyName, Split
+from semipd.core.split import LaneName, PolicyName, Split
+from semipd.core.state.partition import ObservedLatencies
 from semipd.partition.table import SplitTable
-
-LaneName = Literal["prefill", "decode"]
 
 
 class StepRecord(NamedTuple):
@@ -55,6 +54,15 @@ class Observed(NamedTuple):
     mean_tpot_ms: float | None = None
     mean_output_tokens: float | None = None  # of finished requests with more than one token
     arrivals_per_s: float = 0.0
+
+    def to_plain(self) -> ObservedLatencies:
+        return {
+            "ttft_ms": self.ttft_ms,
+            "tpot_ms": self.tpot_ms,
+            "mean_tpot_ms": self.mean_tpot_ms,
+            "mean_output_tokens": self.mean_output_tokens,
+            "arrivals_per_s": self.arrivals_per_s,
+        }
 
 
 NOTHING_OBSERVED = Observed()

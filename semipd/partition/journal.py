@@ -2,11 +2,11 @@
 
 from bisect import bisect_left
 from collections import deque
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from semipd.core.request import SeqId
 from semipd.core.split import PartitionMode, Split
+from semipd.core.state.partition import EngineChange, EngineDecision, MsHistogram, SloTargets
 from semipd.partition.interface import Decision, StepRecord
 
 KEPT = 128
@@ -38,10 +38,21 @@ class Change:
     rounding: str = ""
     expires_at_ns: int | None = None
     effective_at_ns: int | None = None
-    slo: dict[str, float] | None = None
+    slo: SloTargets | None = None
 
-    def to_plain(self) -> dict[str, Any]:
-        return asdict(self)
+    def to_plain(self) -> EngineChange:
+        return {
+            "at_ns": self.at_ns,
+            "mode": self.mode,
+            "actor": self.actor,
+            "reason": self.reason,
+            "requested": self.requested,
+            "granted": self.granted,
+            "rounding": self.rounding,
+            "expires_at_ns": self.expires_at_ns,
+            "effective_at_ns": self.effective_at_ns,
+            "slo": self.slo,
+        }
 
 
 @dataclass(slots=True)
@@ -55,7 +66,7 @@ class Histogram:
         self.counts[bisect_left(BUCKETS_MS, ms)] += 1
         self.sum_ms += ms
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_plain(self) -> MsHistogram:
         return {
             "bounds_ms": list(BUCKETS_MS),
             "counts": list(self.counts),
@@ -83,10 +94,18 @@ class Outcome:
     def observed_tpot_ms(self) -> float | None:
         return self.steps_ms / self.num_steps if self.num_steps else None
 
-    def to_plain(self) -> dict[str, Any]:
-        plain = asdict(self.decision) | {"at_ns": self.at_ns, "observed_ttft_ms": self.observed_ttft_ms}
-        del plain["watched"]
-        return plain | {"observed_tpot_ms": self.observed_tpot_ms}
+    def to_plain(self) -> EngineDecision:
+        decision = self.decision
+        return {
+            "at_ns": self.at_ns,
+            "split": decision.split,
+            "reason": decision.reason,
+            "merged_tokens": decision.merged_tokens,
+            "predicted_ttft_ms": decision.predicted_ttft_ms,
+            "predicted_tpot_ms": decision.predicted_tpot_ms,
+            "observed_ttft_ms": self.observed_ttft_ms,
+            "observed_tpot_ms": self.observed_tpot_ms,
+        }
 
 
 class Journal:

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from semipd.partition.interface import LaneName, Line, StepRecord
+from semipd.core.split import LaneName
+from semipd.core.state.partition import Phase, PhaseModel
+from semipd.partition.interface import Line, StepRecord
 from semipd.partition.step_model import StepModel
 
 FIT_EVERY_NS = 200_000_000
@@ -24,7 +26,7 @@ class Models:
         self._next_phase = 0
 
     @property
-    def phases(self) -> dict[str, StepModel]:
+    def phases(self) -> dict[Phase, StepModel]:
         return {"prefill": self._prefill, "decode": self._decode, "merged": self._merged}
 
     @property
@@ -75,7 +77,7 @@ class Models:
     def smallest_tried(self, lane: LaneName) -> int | None:
         return (self._prefill if lane == "prefill" else self._decode).smallest_tried()
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> dict[Phase, PhaseModel]:
         """Per phase: steps seen, whether predictions are trusted, and how far off the last ones were."""
         return {
             name: {
@@ -87,7 +89,7 @@ class Models:
             for name, phase in self.phases.items()
         }
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_plain(self) -> dict[Phase, list[list[float]]]:
         return {name: phase.to_plain() for name, phase in self.phases.items()}
 
     def load_plain(self, data: Any) -> None:

@@ -1,8 +1,6 @@
 """What one turn of the loop has to say, in order."""
 
-from typing import Any
-
-from semipd.core.events import Event, EventKind
+from semipd.core.events import Event, Told
 from semipd.core.messages import Outbound
 from semipd.sched.sequence import Sequence
 
@@ -17,6 +15,7 @@ class Outbox:
     def send(self, message: Outbound) -> None:
         self.messages.append(message)
 
-    def event(self, kind: EventKind, sequence: Sequence | None, **data: Any) -> None:
+    def event(self, told: Told, sequence: Sequence | None = None) -> None:
+        """`sequence`: None when it is about no request."""
         seq, request_id = (None, "") if sequence is None else (sequence.seq, sequence.request.request_id)
-        self.messages.append(Event(self.now_ns, kind, seq, request_id, data))
+        self.messages.append(Event(self.now_ns, told.kind, seq, request_id, told.data))

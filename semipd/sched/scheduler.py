@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from semipd.core.errors import SemipdError
-from semipd.core.events import FinishReason
+from semipd.core.events import ADMITTED, FINISHED, FIRST_TOKEN, PREEMPTED, QUEUED, REFUSED, FinishReason
 from semipd.core.messages import Finished, PromptLogprobs
 from semipd.core.plan import BLOCK_SIZE, Segment, StepResult, TokenLogprobs
 from semipd.core.request import Request, SeqId
@@ -73,14 +73,14 @@ class Scheduler:
         sequence = Sequence.of(request, self._limits.max_model_len)
         refusal = why_impossible(sequence, self._limits, self.memory.pool.num_usable)
         if refusal:
-            out.event("refused", sequence, code=refusal.code, message=refusal.message)
+            out.event(REFUSED({"code": refusal.code, "message": refusal.message}), sequence)
             code, message, hint = refusal.code, refusal.message, refusal.hint
             out.send(Finished(request.seq, "error", code=code, message=message, hint=hint))
             return
         self.sequences[request.seq] = sequence
         self.waiting.add(sequence)
         self._refused_at_free = None
-        out.event("queued", sequence, prompt_tokens=len(request.prompt))
+        out.event(QUEUED({"prompt_tokens": len(request.prompt)}), sequence)
         if len(sequence.tokens) >= sequence.max_total_tokens:  # resumed after its last token
             self.finish(sequence, "length", out)
 
@@ -102,7 +102,8 @@ class Scheduler:
         sequence.phase = "gone"
         del self.sequences[sequence.seq]
         out.send(finished)
-        out.event("finished", sequence, reason=finished.reason, output_tokens=sequence.num_output_tokens)
+        num_tokens = sequence.num_output_tokens
+        out.event(FINISHED({"reason": finished.reason, "output_tokens": num_tokens}), sequence)
         self._retire(sequence)
 
     # ---- finished steps ------------------------------------------------------------------------
@@ -130,7 +131,7 @@ class Scheduler:
         for sequence in settled.started:
             self._start_decoding(sequence, out.now_ns)
         for sequence in settled.first:
-            out.event("first_token", sequence)
+            out.event(FIRST_TOKEN({}), sequence)
 
     def _end_failed(self, flight: Flight, failed: Mapping[SeqId, str], out: Outbox) -> None:
         """End the sequences that the step has failed, before it is accounted for: so no token and no prefix
@@ -223,7 +224,7 @@ class Scheduler:
         sequence.num_preemptions += 1
         self.num_preemptions += 1
         blocks = len(sequence.placement.blocks)
-        out.event("preempted", sequence, tokens_lost=sequence.num_computed, blocks=blocks)
+        out.event(PREEMPTED({"tokens_lost": sequence.num_computed, "blocks": blocks}), sequence)
         self._retire(sequence)
 
     def _withdraw(self, sequence: Sequence) -> None:
@@ -307,7 +308,7 @@ class Scheduler:
             sequence.cached_tokens = cached
             self.num_prompt_tokens += len(sequence.request.prompt)
             self.num_cached_tokens += cached
-        out.event("admitted", sequence, cached_tokens=cached, tokens=len(sequence.tokens))
+        out.event(ADMITTED({"cached_tokens": cached, "tokens": len(sequence.tokens)}), sequence)
 
     # ---- integrity ------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from semipd.core.events import Event
+from semipd.core.events import SPLIT_CHANGED, Event
 from semipd.core.split import Split
 
 
@@ -20,7 +20,7 @@ class SplitLog:
     def note(self, event: Event) -> None:
         if event.kind != "split_changed":
             return
-        target = event.data["to"]
+        target = SPLIT_CHANGED.of(event)["to"]
         assert isinstance(target, (list, tuple)), f"split_changed to {target!r}"
         split = Split(*target)
         if self._current is not None:

@@ -8,11 +8,13 @@ until one with `ended`; other operations by one frame. A failed request is answe
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from semipd import __version__
 from semipd.core.brief import brief
 from semipd.core.errors import ProtocolError, SemipdError
+from semipd.core.events import EventRow
+from semipd.core.state.daemon import StateDocument
 from semipd.wire import PROTOCOL_VERSION
 from semipd.wire.client_results import Logprobs
 from semipd.wire.frames import HEADER, MAX_FRAME_BYTES, MalformedBodyError, decode_body, encode_frame
@@ -85,13 +87,18 @@ class GenerateItem:
         )
 
 
+def no_state() -> StateDocument:
+    """Of the frame that ends a subscription."""
+    return cast(StateDocument, {})
+
+
 @dataclass(frozen=True, slots=True)
 class StateFrame:
     """One frame of a subscription. `events` are those since the frame before, oldest first; `lost` of them
     were overwritten before they could be sent. The last frame has no state and says why it `ended`."""
 
-    state: dict[str, Any] = field(default_factory=dict)
-    events: list[dict[str, Any]] = field(default_factory=list)
+    state: StateDocument = field(default_factory=no_state)
+    events: list[EventRow] = field(default_factory=list)
     lost: int = 0
     ended: str | None = None
 
@@ -107,7 +114,9 @@ class StateFrame:
 
     @classmethod
     def from_wire(cls, data: dict[str, Any]) -> "StateFrame":
-        return cls(data.get("state", {}), data.get("events", []), data.get("lost", 0), data.get("ended"))
+        return cls(
+            data.get("state", no_state()), data.get("events", []), data.get("lost", 0), data.get("ended")
+        )
 
     def then(self, later: "StateFrame") -> "StateFrame":
         """Both frames as one: the later state, the events of both, as many as a reader may leave unread."""

@@ -15,11 +15,11 @@ from support.daemon import Running, running, until
 from semipd.client import AsyncClient, GenerateStream
 from semipd.config.sections import AdmissionConfig
 from semipd.core.errors import SemipdError
-from semipd.core.events import Event
-from semipd.core.request import Request, SeqId
+from semipd.core.events import ADMITTED, Event
+from semipd.core.request import Priority, Request, SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.settings import EngineSettings
-from semipd.daemon.access.terms import Priority, Terms
+from semipd.daemon.access.terms import Terms
 from semipd.daemon.history.records import RequestHistory, RequestRecord
 from semipd.daemon.requests.admission import MAX_RETRY_S, Admission, Place
 from semipd.daemon.requests.schema import SamplingOptions
@@ -51,8 +51,8 @@ class Desk:
         return self.history.arrived(request, Terms(priority=priority))
 
     def is_placed(self, record: RequestRecord) -> None:
-        data: dict[str, Any] = {"cached_tokens": 0}
-        self.history.noted(Event(int(self.clock.now_s * 1e9), "admitted", record.seq, data=data))
+        admitted = ADMITTED({"cached_tokens": 0, "tokens": record.prompt_tokens})
+        self.history.noted(Event(int(self.clock.now_s * 1e9), admitted.kind, record.seq, "", admitted.data))
 
     def finishes(self, record: RequestRecord) -> None:
         self.history.finished(record, "length", None)

@@ -13,6 +13,7 @@ from support.daemon import running
 
 from semipd.config.config import Config
 from semipd.config.sections import LimitsConfig
+from semipd.core.events import EventKind
 from semipd.core.settings import EngineSettings
 from semipd.daemon.history import journal as events
 from semipd.daemon.history.metric_names import DEFINITIONS
@@ -135,7 +136,7 @@ async def test_state_frames_records_and_errors_have_the_documented_fields(tmp_pa
 
 def test_event_kinds_and_timing() -> None:
     kinds = set(first_column(section(OPERATING, "## Events")))
-    assert kinds == set(get_args(events.EntryKind))
+    assert kinds == set(get_args(EventKind))
     assert set(first_column(section(OPERATING, "## Timing of one request"))) == set(Timing.__annotations__)
 
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from prometheus_client import Histogram as TheirHistogram
+from support.events import told
 from support.seeds import each_seed
 
 from semipd.core.events import Event, EventKind
@@ -232,7 +233,7 @@ def test_ring_and_cursors_like_a_list(
     cursor, seen, lost, passed_over = 0, list[int](), 0, 0
     for burst in bursts:
         for kind in burst:
-            everything.append((journal.add(0, kind, {}).number, kind))
+            everything.append((journal.add(0, told(kind)).number, kind))
         read = journal.read(cursor, limit, kinds)
         kept = everything[-capacity:]
         unread = [(number, kind) for number, kind in kept if number > cursor]
@@ -250,7 +251,7 @@ def test_ring_and_cursors_like_a_list(
 def test_cursors_of_another_life_begin_anew() -> None:
     journal = Journal()
     for _ in range(3):
-        journal.add(0, "x", {})
+        journal.add(0, told("x"))
     assert journal.cursor(f"{journal.epoch}-2") == 2
     assert journal.cursor(f"{journal.epoch}-4") == 0
     assert journal.cursor(f"{journal.epoch - 9}-2") == 0
@@ -265,7 +266,7 @@ async def test_readers_wake_for_news_and_for_the_end() -> None:
     await asyncio.sleep(0)
     cancelled.cancel()
     await asyncio.sleep(0)
-    journal.add(0, "x", {})
+    journal.add(0, told("x"))
     await asyncio.wait_for(asyncio.gather(*readers), 10)
     waiting = asyncio.create_task(journal.changed(journal.last))
     await asyncio.sleep(0)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from support.daemon import running
 from support.fake_engine import RANDOM_VOCAB, Run, random_request
+from support.known import known
 
 from semipd.client import AsyncClient
 from semipd.core.messages import Cancel, GetStatus, Inbound, Status, Submit
@@ -146,20 +147,20 @@ async def test_holders_in_frames_and_blocks_in_listings(tmp_path: Path) -> None:
         await AsyncClient.connect(daemon.socket_path) as client,
         client.subscribe(interval_ms=100) as states,
     ):
-        assert (await anext(states)).state["kv"]["holders"] == []
+        assert known((await anext(states)).state["kv"])["holders"] == []
         long = client.generate([1] * 320, max_tokens=1500, ignore_eos=True, request_id="long")
         short = client.generate([2] * 32, max_tokens=1500, ignore_eos=True, request_id="short")
         await anext(long)
         await anext(short)
-        kv = (await anext(states)).state["kv"]
+        kv = known((await anext(states)).state["kv"])
         while len(kv["holders"]) < 2:
-            kv = (await anext(states)).state["kv"]
+            kv = known((await anext(states)).state["kv"])
         listed = await client.requests(state="live")
         busy = kv
         await long.cancel()
         await short.cancel()
         while kv["holders"] or kv["used_blocks"]:
-            kv = (await anext(states)).state["kv"]
+            kv = known((await anext(states)).state["kv"])
         ended = await client.requests()
     assert [holder["id"] for holder in busy["holders"]] == ["long", "short"]
     for holder in busy["holders"]:

@@ -13,8 +13,10 @@ from aiohttp import ClientResponse
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from support.daemon import Running, running
+from support.events import told
 
 from semipd.core.settings import EngineSettings
+from semipd.core.state.engine import EngineStatus
 from semipd.daemon.history.metric_names import DEFINITIONS
 from semipd.daemon.operators import events as events_route
 
@@ -244,7 +246,7 @@ async def test_scrapes_share_one_question_to_the_engine(
         asked: list[float] = []
         status = daemon.services.supervisor.status
 
-        async def counted(limit_s: float) -> dict[str, Any]:
+        async def counted(limit_s: float) -> EngineStatus:
             asked.append(limit_s)
             return await status(limit_s)
 
@@ -352,7 +354,7 @@ async def test_what_the_ring_has_lost_is_said(tmp_path: Path) -> None:
     async with running(tmp_path) as daemon:
         journal = daemon.services.history.journal
         for number in range(5000):
-            journal.add(number, "noise", {})
+            journal.add(number, told("noise"))
         async with Events.of(daemon, f"?after={journal.epoch}-100") as events:
             lost = await events.next()
             first = await events.next()
@@ -373,7 +375,7 @@ async def test_a_reader_that_falls_behind_is_dropped_with_a_word(tmp_path: Path)
         padding = "x" * 200
         for batch in range(300):
             for number in range(200):
-                journal.add(batch * 200 + number, "noise", {"padding": padding})
+                journal.add(batch * 200 + number, told("noise", padding=padding))
             await asyncio.sleep(0)
         await daemon.complete(prompt=[97], max_tokens=1)  # nobody else is delayed
         async with asyncio.timeout(60):

@@ -21,6 +21,7 @@ from support.daemon import Running, running
 from support.eventually import eventually
 from support.fake_answers import FakeAnswers
 from support.fake_model import fake_model, fake_settings
+from support.known import known
 from support.poison_engine import KILLS_IN_PREFILL, KILLS_LATER, spawn_poisoned
 from support.scripted_engine import scripted
 
@@ -144,7 +145,7 @@ async def test_a_stopped_engine_is_replaced(tmp_path: Path) -> None:
     assert death["data"]["in_flight"] == 4
 
 
-def events(daemon: Running) -> list[dict[str, Any]]:
+def events(daemon: Running) -> list[Any]:
     journal = daemon.services.history.journal
     return [journal.to_wire(entry) for entry in journal.read(0, 10_000).entries]
 
@@ -192,7 +193,7 @@ async def test_requests_arrive_and_are_cancelled_while_no_engine_is_there(tmp_pa
         assert "restarted in" in (await refusal.json())["error"]["message"]
         report = (await client.status())["engine"]
         assert (report["state"], report["attempt"]) == ("restarting", 1)
-        assert "SIGKILL" in report["why"]
+        assert "SIGKILL" in known(report["why"])
         assert await client.cancel_request("r2") == "cancelled"
         with pytest.raises(Exception, match="cancelled the request"):
             [item async for item in doomed]
@@ -312,5 +313,5 @@ async def test_overrides_and_targets_survive(tmp_path: Path) -> None:
     assert after["change"]["granted"] == before["change"]["granted"] == [5, 11]
     assert (after["mode"], after["change"]["actor"]) == ("fixed", before["change"]["actor"])
     assert after["change"]["reason"].startswith("night; repeated")
-    assert abs(after["change"]["expires_at_s"] - before["change"]["expires_at_s"]) < 5
+    assert abs(known(after["change"]["expires_at_s"]) - known(before["change"]["expires_at_s"])) < 5
     assert slo["targets"]["ttft_ms"] == 123.0

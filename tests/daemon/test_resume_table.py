@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from support.scripted_engine import INFO
+
 from semipd.core.errors import SemipdError
 from semipd.core.events import Event
 from semipd.core.messages import Finished, PromptLogprobs, StepTokens
@@ -13,7 +15,7 @@ from semipd.daemon.engine.ready import EngineReady
 from semipd.daemon.requests.table import LiveRequest, RequestTable
 
 DEATH = SemipdError("engine_crashed", "The engine ended.")
-READY = EngineReady({"name": "another one"}, "semipd", (), "0")
+READY = EngineReady({**INFO, "name": "another one"}, "semipd", (), "0")
 
 
 @dataclass

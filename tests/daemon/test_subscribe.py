@@ -8,14 +8,19 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from support.daemon import Running, running
+from support.events import told
+from support.known import known
+from support.top_state import event, state
 
 from semipd.client import AsyncClient, StateStream
 from semipd.core.errors import SemipdError
+from semipd.core.events import EventRow
 from semipd.core.settings import EngineSettings
+from semipd.core.state.daemon import health
 from semipd.daemon.history.vitals import SAMPLE_INTERVAL_S
 from semipd.wire.client_protocol import MAX_UNREAD_EVENTS, StateFrame, hello
 from semipd.wire.frames import FrameReader, encode_frame
@@ -71,11 +76,11 @@ async def test_state_frames_follow_the_work(tmp_path: Path) -> None:
     assert set(first.state) == set(busy.state) == STATE_KEYS
     assert (first.events, first.lost) == ([], 0)
     assert first.state["model"] == {"name": "bytes", "max_model_len": 2048}
-    assert first.state["device"]["num_units"] == 16
-    assert all(lamp["ok"] for lamp in busy.state["lamps"].values())
-    assert busy.state["kv"]["used_blocks"] > 0
+    assert known(first.state["device"])["num_units"] == 16
+    assert all(ok for _, ok in health(busy.state["lamps"]))
+    assert known(busy.state["kv"])["used_blocks"] > 0
     assert busy.state["split"] == {"prefill": 0, "decode": 16, "unit": "unit"}
-    assert busy.state["last_split_change"]["to"] == [0, 16]
+    assert known(busy.state["last_split_change"])["to"] == [0, 16]
     assert busy.state["requests"]["live"] == 1
     assert busy.state["at_s"] > first.state["at_s"]
     assert listed[0]["finish_reason"] == "cancelled"
@@ -94,7 +99,7 @@ async def test_throughput_and_service_levels_in_the_frame(tmp_path: Path) -> Non
             pass
     assert state["throughput"]["prompt_tokens_per_s"] == 2 * state["throughput"]["output_tokens_per_s"]
     assert (state["slo"]["requests"], state["slo"]["attainment"]) == (1, 1.0)
-    assert state["slo"]["ttft_ms"]["p99"] == state["slo"]["ttft_ms"]["p50"] > 0
+    assert known(state["slo"]["ttft_ms"]["p99"]) == known(state["slo"]["ttft_ms"]["p50"]) > 0
     assert state["requests"]["totals"] == {"admitted": 1, "length": 1}
 
 
@@ -103,8 +108,8 @@ async def test_frames_come_without_an_engine(tmp_path: Path) -> None:
         state = (await anext(client.subscribe())).state
     assert state is not None
     assert state["state"] == "starting"
-    assert state["kv"] is state["lanes"] is state["device"] is None
-    assert not any(lamp["ok"] for lamp in state["lamps"].values())
+    assert (state["kv"], state["lanes"], state["device"]) == (None, None, None)
+    assert not any(ok for _, ok in health(state["lamps"]))
 
 
 async def test_events_of_a_subscription(tmp_path: Path) -> None:
@@ -124,8 +129,8 @@ async def test_events_of_a_subscription(tmp_path: Path) -> None:
     assert kinds == ["arrived", "queued", "admitted", "first_token", "first_byte", "finished"]
 
 
-async def events_until(states: StateStream, kind: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+async def events_until(states: StateStream, kind: str) -> list[EventRow]:
+    found: list[EventRow] = []
     while kind not in [event["kind"] for event in found]:
         frame = await anext(states)
         assert frame.lost == 0
@@ -143,13 +148,13 @@ async def test_only_the_chosen_kinds_of_events_are_sent(tmp_path: Path) -> None:
         events = await events_until(states, "finished")
         journal = daemon.services.history.journal
         for number in range(5000):  # more than the ring holds
-            journal.add(number, "first_byte", {})
-        last = journal.add(0, "finished", {"last": True}).number
+            journal.add(number, told("first_byte"))
+        last = journal.add(0, told("finished", reason="stop", output_tokens=7)).number
         frame = await anext(states)
         while not frame.events:
             frame = await anext(states)
     assert [event["kind"] for event in events] == ["arrived", "finished"]
-    assert [event["data"] for event in frame.events] == [{"last": True}]
+    assert [dict(event["data"]) for event in frame.events] == [{"reason": "stop", "output_tokens": 7}]
     seen_by_then = int(events[-1]["id"].split("-")[1])
     assert frame.lost == last - seen_by_then - 4096, "what was overwritten, whatever it was"
 
@@ -232,7 +237,7 @@ async def test_a_slow_reader_gets_the_newest_state_and_every_event(tmp_path: Pat
         journal = daemon.services.history.journal
         last_read_s, read_before = 0.0, 0
         for number in range(12):
-            journal.add(number, "noise", {"number": number})
+            journal.add(number, told("noise", number=number))
             await asyncio.sleep(0.1)
             if number == 5:
                 talk.deaf, read_before = True, len(talk.received)
@@ -272,22 +277,22 @@ async def test_a_slow_consumer_of_the_async_client_gets_one_frame(tmp_path: Path
         states = client.subscribe(interval_ms=100, events=True)
         await anext(states)
         for number in range(5):
-            daemon.services.history.journal.add(number, "noise", {"number": number})
+            daemon.services.history.journal.add(number, told("noise", number=number))
             await asyncio.sleep(0.15)
         before_s = daemon.services.uptime_s
         frame = await anext(states)
         following = await anext(states)
-    assert [event["data"]["number"] for event in frame.events] == list(range(5))
+    assert [cast(Any, event["data"])["number"] for event in frame.events] == list(range(5))
     assert frame.state["uptime_s"] <= before_s < following.state["uptime_s"]
 
 
 def test_merged_frames_are_bounded() -> None:
-    frame = StateFrame({"at": 0}, [{"n": 0}])
+    frame = StateFrame(state({"at_s": 0.0}), [event("queued", at_s=0)])
     for number in range(1, MAX_UNREAD_EVENTS + 11):
-        frame = frame.then(StateFrame({"at": number}, [{"n": number}]))
-    assert frame.state == {"at": MAX_UNREAD_EVENTS + 10}
+        frame = frame.then(StateFrame(state({"at_s": number}), [event("queued", at_s=number)]))
+    assert frame.state["at_s"] == MAX_UNREAD_EVENTS + 10
     assert frame.lost == 11
-    assert [event["n"] for event in frame.events] == list(range(11, MAX_UNREAD_EVENTS + 11))
+    assert [event["at_s"] for event in frame.events] == list(range(11, MAX_UNREAD_EVENTS + 11))
 
 
 async def test_cancel_by_public_id_and_requests(tmp_path: Path) -> None:
@@ -389,7 +394,8 @@ class Talk:
 
 
 def test_a_frame_is_plain_data() -> None:
-    frame = StateFrame({"a": 1}, [{"id": "1-1"}], 2)
+    made, happened = state(), [event("arrived")]
+    frame = StateFrame(made, happened, 2)
     wire = frame.to_wire(7)
-    assert json.loads(json.dumps(wire)) == {"id": 7, "state": {"a": 1}, "events": [{"id": "1-1"}], "lost": 2}
+    assert json.loads(json.dumps(wire)) == {"id": 7, "state": made, "events": happened, "lost": 2}
     assert StateFrame.from_wire(wire) == frame

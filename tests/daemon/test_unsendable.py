@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.daemon import running, until
+from support.scripted_engine import INFO
 
 from semipd.client import AsyncClient
 from semipd.config.sections import AdmissionConfig
@@ -22,7 +23,7 @@ from semipd.daemon.requests.table import LiveRequest, RequestTable
 from semipd.wire.engine_link import request_to_wire
 from semipd.wire.frames import encode_frame
 
-READY = EngineReady({"name": "another one"}, "semipd", (), "0")
+READY = EngineReady({**INFO, "name": "another one"}, "semipd", (), "0")
 FRAME_BYTES = 2000
 
 

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytest
 from support.fake_engine import Run, request
+from support.known import known
 
 from semipd.core.messages import GetPartition, GetStatus, SetPartition, SetSlo, Status, Submit
 from semipd.core.plan import StepPlan
@@ -93,8 +94,8 @@ def test_units_follow_a_changing_load_and_events_show_it() -> None:
     assert all(cast(float, e.data["switch_ms"]) >= 0 for e in changes)
     status = run.coordinator.control.full_status(run.now_ns)
     assert status["switch_ms"]["count"] == len(changes)
-    assert status["prediction"]["steps"]["decode"]["error"] < 0.1
-    assert status["prediction"]["tpot_error"] < 0.25
+    assert known(status["prediction"]["steps"]["decode"]["error"]) < 0.1
+    assert known(status["prediction"]["tpot_error"]) < 0.25
     assert status["prediction"]["ttft_error"] is not None
     load.check()
 

@@ -77,9 +77,8 @@ def doomed(checkpoint: Path) -> Iterator[CpuDevice]:
     device.close()
 
 
-def pid_of(device: CpuDevice, lane: str) -> int:
-    pid: int = device.stats()["workers"][lane]["pid"]
-    return pid
+def pid_of(device: CpuDevice, lane: LaneName) -> int:
+    return device.stats()["workers"][lane]["pid"]
 
 
 def streams(seed: int, max_tokens: int = 60) -> list[Request]:
@@ -112,11 +111,11 @@ def judge(run: LiveRun, requests: list[Request], oracle: GreedyOracle) -> Verdic
     return total
 
 
-def kill(device: CpuDevice, lane: str) -> None:
+def kill(device: CpuDevice, lane: LaneName) -> None:
     os.kill(pid_of(device, lane), signal.SIGKILL)
 
 
-def stop(device: CpuDevice, lane: str) -> None:
+def stop(device: CpuDevice, lane: LaneName) -> None:
     os.kill(pid_of(device, lane), signal.SIGSTOP)
 
 

@@ -4,7 +4,6 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from support.deferred_cuda import DeferredCuda, WatchedStaging, host_frees
@@ -18,6 +17,7 @@ from semipd.core.messages import Finished, Inbound, PromptLogprobs, StepTokens
 from semipd.core.plan import StepResult, TokenLogprobs
 from semipd.core.request import Request, SeqId
 from semipd.core.settings import EngineSettings
+from semipd.core.state.device import DeviceStats
 from semipd.devices.contract import DeviceInfo, LaneName
 from semipd.devices.cpu.math.network import CpuNetwork
 from semipd.devices.cuda.driver.timing_events import EventPool
@@ -170,7 +170,7 @@ class RigDevice:
     def wake_at_ns(self) -> int | None:
         return None
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> DeviceStats:
         return {}
 
     def close(self) -> None:

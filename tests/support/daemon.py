@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 from support.byte_model import ByteModel
@@ -86,7 +86,8 @@ class Running:
         return [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
 
     async def engine(self) -> dict[str, Any]:
-        return await self.services.supervisor.status(limit_s=20)
+        """Its status; a scripted engine adds what it was told."""
+        return cast(dict[str, Any], await self.services.supervisor.status(limit_s=20))
 
     async def engine_says(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Ask the engine until the condition holds."""

@@ -18,6 +18,8 @@ from typing import Any
 from semipd.core.messages import Cancel, Finished, GetStatus, Outbound, Status, StepTokens, Submit
 from semipd.core.request import Request
 from semipd.core.split import Split
+from semipd.core.state.device import DeviceFacts
+from semipd.core.state.engine import EngineStatus, LaneNumbers
 from semipd.engine.launcher import EngineChild
 from semipd.engine.step_sizes import StepSizes
 from semipd.partition.control import Control, ControlSettings
@@ -29,7 +31,7 @@ from semipd.wire.frames import FrameReader, encode_frame
 VOCAB_SIZE = 400
 MAX_MODEL_LEN = 4096
 
-INFO = {
+INFO: DeviceFacts = {
     "kind": "scripted",
     "name": "scripted",
     "unit": "unit",
@@ -42,13 +44,16 @@ INFO = {
     "max_model_len": MAX_MODEL_LEN,
     "dtype": "none",
     "memory": {},
+    "max_step_tokens": 0,
+    "prefill_moves": False,
 }
 
-_LANE = {
+_LANE: LaneNumbers = {
     "steps": 0,
     "slow_steps": 0,
     "step_sizes": StepSizes().to_wire(),
     "steps_in_flight": 0,
+    "residents": 0,
     "prefill_tokens": 0,
     "decode_tokens": 0,
     "busy_ms": 0.0,
@@ -56,7 +61,7 @@ _LANE = {
     "step_age_ms": None,
 }
 
-NUMBERS = {
+NUMBERS: EngineStatus = {
     "scheduler": "scripted",
     "split": {"prefill": 1, "decode": 1, "unit": "unit"},
     "requests": {"waiting": 0, "prefilling": 0, "decoding": 0, "oldest_waiting_ms": None},
@@ -70,7 +75,7 @@ NUMBERS = {
     },
     "prefix": {"prompt_tokens": 0, "cached_tokens": 0},
     "preemptions": 0,
-    "lanes": {"prefill": _LANE, "decode": _LANE},
+    "lanes": {"prefill": _LANE, "decode": {**_LANE}},
     "progress_age_ms": 0.0,
     "device": {},
     "partition": Control(

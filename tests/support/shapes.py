@@ -3,6 +3,8 @@
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+from semipd.core.events import EventRow
+
 Shape = dict[str, set[str]]
 """Kinds by path; `a.b` is a key, `a[]` any entry of a list."""
 
@@ -57,8 +59,8 @@ def _kinds(value: Any, path: str, free: Collection[str]) -> Iterator[tuple[str, 
             raise TypeError(f"{path}: {type(value)}")
 
 
-def by_kind(events: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
+def by_kind(events: Iterable[EventRow]) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
     for event in events:
         found.setdefault(event["kind"], []).append(event)
     return found

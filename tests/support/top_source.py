@@ -3,12 +3,14 @@ down, and time goes by only when it is told to."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from semipd_top.sources.contract import Gone, Item, Operator
-from support.top_state import CHANGE, NOW_S, NUM_UNITS, POSSIBLE, partition_document, state
+from support.top_state import CHANGE, NOW_S, NUM_UNITS, POSSIBLE, SLO, partition_document
 
 from semipd.core.errors import SemipdError
+from semipd.core.state.partition import ChangeAnswer, PartitionDocument, SloDocument, SloTargets
+from semipd.core.state.requests import RequestRow
 
 
 class RecordingOperator:
@@ -18,8 +20,8 @@ class RecordingOperator:
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.refusals: dict[str, SemipdError] = {}
-        self.records: dict[str, list[dict[str, Any]]] = {}
-        self.document = partition_document()
+        self.records: dict[str, list[RequestRow]] = {}
+        self.document: PartitionDocument = partition_document()
         self.gate: asyncio.Event | None = None
 
     @property
@@ -31,26 +33,27 @@ class RecordingOperator:
             if name not in ("partition", "requests") and not fields.get("dry_run")
         ]
 
-    async def partition(self) -> dict[str, Any]:
+    async def partition(self) -> PartitionDocument:
         await self._note("partition")
         return self.document
 
-    async def set_partition(self, **wish: Any) -> dict[str, Any]:
-        await self._note("set_partition", wish)
-        return _answer(wish)
+    async def set_partition(self, **fields: Any) -> ChangeAnswer:
+        await self._note("set_partition", fields)
+        return _answer(fields)
 
-    async def clear_partition(self, **act: Any) -> dict[str, Any]:
-        await self._note("clear_partition", act)
+    async def clear_partition(self, **fields: Any) -> ChangeAnswer:
+        await self._note("clear_partition", fields)
         return _answer({"mode": "auto"})
 
-    async def set_slo(self, **wish: Any) -> dict[str, Any]:
-        await self._note("set_slo", wish)
-        targets = dict(state()["slo"]["targets"])
-        return {"targets": targets | {name: wish[name] for name in targets if name in wish}, "observed": {}}
+    async def set_slo(self, **fields: Any) -> SloDocument:
+        await self._note("set_slo", fields)
+        targets = SLO["targets"]
+        changed = {name: value for name, value in fields.items() if name in targets}
+        return {**SLO, "targets": cast(SloTargets, {**targets, **changed})}
 
     async def requests(
         self, *, state: str | None = None, limit: int | None = None, request_id: str | None = None
-    ) -> list[dict[str, Any]]:
+    ) -> list[RequestRow]:
         await self._note("requests", {"state": state, "limit": limit, "request_id": request_id})
         return self.records.get(request_id or "", [])
 
@@ -67,7 +70,7 @@ class RecordingOperator:
             raise self.refusals[name]
 
 
-def _answer(wish: Mapping[str, Any]) -> dict[str, Any]:
+def _answer(wish: Mapping[str, Any]) -> ChangeAnswer:
     """Of partition.set: the nearest possible split, and what is predicted for it."""
     mode, units = wish.get("mode", "fixed"), wish.get("prefill_units")
     granted = None if units is None else min(POSSIBLE, key=lambda split: abs(split[0] - units))

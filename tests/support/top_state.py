@@ -8,6 +8,20 @@ from typing import Any
 
 from semipd_top.sources.contract import Seen
 
+from semipd.core import events
+from semipd.core.events import EventRow
+from semipd.core.state.daemon import EngineState, KvHolder, StateDocument
+from semipd.core.state.device import DeviceState, DeviceStats
+from semipd.core.state.engine import LaneState
+from semipd.core.state.partition import (
+    Change,
+    DecisionRow,
+    PartitionDocument,
+    PartitionState,
+    PhaseModel,
+    SloDocument,
+)
+from semipd.core.state.requests import RequestRow
 from semipd.wire.client_protocol import StateFrame
 
 NOW_S = 1_795_243_200.0
@@ -15,7 +29,7 @@ NUM_UNITS = 132
 
 Changes = Mapping[str, Any]
 
-_LANE = {
+_LANE: LaneState = {
     "steps": 1000,
     "slow_steps": 2,
     "steps_in_flight": 1,
@@ -27,7 +41,7 @@ _LANE = {
     "step_age_ms": 3.0,
 }
 
-CHANGE: dict[str, Any] = {
+CHANGE: Change = {
     "at_s": None,
     "mode": "auto",
     "actor": "configuration",
@@ -40,7 +54,7 @@ CHANGE: dict[str, Any] = {
     "slo": None,
 }
 
-DECISION = {
+DECISION: DecisionRow = {
     "split": [68, 64],
     "reason": "64 SMs keep TPOT at 42.1 of 50 ms",
     "merged_tokens": 0,
@@ -51,7 +65,12 @@ DECISION = {
     "observed_tpot_ms": 41.0,
 }
 
-_PARTITION = {
+
+def _phase(steps: int) -> PhaseModel:
+    return {"steps": steps, "confident": True, "error": 0.05, "correction": 1.01}
+
+
+_PARTITION: PartitionState = {
     "mode": "auto",
     "policy": "predictive",
     "change": CHANGE,
@@ -62,10 +81,7 @@ _PARTITION = {
     "prediction": {
         "ttft_error": 0.08,
         "tpot_error": 0.03,
-        "steps": {
-            name: {"steps": steps, "confident": True, "error": 0.05, "correction": 1.01}
-            for name, steps in (("prefill", 900), ("decode", 950), ("merged", 40))
-        },
+        "steps": {"prefill": _phase(900), "decode": _phase(950), "merged": _phase(40)},
     },
     "switch_ms": {
         "bounds_ms": [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0],
@@ -75,7 +91,7 @@ _PARTITION = {
     },
 }
 
-_ENGINE = {
+_ENGINE: EngineState = {
     "state": "ready",
     "phase": None,
     "attempt": None,
@@ -85,7 +101,7 @@ _ENGINE = {
     "restarts": 0,
 }
 
-GPU_STATS = {
+GPU_STATS: DeviceStats = {
     "gpu": {
         "memory_used_bytes": 70 * 2**30,
         "memory_total_bytes": 80 * 2**30,
@@ -99,7 +115,7 @@ GPU_STATS = {
     "partition": {"possible": True, "reason": "", "notes": []},
 }
 
-_DEVICE = {
+_DEVICE: DeviceState = {
     "kind": "cuda",
     "name": "NVIDIA H100 80GB HBM3",
     "unit": "SM",
@@ -109,9 +125,15 @@ _DEVICE = {
     "stats": GPU_STATS,
 }
 
-HOLDER = {"id": "a" * 32, "state": "decoding", "blocks": 300, "tokens": 4790, "priority": "interactive"}
+HOLDER: KvHolder = {
+    "id": "a" * 32,
+    "state": "decoding",
+    "blocks": 300,
+    "tokens": 4790,
+    "priority": "interactive",
+}
 
-_STATE: dict[str, Any] = {
+_STATE: StateDocument = {
     "at_s": NOW_S,
     "uptime_s": 7300.0,
     "state": "ready",
@@ -130,7 +152,7 @@ _STATE: dict[str, Any] = {
         "switch_ms": 0.2,
     },
     "partition": _PARTITION,
-    "lanes": {"prefill": _LANE | {"prefill_tokens": 90_000}, "decode": _LANE | {"decode_tokens": 60_000}},
+    "lanes": {"prefill": {**_LANE, "prefill_tokens": 90_000}, "decode": {**_LANE, "decode_tokens": 60_000}},
     "kv": {
         "block_tokens": 16,
         "total_blocks": 4000,
@@ -138,7 +160,7 @@ _STATE: dict[str, Any] = {
         "free_blocks": 2800,
         "cached_blocks": 900,
         "reserved_blocks": 40,
-        "holders": [HOLDER, HOLDER | {"id": "b" * 32, "blocks": 120, "tokens": 1900}],
+        "holders": [HOLDER, {**HOLDER, "id": "b" * 32, "blocks": 120, "tokens": 1900}],
     },
     "prefix": {"prompt_tokens": 90_000, "cached_tokens": 30_000},
     "preemptions": 3,
@@ -213,7 +235,9 @@ _WITHOUT_ENGINE: dict[str, Any] = {
     "refused": {},
 }
 
-_REQUEST: dict[str, Any] = {
+_REQUEST: RequestRow = {
+    "id": "req-0000",
+    "seq": 0,
     "key": None,
     "state": "decoding",
     "finish_reason": None,
@@ -234,7 +258,7 @@ _REQUEST: dict[str, Any] = {
 }
 
 
-def changed(base: Changes, changes: Changes) -> dict[str, Any]:
+def changed(base: Changes, changes: Changes) -> Any:
     """A deep copy; `changes` by dotted path, which must exist except for the last name of a free mapping."""
     copy: dict[str, Any] = deepcopy(dict(base))
     for path, value in changes.items():
@@ -247,17 +271,17 @@ def changed(base: Changes, changes: Changes) -> dict[str, Any]:
     return copy
 
 
-def state(changes: Changes | None = None) -> dict[str, Any]:
+def state(changes: Changes | None = None) -> Any:
     """Of a busy daemon on a GPU, at NOW_S."""
     return changed(_STATE, changes or {})
 
 
-def state_without_engine(changes: Changes | None = None) -> dict[str, Any]:
+def state_without_engine(changes: Changes | None = None) -> Any:
     """Nothing is known that only the engine knows."""
     return changed(changed(_STATE, _WITHOUT_ENGINE), changes or {})
 
 
-def later(before: Changes, seconds: float, changes: Changes | None = None, steps: int = 10) -> dict[str, Any]:
+def later(before: Changes, seconds: float, changes: Changes | None = None, steps: int = 10) -> Any:
     """The state of `seconds` after `before`: both lanes have run `steps` more steps of 20 ms each."""
     moved: dict[str, Any] = {"at_s": before["at_s"] + seconds, "uptime_s": before["uptime_s"] + seconds}
     for name in ("prefill", "decode"):
@@ -269,12 +293,13 @@ def later(before: Changes, seconds: float, changes: Changes | None = None, steps
     return changed(before, {**moved, **(changes or {})})
 
 
-def request(seq: int, **changes: Any) -> dict[str, Any]:
+def request(seq: int, **changes: Any) -> RequestRow:
     """As a daemon lists it."""
-    return changed({"id": f"req-{seq:04}", "seq": seq, **_REQUEST}, changes)
+    row: RequestRow = changed(_REQUEST, {"id": f"req-{seq:04}", "seq": seq, **changes})
+    return row
 
 
-def finished(seq: int, **changes: Any) -> dict[str, Any]:
+def finished(seq: int, **changes: Any) -> RequestRow:
     return request(seq, **({"state": "finished", "finish_reason": "stop", "blocks": 0} | changes))
 
 
@@ -288,84 +313,117 @@ def event(kind: str, data: Changes | None = None, at_s: float = NOW_S, request_i
 
 
 EVENTS: dict[str, dict[str, Any]] = {
-    "arrived": {"prompt_tokens": 1000, "max_tokens": 400},
-    "queued": {"prompt_tokens": 1000},
-    "admitted": {"cached_tokens": 256, "tokens": 1000},
-    "first_token": {},
-    "first_byte": {"ttft_ms": 244.0},
-    "preempted": {"tokens_lost": 640, "blocks": 40},
-    "finished": {"reason": "stop", "output_tokens": 100, "tpot_ms": 42.0},
-    "refused": {"code": "overloaded"},
-    "split_changed": {
-        "from": [0, 132],
-        "to": [68, 64],
-        "rule": "predictive",
-        "reason": "64 SMs keep TPOT",
-        "switch_ms": 0.2,
-    },
-    "partition_changed": {
-        "mode": "fixed",
-        "actor": "ann (pid 4121)",
-        "reason": "long prompts",
-        "granted": [72, 60],
-        "expires_s": 600.0,
-    },
-    "engine_died": {"why": "The engine was killed by SIGKILL.", "in_flight": 7},
-    "engine_restarted": {"outage_s": 3.2, "device": "NVIDIA H100"},
-    "request_resumed": {"output_tokens": 55},
-    "slow_step": {
-        "lane": "decode",
-        "step_id": 4711,
-        "busy_ms": 130.0,
-        "predicted_ms": 20.0,
-        "units": 64,
-        "new_tokens": 0,
-        "num_decodes": 9,
-    },
-    "drain_changed": {
-        "state": "draining",
-        "actor": "ann (pid 4121)",
-        "reason": "new weights",
-        "limit_s": 60.0,
-        "awaited": 3,
-        "ended": 0,
-    },
-    "slo_changed": {
-        "actor": "ann (pid 4121)",
-        "reason": "evening peak",
-        "ttft_ms": 300.0,
-        "tpot_ms": 50.0,
-        "percentile": 90.0,
-        "window_s": 60.0,
-    },
-    "worker_died": {
-        "lane": "decode",
-        "pid": 77,
-        "how": "it was killed",
-        "signal": "SIGKILL",
-        "step_id": 4711,
-    },
-    "worker_restarted": {"lane": "decode", "pid": 78, "seconds": 0.8},
+    told.kind: dict(told.data)
+    for told in (
+        events.ARRIVED({"prompt_tokens": 1000, "max_tokens": 400}),
+        events.QUEUED({"prompt_tokens": 1000}),
+        events.ADMITTED({"cached_tokens": 256, "tokens": 1000}),
+        events.FIRST_TOKEN({}),
+        events.FIRST_BYTE({"ttft_ms": 244.0}),
+        events.PREEMPTED({"tokens_lost": 640, "blocks": 40}),
+        events.FINISHED({"reason": "stop", "output_tokens": 100, "tpot_ms": 42.0}),
+        events.REFUSED({"code": "overloaded"}),
+        events.SPLIT_CHANGED(
+            {
+                "from": [0, 132],
+                "to": [68, 64],
+                "rule": "predictive",
+                "reason": "64 SMs keep TPOT",
+                "switch_ms": 0.2,
+            }
+        ),
+        events.PARTITION_CHANGED(
+            {
+                "mode": "fixed",
+                "actor": "ann (pid 4121)",
+                "reason": "long prompts",
+                "granted": [72, 60],
+                "expires_s": 600.0,
+            }
+        ),
+        events.ENGINE_DIED({"why": "The engine was killed by SIGKILL.", "in_flight": 7}),
+        events.ENGINE_RESTARTED({"outage_s": 3.2, "device": "NVIDIA H100"}),
+        events.REQUEST_RESUMED({"output_tokens": 55}),
+        events.SLOW_STEP(
+            {
+                "lane": "decode",
+                "step_id": 4711,
+                "busy_ms": 130.0,
+                "predicted_ms": 20.0,
+                "units": 64,
+                "new_tokens": 0,
+                "num_decodes": 9,
+            }
+        ),
+        events.DRAIN_CHANGED(
+            {
+                "state": "draining",
+                "actor": "ann (pid 4121)",
+                "reason": "new weights",
+                "limit_s": 60.0,
+                "awaited": 3,
+                "ended": 0,
+            }
+        ),
+        events.SLO_CHANGED(
+            {
+                "actor": "ann (pid 4121)",
+                "reason": "evening peak",
+                "ttft_ms": 300.0,
+                "tpot_ms": 50.0,
+                "percentile": 90.0,
+                "window_s": 60.0,
+            }
+        ),
+        events.WORKER_DIED(
+            {
+                "lane": "decode",
+                "pid": 77,
+                "how": "it was killed",
+                "signal": "SIGKILL",
+                "step_id": 4711,
+            }
+        ),
+        events.WORKER_RESTARTED({"lane": "decode", "pid": 78, "seconds": 0.8}),
+    )
 }
 """An example of each kind's data (docs/operations.md)."""
 
 
 def seen(
-    state: Changes,
-    requests: Sequence[Changes] | None = None,
-    events: Sequence[Changes] = (),
+    state: StateDocument,
+    requests: Sequence[RequestRow] | None = None,
+    events: Sequence[EventRow] = (),
     lost: int = 0,
 ) -> Seen:
     """The item that brings this state."""
-    frame = StateFrame(dict(state), [dict(one) for one in events], lost)
+    frame = StateFrame(state, list(events), lost)
     return Seen(state["at_s"], frame, requests)
 
 
 POSSIBLE = [[units, NUM_UNITS - units] for units in range(8, NUM_UNITS, 4)]
 
+SLO: SloDocument = {
+    "targets": _STATE["slo"]["targets"],
+    "observed": {
+        "ttft_ms": 350.0,
+        "tpot_ms": 43.0,
+        "mean_tpot_ms": 31.0,
+        "mean_output_tokens": 210.0,
+        "arrivals_per_s": 2.4,
+    },
+}
+_PARTITION_DOCUMENT: PartitionDocument = {
+    **_PARTITION,
+    "slo": SLO,
+    "unit": "SM",
+    "num_units": NUM_UNITS,
+    "possible": [*POSSIBLE],
+    "history": [CHANGE],
+    "decisions": [DECISION],
+}
 
-def partition_document(changes: Changes | None = None) -> dict[str, Any]:
+
+def partition_document(changes: Changes | None = None) -> Any:
     """What partition.get answers."""
-    slo = {"targets": _STATE["slo"]["targets"], "observed": {}}
-    facts = {"slo": slo, "unit": "SM", "num_units": NUM_UNITS, "possible": POSSIBLE}
-    return changed({**_PARTITION, **facts, "history": [CHANGE], "decisions": [DECISION]}, changes or {})
+    return changed(_PARTITION_DOCUMENT, changes or {})

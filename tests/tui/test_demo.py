@@ -18,7 +18,11 @@ from support.shapes import by_kind, differences, shape_of
 
 from semipd.client import AsyncClient
 from semipd.core.errors import SemipdError
+from semipd.core.events import EventRow
 from semipd.core.settings import EngineSettings
+from semipd.core.state.daemon import StateDocument
+from semipd.core.state.partition import PartitionDocument
+from semipd.core.state.requests import RequestRow
 from semipd.daemon.requests.options import Limits
 
 BEGAN_S = 1_790_000_000.0
@@ -49,7 +53,7 @@ async def generate(client: AsyncClient, num_prompt: int, num_output: int) -> Non
         pass
 
 
-async def whole_life(daemon: Running) -> AsyncIterator[dict[str, Any]]:
+async def whole_life(daemon: Running) -> AsyncIterator[StateDocument]:
     """States of a real daemon: its engine starts, works, is overridden, drains, dies and comes back."""
     starting = asyncio.create_task(daemon.services.supervisor.start())
     while not starting.done():
@@ -85,10 +89,10 @@ class Real:
     """What a real daemon said."""
 
     states: list[dict[str, Any]]
-    events: list[dict[str, Any]]
-    rows: list[dict[str, Any]]
-    details: list[dict[str, Any]]
-    partition: dict[str, Any]
+    events: list[EventRow]
+    rows: list[RequestRow]
+    details: list[RequestRow]
+    partition: PartitionDocument
 
 
 @pytest.fixture(scope="module")
@@ -172,9 +176,9 @@ def test_equal_seeds_give_equal_frames_and_others_do_not() -> None:
 
 
 def test_numbers_agree_for_an_hour() -> None:
-    before: dict[str, Any] | None = None
+    before: StateDocument | None = None
     finished: dict[int, Any] = {}
-    events: list[dict[str, Any]] = []
+    events: list[EventRow] = []
     for seen in watched(3600):
         state = seen.frame.state
         assert seen.requests is not None
@@ -193,7 +197,7 @@ def test_numbers_agree_for_an_hour() -> None:
     assert sum(before["refused"].values()) == len(by_kind(events)["refused"])
 
 
-def check_requests(state: dict[str, Any], rows: Any) -> None:
+def check_requests(state: Any, rows: Any) -> None:
     requests = state["requests"]
     totals = dict(requests["totals"])
     live = [row for row in rows if row["state"] != "finished"]
@@ -208,7 +212,7 @@ def check_requests(state: dict[str, Any], rows: Any) -> None:
             assert requests[name] == sum(row["state"] == name for row in live)
 
 
-def check_engine(state: dict[str, Any], rows: Any) -> None:
+def check_engine(state: Any, rows: Any) -> None:
     kv, partition = state["kv"], state["partition"]
     assert kv["used_blocks"] + kv["free_blocks"] == kv["total_blocks"]
     assert 0 <= kv["cached_blocks"] <= kv["free_blocks"]
@@ -221,7 +225,7 @@ def check_engine(state: dict[str, Any], rows: Any) -> None:
     assert sum(state["device"]["memory"].values()) == state["device"]["stats"]["gpu"]["memory_total_bytes"]
 
 
-def check_counters(state: dict[str, Any], before: dict[str, Any] | None) -> None:
+def check_counters(state: Any, before: Any) -> None:
     if before is None:
         return
     for name, lane in state["lanes"].items():
@@ -248,10 +252,10 @@ def check_row(row: Any) -> None:
     assert (row["finish_reason"] is None) == (row["state"] != "finished")
 
 
-def check_events(events: list[dict[str, Any]], finished: dict[int, Any]) -> None:
+def check_events(events: list[Any], finished: dict[int, Any]) -> None:
     assert [int(event["id"].split("-")[1]) for event in events] == list(range(1, len(events) + 1))
     assert all(one["at_s"] <= two["at_s"] for one, two in pairwise(events))
-    told: dict[str, list[dict[str, Any]]] = {}
+    told: dict[str, list[Any]] = {}
     for event in events:
         if event["request_id"] is not None:
             told.setdefault(event["request_id"], []).append(event)

@@ -14,6 +14,7 @@ from semipd_top.sources.contract import Gone, Item, Seen
 from semipd_top.sources.live import LiveSource
 from support.daemon import running
 from support.daemon_process import LIMIT_S, fake_process, scripted_process
+from support.events import told
 
 from semipd.client import AsyncClient
 from semipd.core.errors import SemipdError
@@ -79,7 +80,7 @@ async def test_past_events_come_first_when_asked_for(tmp_path: Path) -> None:
     async with running(tmp_path, fake=FAKE) as daemon:
         journal = daemon.services.history.journal
         for number in range(5000):
-            journal.add(number, "noise", {"number": number})
+            journal.add(number, told("noise", number=number))
         for past_events, num in ((True, 512), (False, 0)):
             source = LiveSource(daemon.socket_path, 0.1, past_events=past_events)
             async with aclosing(source.items()) as items:
@@ -122,10 +123,10 @@ async def test_a_lost_connection_goes_on_behind_the_last_event(
         source = LiveSource(daemon.socket_path, 0.1)
         async with aclosing(source.items()) as items:
             await until(items, Seen)
-            journal.add(1, "noise", {"number": 1})
+            journal.add(1, told("noise", number=1))
             seen = await until(items, Seen, lambda seen: seen.frame.events)
             await source.operator.close()  # type: ignore[attr-defined]
-            journal.add(2, "noise", {"number": 2})
+            journal.add(2, told("noise", number=2))
             gone = await until(items, Gone)
             again = await until(items, Seen, lambda seen: seen.frame.events)
     assert gone.retry_s is not None

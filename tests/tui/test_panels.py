@@ -99,7 +99,7 @@ def picture_of(*items: Any) -> Picture:
     return monitor.picture(NOW_S)
 
 
-def run_of(first: dict[str, Any], length: int, seed: int = 1) -> Picture:
+def run_of(first: Any, length: int, seed: int = 1) -> Picture:
     """A picture with a past: every way the units can be used, and times without an engine."""
     rng, current, items = random.Random(seed), first, []
     items.append(seen(first, events=[event("preempted"), event("arrived")]))

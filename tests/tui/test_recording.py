@@ -18,6 +18,7 @@ from semipd_top.sources.live import LiveSource
 from semipd_top.sources.recording import VERSION, Recorder, Recording
 from semipd_top.sources.replay import ReplayClock, ReplaySource
 from support.daemon import running
+from support.top_state import state
 
 from semipd.client import AsyncClient
 from semipd.core.errors import SemipdError
@@ -117,7 +118,7 @@ def test_changes_of_plain_data() -> None:
 
 
 def test_changes_of_rows() -> None:
-    rows = [{"seq": number, "age": 1} for number in (5, 4, 3, 2, 1)]
+    rows: list[Any] = [{"seq": number, "age": 1} for number in (5, 4, 3, 2, 1)]
     before = {row["seq"]: row for row in rows}
     later = [{"seq": 6, "age": 0}, {"seq": 4, "age": 2}, *rows[2:4], {"seq": 5, "age": 1, "more": 1}]
     told = row_changes(before, later)
@@ -126,7 +127,7 @@ def test_changes_of_rows() -> None:
         "changed": [[4, {"age": 2}]],
         "order": [6, [1, 4], [0, 1]],
     }
-    assert changed_rows(before, told) == later
+    assert [*changed_rows(before, told)] == later
     assert changed_rows(before, row_changes(before, [])) == []
 
 
@@ -267,7 +268,7 @@ def test_a_full_disk_stops_the_recording_and_nothing_else(
 
 
 def frames(*times_s: float) -> list[Item]:
-    return [Seen(at_s, StateFrame({"at_s": at_s})) for at_s in times_s]
+    return [Seen(at_s, StateFrame(state({"at_s": at_s}))) for at_s in times_s]
 
 
 async def replayed(source: ReplaySource) -> AsyncGenerator[tuple[Item, float], None]:

@@ -7,9 +7,11 @@ from semipd_top.panels.timeline import request_lines
 from semipd_top.text.lines import Line, plain, width_of
 from support.top_state import NOW_S, event, finished, request
 
+from semipd.core.state.requests import RequestRow
 
-def text(record: dict[str, Any], width: int = 80) -> list[str]:
-    return [plain(spans) for spans in request_lines(record | {"events": record.get("events", [])}, width)]
+
+def text(record: RequestRow, width: int = 80) -> list[str]:
+    return [plain(spans) for spans in request_lines(record, width)]
 
 
 def share(line: Line) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """What a person types, and what the daemon answers."""
 
 import random
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from semipd_top.operator_input import (
@@ -15,9 +15,11 @@ from semipd_top.operator_input import (
 )
 from semipd_top.text.lines import plain, width_of
 from support.seeds import each_seed
-from support.top_state import NOW_S, finished, request
+from support.top_state import CHANGE, NOW_S, finished, request
 
 from semipd.core.errors import SemipdError
+from semipd.core.state.partition import ChangeAnswer, SloTargets
+from semipd.core.state.requests import RequestRow
 
 
 @pytest.mark.parametrize(
@@ -76,13 +78,13 @@ def test_bars_of_a_wish(units: int) -> None:
     assert plain(merged_bar(10)) == "▞" * 10
 
 
-def answer(**changes: Any) -> dict[str, Any]:
+def answer(**changes: Any) -> ChangeAnswer:
     forecast = {"split": [72, 60], "ttft_ms": 210.5, "tpot_ms": 55.0, "late_prompts": 3}
     base = {"granted": [72, 60], "rounding": "", "takes_effect": "with the next step", "forecast": forecast}
-    return base | changes
+    return cast(ChangeAnswer, {**CHANGE, "dry_run": True, **base, **changes})
 
 
-TARGETS = {"ttft_ms": 500.0, "tpot_ms": 50.0}
+TARGETS = SloTargets(ttft_ms=500.0, tpot_ms=50.0, percentile=90.0, window_s=60.0)
 
 
 def test_a_preview_stands_beside_what_the_policy_would_do() -> None:
@@ -105,9 +107,7 @@ def test_a_preview_without_predictions_says_so() -> None:
     assert all("no prediction yet" in plain(spans) for spans in shown[-2:])
 
 
-def slow_preview(
-    rows: list[dict[str, Any]], ttft_ms: float, tpot_ms: float, window_s: float
-) -> tuple[int, int]:
+def slow_preview(rows: list[RequestRow], ttft_ms: float, tpot_ms: float, window_s: float) -> tuple[int, int]:
     met = judged = 0
     for row in rows:
         if row["state"] != "finished" or row["finish_reason"] == "cancelled":

@@ -3,6 +3,7 @@
 import socket
 import tomllib
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -149,7 +150,7 @@ def status_document() -> dict[str, object]:
 
 
 def test_status_table() -> None:
-    lines = status_lines(status_document())
+    lines = status_lines(cast(Any, status_document()))
     text = "\n".join(lines)
     for fact in (
         "up 2 h 1 min",
@@ -179,9 +180,11 @@ def test_status_without_an_engine() -> None:
         "device_info": None,
         "versions": {"daemon": "0.1.0", "engine": None},
     }
-    text = "\n".join(status_lines(status))
+    text = "\n".join(status_lines(cast(Any, status)))
     assert "restarting, attempt 2, in 1.2 s, restarted 1 times: The engine ended with exit code 3." in text
     assert "lane" not in text
     phase = {"name": "loading weights", "seconds": 3.0, "limit_s": 60.0}
-    text = "\n".join(status_lines(status | {"engine": READY | {"state": "starting", "phase": phase}}))
+    text = "\n".join(
+        status_lines(cast(Any, status | {"engine": READY | {"state": "starting", "phase": phase}}))
+    )
     assert "starting, loading weights for 3.0 of at most 60 s" in text

@@ -85,8 +85,8 @@ def test_numbers_in_plain_units(monkeypatch: pytest.MonkeyPatch) -> None:
     nvml.close()
     nvml.close()
     assert library.opened == 0
-    assert nvml.read() is None
     assert nvml.reason
+    assert nvml.stats() == {"absent": nvml.reason}
 
 
 def test_a_mig_instance_is_found_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,10 +97,9 @@ def test_what_the_gpu_does_not_tell_is_none(monkeypatch: pytest.MonkeyPatch) -> 
     library = FakeNvml(
         refuses=("nvmlDeviceGetPowerUsage", "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetClockInfo")
     )
-    found = opened(monkeypatch, library).read()
-    assert found is not None
-    assert (found.power_w, found.memory_used_bytes, found.sm_clock_mhz) == (None, None, None)
-    assert (found.power_limit_w, found.temperature_c, found.throttled_by) == (700.0, 61, ())
+    found = opened(monkeypatch, library).stats()
+    assert (found["power_w"], found["memory_used_bytes"], found["sm_clock_mhz"]) == (None, None, None)
+    assert (found["power_limit_w"], found["temperature_c"], found["throttled_by"]) == (700.0, 61, ())
 
 
 @pytest.mark.parametrize(
@@ -115,7 +114,6 @@ def test_absence_has_a_reason(monkeypatch: pytest.MonkeyPatch, library: FakeNvml
     monkeypatch.setitem(sys.modules, "pynvml", library)
     nvml = Nvml.open(UUID)
     assert says in nvml.reason
-    assert nvml.read() is None
     assert nvml.stats() == {"absent": nvml.reason}
     nvml.close()
     assert library is None or library.opened == 0

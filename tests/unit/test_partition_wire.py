@@ -2,7 +2,7 @@
 
 import pytest
 
-from semipd.core.messages import GetPartition, Inbound, SetPartition, SetSlo, Status
+from semipd.core.messages import GetPartition, Inbound, Refusal, SetPartition, SetSlo, Status
 from semipd.wire.engine_link import inbound_from_wire, inbound_to_wire, outbound_from_wire, outbound_to_wire
 from semipd.wire.frames import HEADER, decode_body, encode_frame
 
@@ -21,6 +21,6 @@ def test_questions(message: Inbound) -> None:
 
 
 @pytest.mark.parametrize("refused", [None, {"code": "c", "message": "m", "hint": "", "param": None}])
-def test_answers(refused: dict[str, str | None] | None) -> None:
+def test_answers(refused: Refusal | None) -> None:
     answer = Status(7, {"granted": [1, 2], "deep": {"at_ns": 5}}, refused)
     assert outbound_from_wire(decode_body(encode_frame(outbound_to_wire(answer))[HEADER.size :])) == answer

@@ -1,11 +1,14 @@
 """When an engine is taken for hung, how long the next one waits, and when there is no next one."""
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
+from support.scripted_engine import NUMBERS
 
 from semipd.config.sections import SupervisionConfig
 from semipd.core.messages import GetStatus, SetPartition, SetSlo
+from semipd.core.state.engine import EngineStatus
 from semipd.daemon.engine.backoff import Restarts
 from semipd.daemon.engine.live_settings import AGAIN, LiveSettings
 from semipd.daemon.engine.liveness import Watch
@@ -20,13 +23,13 @@ def watch() -> Watch:
 
 def status(
     prefill: tuple[int, int] = (0, 0), decode: tuple[int, int] = (0, 0), requests: int = 0
-) -> dict[str, Any]:
+) -> EngineStatus:
     """(steps, steps in flight) of each lane."""
-    lanes = {"prefill": prefill, "decode": decode}
-    return {
-        "lanes": {name: {"steps": n, "steps_in_flight": going} for name, (n, going) in lanes.items()},
-        "requests": {"waiting": requests, "prefilling": 0, "decoding": 0},
-    }
+    found = deepcopy(NUMBERS)
+    for lane, (steps, in_flight) in zip(found["lanes"].values(), (prefill, decode), strict=True):
+        lane["steps"], lane["steps_in_flight"] = steps, in_flight
+    found["requests"]["waiting"] = requests
+    return found
 
 
 def turns_until_accused(watch: Watch, answers: Any, most: int = 200) -> tuple[int, str]:

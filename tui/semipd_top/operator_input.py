@@ -1,12 +1,12 @@
-"""What a person types, as wishes for the daemon; and what the answers mean. Pure."""
+"""What a person types, as requests to the daemon; and what the answers mean. Pure."""
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from semipd.core.errors import SemipdError
+from semipd.core.state.partition import ChangeAnswer, Forecast, SloTargets
+from semipd.core.state.requests import RequestRow
 from semipd_top.panels.split import DECODE, MERGED, PREFILL
-from semipd_top.sources.contract import Row
 from semipd_top.text.charts import bar
 from semipd_top.text.lines import Line, Span, Style, line
 from semipd_top.text.numbers import duration, latency
@@ -61,9 +61,7 @@ def merged_bar(width: int) -> Line:
     return bar([(1.0, MERGED, "merged")], width)
 
 
-def preview_lines(
-    answer: Mapping[str, Any], auto: Mapping[str, Any], targets: Mapping[str, float]
-) -> list[Line]:
+def preview_lines(answer: ChangeAnswer, auto: ChangeAnswer, targets: SloTargets) -> list[Line]:
     """A dry run's answer beside what the policy would do now."""
     granted = answer["granted"]
     way = f"granted {granted[0]}+{granted[1]} (prefill+decode)" if granted else "merged steps, no split"
@@ -75,25 +73,28 @@ def preview_lines(
     return lines
 
 
-def _outlook(name: str, forecast: Mapping[str, Any] | None, targets: Mapping[str, float]) -> Line:
+def _outlook(name: str, forecast: Forecast | None, targets: SloTargets) -> Line:
     """What the work at hand would meet."""
     if forecast is None:
         return line(Span(f"{name:5}", "dim"), "no prediction yet: step times are still being learned")
     spans = [Span(f"{name:5}", "dim")]
-    for key, word in (("ttft_ms", "TTFT"), ("tpot_ms", "TPOT")):
-        value = forecast[key]
-        if value is None:
-            spans.append(Span(f"{word} not in question  ", "dim"))
-            continue
-        style: Style = "ok" if value <= targets[key] else "bad"
-        spans.append(Span(f"{word} {latency(value):>8} ", style))
-        spans.append(Span(f"(≤ {targets[key]:g})  ", "dim"))
-    if forecast.get("late_prompts"):
-        spans.append(Span(f"{forecast['late_prompts']} prompts late", "bad"))
+    spans += _predicted("TTFT", forecast["ttft_ms"], targets["ttft_ms"])
+    spans += _predicted("TPOT", forecast["tpot_ms"], targets["tpot_ms"])
+    if num_late := forecast.get("late_prompts"):
+        spans.append(Span(f"{num_late} prompts late", "bad"))
     return line(spans)
 
 
-def slo_preview(rows: Sequence[Row], ttft_ms: float, tpot_ms: float, now_s: float, window_s: float) -> Line:
+def _predicted(word: str, value_ms: float | None, target_ms: float) -> list[Span]:
+    if value_ms is None:
+        return [Span(f"{word} not in question  ", "dim")]
+    style: Style = "ok" if value_ms <= target_ms else "bad"
+    return [Span(f"{word} {latency(value_ms):>8} ", style), Span(f"(≤ {target_ms:g})  ", "dim")]
+
+
+def slo_preview(
+    rows: Sequence[RequestRow], ttft_ms: float, tpot_ms: float, now_s: float, window_s: float
+) -> Line:
     """How many of the finished requests at hand would have met these targets."""
     judged = [row for row in rows if _is_judged(row) and now_s - _ended_s(row) <= window_s]
     if not judged:
@@ -105,15 +106,15 @@ def slo_preview(rows: Sequence[Row], ttft_ms: float, tpot_ms: float, now_s: floa
     )
 
 
-def _is_judged(row: Row) -> bool:
+def _is_judged(row: RequestRow) -> bool:
     return bool(row["state"] == "finished" and row["finish_reason"] != "cancelled")
 
 
-def _ended_s(row: Row) -> float:
+def _ended_s(row: RequestRow) -> float:
     return float(row["arrived_at_s"]) + float(row["age_ms"]) / 1e3
 
 
-def _meets(row: Row, ttft_ms: float, tpot_ms: float) -> bool:
+def _meets(row: RequestRow, ttft_ms: float, tpot_ms: float) -> bool:
     """A request of one token has no TPOT and passes it."""
     first, between = row["ttft_ms"], row["tpot_ms"]
     in_time = first is not None and first <= ttft_ms and (between is None or between <= tpot_ms)

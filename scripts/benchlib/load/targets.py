@@ -3,6 +3,7 @@
 import json
 import time
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -20,7 +21,7 @@ class ModelFacts:
     name: str
     vocab_size: int
     max_model_len: int
-    versions: dict[str, str] = field(default_factory=dict)
+    versions: Mapping[str, object] = field(default_factory=dict)
 
 
 class Prepared(Protocol):
@@ -157,10 +158,9 @@ class SocketTarget:
 
     async def facts(self) -> ModelFacts:
         status = await self._client.status()
-        model, info = status["model"], status.get("device_info", {})
-        return ModelFacts(
-            model["name"], int(info.get("vocab_size", 0)), model["max_model_len"], status["versions"]
-        )
+        model, info = status["model"], status["device_info"]
+        vocab_size, max_model_len = info["vocab_size"] if info else 0, model["max_model_len"] or 0
+        return ModelFacts(model["name"], vocab_size, max_model_len, status["versions"])
 
     def prepare(self, prompt: list[int] | str, output_tokens: int) -> "_SocketPrepared":
         # four bytes a token instead of a Python object: a long trace is prepared as a whole

@@ -1,9 +1,8 @@
 """What a request is admitted under, beside what it asks of the engine."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-Priority = Literal["interactive", "batch"]
+from semipd.core.request import Priority
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,17 +7,19 @@ starting ─▶ ready ─death─▶ restarting ─▶ ready ...
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TypeVar
 
 from semipd.config.sections import SupervisionConfig
 from semipd.core.errors import SemipdError
-from semipd.core.messages import GetStatus, Inbound
+from semipd.core.messages import GetStatus, Question
 from semipd.core.request import Request, SeqId
+from semipd.core.state.daemon import EngineStage, EngineState, StartPhase
+from semipd.core.state.engine import EngineStatus
 from semipd.daemon.engine.live_settings import LiveSettings
 from semipd.daemon.engine.ready import EngineReady, PhaseTime
 from semipd.system.clock import SYSTEM_CLOCK, Clock
 
-State = Literal["starting", "ready", "restarting", "failed", "stopping"]
+A = TypeVar("A")
 
 STATUS_LIMIT_S = 2.0
 
@@ -41,7 +43,7 @@ class EngineLife(ABC):
     def __init__(
         self, supervision: SupervisionConfig = DEFAULT_SUPERVISION, clock: Clock = SYSTEM_CLOCK
     ) -> None:
-        self.state: State = "starting"
+        self.state: EngineStage = "starting"
         self.ready: EngineReady | None = None
         self.outage: Outage | None = None
         self.failure: SemipdError | None = None
@@ -64,9 +66,7 @@ class EngineLife(ABC):
         """Best effort: an engine that is gone has cancelled everything."""
 
     @abstractmethod
-    async def ask(
-        self, question: Callable[[int], Inbound], limit_s: float = STATUS_LIMIT_S
-    ) -> dict[str, Any]:
+    async def ask(self, question: Callable[[int], Question[A]], limit_s: float = STATUS_LIMIT_S) -> A:
         """Send what `question` makes of a nonce, and wait for the answer.
 
         Raises SemipdError: the engine's refusal, `engine_silent` after `limit_s`, `engine_not_ready`,
@@ -79,10 +79,10 @@ class EngineLife(ABC):
         """Of the last start."""
 
     @abstractmethod
-    def _phase(self) -> dict[str, Any] | None:
-        """What a start is busy with: {name, seconds, limit_s}."""
+    def _phase(self) -> StartPhase | None:
+        """What a start is busy with."""
 
-    async def status(self, limit_s: float = STATUS_LIMIT_S) -> dict[str, Any]:
+    async def status(self, limit_s: float = STATUS_LIMIT_S) -> EngineStatus:
         """A round trip through the coordinator's loop. Raises what `ask` does."""
         return await self.ask(GetStatus, limit_s)
 
@@ -106,9 +106,7 @@ class EngineLife(ABC):
                 )
         raise SemipdError("engine_not_ready", self._why_not_ready(), "Send the request again later.")
 
-    def report(self) -> dict[str, Any]:
-        """What the engine is doing, for status and state frames. `phase` while one starts, `why` and
-        `attempt` while it is replaced, `why` and `hint` when that was given up."""
+    def report(self) -> EngineState:
         why = self.failure or (self.outage.why if self.outage else None)
         return {
             "state": self.state,

@@ -3,8 +3,9 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
-from semipd.core.messages import Inbound, SetPartition, SetSlo
+from semipd.core.messages import Question, SetPartition, SetSlo
 
 UNASKED = 0
 """The nonce of a repeated order: nobody waits for the answer."""
@@ -20,7 +21,7 @@ class LiveSettings:
         self._partition: tuple[SetPartition, float] | None = None
         self._slo: SetSlo | None = None
 
-    def granted(self, order: Inbound) -> None:
+    def granted(self, order: Question[Any]) -> None:
         """The engine has done as it was told; messages that change nothing may be told too."""
         match order:
             case SetPartition(dry_run=False):
@@ -29,10 +30,10 @@ class LiveSettings:
                 before = self._slo.targets if self._slo is not None else {}
                 self._slo = replace(order, targets=before | targets)
 
-    def to_repeat(self) -> list[Inbound]:
+    def to_repeat(self) -> list[SetPartition | SetSlo]:
         """For a new engine, before anything else. An override has the time that is left of it; if none is,
         its end is repeated: the engine may be configured to begin otherwise."""
-        orders: list[Inbound] = []
+        orders: list[SetPartition | SetSlo] = []
         if self._partition is not None:
             order, since_s = self._partition
             left_s = None if order.expires_s is None else order.expires_s - (self._clock_s() - since_s)

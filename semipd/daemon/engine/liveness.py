@@ -1,8 +1,6 @@
 """Whether an engine that runs also moves. Pure: told once a turn what is known, says when to give up."""
 
-from collections.abc import Mapping
-from typing import Any
-
+from semipd.core.state.engine import EngineStatus
 from semipd.system.patience import GrantedTime
 from semipd.system.process_usage import NOTHING, Usage
 
@@ -25,7 +23,7 @@ class Watch:
         self._standing: dict[str, GrantedTime] = {}
         self._steps: dict[str, int] = {}
 
-    def turned(self, elapsed_s: float, status: Mapping[str, Any] | None, used: Usage = NOTHING) -> str | None:
+    def turned(self, elapsed_s: float, status: EngineStatus | None, used: Usage = NOTHING) -> str | None:
         """A turn of `elapsed_s` is over. `status`: the engine's answer, None while there is none. `used`: by
         the engine's processes in this turn. Returns why the engine must be taken for hung, or None."""
         elapsed_s = min(elapsed_s, self._longest_turn_s)
@@ -37,10 +35,10 @@ class Watch:
         self._silent = GrantedTime()
         return self._look(elapsed_s, used, status)
 
-    def _look(self, elapsed_s: float, used: Usage, status: Mapping[str, Any]) -> str | None:
-        lanes: Mapping[str, Mapping[str, Any]] = status["lanes"]
-        steps = {name: int(lane["steps"]) for name, lane in lanes.items()}
-        in_flight = {name: int(lane["steps_in_flight"]) for name, lane in lanes.items()}
+    def _look(self, elapsed_s: float, used: Usage, status: EngineStatus) -> str | None:
+        lanes = status["lanes"]
+        steps: dict[str, int] = {name: lane["steps"] for name, lane in lanes.items()}
+        in_flight: dict[str, int] = {name: lane["steps_in_flight"] for name, lane in lanes.items()}
         requests = status["requests"]
         has_work = requests["waiting"] + requests["prefilling"] + requests["decoding"] > 0
         steps[_ANY_LANE] = sum(steps.values())

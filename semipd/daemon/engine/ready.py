@@ -1,7 +1,8 @@
 """What an engine says of itself when it has started, and how long that took."""
 
 from dataclasses import dataclass
-from typing import Any
+
+from semipd.core.state.device import DeviceFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,17 +15,17 @@ class PhaseTime:
 
 @dataclass(frozen=True, slots=True)
 class EngineReady:
-    """The engine's `ready` frame. `info` is devices.contract.DeviceInfo as a map."""
+    """The engine's `ready` frame."""
 
-    info: dict[str, Any]
+    info: DeviceFacts
     scheduler: str
     notes: tuple[str, ...]
     version: str
 
     @property
     def vocab_size(self) -> int:
-        return int(self.info["vocab_size"])
+        return self.info["vocab_size"]
 
     @property
     def max_model_len(self) -> int:
-        return int(self.info["max_model_len"])
+        return self.info["max_model_len"]

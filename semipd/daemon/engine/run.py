@@ -8,11 +8,12 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from semipd.core.errors import ProtocolError, SemipdError
-from semipd.core.messages import GetStatus, Inbound, Outbound, Status, StepTokens
+from semipd.core.messages import GetStatus, Inbound, Outbound, Question, Refusal, Status, StepTokens
 from semipd.core.settings import EngineSettings
+from semipd.core.state.engine import EngineStatus
 from semipd.daemon.engine.link import Link
 from semipd.daemon.engine.ready import EngineReady, PhaseTime
 from semipd.engine.launcher import EngineChild
@@ -30,6 +31,9 @@ TERMINATE_LIMIT_S = 10.0
 KILL_LIMIT_S = 30.0
 EXIT_LIMIT_S = 5.0
 """From the end of the link to the end of the process, and the other way round."""
+
+
+A = TypeVar("A")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ class EngineRun:
         self.has_emitted = False
         """A token of any request."""
         self.last_answer_s: float | None = None
-        self.last_status: dict[str, Any] | None = None
+        self.last_status: EngineStatus | None = None
         """The engine's last answer to `status`."""
         self._settings = settings
         self._on_message = on_message
@@ -66,7 +70,7 @@ class EngineRun:
         self._link = Link(self._child.link)
         self._reading: asyncio.Task[str] | None = None
         self._accused: str | None = None
-        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._answers: dict[int, asyncio.Future[Any]] = {}
         self._last_nonce = 0
 
     @property
@@ -107,22 +111,23 @@ class EngineRun:
     def send(self, message: Inbound) -> None:
         self._link.send(inbound_to_wire(message))
 
-    async def ask(self, question: Callable[[int], Inbound]) -> dict[str, Any]:
+    async def ask(self, question: Callable[[int], Question[A]]) -> A:
         """Send what `question` makes of a nonce and wait for the answer, without a limit: the asker has one.
         Raises the engine's refusal."""
         self._last_nonce = nonce = self._last_nonce + 1
-        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._answers[nonce] = answer
         try:
-            self.send(question(nonce))
-            return await answer
+            self.send(cast(Inbound, question(nonce)))
+            return cast(A, await answer)
         finally:
             del self._answers[nonce]
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> EngineStatus:
         """A round trip through the coordinator's loop, without a limit."""
-        self.last_status = await self.ask(GetStatus)
-        return self.last_status
+        status = await self.ask(GetStatus)
+        self.last_status = status
+        return status
 
     async def ended(self) -> str:
         """Wait until a ready engine has ended and its last message is taken; says how, in a sentence."""
@@ -250,7 +255,7 @@ class EngineRun:
         return describe_exit(process.returncode)
 
 
-def _refusal(refused: dict[str, Any]) -> SemipdError:
+def _refusal(refused: Refusal) -> SemipdError:
     return SemipdError(refused["code"], refused["message"], refused["hint"], param=refused["param"])
 
 

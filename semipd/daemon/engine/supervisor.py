@@ -4,13 +4,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 from semipd.config.sections import SupervisionConfig
 from semipd.core.errors import SemipdError
-from semipd.core.messages import Cancel, Inbound, Outbound, Submit
+from semipd.core.messages import Cancel, Outbound, Question, Submit
 from semipd.core.request import Request, SeqId
 from semipd.core.settings import EngineSettings
+from semipd.core.state.daemon import StartPhase
+from semipd.core.state.engine import EngineStatus
 from semipd.daemon.engine.backoff import Restarts
 from semipd.daemon.engine.life import DEFAULT_SUPERVISION, STATUS_LIMIT_S, EngineLife, Outage
 from semipd.daemon.engine.live_settings import UNASKED
@@ -22,6 +24,8 @@ from semipd.engine.launcher import EngineChild, spawn_engine
 from semipd.wire.engine_link import LINK_FRAME_BYTES
 
 log = logging.getLogger(__name__)
+
+A = TypeVar("A")
 
 MAX_UNSENT_BYTES = LINK_FRAME_BYTES
 """Submissions the engine has not read yet; beyond, no more are sent."""
@@ -136,9 +140,7 @@ class Supervisor(EngineLife):
         if self.state == "ready" and self._run is not None:
             self._run.send(Cancel(seq))
 
-    async def ask(
-        self, question: Callable[[int], Inbound], limit_s: float = STATUS_LIMIT_S
-    ) -> dict[str, Any]:
+    async def ask(self, question: Callable[[int], Question[A]], limit_s: float = STATUS_LIMIT_S) -> A:
         run = self._require_ready()
         try:
             async with asyncio.timeout(limit_s):
@@ -152,7 +154,7 @@ class Supervisor(EngineLife):
         """Raises SemipdError(`engine_stalled`) when a lane, as the last answer had it, works on one step for
         too long. See Watch for what then becomes of the engine."""
         run, config = self._require_ready(), self.supervision
-        for name, lane in (run.last_status or {}).get("lanes", {}).items():
+        for name, lane in run.last_status["lanes"].items() if run.last_status else ():
             if lane["step_age_ms"] is None:
                 continue
             assert run.last_answer_s is not None, "a status, but no answer"
@@ -174,7 +176,7 @@ class Supervisor(EngineLife):
         """When the engine last answered a question (time.monotonic)."""
         return self._run.last_answer_s if self._run is not None else None
 
-    def _phase(self) -> dict[str, Any] | None:
+    def _phase(self) -> StartPhase | None:
         if self._run is None or self.state not in ("starting", "restarting") or self._backoff_left_s():
             return None
         phase = self._run.phase
@@ -291,7 +293,7 @@ class Supervisor(EngineLife):
         """Ask the engine again and again; returns when it must be taken for hung, and why."""
         config = self.supervision
         watch = Watch(config.interval_s, config.answer_limit_s, config.step_limit_s)
-        asking: asyncio.Task[dict[str, Any]] | None = None
+        asking: asyncio.Task[EngineStatus] | None = None
         began_s, usage = time.monotonic(), run.usage()
         try:
             while True:

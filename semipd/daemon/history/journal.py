@@ -6,23 +6,12 @@ behind the ring learns how many entries it has lost.
 
 import asyncio
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from semipd.core.events import EventKind
+from semipd.core.events import EventData, EventKind, EventRow, Told
 from semipd.system.clock import SYSTEM_CLOCK, Clock
-
-EntryKind = Literal[
-    EventKind,
-    "arrived",
-    "first_byte",
-    "engine_died",
-    "engine_restarted",
-    "request_resumed",
-    "drain_changed",
-]
-"""The engine's events, and the daemon's own."""
 
 DEFAULT_CAPACITY = 4096
 _EVENT_ID = re.compile(r"([0-9]{1,19})-([0-9]{1,19})")
@@ -34,8 +23,8 @@ class Entry:
 
     number: int
     at_ns: int
-    kind: str
-    data: dict[str, Any]
+    kind: EventKind
+    data: Mapping[str, Any]
     request_id: str = ""
 
 
@@ -57,11 +46,11 @@ class Journal:
         self.closed = False
         self._slots: list[Entry | None] = [None] * capacity
         self._clock = clock
-        self._news: asyncio.Future[None] | None = None
+        self._grown: asyncio.Future[None] | None = None
 
-    def add(self, at_ns: int, kind: str, data: dict[str, Any], request_id: str = "") -> Entry:
+    def add(self, at_ns: int, told: Told, request_id: str = "") -> Entry:
         self.last += 1
-        entry = Entry(self.last, at_ns, kind, data, request_id)
+        entry = Entry(self.last, at_ns, told.kind, told.data, request_id)
         self._slots[self.last % len(self._slots)] = entry
         self._wake()
         return entry
@@ -84,9 +73,9 @@ class Journal:
     async def changed(self, after: int) -> None:
         """Wait until there is an entry behind `after`, or the journal is closed."""
         while self.last <= after and not self.closed:
-            if self._news is None or self._news.done():
-                self._news = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._news)
+            if self._grown is None or self._grown.done():
+                self._grown = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._grown)
 
     def close(self) -> None:
         """Wake every reader for the last time."""
@@ -97,13 +86,13 @@ class Journal:
         """Unix time of a moment of CLOCK_MONOTONIC."""
         return self._clock.wall_s(at_ns)
 
-    def to_wire(self, entry: Entry) -> dict[str, Any]:
+    def to_wire(self, entry: Entry) -> EventRow:
         return {
             "id": f"{self.epoch}-{entry.number}",
             "at_s": self.wall_s(entry.at_ns),
             "kind": entry.kind,
             "request_id": entry.request_id or None,
-            "data": entry.data,
+            "data": cast(EventData, entry.data),
         }
 
     def cursor(self, event_id: str) -> int | None:
@@ -116,5 +105,5 @@ class Journal:
         return number if epoch == self.epoch and number <= self.last else 0
 
     def _wake(self) -> None:
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
+        if self._grown is not None and not self._grown.done():
+            self._grown.set_result(None)

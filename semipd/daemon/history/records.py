@@ -6,21 +6,37 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import nlargest
 from operator import attrgetter
-from typing import Any, Literal, get_args
+from typing import get_args
 
-from semipd.core.events import Event, FinishReason
+from semipd.core.events import (
+    ADMITTED,
+    ARRIVED,
+    DRAIN_CHANGED,
+    ENGINE_DIED,
+    ENGINE_RESTARTED,
+    FINISHED,
+    FIRST_BYTE,
+    REFUSED,
+    REQUEST_RESUMED,
+    WORKER_DIED,
+    DrainChanged,
+    Event,
+    Finished,
+    FinishReason,
+    Told,
+)
 from semipd.core.plan import blocks_for
-from semipd.core.request import Request, SeqId
+from semipd.core.request import Priority, Request, RequestStage, SeqId
+from semipd.core.state.requests import RequestRow
 from semipd.daemon.access.callers import OPERATOR, Caller
-from semipd.daemon.access.terms import DEFAULT_TERMS, Priority, Terms
+from semipd.daemon.access.terms import DEFAULT_TERMS, Terms
 from semipd.daemon.history.journal import Entry, Journal
 from semipd.daemon.history.usage import Timing
 from semipd.system.clock import SYSTEM_CLOCK, Clock
 
 log = logging.getLogger(__name__)
 
-RequestState = Literal["waiting", "prefilling", "decoding", "finished"]
-STATES: tuple[str, ...] = (*get_args(RequestState), "live")
+STATES: tuple[str, ...] = (*get_args(RequestStage), "live")
 """What a listing can be filtered by; live: all but finished."""
 
 MAX_RECENT = 1024
@@ -49,7 +65,7 @@ class RequestRecord:
     priority: Priority = "interactive"
     delay_ns: int = 0
     num_choices: int = 1
-    state: RequestState = "waiting"
+    state: RequestStage = "waiting"
     is_placed: bool = False
     cached_tokens: int = 0
     output_tokens: int = 0
@@ -155,8 +171,7 @@ class RequestHistory:
             terms.num_choices,
         )
         self._live[request.seq] = record
-        arrival = {"prompt_tokens": num_prompt, "max_tokens": most}
-        self._write(record, request.arrival_ns, "arrived", arrival)
+        self._write(record, request.arrival_ns, ARRIVED({"prompt_tokens": num_prompt, "max_tokens": most}))
         for observe in self.on_arrived:
             observe(record)
         return record
@@ -196,9 +211,9 @@ class RequestHistory:
                     record.is_placed = False
                 return
             case "refused":
-                self.refused[str(event.data["code"])] += 1
+                self.refused[REFUSED.of(event)["code"]] += 1
             case "worker_died":
-                self.worker_deaths[str(event.data["lane"])] += 1
+                self.worker_deaths[WORKER_DIED.of(event)["lane"]] += 1
             case "split_changed":
                 self.last_split_change = event
             case "slo_changed":
@@ -206,7 +221,7 @@ class RequestHistory:
                     observe(event)
             case _ if record is not None:
                 self._advance(record, event)
-        self._write(record, event.at_ns, event.kind, event.data, event.request_id)
+        self._write(record, event.at_ns, Told(event.kind, event.data), event.request_id)
 
     def sent(self, record: RequestRecord, num_tokens: int, *, has_text: bool) -> None:
         """Tokens have left. While their text is withheld they are only counted: the time is that of the text.
@@ -217,7 +232,7 @@ class RequestHistory:
         record.last_sent_ns = now_ns = self._clock_ns()
         if not record.first_sent_ns:
             record.first_sent_ns = now_ns
-            self._write(record, now_ns, "first_byte", {"ttft_ms": record.ttft_ms})
+            self._write(record, now_ns, FIRST_BYTE({"ttft_ms": record.ttft_ms}))
             for observe in self.on_first_sent:
                 observe(record)
 
@@ -229,9 +244,14 @@ class RequestHistory:
         record.is_placed = False
         record.finish_reason = reason
         record.error_code = error_code
-        code = {} if error_code is None else {"code": error_code}
-        end = {"reason": reason, "output_tokens": record.sent_tokens, "tpot_ms": record.tpot_ms} | code
-        self._write(record, record.finished_ns, "finished", end)
+        end: Finished = {
+            "reason": reason,
+            "output_tokens": record.sent_tokens,
+            "tpot_ms": record.tpot_ms,
+        }
+        if error_code is not None:
+            end["code"] = error_code
+        self._write(record, record.finished_ns, FINISHED(end))
         self._recent.append(record)
         for observe in self.on_finished:
             observe(record)
@@ -247,7 +267,7 @@ class RequestHistory:
         if any(record.arrival_ns == arrival_ns for record in self.named(request_id)):
             return
         self.refused[code] += 1
-        self._write(None, self._clock_ns(), "refused", {"code": code}, request_id)
+        self._write(None, self._clock_ns(), REFUSED({"code": code}), request_id)
         for observe in self.on_refused:
             observe(code)
 
@@ -256,18 +276,18 @@ class RequestHistory:
         for record in in_flight:
             record.state = "waiting"
             record.is_placed = False
-        self._write(None, self._clock_ns(), "engine_died", {"why": why, "in_flight": len(in_flight)})
+        self._write(None, self._clock_ns(), ENGINE_DIED({"why": why, "in_flight": len(in_flight)}))
 
     def engine_restarted(self, outage_s: float, device: str) -> None:
-        self._write(None, self._clock_ns(), "engine_restarted", {"outage_s": outage_s, "device": device})
+        self._write(None, self._clock_ns(), ENGINE_RESTARTED({"outage_s": outage_s, "device": device}))
 
     def resumed(self, record: RequestRecord, output_tokens: int) -> None:
         """It has been submitted to another engine than before."""
         self.resumptions += 1
-        self._write(record, self._clock_ns(), "request_resumed", {"output_tokens": output_tokens})
+        self._write(record, self._clock_ns(), REQUEST_RESUMED({"output_tokens": output_tokens}))
 
-    def drain_changed(self, data: dict[str, Any]) -> None:
-        self._write(None, self._clock_ns(), "drain_changed", data)
+    def drain_changed(self, data: DrainChanged) -> None:
+        self._write(None, self._clock_ns(), DRAIN_CHANGED(data))
 
     def close(self) -> None:
         self.journal.close()
@@ -291,8 +311,8 @@ class RequestHistory:
         placed = [record for record in self._live.values() if record.is_placed]
         return nlargest(limit, placed, key=attrgetter("tokens"))
 
-    def to_wire(self, record: RequestRecord, *, timeline: bool = False) -> dict[str, Any]:
-        shown: dict[str, Any] = {
+    def to_wire(self, record: RequestRecord, *, timeline: bool = False) -> RequestRow:
+        shown: RequestRow = {
             "id": record.request_id,
             "key": record.owner or None,
             "seq": record.seq,
@@ -317,7 +337,7 @@ class RequestHistory:
             shown["events"] = [self.journal.to_wire(entry) for entry in record.timeline]
         return shown
 
-    def all_to_wire(self, records: Iterable[RequestRecord]) -> list[dict[str, Any]]:
+    def all_to_wire(self, records: Iterable[RequestRecord]) -> list[RequestRow]:
         return [self.to_wire(record) for record in records]
 
     def _newest_first(self) -> Iterator[RequestRecord]:
@@ -339,21 +359,19 @@ class RequestHistory:
 
     def _first_admission(self, record: RequestRecord, event: Event) -> None:
         record.admitted_ns = event.at_ns
-        record.cached_tokens = int(event.data["cached_tokens"])  # type: ignore[arg-type]
+        record.cached_tokens = ADMITTED.of(event)["cached_tokens"]
         self.prefix_queries_tokens += record.prompt_tokens
         self.prefix_hits_tokens += record.cached_tokens
         for observe in self.on_placed:
             observe(record)
 
-    def _write(
-        self, record: RequestRecord | None, at_ns: int, kind: str, data: dict[str, Any], request_id: str = ""
-    ) -> None:
+    def _write(self, record: RequestRecord | None, at_ns: int, told: Told, request_id: str = "") -> None:
         request_id = record.request_id if record is not None else request_id
-        entry = self.journal.add(at_ns, kind, data, request_id)
+        entry = self.journal.add(at_ns, told, request_id)
         if record is not None and len(record.timeline) < MAX_TIMELINE:
             record.timeline.append(entry)
         facts = {"request_id": request_id} if request_id else {}
-        log.debug("%s", kind, extra={**facts, "data": data})
+        log.debug("%s", told.kind, extra={**facts, "data": told.data})
 
 
 def timing_to_wire(records: Sequence[RequestRecord], now_ns: int) -> Timing:

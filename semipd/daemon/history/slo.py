@@ -4,16 +4,14 @@ import time
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from semipd.core.slo import Slo
+from semipd.core.state.partition import Percentiles, SloState
 from semipd.daemon.history.records import RequestRecord
 
 MAX_OUTCOMES = 4096
 """Beyond that many in a window, the window covers the latest of them."""
-
-SHOWN_PERCENTILES = (50, 90, 99)
 
 
 class Outcome(NamedTuple):
@@ -71,13 +69,13 @@ class SloWindow:
             self._outcomes[idx] = outcome._replace(met=self._meets(outcome))
         self._num_met_in_window = sum(outcome.met for outcome in self._outcomes)
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> SloState:
         """Percentiles are None without a request in the window, and so is attainment."""
         now_ns = self._clock_ns()
         self._forget(now_ns)
         num, num_met = len(self._outcomes), self._num_met_in_window
         return {
-            "targets": asdict(self.targets),
+            "targets": self.targets.to_wire(),
             "requests": num,
             "attainment": num_met / num if num else None,
             "goodput_rps": num_met / self._span_s(now_ns),
@@ -126,8 +124,8 @@ class SloWindow:
         return min(self.targets.window_s, max((now_ns - began_ns) / 1e9, 1.0))
 
 
-def _percentiles(ordered: Sequence[float]) -> dict[str, float | None]:
-    return {f"p{pct}": percentile(ordered, pct) for pct in SHOWN_PERCENTILES}
+def _percentiles(ordered: Sequence[float]) -> Percentiles:
+    return {"p50": percentile(ordered, 50), "p90": percentile(ordered, 90), "p99": percentile(ordered, 99)}
 
 
 def percentile(ordered: Sequence[float], pct: float) -> float | None:

@@ -4,9 +4,11 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from semipd.core.errors import SemipdError
+from semipd.core.state.daemon import Throughput
+from semipd.core.state.engine import EngineStatus
 from semipd.daemon.engine.life import EngineLife
 from semipd.daemon.history.records import RequestHistory
 from semipd.system.clock import SYSTEM_CLOCK, Clock
@@ -35,8 +37,8 @@ class Vitals:
         self._history = history
         self._clock_s = clock.monotonic_s
         self._samples: deque[_Sample] = deque(maxlen=_NUM_SAMPLES)
-        self._asking: asyncio.Task[dict[str, Any] | None] | None = None
-        self._answer: dict[str, Any] | None = None
+        self._asking: asyncio.Task[EngineStatus | None] | None = None
+        self._answer: EngineStatus | None = None
         self._asked_s = float("-inf")
         self.answer_ms: float | None = None
         """How long the engine's last answer took; None when it did not answer."""
@@ -64,7 +66,7 @@ class Vitals:
         """The worst delay of the event loop within the last seconds."""
         return max((sample.lag_s for sample in self._samples), default=0.0)
 
-    def throughput(self) -> dict[str, float]:
+    def throughput(self) -> Throughput:
         """Tokens per second over the last seconds."""
         if len(self._samples) < 2:
             return {"prompt_tokens_per_s": 0.0, "output_tokens_per_s": 0.0}
@@ -75,7 +77,7 @@ class Vitals:
             "output_tokens_per_s": (last.output_tokens - first.output_tokens) / seconds,
         }
 
-    async def engine(self, max_age_s: float) -> dict[str, Any] | None:
+    async def engine(self, max_age_s: float) -> EngineStatus | None:
         """The engine's status, at most that old; None when it does not answer."""
         if self._clock_s() - self._asked_s > max_age_s:
             if self._asking is None or self._asking.done():
@@ -83,7 +85,7 @@ class Vitals:
             await asyncio.shield(self._asking)
         return self._answer
 
-    async def _ask(self) -> dict[str, Any] | None:
+    async def _ask(self) -> EngineStatus | None:
         began_s = self._clock_s()
         try:
             self._answer = await self._supervisor.status(ENGINE_LIMIT_S)

@@ -4,7 +4,7 @@ The coordinator decides and answers; here requests get their shape, an actor, an
 function raises SemipdError: what partition control refuses, and what the supervisor raises without an engine.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from aiohttp import web
 from pydantic import Field
@@ -12,6 +12,7 @@ from pydantic import Field
 from semipd.core.messages import GetPartition, SetPartition, SetSlo
 from semipd.core.slo import SLO_BOUNDS
 from semipd.core.split import MAX_EXPIRY_S
+from semipd.core.state.partition import ChangeAnswer, PartitionDocument, SloDocument
 from semipd.daemon.history.wall_times import with_wall_times
 from semipd.daemon.operators.actions import OperatorAction, http_peer, parsed_body
 from semipd.daemon.requests.schema import WHOLE, SocketRequest, within
@@ -56,11 +57,11 @@ class SloSet(SloUpdate, SocketRequest):
     pass
 
 
-async def partition(state: DaemonState) -> dict[str, Any]:
+async def partition(state: DaemonState) -> PartitionDocument:
     return with_wall_times(await state.supervisor.ask(GetPartition), state.clock)
 
 
-async def override(state: DaemonState, body: PartitionOverride, peer: str) -> dict[str, Any]:
+async def override(state: DaemonState, body: PartitionOverride, peer: str) -> ChangeAnswer:
     def question(nonce: int) -> SetPartition:
         return SetPartition(
             nonce,
@@ -76,40 +77,40 @@ async def override(state: DaemonState, body: PartitionOverride, peer: str) -> di
     return with_wall_times(await state.supervisor.ask(question), state.clock)
 
 
-async def clear_override(state: DaemonState, body: OperatorAction, peer: str) -> dict[str, Any]:
+async def clear_override(state: DaemonState, body: OperatorAction, peer: str) -> ChangeAnswer:
     """Back to auto."""
     actor = body.actor or peer
     answer = await state.supervisor.ask(lambda nonce: SetPartition(nonce, "auto", actor, body.reason))
     return with_wall_times(answer, state.clock)
 
 
-async def slo(state: DaemonState) -> dict[str, Any]:
+async def slo(state: DaemonState) -> SloDocument:
     return await state.supervisor.ask(lambda nonce: SetSlo(nonce, {}, ""))
 
 
-async def update_slo(state: DaemonState, body: SloUpdate, peer: str) -> dict[str, Any]:
+async def update_slo(state: DaemonState, body: SloUpdate, peer: str) -> SloDocument:
     actor = body.actor or peer
     return await state.supervisor.ask(lambda nonce: SetSlo(nonce, body.targets, actor, body.reason))
 
 
-async def get_partition(services: Services, _request: web.Request) -> dict[str, Any]:
+async def get_partition(services: Services, _request: web.Request) -> PartitionDocument:
     return await partition(services)
 
 
-async def put_partition(services: Services, request: web.Request) -> dict[str, Any]:
+async def put_partition(services: Services, request: web.Request) -> ChangeAnswer:
     body = parsed_body(PartitionOverride, await request.read())
     return await override(services, body, http_peer(request))
 
 
-async def delete_partition(services: Services, request: web.Request) -> dict[str, Any]:
+async def delete_partition(services: Services, request: web.Request) -> ChangeAnswer:
     body = parsed_body(OperatorAction, await request.read() or b"{}")
     return await clear_override(services, body, http_peer(request))
 
 
-async def get_slo(services: Services, _request: web.Request) -> dict[str, Any]:
+async def get_slo(services: Services, _request: web.Request) -> SloDocument:
     return await slo(services)
 
 
-async def patch_slo(services: Services, request: web.Request) -> dict[str, Any]:
+async def patch_slo(services: Services, request: web.Request) -> SloDocument:
     body = parsed_body(SloUpdate, await request.read())
     return await update_slo(services, body, http_peer(request))

@@ -2,11 +2,11 @@
 
 import json
 import re
-from typing import Any
 
 from aiohttp import web
 
 from semipd.core.errors import SemipdError
+from semipd.core.state.requests import CancelAnswer, RequestDetails
 from semipd.daemon.history.records import MAX_RECENT, STATES
 from semipd.daemon.state.services import Services
 from semipd.daemon.web.errors import CALLER, error_body
@@ -27,7 +27,7 @@ async def list_requests(services: Services, request: web.Request) -> web.Respons
     return web.json_response(text=f'{{"object": "list", "data": [{", ".join(parts)}]}}')
 
 
-async def retrieve_request(services: Services, request: web.Request) -> dict[str, Any]:
+async def retrieve_request(services: Services, request: web.Request) -> RequestDetails:
     """One request, each of its sequences with its events."""
     request_id, history = request.match_info["id"], services.history
     records = history.named(request_id, request[CALLER])
@@ -39,9 +39,9 @@ async def retrieve_request(services: Services, request: web.Request) -> dict[str
 async def cancel_request(services: Services, request: web.Request) -> web.Response:
     request_id = request.match_info["id"]
     result = services.cancel_named(request_id, request[CALLER])
-    answer: dict[str, Any] = {"id": request_id, "result": result}
+    answer: CancelAnswer = {"id": request_id, "result": result}
     if result == "not_found":
-        return web.json_response(answer | error_body(_unknown_request(request_id)), status=404)
+        return web.json_response({**answer, **error_body(_unknown_request(request_id))}, status=404)
     return web.json_response(answer)
 
 

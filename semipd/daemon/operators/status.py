@@ -1,13 +1,12 @@
 """HTTP routes that say how the daemon is: probes, version, load, status, metrics."""
 
-from typing import Any
-
 from aiohttp import web
 
 # pydantic reads typing's own only from Python 3.12 on
 from typing_extensions import TypedDict
 
 from semipd import __version__
+from semipd.core.state.daemon import Status
 from semipd.daemon.state.services import Services
 
 
@@ -47,7 +46,7 @@ async def load(services: Services, _request: web.Request) -> LoadAnswer:
     return {"server_load": services.num_serving}
 
 
-async def status(services: Services, _request: web.Request) -> dict[str, Any]:
+async def status(services: Services, _request: web.Request) -> Status:
     return await services.status()
 
 

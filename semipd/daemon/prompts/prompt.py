@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from semipd.config.sections import LimitsConfig
 from semipd.core.errors import SemipdError
+from semipd.core.state.daemon import RenderingState
 from semipd.daemon.host.heap import HeapTrimmer
 from semipd.daemon.model.chat_template import ChatTemplate
 from semipd.daemon.model.served_model import MessageTemplate, ServedModel
@@ -117,8 +118,7 @@ class Prompts:
         does not compile."""
         return await self._renderer.trial() if isinstance(self._renderer, RenderPool) else None
 
-    def rendering_to_wire(self) -> dict[str, int]:
-        """For the status document."""
+    def rendering_to_wire(self) -> RenderingState:
         return rendering_to_wire() if self._renderer is None else self._renderer.to_wire()
 
     async def close(self) -> None:

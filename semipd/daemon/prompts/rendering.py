@@ -18,6 +18,7 @@ import msgpack
 
 from semipd.config.sections import LimitsConfig
 from semipd.core.errors import SemipdError
+from semipd.core.state.daemon import RenderingState
 from semipd.daemon.host.process_limits import exhausted
 from semipd.daemon.model.chat_template import LIMIT_CODE, ChatTemplate
 from semipd.daemon.prompts.conversation import Conversation, Template, written
@@ -57,7 +58,7 @@ class Renderer(Protocol):
         """The prompt's text. Raises SemipdError: `invalid_messages`, `invalid_chat_template`,
         `chat_template_limit`, `renderer_failed`, `overloaded`, `shutting_down`."""
 
-    def to_wire(self) -> dict[str, int]:
+    def to_wire(self) -> RenderingState:
         """For the status document: conversations under way and waiting, and the bounds of both."""
 
     async def close(self) -> None:
@@ -73,7 +74,7 @@ class DirectRenderer:
     async def render(self, conversation: Conversation) -> str:
         return written(conversation, self._template)
 
-    def to_wire(self) -> dict[str, int]:
+    def to_wire(self) -> RenderingState:
         return rendering_to_wire()
 
     async def close(self) -> None:
@@ -106,7 +107,7 @@ class RenderPool:
         # who goes away does not end what has begun: a child would have to be started again
         return await asyncio.shield(job)
 
-    def to_wire(self) -> dict[str, int]:
+    def to_wire(self) -> RenderingState:
         return rendering_to_wire(len(self._jobs), self._num_waiting)
 
     async def _turn(self) -> None:
@@ -199,7 +200,7 @@ class RenderPool:
         return str(rest[0])
 
 
-def rendering_to_wire(num_rendering: int = 0, num_waiting: int = 0) -> dict[str, int]:
+def rendering_to_wire(num_rendering: int = 0, num_waiting: int = 0) -> RenderingState:
     return {
         "rendering": num_rendering,
         "waiting": num_waiting,

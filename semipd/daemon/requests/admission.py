@@ -17,8 +17,8 @@ from typing import NamedTuple, Self
 
 from semipd.config.sections import AdmissionConfig
 from semipd.core.errors import SemipdError
-from semipd.core.request import SeqId
-from semipd.daemon.access.terms import Priority
+from semipd.core.request import Priority, SeqId
+from semipd.core.state.daemon import AdmissionState
 from semipd.daemon.history.records import RequestHistory, RequestRecord
 
 RATE_WINDOW_S = 30
@@ -150,8 +150,7 @@ class Admission:
         """Before anything of a request is known. Raises SemipdError(`overloaded`)."""
         self._check("interactive", Load(1, 0))
 
-    def to_wire(self) -> dict[str, float | int | None]:
-        """For the status document."""
+    def to_wire(self) -> AdmissionState:
         rate = self._meter.per_s(self._clock_s())
         return {
             "waiting_requests": int(self.waiting.requests),

@@ -12,15 +12,14 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
 
 from semipd.core.errors import SemipdError
+from semipd.core.events import DrainStage
+from semipd.core.state.daemon import DrainState
 from semipd.daemon.requests.table import LiveRequest, RequestTable
 from semipd.system.clock import SYSTEM_CLOCK, Clock
 
 log = logging.getLogger(__name__)
-
-DrainState = Literal["serving", "draining", "drained"]
 
 POLL_S = 0.05
 REPORT_S = 5.0
@@ -53,7 +52,7 @@ class Drain:
         on_drained: Callable[[], None] = lambda: None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self.state: DrainState = "serving"
+        self.state: DrainStage = "serving"
         self._table = table
         self._limit_s = limit_s
         self._on_drained = on_drained
@@ -123,7 +122,7 @@ class Drain:
             retry_after_s=after_s,
         )
 
-    def to_wire(self) -> dict[str, Any]:
+    def to_wire(self) -> DrainState:
         oldest_ns = self._table.oldest_arrival_ns()
         plan = self._plan
         return {
@@ -171,7 +170,7 @@ class Drain:
         if plan.stops:
             self._on_drained()
 
-    def _tell(self, state: str, plan: _Plan) -> None:
+    def _tell(self, state: DrainStage, plan: _Plan) -> None:
         """`plan`: what holds, or has just ended."""
         self._table.history.drain_changed(
             {

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from semipd.config.config import Config
 from semipd.config.sections import LimitsConfig
 from semipd.core.errors import SemipdError
+from semipd.core.request import Priority
 from semipd.core.sampling import SamplingParams
 from semipd.daemon.access.callers import Caller
-from semipd.daemon.access.terms import Priority, Terms
+from semipd.daemon.access.terms import Terms
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 from semipd.core.brief import brief
 from semipd.core.errors import SemipdError
 from semipd.core.ranges import Range
+from semipd.core.request import Priority
 from semipd.core.sampling import (
     LOGIT_BIAS,
     MAX_ALLOWED_TOKEN_IDS,
@@ -26,7 +27,6 @@ from semipd.core.sampling import (
     MAX_STOP_TOKEN_IDS,
     RANGES,
 )
-from semipd.daemon.access.terms import Priority
 
 MAX_STOPS = 64
 MAX_STOP_CHARS = 1024

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from semipd.core.errors import SemipdError
-from semipd.daemon.history.journal import EntryKind
+from semipd.core.events import EventKind
 from semipd.daemon.history.records import MAX_RECENT
 from semipd.daemon.openai.bodies import CompletionOptions, TemplateFields, TokenizeFields
 from semipd.daemon.requests.messages import Messages
@@ -76,7 +76,7 @@ class SubscribeRequest(SocketRequest):
     interval_ms: Annotated[int, Field(ge=MIN_INTERVAL_MS, le=MAX_INTERVAL_MS), WHOLE] = 1000
     events: bool = False
     after: str | None = None
-    kinds: Annotated[list[EntryKind], Field(min_length=1, max_length=MAX_KINDS, fail_fast=True)] | None = None
+    kinds: Annotated[list[EventKind], Field(min_length=1, max_length=MAX_KINDS, fail_fast=True)] | None = None
 
 
 class UnsubscribeRequest(SocketRequest):

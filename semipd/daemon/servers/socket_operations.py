@@ -24,7 +24,7 @@ from semipd.daemon.servers.socket_generate import generate
 from semipd.daemon.servers.socket_session import Session
 from semipd.daemon.servers.subscription import Subscription
 
-Answer = dict[str, Any] | None
+Answer = dict[str, object] | None
 """Without the request's id; None: all has been said."""
 
 

@@ -1,14 +1,14 @@
 """A daemon without its servers: the engine, the requests, what has become of them, and who may still come."""
 
 from collections.abc import Callable
-from dataclasses import asdict, fields
-from typing import Any, Literal
+from dataclasses import asdict
 
 from semipd.config.config import Config
-from semipd.core.events import Event
+from semipd.core.events import SLO_CHANGED, SPLIT_CHANGED, Event
+from semipd.core.request import CancelResult, Priority
 from semipd.core.slo import Slo
+from semipd.core.state.daemon import LastSplitChange
 from semipd.daemon.access.callers import OPERATOR, Caller
-from semipd.daemon.access.terms import Priority
 from semipd.daemon.engine.life import EngineLife
 from semipd.daemon.history.slo import SloWindow
 from semipd.daemon.history.vitals import Vitals
@@ -17,8 +17,6 @@ from semipd.daemon.requests.drain import Drain
 from semipd.daemon.requests.table import RequestTable
 from semipd.daemon.web.status_codes import is_clients_fault
 from semipd.system.clock import SYSTEM_CLOCK, Clock
-
-CancelResult = Literal["cancelled", "already_finished", "not_found"]
 
 
 class DaemonState:
@@ -54,11 +52,11 @@ class DaemonState:
     def uptime_s(self) -> float:
         return self.clock.monotonic_s() - self._started_s
 
-    def last_split_change(self) -> dict[str, Any] | None:
+    def last_split_change(self) -> LastSplitChange | None:
         event = self.history.last_split_change
         if event is None:
             return None
-        return {"at_s": self.clock.wall_s(event.at_ns), **event.data}
+        return {"at_s": self.clock.wall_s(event.at_ns), **SPLIT_CHANGED.of(event)}
 
     def cancel_named(self, request_id: str, caller: Caller = OPERATOR) -> CancelResult:
         """End one of the caller's requests by its public id; an operator ends anybody's."""
@@ -79,5 +77,5 @@ class DaemonState:
         return self.admission.enter(priority or "interactive", num_sequences, num_tokens)
 
     def _slo_changed(self, event: Event) -> None:
-        targets = {field.name: float(event.data[field.name]) for field in fields(Slo)}  # type: ignore[arg-type]
-        self.slo.retarget(Slo(**targets))
+        told = SLO_CHANGED.of(event)
+        self.slo.retarget(Slo(told["ttft_ms"], told["tpot_ms"], told["percentile"], told["window_s"]))

@@ -7,13 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any
 
 from semipd import __version__
 from semipd.config.config import Config
 from semipd.core.brief import brief
 from semipd.core.errors import SemipdError
+from semipd.core.state.daemon import StateDocument, Status, StatusWithoutEngine
 from semipd.daemon.access.auth import Auth
 from semipd.daemon.access.hosts import Hosts
 from semipd.daemon.access.rates import RateLimiter
@@ -82,13 +81,17 @@ class Services(DaemonState):
         """Requests for tokens, over HTTP and the socket, that have come and are not answered yet."""
         self.ignored_fields: Counter[str] = Counter()
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> Status:
         """The status document, the engine's numbers fetched through its loop; without them while no engine is
         ready. Raises SemipdError(`engine_silent`)."""
-        supervisor = self.supervisor
-        engine = with_wall_times(await supervisor.status()) if supervisor.state == "ready" else {}
-        ready = supervisor.ready
-        return engine | {
+        if self.supervisor.state != "ready":
+            return self._status()
+        engine = await self.supervisor.status()
+        return {**engine, **self._status(), "partition": with_wall_times(engine["partition"], self.clock)}
+
+    def _status(self) -> StatusWithoutEngine:
+        supervisor, ready = self.supervisor, self.supervisor.ready
+        return {
             "state": supervisor.state,
             "engine": supervisor.report(),
             "model": {"name": self.model_name, "max_model_len": ready.max_model_len if ready else None},
@@ -96,7 +99,7 @@ class Services(DaemonState):
             "notes": list(ready.notes) if ready else [],
             "versions": {"daemon": __version__, "engine": ready.version if ready else None},
             "uptime_s": self.uptime_s,
-            "startup": [asdict(phase) for phase in supervisor.timeline],
+            "startup": [{"name": phase.name, "seconds": phase.seconds} for phase in supervisor.timeline],
             "totals": dict(self.table.totals),
             "live_requests": len(self.table),
             "ignored_fields": dict(self.ignored_fields),
@@ -105,7 +108,7 @@ class Services(DaemonState):
             "drain": self.drain.to_wire(),
         }
 
-    async def state(self, max_age_s: float) -> dict[str, Any]:
+    async def state(self, max_age_s: float) -> StateDocument:
         """The state frame; the engine's part may be `max_age_s` old. Also without an engine."""
         return state_frame(self, await self.vitals.engine(max_age_s))
 

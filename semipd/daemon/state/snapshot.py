@@ -2,13 +2,17 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, get_args
 
 from semipd import __version__
 from semipd.config.sections import KvConfig
 from semipd.core.plan import BLOCK_SIZE
-from semipd.core.split import PartitionMode
+from semipd.core.split import LaneName, PartitionMode
+from semipd.core.state.daemon import Indicators, KvHolder, KvState, RequestsState, StateDocument
+from semipd.core.state.device import DeviceFacts, DeviceState
+from semipd.core.state.engine import EngineStatus, LaneNumbers, LaneState, StepSizes
+from semipd.core.state.partition import EnginePartition, PartitionState
 from semipd.daemon.history.metrics import Histogram, Sample
 from semipd.daemon.history.wall_times import with_wall_times
 
@@ -17,10 +21,9 @@ if TYPE_CHECKING:
     from semipd.daemon.state.services import Services
 
 LOOP_LAG_LIMIT_S = 0.5
-_ENGINE_FIELDS = ("split", "prefix", "preemptions", "scheduler")
 
 
-def state_frame(state: "DaemonState", engine: Mapping[str, Any] | None) -> dict[str, Any]:
+def state_frame(state: "DaemonState", engine: EngineStatus | None) -> StateDocument:
     """One immutable snapshot. What only the engine knows is None while it does not answer."""
     ready = state.supervisor.ready
     return {
@@ -31,7 +34,10 @@ def state_frame(state: "DaemonState", engine: Mapping[str, Any] | None) -> dict[
         "model": {"name": state.model_name, "max_model_len": ready.max_model_len if ready else None},
         "versions": {"daemon": __version__, "engine": ready.version if ready else None},
         "device": _device(state, engine),
-        **{name: engine.get(name) if engine else None for name in _ENGINE_FIELDS},
+        "split": engine["split"] if engine else None,
+        "prefix": engine["prefix"] if engine else None,
+        "preemptions": engine["preemptions"] if engine else None,
+        "scheduler": engine["scheduler"] if engine else None,
         "lanes": _lanes(engine),
         "kv": _kv(state, engine),
         "last_split_change": state.last_split_change(),
@@ -40,14 +46,13 @@ def state_frame(state: "DaemonState", engine: Mapping[str, Any] | None) -> dict[
         "drain": state.drain.to_wire(),
         "throughput": state.vitals.throughput(),
         "slo": state.slo.snapshot(),
-        "lamps": lamps(state, engine),
+        "lamps": indicators(state, engine),
         "refused": dict(state.history.refused),
         "notes": list(ready.notes) if ready else [],
     }
 
 
-def lamps(state: "DaemonState", engine: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """Three separate facts: the engine process is up; both loops turn; work moves forward."""
+def indicators(state: "DaemonState", engine: EngineStatus | None) -> Indicators:
     lag_s = state.vitals.loop_lag_s
     age_s = progress_age_s(engine)
     return {
@@ -64,35 +69,50 @@ def lamps(state: "DaemonState", engine: Mapping[str, Any] | None) -> dict[str, d
     }
 
 
-def progress_age_s(engine: Mapping[str, Any] | None) -> float | None:
+def progress_age_s(engine: EngineStatus | None) -> float | None:
     """How long the slowest step in flight has been under way; 0 without work, None: nobody knows."""
-    return None if engine is None else float(engine["progress_age_ms"]) / 1e3
+    return None if engine is None else engine["progress_age_ms"] / 1e3
 
 
-def _device(state: "DaemonState", engine: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Facts of the device, and its numbers of this moment under `stats`."""
+def _device(state: "DaemonState", engine: EngineStatus | None) -> DeviceState | None:
     ready = state.supervisor.ready
     if ready is None:
         return None
-    facts = {name: ready.info.get(name) for name in ("kind", "name", "unit", "num_units", "dtype", "memory")}
-    return facts | {"stats": engine.get("device") if engine else None}
-
-
-def _lanes(engine: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Without the sizes of their steps, which are for the metrics."""
-    if engine is None:
-        return None
     return {
-        name: {fact: value for fact, value in lane.items() if fact != "step_sizes"}
-        for name, lane in engine["lanes"].items()
+        "kind": ready.info["kind"],
+        "name": ready.info["name"],
+        "unit": ready.info["unit"],
+        "num_units": ready.info["num_units"],
+        "dtype": ready.info["dtype"],
+        "memory": ready.info["memory"],
+        "stats": engine["device"] if engine else None,
     }
 
 
-def _kv(state: "DaemonState", engine: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _lanes(engine: EngineStatus | None) -> dict[LaneName, LaneState] | None:
+    return None if engine is None else {name: _lane(lane) for name, lane in engine["lanes"].items()}
+
+
+def _lane(lane: LaneNumbers) -> LaneState:
+    """Without the sizes of its steps, which are for the metrics."""
+    return {
+        "steps": lane["steps"],
+        "slow_steps": lane["slow_steps"],
+        "steps_in_flight": lane["steps_in_flight"],
+        "residents": lane["residents"],
+        "prefill_tokens": lane["prefill_tokens"],
+        "decode_tokens": lane["decode_tokens"],
+        "busy_ms": lane["busy_ms"],
+        "last_step_age_ms": lane["last_step_age_ms"],
+        "step_age_ms": lane["step_age_ms"],
+    }
+
+
+def _kv(state: "DaemonState", engine: EngineStatus | None) -> KvState | None:
     """The pool's numbers, and who holds most of it."""
     if engine is None:
         return None
-    holders = [
+    holders: list[KvHolder] = [
         {
             "id": record.request_id,
             "state": record.state,
@@ -105,18 +125,31 @@ def _kv(state: "DaemonState", engine: Mapping[str, Any] | None) -> dict[str, Any
     return {**engine["kv"], "holders": holders}
 
 
-def _partition(state: "DaemonState", engine: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _partition(state: "DaemonState", engine: EngineStatus | None) -> PartitionState | None:
     """Without the engine's view of the service levels: the frame's own is what clients see."""
     if engine is None:
         return None
-    shown = {name: value for name, value in engine["partition"].items() if name != "slo"}
-    return with_wall_times(shown, state.clock)
+    partition = with_wall_times(engine["partition"], state.clock)
+    return {
+        "mode": partition["mode"],
+        "policy": partition["policy"],
+        "change": partition["change"],
+        "shared": partition["shared"],
+        "effective": partition["effective"],
+        "decision": partition["decision"],
+        "prefill_duty": partition["prefill_duty"],
+        "prediction": partition["prediction"],
+        "switch_ms": partition["switch_ms"],
+    }
 
 
-def _requests(state: "DaemonState", engine: Mapping[str, Any] | None) -> dict[str, Any]:
-    numbers: Mapping[str, Any] = (engine or {}).get("requests") or {}
-    names = ("waiting", "prefilling", "decoding", "oldest_waiting_ms")
-    return {name: numbers.get(name) for name in names} | {
+def _requests(state: "DaemonState", engine: EngineStatus | None) -> RequestsState:
+    numbers = engine["requests"] if engine else None
+    return {
+        "waiting": numbers["waiting"] if numbers else None,
+        "prefilling": numbers["prefilling"] if numbers else None,
+        "decoding": numbers["decoding"] if numbers else None,
+        "oldest_waiting_ms": numbers["oldest_waiting_ms"] if numbers else None,
         "live": len(state.table),
         "held": state.table.num_held,
         "suspects": state.table.num_suspects,
@@ -124,7 +157,7 @@ def _requests(state: "DaemonState", engine: Mapping[str, Any] | None) -> dict[st
     }
 
 
-def state_samples(services: "Services", engine: Mapping[str, Any] | None) -> Iterator[Sample]:
+def state_samples(services: "Services", engine: EngineStatus | None) -> Iterator[Sample]:
     """Metrics of this moment. Those of a silent engine are left out rather than repeated."""
     yield Sample("semipd:engine_up", engine is not None)
     yield Sample("semipd:live_requests", len(services.table))
@@ -144,7 +177,7 @@ def state_samples(services: "Services", engine: Mapping[str, Any] | None) -> Ite
     for name, seconds in phases_s.items():
         yield Sample("semipd:startup_phase_seconds", seconds, (name,))
     ready = services.supervisor.ready
-    facts = (ready.version, str(ready.info["name"]), ready.scheduler) if ready else ("", "", "")
+    facts = (ready.version, ready.info["name"], ready.scheduler) if ready else ("", "", "")
     yield Sample("semipd:build_info", 1, (__version__, *facts))
     if ready is not None:
         yield Sample("vllm:cache_config_info", 1, _cache_facts(services.config.kv, ready.info))
@@ -154,47 +187,50 @@ def state_samples(services: "Services", engine: Mapping[str, Any] | None) -> Ite
         yield from _partition_samples(engine["partition"])
 
 
-def _engine_samples(engine: Mapping[str, Any]) -> Iterator[Sample]:
+def _engine_samples(engine: EngineStatus) -> Iterator[Sample]:
     requests, kv, split = engine["requests"], engine["kv"], engine["split"]
     yield Sample("vllm:num_requests_running", requests["prefilling"] + requests["decoding"])
     yield Sample("vllm:num_requests_waiting", requests["waiting"])
     yield Sample("semipd:oldest_waiting_seconds", (requests["oldest_waiting_ms"] or 0.0) / 1e3)
     yield Sample("vllm:kv_cache_usage_perc", kv["used_blocks"] / kv["total_blocks"])
-    for state in ("used", "free", "cached"):
-        yield Sample("semipd:kv_blocks", kv[f"{state}_blocks"], (state,))
+    yield Sample("semipd:kv_blocks", kv["used_blocks"], ("used",))
+    yield Sample("semipd:kv_blocks", kv["free_blocks"], ("free",))
+    yield Sample("semipd:kv_blocks", kv["cached_blocks"], ("cached",))
     lanes = engine["lanes"]
     for name, lane in lanes.items():
         yield Sample("semipd:split_units", split[name], (name,))
         yield Sample("semipd:lane_busy_seconds", lane["busy_ms"] / 1e3, (name,))
         yield Sample("semipd:lane_steps", lane["steps"], (name,))
         yield Sample("semipd:slow_steps", lane["slow_steps"], (name,))
-        for phase in ("prefill", "decode"):
-            yield Sample("semipd:lane_tokens", lane[f"{phase}_tokens"], (name, phase))
+        yield Sample("semipd:lane_tokens", lane["prefill_tokens"], (name, "prefill"))
+        yield Sample("semipd:lane_tokens", lane["decode_tokens"], (name, "decode"))
     yield Sample("vllm:iteration_tokens_total", _step_sizes([lane["step_sizes"] for lane in lanes.values()]))
 
 
-def _step_sizes(lanes: Sequence[Mapping[str, Any]]) -> Histogram:
+def _step_sizes(lanes: Sequence[StepSizes]) -> Histogram:
     """Of all lanes together."""
     counts = [sum(bucket) for bucket in zip(*(lane["counts"] for lane in lanes), strict=True)]
     return Histogram.counted(lanes[0]["bounds"], counts, sum(lane["sum_tokens"] for lane in lanes))
 
 
-def _cache_facts(kv: KvConfig, info: Mapping[str, Any]) -> tuple[str, ...]:
+def _cache_facts(kv: KvConfig, info: DeviceFacts) -> tuple[str, ...]:
     """In the order of the labels. Block 0 holds nothing, so it is no block of the pool."""
     fraction = "None" if kv.bytes else f"{kv.fraction:g}" if kv.fraction else "auto"
     kv_bytes = info["memory"].get("kv_pool")
     return (str(BLOCK_SIZE), info["dtype"], "True", fraction, str(kv_bytes), str(info["num_blocks"] - 1))
 
 
-def _partition_samples(partition: Mapping[str, Any]) -> Iterator[Sample]:
+def _partition_samples(partition: EnginePartition) -> Iterator[Sample]:
     """What is not known yet is NaN."""
     for mode in get_args(PartitionMode):
         yield Sample("semipd:partition_mode", mode == partition["mode"], (mode,))
-    decision, prediction = partition["decision"] or {}, partition["prediction"]
-    for name in ("ttft", "tpot"):
-        predicted_ms, error = decision.get(f"predicted_{name}_ms"), prediction[f"{name}_error"]
-        yield Sample("semipd:predicted_seconds", _or_nan(predicted_ms) / 1e3, (name,))
-        yield Sample("semipd:prediction_error_ratio", _or_nan(error), (name,))
+    decision, prediction = partition["decision"], partition["prediction"]
+    ttft_ms = decision["predicted_ttft_ms"] if decision else None
+    tpot_ms = decision["predicted_tpot_ms"] if decision else None
+    yield Sample("semipd:predicted_seconds", _or_nan(ttft_ms) / 1e3, ("ttft",))
+    yield Sample("semipd:predicted_seconds", _or_nan(tpot_ms) / 1e3, ("tpot",))
+    yield Sample("semipd:prediction_error_ratio", _or_nan(prediction["ttft_error"]), ("ttft",))
+    yield Sample("semipd:prediction_error_ratio", _or_nan(prediction["tpot_error"]), ("tpot",))
     switch = partition["switch_ms"]
     bounds_s = [bound / 1e3 for bound in switch["bounds_ms"]]
     counted = Histogram.counted(bounds_s, switch["counts"], switch["sum_ms"] / 1e3)

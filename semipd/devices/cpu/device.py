@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 from semipd.checkpoints.config import load_model_config
 from semipd.checkpoints.dtypes import resolve_dtype
@@ -13,6 +12,7 @@ from semipd.checkpoints.layout import WeightsLayout, plan_weights
 from semipd.checkpoints.weights import TORCH_DTYPES, load_weights
 from semipd.core.settings import EngineSettings
 from semipd.core.split import Split
+from semipd.core.state.device import DeviceStats, WorkerState
 from semipd.devices.contract import DeviceInfo, LaneName
 from semipd.devices.cpu.arithmetic import native_flags
 from semipd.devices.cpu.cgroups import ROOT, read_table
@@ -124,10 +124,8 @@ class CpuDevice:
         times = [lane.wake_at_ns() for lane in self._lanes]
         return min((time for time in times if time is not None), default=None)
 
-    def stats(self) -> dict[str, Any]:
-        """Per lane the worker's pid, its resident bytes (shared memory it has touched included), whether it
-        is up, and how many came after the first."""
-        workers = {
+    def stats(self) -> DeviceStats:
+        workers: dict[LaneName, WorkerState] = {
             lane.name: {
                 "pid": lane.worker.pid,
                 "rss_bytes": _rss_bytes(lane.worker.pid),
@@ -136,10 +134,11 @@ class CpuDevice:
             }
             for lane in self._lanes
         }
+        free = available_memory()
         return {
             "workers": workers,
             "memory": dict(self.info.memory),
-            "available": available_memory()._asdict(),
+            "available": {"num_bytes": free.num_bytes, "source": free.source},
         }
 
     def close(self) -> None:

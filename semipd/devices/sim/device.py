@@ -3,12 +3,13 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from semipd.core.errors import SemipdError
 from semipd.core.plan import BLOCK_SIZE, StepResult
 from semipd.core.settings import EngineSettings
 from semipd.core.split import Split
+from semipd.core.state.device import DeviceStats
 from semipd.devices.contract import DeviceInfo, LaneFailed, LaneName
 from semipd.devices.sim.contention import slowdown
 from semipd.devices.sim.cost import CostModel
@@ -82,7 +83,7 @@ class SimDevice:
     def wake_at_ns(self) -> int | None:
         return self._next_finish_ns
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> DeviceStats:
         return {"simulated": True, "model": self.model.name}
 
     def close(self) -> None:

@@ -18,11 +18,11 @@ class DemoOperator:
     def __init__(self, world: "DemoWorld") -> None:
         self._world = world
 
-    async def partition(self) -> dict[str, Any]:
+    async def partition(self) -> Any:
         self._check_ready()
         return self._world.control.full_status(self._slo())
 
-    async def set_partition(self, **wish: Any) -> dict[str, Any]:
+    async def set_partition(self, **wish: Any) -> Any:
         given = {"mode": "fixed", "actor": ACTOR, "reason": ""} | checked(wish, PARTITION_FIELDS)
         self._check_ready()
         world = self._world
@@ -30,14 +30,14 @@ class DemoOperator:
         world.history.journal.publish(world.now)
         return answer
 
-    async def clear_partition(self, **act: Any) -> dict[str, Any]:
+    async def clear_partition(self, **act: Any) -> Any:
         return await self.set_partition(mode="auto", **checked(act, ACT_FIELDS))
 
-    async def slo(self) -> dict[str, Any]:
+    async def slo(self) -> Any:
         self._check_ready()
         return self._slo()
 
-    async def set_slo(self, **wish: Any) -> dict[str, Any]:
+    async def set_slo(self, **wish: Any) -> Any:
         given = {"actor": ACTOR, "reason": ""} | checked(wish, SLO_FIELDS)
         self._check_ready()
         world = self._world
@@ -47,7 +47,7 @@ class DemoOperator:
 
     async def requests(
         self, *, state: str | None = None, limit: int | None = None, request_id: str | None = None
-    ) -> list[dict[str, Any]]:
+    ) -> Any:
         check_listing(state, limit)
         history, now = self._world.history, self._world.now
         if request_id is None:
@@ -60,7 +60,7 @@ class DemoOperator:
     async def cancel_request(self, request_id: str) -> str:
         return self._world.cancel(request_id)
 
-    def _slo(self) -> dict[str, Any]:
+    def _slo(self) -> Any:
         slo = self._world.history.slo
         return {"targets": dict(slo.targets), "observed": self._world.history.observed(self._world.now)}
 

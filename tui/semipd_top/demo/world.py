@@ -3,7 +3,7 @@
 import math
 import random
 from collections import deque
-from typing import Any
+from typing import Any, cast
 
 from semipd import __version__
 from semipd.wire.client_protocol import StateFrame
@@ -72,7 +72,11 @@ class DemoWorld:
         if self.now >= self._rows_due - 1e-9:
             self._rows_due = self.now + ROWS_EVERY_S
             rows = self.history.rows(self.now, limit=REQUEST_ROWS)
-        return Seen(self.at_s, StateFrame(self.state(), self.history.journal.take()), rows)
+        return Seen(
+            self.at_s,
+            StateFrame(cast(Any, self.state()), cast(Any, self.history.journal.take())),
+            cast(Any, rows),
+        )
 
     def work(self) -> Work:
         return NO_WORK if self.engine is None else self.engine.work(self.now)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from semipd_top.sources.contract import Row
+from semipd.core.state.requests import RequestRow
 from semipd_top.text.lines import Span, Style
 from semipd_top.text.numbers import count, duration, millis
 
@@ -17,52 +17,49 @@ class Field(NamedTuple):
 
     name: str
     width: int
-    key: Callable[[Row], Any]
-    show: Callable[[Row], Span]
+    key: Callable[[RequestRow], Any]
+    show: Callable[[RequestRow], Span]
     wide: bool = False
     numeric: bool = True
 
 
-def _number(name: str) -> Callable[[Row], float | None]:
-    return lambda row: None if row[name] is None else float(row[name])
-
-
-def _right(name: str, width: int, text: Callable[[Any], str], style: Style = "") -> Callable[[Row], Span]:
-    return lambda row: Span(f"{text(row[name]):>{width}}", style)
-
-
 def _column(
-    title: str, name: str, width: int, text: Callable[[Any], str] = count, *, wide: bool = False
+    title: str,
+    width: int,
+    value: Callable[[RequestRow], float | None],
+    text: Callable[[float | None], str] = count,
+    *,
+    wide: bool = False,
 ) -> Field:
-    return Field(title, width, _number(name), _right(name, width, text), wide)
+    return Field(title, width, value, lambda row: Span(f"{text(value(row)):>{width}}"), wide)
 
 
 _STATES: dict[str, Style] = {"waiting": "warn", "prefilling": "prefill", "decoding": "decode"}
 
 
-def _state(row: Row) -> Span:
+def _state(row: RequestRow) -> Span:
     if row["state"] != "finished":
         return Span(row["state"], _STATES[row["state"]])
     reason = row["error_code"] or row["finish_reason"]
-    return Span(reason, "bad" if row["error_code"] else "dim")
+    return Span(reason or "", "bad" if row["error_code"] else "dim")
 
 
 FIELDS: tuple[Field, ...] = (
     Field("id", 8, lambda row: row["id"], lambda row: Span(f"{row['id']:.8}"), numeric=False),
     Field("state", 10, lambda row: (row["state"], row["error_code"] or ""), _state, numeric=False),
-    Field("age", 6, _number("age_ms"), lambda row: Span(f"{duration(row['age_ms'] / 1e3):>6}")),
-    _column("prompt", "prompt_tokens", 6),
-    _column("hit", "cached_tokens", 5),
+    Field("age", 6, lambda row: row["age_ms"], lambda row: Span(f"{duration(row['age_ms'] / 1e3):>6}")),
+    _column("prompt", 6, lambda row: row["prompt_tokens"]),
+    _column("hit", 5, lambda row: row["cached_tokens"]),
     Field(
         "output",
         9,
-        _number("output_tokens"),
+        lambda row: row["output_tokens"],
         lambda row: Span(f"{count(row['output_tokens'])}/{count(row['max_tokens'])}".rjust(9)),
     ),
-    _column("TTFT", "ttft_ms", 5, millis),
-    _column("TPOT", "tpot_ms", 5, millis),
-    _column("blocks", "blocks", 6),
-    _column("preempted", "preemptions", 9, wide=True),
+    _column("TTFT", 5, lambda row: row["ttft_ms"], millis),
+    _column("TPOT", 5, lambda row: row["tpot_ms"], millis),
+    _column("blocks", 6, lambda row: row["blocks"]),
+    _column("preempted", 9, lambda row: row["preemptions"], wide=True),
     Field(
         "priority",
         11,
@@ -71,8 +68,8 @@ FIELDS: tuple[Field, ...] = (
         wide=True,
         numeric=False,
     ),
-    _column("queued", "queue_ms", 7, millis, wide=True),
-    _column("prefill", "prefill_ms", 7, millis, wide=True),
+    _column("queued", 7, lambda row: row["queue_ms"], millis, wide=True),
+    _column("prefill", 7, lambda row: row["prefill_ms"], millis, wide=True),
     Field(
         "key",
         16,
@@ -114,7 +111,7 @@ def fields_for(width: int) -> tuple[Field, ...]:
     return tuple(shown)
 
 
-def chosen_rows(rows: Sequence[Row], which: Which, words: str, order: Order) -> list[Row]:
+def chosen_rows(rows: Sequence[RequestRow], which: Which, words: str, order: Order) -> list[RequestRow]:
     """Those that match all of `words`, in this order; whose value is unknown come last, whatever it is."""
     wanted = words.lower().split()
     found = [row for row in rows if _is(row, which) and all(word in _searchable(row) for word in wanted)]
@@ -125,10 +122,10 @@ def chosen_rows(rows: Sequence[Row], which: Which, words: str, order: Order) -> 
     return sorted(known, key=key, reverse=order.reverse) + [row for row in found if key(row) is None]
 
 
-def _is(row: Row, which: Which) -> bool:
+def _is(row: RequestRow, which: Which) -> bool:
     return which == "all" or (row["state"] == "finished") == (which == "finished")
 
 
-def _searchable(row: Row) -> str:
+def _searchable(row: RequestRow) -> str:
     named = (row["id"], row["state"], row["finish_reason"], row["error_code"], row["priority"], row["key"])
     return " ".join(filter(None, named)).lower()

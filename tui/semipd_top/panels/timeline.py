@@ -1,9 +1,10 @@
 """One request's life as lines: pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from textwrap import wrap
-from typing import Any
 
+from semipd.core.events import EventRow
+from semipd.core.state.requests import RequestRow
 from semipd_top.picture.news import describe, style_of
 from semipd_top.text.charts import bar
 from semipd_top.text.lines import EMPTY, Line, Span, line
@@ -13,7 +14,7 @@ WORDS_AT = 36
 """Cells left of what an event's words are."""
 
 
-def request_lines(record: Mapping[str, Any], width: int) -> list[Line]:
+def request_lines(record: RequestRow, width: int) -> list[Line]:
     """Facts, where its time went, and its events with the time since arrival and since the event before."""
     ended = record["error_code"] or record["finish_reason"]
     lines = [
@@ -38,7 +39,7 @@ def request_lines(record: Mapping[str, Any], width: int) -> list[Line]:
     return lines + _events(record.get("events", ()), record["arrived_at_s"], width)
 
 
-def _phases(record: Mapping[str, Any], width: int) -> list[Line]:
+def _phases(record: RequestRow, width: int) -> list[Line]:
     """Queue, prefill and the rest as parts of its age."""
     age_ms = max(record["age_ms"], 1e-6)
     queue_ms = record["queue_ms"] if record["queue_ms"] is not None else age_ms
@@ -61,7 +62,7 @@ def _phases(record: Mapping[str, Any], width: int) -> list[Line]:
     ]
 
 
-def _events(events: Sequence[Mapping[str, Any]], arrived_s: float, width: int) -> list[Line]:
+def _events(events: Sequence[EventRow], arrived_s: float, width: int) -> list[Line]:
     lines = [line(Span(f"{'after ms':>9}{'+ ms':>9}  event", "dim"))]
     before_s = arrived_s
     for event in events:

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from semipd.core.state.requests import RequestRow
 from semipd_top.picture.history import Sample, sample_of
 from semipd_top.picture.news import DecisionWatch, Event, is_news
-from semipd_top.sources.contract import Gone, Item, Row, Seen
+from semipd_top.sources.contract import Gone, Item, Seen
 
 Link = Literal["connecting", "live", "stale", "disconnected", "ended"]
 """stale: connected, but the newest frame is old; ended: a recording is over."""
@@ -46,7 +47,7 @@ class Picture:
     events: Sequence[Event] = ()
     news: Sequence[Event] = ()
     lost: int = 0
-    requests: Sequence[Row] = ()
+    requests: Sequence[RequestRow] = ()
 
     @property
     def age_s(self) -> float | None:

@@ -1,9 +1,9 @@
 """Why a target is missed: where late requests spent their time, from the requests at hand. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
+from semipd.core.state.requests import RequestRow
 from semipd_top.picture.picture import Picture
-from semipd_top.sources.contract import Row
 from semipd_top.text.lines import Line, Span, line
 from semipd_top.text.numbers import count, latency
 
@@ -13,7 +13,7 @@ def late_line(picture: Picture, ttft_ms: float, window_s: float) -> Line | None:
     late = [
         row for row in _recent(picture, window_s) if row["ttft_ms"] is not None and row["ttft_ms"] > ttft_ms
     ]
-    queue_ms, prefill_ms = (_mean(late, name) for name in ("queue_ms", "prefill_ms"))
+    queue_ms, prefill_ms = _mean(row["queue_ms"] for row in late), _mean(row["prefill_ms"] for row in late)
     if queue_ms is None or prefill_ms is None:
         return None
     return line(
@@ -37,10 +37,10 @@ def slow_line(picture: Picture, tpot_ms: float, window_s: float) -> Line | None:
     )
 
 
-def _recent(picture: Picture, window_s: float) -> list[Row]:
+def _recent(picture: Picture, window_s: float) -> list[RequestRow]:
     return [row for row in picture.requests if picture.now_s - row["arrived_at_s"] <= window_s]
 
 
-def _mean(rows: Sequence[Row], name: str) -> float | None:
-    known = [float(row[name]) for row in rows if row[name] is not None]
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None

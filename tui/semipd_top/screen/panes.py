@@ -10,13 +10,13 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.widgets import Input
 
+from semipd.core.state.requests import RequestRow
 from semipd_top.panels.listing import WHICH, Field, Order, Which, chosen_rows, fields_for
 from semipd_top.panels.overview import overview
 from semipd_top.picture.news import Event, describe, style_of
 from semipd_top.picture.picture import Picture
 from semipd_top.screen.tables import Column, SyncedTable, TableRow
 from semipd_top.screen.widgets import LinesWidget
-from semipd_top.sources.contract import Row
 from semipd_top.text.lines import Span, fit, line
 from semipd_top.text.numbers import clock
 
@@ -165,7 +165,7 @@ class RequestsPane(SearchablePane):
             f", matching '{self.words}'" if self.words else "",
         )
 
-    def chosen(self) -> Row | None:
+    def chosen(self) -> RequestRow | None:
         """The request under the cursor."""
         key = self.table.chosen
         rows = self.picture.requests if self.picture is not None else ()
@@ -260,7 +260,7 @@ class EventsPane(SearchablePane):
         return matches
 
 
-def _key(row: Row) -> str:
+def _key(row: RequestRow) -> str:
     return str(row["seq"])
 
 

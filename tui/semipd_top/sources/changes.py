@@ -1,13 +1,14 @@
 """Plain data as what has changed about it: state frames and listed requests mostly repeat themselves."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
-from semipd_top.sources.contract import Row
+from semipd.core.state.requests import RequestRow
 
 Change = list[Any]
 """[path, value]: what stands there now; the path is a list of keys."""
 
+Row = Mapping[str, Any]
 Rows = dict[str, Any]
 """A listing of requests told by the one before: `new` rows, `changed` fields by `seq`, and the `order`."""
 
@@ -28,7 +29,7 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any], path: list[str
             yield [[*path, key], value]
 
 
-def changed(before: dict[str, Any], told: Sequence[Change]) -> dict[str, Any]:
+def changed(before: Mapping[str, Any], told: Sequence[Change]) -> Mapping[str, Any]:
     """The other way round. Shares with `before` what is equal. Raises KeyError, TypeError, ValueError or
     IndexError when `told` is not about `before`."""
     after = before
@@ -37,7 +38,7 @@ def changed(before: dict[str, Any], told: Sequence[Change]) -> dict[str, Any]:
     return after
 
 
-def _with(before: dict[str, Any], path: Sequence[str], value: Any) -> Any:
+def _with(before: Mapping[str, Any], path: Sequence[str], value: Any) -> Any:
     if not path:
         return value
     key, *rest = path
@@ -57,7 +58,7 @@ def row_changes(before: Mapping[int, Row], rows: Sequence[Row]) -> Rows:
     return {"new": new, "changed": differing, "order": _order(list(before), [row["seq"] for row in rows])}
 
 
-def changed_rows(before: Mapping[int, Row], told: Rows) -> list[dict[str, Any]]:
+def changed_rows(before: Mapping[int, Row], told: Rows) -> list[RequestRow]:
     """The other way round. Raises as `changed` does."""
     rows = {seq: dict(row) for seq, row in before.items()}
     rows |= {row["seq"]: row for row in told["new"]}
@@ -67,7 +68,7 @@ def changed_rows(before: Mapping[int, Row], told: Rows) -> list[dict[str, Any]]:
     ordered: list[int] = []
     for entry in told["order"]:
         ordered += seqs[entry[0] : entry[1]] if isinstance(entry, list) else [entry]
-    return [rows[seq] for seq in ordered]
+    return [cast(RequestRow, rows[seq]) for seq in ordered]
 
 
 def _order(before: Sequence[int], after: Sequence[int]) -> list[int | list[int]]:

@@ -1,13 +1,12 @@
 """Where the dashboard's facts come from: a daemon, a recording, or the demo. One contract for all three."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from semipd.core.state.partition import ChangeAnswer, PartitionDocument, SloDocument
+from semipd.core.state.requests import RequestRow
 from semipd.wire.client_protocol import StateFrame
-
-Row = Mapping[str, Any]
-"""One request, as the daemon lists it (docs/operations.md)."""
 
 REQUEST_ROWS = 200
 """Live and recent requests a source lists at most."""
@@ -20,7 +19,7 @@ class Seen:
 
     at_s: float
     frame: StateFrame
-    requests: Sequence[Row] | None = None
+    requests: Sequence[RequestRow] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +40,17 @@ Item = Seen | Gone
 class Operator(Protocol):
     """What a person may ask and change; the methods of semipd.client.AsyncClient. All raise SemipdError."""
 
-    async def partition(self) -> dict[str, Any]: ...
+    async def partition(self) -> PartitionDocument: ...
 
-    async def set_partition(self, **wish: Any) -> dict[str, Any]: ...
+    async def set_partition(self, **fields: Any) -> ChangeAnswer: ...
 
-    async def clear_partition(self, **act: Any) -> dict[str, Any]: ...
+    async def clear_partition(self, **fields: Any) -> ChangeAnswer: ...
 
-    async def set_slo(self, **wish: Any) -> dict[str, Any]: ...
+    async def set_slo(self, **fields: Any) -> SloDocument: ...
 
     async def requests(
         self, *, state: str | None = None, limit: int | None = None, request_id: str | None = None
-    ) -> list[dict[str, Any]]: ...
+    ) -> list[RequestRow]: ...
 
     async def cancel_request(self, request_id: str) -> str: ...
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from semipd.client import AsyncClient, StateStream
 from semipd.command_line.answers import understood
 from semipd.core.errors import SemipdError
+from semipd.core.state.requests import RequestRow
 from semipd.wire.address import default_socket_path
 from semipd.wire.client_protocol import StateFrame
-from semipd_top.sources.contract import REQUEST_ROWS, Gone, Item, Operator, Row, Seen
+from semipd_top.sources.contract import REQUEST_ROWS, Gone, Item, Operator, Seen
 
 FIRST_RETRY_S = 0.5
 MAX_RETRY_S = 5.0
@@ -133,7 +134,7 @@ class LiveSource:
             self._after = frame.events[-1]["id"]
         return frame
 
-    async def _requests(self, client: AsyncClient) -> Sequence[Row] | None:
+    async def _requests(self, client: AsyncClient) -> Sequence[RequestRow] | None:
         now_s = time.monotonic()
         if not self._wants_requests() or now_s < self._list_due_s:
             return None

@@ -12,14 +12,16 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Self, cast
 
 from semipd import __version__
 from semipd.core.errors import SemipdError
+from semipd.core.state.daemon import StateDocument
+from semipd.core.state.requests import RequestRow
 from semipd.system.safe_files import refuse_planted_links
-from semipd.wire.client_protocol import StateFrame
+from semipd.wire.client_protocol import StateFrame, no_state
 from semipd_top.sources.changes import changed, changed_rows, changes, row_changes
-from semipd_top.sources.contract import Gone, Item, Row, Seen
+from semipd_top.sources.contract import Gone, Item, Seen
 
 FORMAT = "semipd-top recording"
 VERSION = 1
@@ -45,8 +47,8 @@ class _Told:
     """The item before, which both sides know."""
 
     def __init__(self) -> None:
-        self.state: dict[str, Any] = {}
-        self.rows: dict[int, Row] = {}
+        self.state = no_state()
+        self.rows: dict[int, RequestRow] = {}
 
     def line(self, item: Item) -> dict[str, Any]:
         if isinstance(item, Gone):
@@ -66,7 +68,7 @@ class _Told:
     def item(self, line: dict[str, Any]) -> Item:
         if "gone" in line:
             return Gone(**line["gone"])
-        self.state = changed(self.state, line["state"])
+        self.state = cast(StateDocument, changed(self.state, line["state"]))
         rows = None
         if "requests" in line:
             rows = changed_rows(self.rows, line["requests"])
@@ -74,7 +76,7 @@ class _Told:
         frame = StateFrame(self.state, line.get("events", []), line.get("lost", 0))
         return Seen(line["at_s"], frame, rows)
 
-    def _take_rows(self, rows: Sequence[Row]) -> None:
+    def _take_rows(self, rows: Sequence[RequestRow]) -> None:
         self.rows = {row["seq"]: row for row in rows}
 
 

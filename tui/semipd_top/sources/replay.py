@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from semipd.core.errors import SemipdError
-from semipd_top.sources.contract import Gone, Item, Operator, Row, Seen
+from semipd.core.events import EventRow
+from semipd.core.state.partition import ChangeAnswer, PartitionDocument, SloDocument
+from semipd.core.state.requests import RequestRow
+from semipd_top.sources.contract import Gone, Item, Operator, Seen
 from semipd_top.sources.recording import Recording
 
 MIN_SPEED, MAX_SPEED = 0.01, 1000.0
@@ -166,9 +169,9 @@ class _Past:
     """The operator of a recording: what it has told so far."""
 
     def __init__(self) -> None:
-        self._listed: list[Row] = []
-        self._rows: dict[tuple[str, int], Row] = {}
-        self._events: deque[dict[str, Any]] = deque(maxlen=MAX_EVENTS)
+        self._listed: list[RequestRow] = []
+        self._rows: dict[tuple[str, int], RequestRow] = {}
+        self._events: deque[EventRow] = deque(maxlen=MAX_EVENTS)
 
     def take(self, item: Item) -> None:
         if not isinstance(item, Seen):
@@ -186,30 +189,30 @@ class _Past:
 
     async def requests(
         self, *, state: str | None = None, limit: int | None = None, request_id: str | None = None
-    ) -> list[dict[str, Any]]:
+    ) -> list[RequestRow]:
         if request_id is not None:
             rows = [row for row in self._rows.values() if row["id"] == request_id]
             events = [event for event in self._events if event["request_id"] == request_id]
             return [{**row, "events": events} for row in reversed(rows)]
-        return [dict(row) for row in self._listed if _matches(row, state)][:limit]
+        return [row for row in self._listed if _matches(row, state)][:limit]
 
-    async def partition(self) -> dict[str, Any]:
+    async def partition(self) -> PartitionDocument:
         _refuse("Partition control's tables are not recorded; its numbers are in the frames.")
 
-    async def set_partition(self, **wish: Any) -> dict[str, Any]:
+    async def set_partition(self, **fields: Any) -> ChangeAnswer:
         _refuse("This is a recording: the split cannot be changed.")
 
-    async def clear_partition(self, **act: Any) -> dict[str, Any]:
+    async def clear_partition(self, **fields: Any) -> ChangeAnswer:
         _refuse("This is a recording: no override can be ended.")
 
-    async def set_slo(self, **wish: Any) -> dict[str, Any]:
+    async def set_slo(self, **fields: Any) -> SloDocument:
         _refuse("This is a recording: targets cannot be changed.")
 
     async def cancel_request(self, request_id: str) -> str:
         _refuse(f"This is a recording: the request {request_id!r:.140} cannot be cancelled.")
 
 
-def _matches(row: Row, state: str | None) -> bool:
+def _matches(row: RequestRow, state: str | None) -> bool:
     return state is None or row["state"] == state or (state == "live" and row["state"] != "finished")
 
 

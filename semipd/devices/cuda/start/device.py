@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 from semipd.core.settings import EngineSettings
+from semipd.core.state.device import DeviceStats, SwitchTimes
 from semipd.devices.cuda.lane.lane import CudaLane
 from semipd.devices.cuda.split.streams import SwitchStats
 from semipd.devices.cuda.start.model import Checkpoint, ModelSource, Report
@@ -57,7 +57,7 @@ class CudaDevice:
         """While work is in flight somebody has to notice that the launch thread hangs."""
         return time.monotonic_ns() + _WAKE_NS if self._opened.thread.is_busy else None
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> DeviceStats:
         lanes, graphs = self._opened.lanes, self._opened.graphs
         found = lanes.capability
         return {
@@ -85,8 +85,7 @@ class CudaDevice:
         thread.close()
 
 
-def _switches(stats: SwitchStats) -> dict[str, float]:
-    """Host time that moving a lane took, in microseconds."""
+def _switches(stats: SwitchStats) -> SwitchTimes:
     return {
         "count": stats.count,
         "last_us": stats.last_ns / 1e3,

@@ -2,8 +2,9 @@
 share of time in which any kernel ran. How busy the SMs are comes from step times."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
+
+from semipd.core.state.device import GpuStats
 
 _THROTTLES = {
     0x4: "power cap",
@@ -13,20 +14,6 @@ _THROTTLES = {
     0x80: "power brake",
 }
 """nvmlClocksEventReasons that slow the GPU down against its will."""
-
-
-@dataclass(frozen=True, slots=True)
-class GpuStats:
-    """None: this GPU, driver or MIG instance does not tell. `throttled_by`: why the clocks are held down."""
-
-    memory_used_bytes: int | None
-    memory_total_bytes: int | None
-    power_w: float | None
-    power_limit_w: float | None
-    sm_clock_mhz: int | None
-    memory_clock_mhz: int | None
-    temperature_c: int | None
-    throttled_by: tuple[str, ...] | None
 
 
 class Nvml:
@@ -54,10 +41,10 @@ class Nvml:
             pynvml.nvmlShutdown()
             return cls(None, None, f"NVML does not know the GPU {uuid}: {error}")
 
-    def read(self) -> GpuStats | None:
-        """A few milliseconds at most; None with `reason`."""
+    def stats(self) -> GpuStats:
+        """Takes a few milliseconds at most."""
         if self._library is None:
-            return None
+            return {"absent": self.reason}
         library, handle = self._library, self._handle
         ask = self._ask
         memory = ask(lambda: library.nvmlDeviceGetMemoryInfo(handle))
@@ -74,11 +61,6 @@ class Nvml:
             temperature_c=ask(lambda: library.nvmlDeviceGetTemperature(handle, library.NVML_TEMPERATURE_GPU)),
             throttled_by=None if throttles is None else _throttles(throttles),
         )
-
-    def stats(self) -> dict[str, Any]:
-        """Plain data for the device's status."""
-        found = self.read()
-        return {"absent": self.reason} if found is None else asdict(found)
 
     def close(self) -> None:
         """Idempotent."""

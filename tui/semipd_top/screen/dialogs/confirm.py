@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from textual.widget import Widget
 from textual.widgets import Label
 
+from semipd.core.state.requests import RequestRow
 from semipd_top.screen.dialogs.base import Dialog
-from semipd_top.sources.contract import Operator, Row
+from semipd_top.sources.contract import Operator
 from semipd_top.text.numbers import count, duration
 
 _RESULTS = {
@@ -23,7 +24,7 @@ class CancelDialog(Dialog):
     keep_label = "Let it run"
     apply_label = "Cancel it"
 
-    def __init__(self, operator: Operator, row: Row) -> None:
+    def __init__(self, operator: Operator, row: RequestRow) -> None:
         super().__init__()
         self._operator = operator
         self._row = row

@@ -1,12 +1,12 @@
 """One request, its events as a timeline; kept up to date while it lives."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from textual import work
 from textual.widget import Widget
 
 from semipd.core.errors import SemipdError
+from semipd.core.state.requests import RequestRow
 from semipd_top.panels.timeline import request_lines
 from semipd_top.screen.dialogs.base import Dialog, Reading, error_line
 from semipd_top.sources.contract import Operator
@@ -25,7 +25,7 @@ class InspectDialog(Dialog):
         super().__init__()
         self._operator = operator
         self._request_id = request_id
-        self._records: list[dict[str, Any]] = []
+        self._records: list[RequestRow] = []
 
     def content(self) -> Iterable[Widget]:
         yield Reading()

@@ -1,7 +1,7 @@
 """Override the split: what is asked for, what the daemon predicts for it, and only then the deed."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from textwrap import wrap
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from textual.widget import Widget
 from textual.widgets import Button, Checkbox, Input, Label
 
 from semipd.core.errors import SemipdError
+from semipd.core.state.partition import PartitionDocument
 from semipd_top.operator_input import merged_bar, parse_expiry, preview_lines, split_bar, stepped
 from semipd_top.screen.dialogs.base import Dialog, error_line
 from semipd_top.screen.widgets import LinesWidget
@@ -62,7 +63,7 @@ class OverrideDialog(Dialog):
     heading = "Override the split"
     apply_label = "Override"
 
-    def __init__(self, operator: Operator, partition: Mapping[str, Any], step: int = 0) -> None:
+    def __init__(self, operator: Operator, partition: PartitionDocument, step: int = 0) -> None:
         super().__init__()
         self._operator = operator
         self._partition = partition
@@ -119,13 +120,13 @@ class OverrideDialog(Dialog):
             [merged_bar(width) if self._off else split_bar(units, self._partition["num_units"], width)]
         )
 
-    def _wish(self) -> dict[str, Any]:
+    def _asked(self) -> dict[str, Any]:
         """Raises SemipdError(`invalid_value`)."""
-        wish: dict[str, Any] = {"mode": "off"} if self._off else {"prefill_units": self._units()}
+        asked: dict[str, Any] = {"mode": "off"} if self._off else {"prefill_units": self._units()}
         expires_s = parse_expiry(self.query_one("#expiry", Input).value)
         if expires_s is not None:
-            wish["expires_s"] = expires_s
-        return wish | {"reason": self.query_one("#reason", Input).value}
+            asked["expires_s"] = expires_s
+        return asked | {"reason": self.query_one("#reason", Input).value}
 
     def _units(self) -> int:
         text = self.query_one("#units", Input).value
@@ -141,7 +142,7 @@ class OverrideDialog(Dialog):
             return
         preview = self.query_one("#preview", LinesWidget)
         try:
-            answer = await self._operator.set_partition(**self._wish(), dry_run=True)
+            answer = await self._operator.set_partition(**self._asked(), dry_run=True)
             auto = await self._operator.set_partition(mode="auto", dry_run=True)
         except SemipdError as error:
             preview.show(_wrapped(error, preview.size.width))
@@ -150,10 +151,10 @@ class OverrideDialog(Dialog):
         preview.show(preview_lines(answer, auto, targets))
 
     async def apply(self) -> str:
-        answer = await self._operator.set_partition(**self._wish())
-        granted, expires_at_s = answer["granted"], answer["expires_at_s"]
+        answer = await self._operator.set_partition(**self._asked())
+        granted, at_s, expires_at_s = answer["granted"], answer["at_s"], answer["expires_at_s"]
         way = f"split {granted[0]}+{granted[1]}" if granted else "merged steps"
-        limit = "" if expires_at_s is None else f" for {duration(expires_at_s - answer['at_s'])}"
+        limit = "" if at_s is None or expires_at_s is None else f" for {duration(expires_at_s - at_s)}"
         return f"Override: {way}{limit}, {answer['takes_effect']}. {answer['rounding']}".strip()
 
 

@@ -1,7 +1,6 @@
 """Change the service level targets."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from textual import on
 from textual.containers import Horizontal
@@ -57,12 +56,12 @@ class SloDialog(Dialog):
     def _changed(self) -> None:
         preview, picture = self.query_one("#preview", LinesWidget), self._newest()
         try:
-            wish = self._typed()
+            typed = self._typed()
         except SemipdError as error:
             preview.show([error_line(error)])
             return
         tried = slo_preview(
-            picture.requests, wish["ttft_ms"], wish["tpot_ms"], picture.now_s, wish["window_s"]
+            picture.requests, typed["ttft_ms"], typed["tpot_ms"], picture.now_s, typed["window_s"]
         )
         preview.show([tried])
 
@@ -71,7 +70,7 @@ class SloDialog(Dialog):
         return {name: parse_number(label, self.query_one(f"#{name}", Input).value) for name, label in FIELDS}
 
     async def apply(self) -> str:
-        changed: dict[str, Any] = {
+        changed: dict[str, float] = {
             name: value for name, value in self._typed().items() if value != self._targets[name]
         }
         if not changed:

@@ -1,0 +1,49 @@
+"""Requests, one by one."""
+
+from typing import Literal, NotRequired, TypedDict
+
+from semipd.core.events import EventRow, FinishReason
+from semipd.core.request import CancelResult, Priority, RequestStage
+
+
+class RequestRow(TypedDict):
+    """One sequence of a request: facts and times, never its text. `key`: the name of the client's key. Null:
+    did not happen. `events`: only when one request is asked for."""
+
+    id: str
+    key: str | None
+    seq: int
+    state: RequestStage
+    finish_reason: FinishReason | None
+    error_code: str | None
+    arrived_at_s: float
+    age_ms: float
+    priority: Priority
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    max_tokens: int
+    blocks: int
+    preemptions: int
+    queue_ms: float | None
+    prefill_ms: float | None
+    ttft_ms: float | None
+    tpot_ms: float | None
+    events: NotRequired[list[EventRow]]
+
+
+class RequestList(TypedDict):
+    object: Literal["list"]
+    data: list[RequestRow]
+
+
+class RequestDetails(TypedDict):
+    """`sequences`: one for each choice."""
+
+    id: str
+    sequences: list[RequestRow]
+
+
+class CancelAnswer(TypedDict):
+    id: str
+    result: CancelResult
