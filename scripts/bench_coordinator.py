@@ -13,11 +13,11 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from semipd.config.config import default_engine_settings
 from semipd.core.messages import Submit
 from semipd.core.plan import StepPlan, StepResult
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
-from semipd.core.settings import EngineSettings
 from semipd.devices.fake import FakeDevice, FakeLane
 from semipd.engine.coordinator import Coordinator
 from semipd.wire.engine_link import outbound_to_wire
@@ -82,7 +82,9 @@ class TimedDevice(FakeDevice):
 def measure(batch: int, num_ticks: int) -> Figures:
     tokens = num_ticks + 200
     device = TimedDevice(num_blocks=batch * (tokens // 16 + 4) + 2, max_model_len=tokens + PROMPT_TOKENS + 1)
-    settings = EngineSettings(device="fake", max_num_seqs=batch, prefill_chunk_tokens=batch * PROMPT_TOKENS)
+    settings = default_engine_settings(
+        device="fake", max_num_seqs=batch, prefill_chunk_tokens=batch * PROMPT_TOKENS
+    )
     coordinator = Coordinator(device, settings)
     params = SamplingParams(max_tokens=tokens, seed=1)
     now_ns, tick_us, encode_us = 0, list[float](), list[float]()

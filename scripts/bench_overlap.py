@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import semipd
+from semipd.config.config import default_engine_settings
 from semipd.core.messages import Inbound, StepTokens, Submit
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
@@ -123,14 +124,14 @@ def main() -> None:
     base["step_token_budget"] = args.chunk_tokens
     schedulers: list[SchedulerName] = ["semipd", "prefill-first", "chunked"]
     device = open_device(
-        EngineSettings(**base), lambda phase, limit_s: print(f"{phase} (at most {limit_s:g} s)")
+        default_engine_settings(**base), lambda phase, limit_s: print(f"{phase} (at most {limit_s:g} s)")
     )
     try:
         rounds = [
             # "fixed" shows what dividing does; in mode auto the policy may choose merged steps instead
             measure(
                 device,
-                EngineSettings(**base, scheduler=scheduler, partition_mode="fixed"),
+                default_engine_settings(**base, scheduler=scheduler, partition_mode="fixed"),
                 args.prompt_tokens,
             )
             for _ in range(args.rounds)

@@ -75,9 +75,9 @@ class Summary:
         return asdict(self)
 
 
-def percentile(ordered: Sequence[float], frac: float) -> float:
+def quantile(ordered: Sequence[float], frac: float) -> float:
     """The value at `frac` (0-1) of sorted values, interpolated linearly between its two neighbours."""
-    assert ordered, "percentile of nothing"
+    assert ordered, "quantile of nothing"
     position = (len(ordered) - 1) * frac
     below = math.floor(position)
     above = min(below + 1, len(ordered) - 1)
@@ -89,7 +89,7 @@ def distribution_ms(seconds: Iterable[float | None]) -> Distribution | None:
     ordered = sorted(value * 1e3 for value in seconds if value is not None)
     if not ordered:
         return None
-    p50, p90, p99 = (percentile(ordered, frac) for frac in (0.5, 0.9, 0.99))
+    p50, p90, p99 = (quantile(ordered, frac) for frac in (0.5, 0.9, 0.99))
     return Distribution(len(ordered), math.fsum(ordered) / len(ordered), p50, p90, p99, ordered[-1])
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from semipd.config.config import default_engine_settings
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
 from semipd.devices.cuda.driver.environment import cuda_environment
@@ -14,7 +15,7 @@ from semipd.devices.cuda.start.entry import SWITCH_INTERVAL_S
 if TYPE_CHECKING:
     from semipd.devices.cuda.start.device import CudaDevice
 
-BASE = EngineSettings(device="cuda", dtype="bfloat16", partition_mode="auto", kv_fraction=0.95)
+BASE = default_engine_settings(device="cuda", dtype="bfloat16", partition_mode="auto", kv_fraction=0.95)
 
 
 def prepare_process(environ: "os._Environ[str]") -> None:

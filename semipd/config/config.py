@@ -3,7 +3,7 @@
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -119,6 +119,7 @@ class Config:
             step_token_budget=self.engine.step_token_budget,
             kv_bytes=self.kv.bytes,
             kv_fraction=self.kv.fraction,
+            max_num_blocks=0,
             prefill_units=self.engine.prefill_units,
             log_format=self.server.log_format,
             sim_profile=self.engine.sim_profile,
@@ -173,6 +174,11 @@ def load_config(
             values[key], origins[key] = value, origin
     sections = {name: record(**_of_section(values, name)) for name, record in SECTIONS.items()}
     return Config(**sections, origins=MappingProxyType(origins))
+
+
+def default_engine_settings(**changes: Any) -> EngineSettings:
+    """The settings of an engine whose configuration says nothing, with some of them changed."""
+    return replace(load_config().engine_settings(""), **changes)
 
 
 Layer = dict[str, tuple[Value, str]]

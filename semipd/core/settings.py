@@ -1,8 +1,12 @@
-"""Everything the engine process needs to know, resolved once by the daemon and sent as the first frame."""
+"""Everything the engine process needs to know, resolved once by the daemon and sent as the first frame.
+
+Its defaults are those of the configuration: see semipd.config.config.default_engine_settings.
+"""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from semipd.core.slo import Slo
 from semipd.core.split import PartitionMode, PolicyName
 from semipd.system.logs import LogFormat
 
@@ -27,38 +31,43 @@ class EngineSettings:
         until the step times are known.
     partition_mode, partition_policy: who chooses the split at start-up.
     merge_tokens: largest merged step that partition mode `auto` may choose instead of splitting; 0: none.
-    slo_ttft_ms, slo_tpot_ms, slo_percentile, slo_window_s: targets at start-up (core.slo.Slo).
+    slo_ttft_ms, slo_tpot_ms, slo_percentile, slo_window_s: targets at start-up, see Slo.
     state_dir: folder where learned step times are kept; "": semipd in the user's state folder.
     log_format: how the engine process logs: "text" or "json".
     start_patience: factor on the time limit of each start-up phase, and of the start of another worker.
     worker_step_limit_s: a worker process that takes longer for a step is killed and replaced.
     """
 
-    model_dir: str = ""
-    model_name: str = "demo"
-    device: str = "cpu"
-    dtype: str = "auto"
-    scheduler: SchedulerName = "semipd"
-    max_model_len: int = 0
-    max_num_seqs: int = 64
-    prefill_chunk_tokens: int = 512
-    step_token_budget: int = 512
-    kv_bytes: int = 0
-    kv_fraction: float = 0.0
-    max_num_blocks: int = 0
-    prefill_units: int = 0
-    log_format: LogFormat = "text"
-    sim_profile: str = ""
-    partition_mode: PartitionMode = "auto"
-    partition_policy: PolicyName = "predictive"
-    merge_tokens: int = 8192
-    slo_ttft_ms: float = 500.0
-    slo_tpot_ms: float = 50.0
-    slo_percentile: float = 90.0
-    slo_window_s: float = 60.0
-    state_dir: str = ""
-    start_patience: float = 1.0
-    worker_step_limit_s: float = 60.0
+    model_dir: str
+    model_name: str
+    device: str
+    dtype: str
+    scheduler: SchedulerName
+    max_model_len: int
+    max_num_seqs: int
+    prefill_chunk_tokens: int
+    step_token_budget: int
+    kv_bytes: int
+    kv_fraction: float
+    max_num_blocks: int
+    prefill_units: int
+    log_format: LogFormat
+    sim_profile: str
+    partition_mode: PartitionMode
+    partition_policy: PolicyName
+    merge_tokens: int
+    slo_ttft_ms: float
+    slo_tpot_ms: float
+    slo_percentile: float
+    slo_window_s: float
+    state_dir: str
+    start_patience: float
+    worker_step_limit_s: float
+
+    @property
+    def slo(self) -> Slo:
+        """Targets at start-up."""
+        return Slo(self.slo_ttft_ms, self.slo_tpot_ms, self.slo_percentile, self.slo_window_s)
 
     def to_wire(self) -> dict[str, Any]:
         return asdict(self)

@@ -19,10 +19,10 @@ class Slo:
     """Targets: `percentile` (0-100) of the requests of the last `window_s` seconds shall have a TTFT and
     a TPOT of at most these."""
 
-    ttft_ms: float = 500.0
-    tpot_ms: float = 50.0
-    percentile: float = 90.0
-    window_s: float = 60.0
+    ttft_ms: float
+    tpot_ms: float
+    percentile: float
+    window_s: float
 
     def to_wire(self) -> SloTargets:
         return {
@@ -31,6 +31,3 @@ class Slo:
             "percentile": self.percentile,
             "window_s": self.window_s,
         }
-
-
-DEFAULT_SLO = Slo()

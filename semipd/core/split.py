@@ -20,6 +20,9 @@ class Split(NamedTuple):
     prefill_units: int
     decode_units: int
 
+    def units_of(self, lane: LaneName) -> int:
+        return self.prefill_units if lane == "prefill" else self.decode_units
+
     @property
     def is_solo(self) -> bool:
         return self.prefill_units == 0 or self.decode_units == 0

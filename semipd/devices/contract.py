@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from semipd.core.errors import SemipdError
 from semipd.core.plan import Join, StepPlan, StepResult
-from semipd.core.split import Split
+from semipd.core.split import LaneName, Split
 from semipd.core.state.device import DeviceStats
-
-LaneName = Literal["prefill", "decode"]
 
 
 class LaneFailed(SemipdError):  # noqa: N818

@@ -19,9 +19,9 @@ from semipd.core.plan import BLOCK_SIZE, INVALID_LOGITS, Join, StepPlan, StepRes
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.settings import EngineSettings
-from semipd.core.split import Split
+from semipd.core.split import LaneName, Split
 from semipd.core.state.device import DeviceStats
-from semipd.devices.contract import DeviceInfo, LaneFailed, LaneName
+from semipd.devices.contract import DeviceInfo, LaneFailed
 
 NUM_UNITS = 16
 DEFAULT_VOCAB_SIZE = 1000
@@ -45,7 +45,7 @@ Latency = Callable[[LaneName, StepPlan], int]
 def default_latency(lane: LaneName, plan: StepPlan) -> int:
     """Decode: 1 ms and 10 us per sequence, flat above a quarter of the units, as memory-bound work is.
     Prefill: 10 us per token on all units, in inverse proportion to the lane's share."""
-    units = plan.split.prefill_units if lane == "prefill" else plan.split.decode_units
+    units = plan.split.units_of(lane)
     chunk_tokens = sum(segment.length for segment in plan.segments)
     slowdown = max(1.0, NUM_UNITS / 4 / units)
     decode_ns = (1_000_000 + 10_000 * len(plan.decode)) * slowdown if plan.decode else 0

@@ -11,7 +11,7 @@ runs in the engine process, in tests against the fake device, and under a virtua
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from semipd.core.errors import SemipdError
 from semipd.core.events import SLO_CHANGED
@@ -30,15 +30,14 @@ from semipd.core.messages import (
 from semipd.core.plan import StepResult
 from semipd.core.request import SeqId
 from semipd.core.settings import EngineSettings, SchedulerName
-from semipd.core.slo import Slo
 from semipd.core.split import Split
-from semipd.devices.contract import Device, DeviceInfo, WorkerDied
+from semipd.devices.contract import Device, WorkerDied
 from semipd.engine.lane_events import partition_changed, split_changed, worker_changed
 from semipd.engine.lane_state import LaneState
 from semipd.engine.slow_steps import SlowSteps
 from semipd.engine.status import engine_status
 from semipd.engine.work import work_at_hand
-from semipd.partition.control import Control, ControlSettings
+from semipd.partition.control import Control
 from semipd.partition.interface import Work
 from semipd.partition.models import Models
 from semipd.partition.table import SplitTable
@@ -75,9 +74,9 @@ class Coordinator:
         self.scheduler = Scheduler(limits, self._leave_lanes)
         self.split = info.solo_decode
         table = SplitTable(info.splits, info.solo_prefill, info.solo_decode, info.num_units, info.unit)
-        self.control = Control(
-            table, _control_settings(settings, self.policy, info), models or Models(info.num_units)
-        )
+        merge_tokens = min(settings.merge_tokens, info.max_step_tokens or settings.merge_tokens)
+        in_force = replace(settings, scheduler=self.policy, merge_tokens=merge_tokens)
+        self.control = Control(table, in_force, models or Models(info.num_units))
         self._slow_steps = SlowSteps()
         self._next_step_id = 1
         self._held: Split | None = None
@@ -115,13 +114,13 @@ class Coordinator:
                     self._answer(message, out)
 
     def _answer(self, message: GetPartition | SetPartition | SetSlo, out: Outbox) -> None:
-        """A change is announced before it is answered: whoever has the answer finds the daemon informed."""
+        """The event of a change goes out before its answer, so that the daemon knows of it first."""
         try:
             match message:
                 case GetPartition(nonce):
                     out.send(Status(nonce, self.control.full_status(out.now_ns)))
                 case SetPartition(nonce):
-                    change, answer = self.control.set(message, out.now_ns, self._look(out))
+                    change, answer = self.control.set(message, out.now_ns, self._work_getter(out))
                     if not message.dry_run:
                         out.event(partition_changed(change))
                     out.send(Status(nonce, answer))
@@ -188,7 +187,7 @@ class Coordinator:
         if change is not None:
             out.event(partition_changed(change))
 
-    def _look(self, out: Outbox) -> Callable[[], Work]:
+    def _work_getter(self, out: Outbox) -> Callable[[], Work]:
         return lambda: work_at_hand(self.scheduler, self.prefill, self.control.models, out.now_ns)
 
     def _launch(self, out: Outbox) -> None:
@@ -206,7 +205,7 @@ class Coordinator:
         if self._held is not None:
             self._launch_without_a_lane(self._held, prefill_busy, out)
             return
-        choice = self.control.choose(out.now_ns, prefill_busy, decode_busy, self._look(out))
+        choice = self.control.choose(out.now_ns, prefill_busy, decode_busy, self._work_getter(out))
         if choice.merged_tokens:
             self._launch_merged(choice.merged_tokens, out)
             return
@@ -300,19 +299,6 @@ class Coordinator:
         holders = {**self.scheduler.sequences, **self.scheduler.unsettled}
         counted = {seq: sequence.num_inflight for seq, sequence in holders.items() if sequence.num_inflight}
         assert counted == inflight, f"steps in flight per sequence: {counted} counted, {inflight} found"
-
-
-def _control_settings(settings: EngineSettings, scheduler: str, info: DeviceInfo) -> ControlSettings:
-    return ControlSettings(
-        scheduler=scheduler,
-        mode=settings.partition_mode,
-        policy=settings.partition_policy,
-        prefill_units=settings.prefill_units,
-        prefill_chunk_tokens=settings.prefill_chunk_tokens,
-        step_token_budget=settings.step_token_budget,
-        merge_tokens=min(settings.merge_tokens, info.max_step_tokens or settings.merge_tokens),
-        slo=Slo(settings.slo_ttft_ms, settings.slo_tpot_ms, settings.slo_percentile, settings.slo_window_s),
-    )
 
 
 def _tpot_ms(sequence: Sequence, now_ns: int) -> float | None:

@@ -4,7 +4,7 @@ from semipd.core.events import PARTITION_CHANGED, SPLIT_CHANGED, WORKER_DIED, WO
 from semipd.core.split import LaneName
 from semipd.devices.contract import WorkerDied, WorkerNews
 from semipd.partition.control import Switch
-from semipd.partition.journal import Change
+from semipd.partition.decision_log import Change
 
 
 def partition_changed(change: Change) -> Told:

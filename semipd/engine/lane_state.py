@@ -48,7 +48,7 @@ class LaneState:
         return self.executor == "up" and self.lane.capacity() > 0
 
     def units(self, split: Split) -> int:
-        return split.prefill_units if self.lane.name == "prefill" else split.decode_units
+        return split.units_of(self.lane.name)
 
     def leave(self, seq: SeqId) -> None:
         """The sequence is not resident from the next plan on. No effect if it never was."""

@@ -1,9 +1,9 @@
 """What a split would mean for the requests at hand: the real queue is walked, step by step."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from semipd.core.percentile import percentile
 from semipd.core.slo import Slo
 from semipd.core.split import Split
 from semipd.partition.interface import Line, Prompt, Snapshot
@@ -155,7 +155,7 @@ def _judge(
     if tpot_ms > slo.tpot_ms:
         loss += s.num_decodes
         excess += s.num_decodes * (tpot_ms / slo.tpot_ms - 1)
-    ttft_ms, watched = _at_percentile(hopeful, slo.percentile)
+    ttft_ms, watched = percentile(sorted(hopeful), slo.percentile) or (None, None)
     return Outlook(
         split, merged_tokens, step_ms, tpot_ms, ttft_ms, watched, num_late, num_close, loss, excess
     )
@@ -207,10 +207,3 @@ def _ms_per_token(s: Snapshot, line: Line, merged_tokens: int) -> float:
 def _merged_chunk(s: Snapshot, merged_tokens: int) -> int:
     """What decode leaves of a merged step's budget."""
     return max(merged_tokens - s.num_decodes, 1)
-
-
-def _at_percentile(ttfts: list[tuple[float, int]], percent: float) -> tuple[float | None, int | None]:
-    if not ttfts:
-        return None, None
-    ordered = sorted(ttfts)
-    return ordered[max(math.ceil(percent / 100 * len(ordered)), 1) - 1]

@@ -1,15 +1,15 @@
-"""An operator's wish, checked and rounded before anything changes."""
+"""An operator's request, checked and rounded before anything changes."""
 
 from semipd.core.errors import SemipdError
 from semipd.core.messages import SetPartition
 from semipd.core.slo import SLO_BOUNDS
 from semipd.core.split import MAX_EXPIRY_S, Split
-from semipd.partition.journal import Change
+from semipd.partition.decision_log import Change
 from semipd.partition.table import SplitTable
 
 
-def plan_change(wish: SetPartition, table: SplitTable, scheduler: str, now_ns: int) -> Change:
-    """What the wish would become; changes nothing.
+def plan_change(request: SetPartition, table: SplitTable, scheduler: str, now_ns: int) -> Change:
+    """What the request would become; changes nothing.
 
     Raises SemipdError: `impossible_split` with the table of possible ones, `invalid_value`,
     `scheduler_has_one_lane`.
@@ -22,17 +22,24 @@ def plan_change(wish: SetPartition, table: SplitTable, scheduler: str, now_ns: i
         )
     requested = {
         name: units
-        for name, units in (("prefill_units", wish.prefill_units), ("decode_units", wish.decode_units))
+        for name, units in (("prefill_units", request.prefill_units), ("decode_units", request.decode_units))
         if units is not None
     }
     granted, rounding = None, ""
-    if wish.mode == "fixed" or not table.splits:
+    if request.mode == "fixed" or not table.splits:
         granted = table.nearest(**requested)
         rounding = describe_rounding(requested, granted, table)
     elif requested:
-        raise _invalid(f"The mode {wish.mode} takes no units; {requested} were given.", "prefill_units")
+        raise _invalid(f"The mode {request.mode} takes no units; {requested} were given.", "prefill_units")
     return Change(
-        now_ns, wish.mode, wish.actor, wish.reason, requested, granted, rounding, _expiry_ns(wish, now_ns)
+        now_ns,
+        request.mode,
+        request.actor,
+        request.reason,
+        requested,
+        granted,
+        rounding,
+        _expiry_ns(request, now_ns),
     )
 
 
@@ -55,16 +62,16 @@ def describe_rounding(requested: dict[str, int], granted: Split, table: SplitTab
     return f"{asked} asked for; {granted} (prefill+decode) granted, the nearest split this device offers"
 
 
-def _expiry_ns(wish: SetPartition, now_ns: int) -> int | None:
-    if wish.expires_s is None:
+def _expiry_ns(request: SetPartition, now_ns: int) -> int | None:
+    if request.expires_s is None:
         return None
-    if wish.mode == "auto":
+    if request.mode == "auto":
         raise _invalid("The mode auto does not expire.", "expires_s")
-    if not 0 < wish.expires_s <= MAX_EXPIRY_S:
+    if not 0 < request.expires_s <= MAX_EXPIRY_S:
         raise _invalid(
-            f"expires_s is {wish.expires_s:g}; it must lie above 0, at most {MAX_EXPIRY_S:g}.", "expires_s"
+            f"expires_s is {request.expires_s:g}; it must lie above 0, at most {MAX_EXPIRY_S:g}.", "expires_s"
         )
-    return now_ns + int(wish.expires_s * 1e9)
+    return now_ns + int(request.expires_s * 1e9)
 
 
 def _invalid(message: str, param: str) -> SemipdError:

@@ -1,4 +1,4 @@
-"""Which splits a device offers, and how a wish becomes one of them."""
+"""Which splits a device offers, and how a request becomes one of them."""
 
 from dataclasses import dataclass
 
@@ -17,26 +17,26 @@ class SplitTable:
     unit: str
 
     def nearest(self, *, prefill_units: int | None = None, decode_units: int | None = None) -> Split:
-        """The split closest to the wish; of two equally close ones that with more prefill units.
+        """The split closest to what is asked for; of two equally close ones that with more prefill units.
 
-        One number is enough; two must add up to the whole device. A wish that leaves a lane without
+        One number is enough; two must add up to the whole device. A request that leaves a lane without
         units is refused, not rounded: idle units are lent anyway, and a lane without any would starve.
         Raises SemipdError(`impossible_split`) with the table of possible splits.
         """
         if not self.splits:
             raise self._refusal(f"This device cannot be divided: it has {self.num_units} {self.unit}(s).")
-        wish = self._prefill_wish(prefill_units, decode_units)
-        if not 0 < wish < self.num_units:
+        wanted = self._wanted_prefill(prefill_units, decode_units)
+        if not 0 < wanted < self.num_units:
             raise self._refusal(
-                f"{wish} of {self.num_units} {self.unit}s for prefill leaves one lane without any."
+                f"{wanted} of {self.num_units} {self.unit}s for prefill leaves one lane without any."
             )
-        return min(self.splits, key=lambda split: (abs(split.prefill_units - wish), -split.prefill_units))
+        return min(self.splits, key=lambda split: (abs(split.prefill_units - wanted), -split.prefill_units))
 
     def half(self) -> Split:
         """The most even split. The table must not be empty."""
         return self.nearest(prefill_units=self.num_units // 2)
 
-    def _prefill_wish(self, prefill_units: int | None, decode_units: int | None) -> int:
+    def _wanted_prefill(self, prefill_units: int | None, decode_units: int | None) -> int:
         if prefill_units is None and decode_units is None:
             raise self._refusal("A fixed split needs prefill_units or decode_units.")
         if prefill_units is None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import semipd
+from semipd.config.config import default_engine_settings
 from semipd.core.events import Event
 from semipd.core.request import Request
-from semipd.core.settings import EngineSettings
 from semipd.devices.sim.device import SimDevice, known_gpu, known_model, pool_blocks
 from semipd.devices.sim.profile import load_profile
 from semipd.sim.disaggregated import Disaggregated
@@ -112,7 +112,7 @@ def build(case: Case, ledger: Ledger, on_event: Callable[[Event], None]) -> tupl
     gpu, model = known_gpu(case.gpu), known_model(case.model)
     profile = load_profile(gpu, case.profile).scaled(bandwidth=case.bandwidth, contention=case.contention)
     spec = parse_policy(case.policy)
-    base = EngineSettings(
+    base = default_engine_settings(
         device=f"sim:{case.gpu}",
         model_name=case.model,
         max_model_len=case.max_model_len,

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from semipd.core.percentile import percentile
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -101,5 +103,6 @@ def percentiles(values: Iterable[float]) -> dict[str, float]:
     ordered = sorted(values)
     if not ordered:
         return {}
-    ranks = {f"p{pct}": ordered[math.ceil(pct / 100 * len(ordered)) - 1] for pct in PERCENTILES}
+    shares = {f"p{pct}": percentile(ordered, pct) for pct in PERCENTILES}
+    ranks = {name: value for name, value in shares.items() if value is not None}
     return {"mean": sum(ordered) / len(ordered)} | ranks

@@ -56,7 +56,7 @@ def settings_for(spec: PolicySpec, base: EngineSettings, slo: Targets, gpu: Gpu)
             changes |= {"partition_mode": "fixed", "prefill_units": _prefill_sms(spec.value, gpu)}
         case "paper" | "predictive":
             changes |= {"partition_mode": "auto", "partition_policy": spec.kind}
-    return EngineSettings(**(base.to_wire() | changes))
+    return EngineSettings.from_wire(base.to_wire() | changes)
 
 
 def _prefill_sms(decode_sms: int, gpu: Gpu) -> int:

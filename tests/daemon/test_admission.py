@@ -13,12 +13,12 @@ import pytest
 from support.daemon import Running, running, until
 
 from semipd.client import AsyncClient, GenerateStream
+from semipd.config.config import default_engine_settings
 from semipd.config.sections import AdmissionConfig
 from semipd.core.errors import SemipdError
 from semipd.core.events import ADMITTED, Event
 from semipd.core.request import Priority, Request, SeqId
 from semipd.core.sampling import SamplingParams
-from semipd.core.settings import EngineSettings
 from semipd.daemon.access.terms import Terms
 from semipd.daemon.history.records import RequestHistory, RequestRecord
 from semipd.daemon.requests.admission import MAX_RETRY_S, Admission, Place
@@ -306,7 +306,7 @@ async def test_accepted_choices_are_never_refused_half_way(tmp_path: Path) -> No
 
 async def test_choices_that_are_not_begun_hold_their_place(tmp_path: Path) -> None:
     settings = {"admission.max_waiting_requests": 16}
-    async with running(tmp_path, fake=EngineSettings(device="fake"), settings=settings) as daemon:
+    async with running(tmp_path, fake=default_engine_settings(device="fake"), settings=settings) as daemon:
         admission, run = daemon.services.admission, daemon.services.supervisor._run
         assert run is not None
         os.kill(run.pid, signal.SIGSTOP)
@@ -326,7 +326,7 @@ async def test_choices_that_are_not_begun_hold_their_place(tmp_path: Path) -> No
 
 
 async def test_many_choices_of_many_prompts_are_refused_for_good(tmp_path: Path) -> None:
-    async with running(tmp_path, fake=EngineSettings(device="fake")) as daemon:
+    async with running(tmp_path, fake=default_engine_settings(device="fake")) as daemon:
         prompts = [[5]] * 32
         for path, body in (
             ("/v1/completions", {"prompt": prompts, "n": 128, "max_tokens": 1}),
@@ -346,7 +346,7 @@ async def test_many_choices_of_many_prompts_are_refused_for_good(tmp_path: Path)
 
 async def test_a_request_never_waits_with_more_than_was_counted(tmp_path: Path) -> None:
     """Whatever becomes of the first choices, those that follow them have been counted from the beginning."""
-    fake = EngineSettings(device="fake", max_num_seqs=2)
+    fake = default_engine_settings(device="fake", max_num_seqs=2)
     async with running(tmp_path, fake=fake, settings={"admission.max_waiting_requests": 64}) as daemon:
         admission, most = daemon.services.admission, 0
         body = {"prompt": [[5], [6]], "n": 8, "max_tokens": 3, "ignore_eos": True}
@@ -408,7 +408,7 @@ async def test_who_waits_too_long_never_reaches_the_engine(tmp_path: Path) -> No
 
 
 async def test_blocks_of_expired_requests_are_free(tmp_path: Path) -> None:
-    async with running(tmp_path, fake=EngineSettings(device="fake")) as daemon:
+    async with running(tmp_path, fake=default_engine_settings(device="fake")) as daemon:
         body = {"prompt": [5] * 40, "max_tokens": 1900, "ignore_eos": True, "timeout_ms": 300}
         answers = await asyncio.gather(*(daemon.post(body) for _ in range(4)))
         await daemon.engine_says(lambda seen: seen["kv"]["used_blocks"] == 0)
@@ -429,7 +429,7 @@ async def test_priorities(tmp_path: Path) -> None:
 
 
 async def test_interactive_requests_pass_batch_requests(tmp_path: Path) -> None:
-    fake = EngineSettings(device="fake", max_num_seqs=1)
+    fake = default_engine_settings(device="fake", max_num_seqs=1)
     async with running(tmp_path, fake=fake) as daemon:
         order: list[str] = []
 
@@ -449,7 +449,7 @@ async def test_interactive_requests_pass_batch_requests(tmp_path: Path) -> None:
 
 
 async def test_what_can_never_fit_is_refused_with_the_arithmetic(tmp_path: Path) -> None:
-    small = EngineSettings(device="fake", max_num_blocks=12)  # 11 usable
+    small = default_engine_settings(device="fake", max_num_blocks=12)  # 11 usable
     async with running(tmp_path, fake=small) as daemon:
         over, told, _ = await daemon.post({"prompt": [5] * 100, "max_tokens": 80})
         long, too_long, _ = await daemon.post({"prompt": [5] * 200, "max_tokens": 1})

@@ -10,7 +10,7 @@ import torch
 from support.daemon import Running, running
 from support.tiny_models import reference_logits, tiny_checkpoint
 
-from semipd.core.settings import EngineSettings
+from semipd.config.config import default_engine_settings
 from semipd.daemon.model.files import ModelFiles
 
 TOLERANCE = 1e-3
@@ -26,7 +26,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 async def daemon(folder: Path, tmp_path: Path) -> AsyncIterator[Running]:
-    settings = EngineSettings(
+    settings = default_engine_settings(
         model_dir=str(folder),
         dtype="float32",
         kv_bytes=8 * 2**20,

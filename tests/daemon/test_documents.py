@@ -11,10 +11,9 @@ from aiohttp.hdrs import METH_DELETE
 from prometheus_client.parser import text_string_to_metric_families
 from support.daemon import running
 
-from semipd.config.config import Config
+from semipd.config.config import Config, default_engine_settings
 from semipd.config.sections import LimitsConfig
 from semipd.core.events import EventKind
-from semipd.core.settings import EngineSettings
 from semipd.daemon.history import journal as events
 from semipd.daemon.history.metric_names import DEFINITIONS
 from semipd.daemon.history.records import MAX_RECENT, STATES
@@ -164,7 +163,7 @@ def queries() -> list[str]:
 
 
 async def test_the_dashboard_asks_only_for_metrics_that_exist(tmp_path: Path) -> None:
-    async with running(tmp_path, fake=EngineSettings(device="fake")) as daemon:
+    async with running(tmp_path, fake=default_engine_settings(device="fake")) as daemon:
         await daemon.complete(prompt=[1, 2], max_tokens=3, ignore_eos=True, zzz=1)
         await daemon.post({"prompt": None})
         async with daemon.http.get(f"{daemon.url}/metrics") as response:

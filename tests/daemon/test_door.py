@@ -15,8 +15,8 @@ from support.daemon_process import scripted_process
 from support.keys import ANN, BOB, OPS, key_settings, write_keys
 
 from semipd.client import AsyncClient
+from semipd.config.config import default_engine_settings
 from semipd.core.errors import SemipdError
-from semipd.core.settings import EngineSettings
 from semipd.daemon.access.addresses import claim_http, claim_socket
 from semipd.daemon.access.peers import Peer, group_id, peer_of
 from semipd.daemon.servers import unix_socket
@@ -86,7 +86,7 @@ async def test_a_key_sees_and_cancels_only_its_own_requests(tmp_path: Path) -> N
 
 async def test_tenants_share_no_prefix_and_see_none_of_each_others_hits(tmp_path: Path) -> None:
     async with running(
-        tmp_path, settings=key_settings(tmp_path), fake=EngineSettings(device="fake")
+        tmp_path, settings=key_settings(tmp_path), fake=default_engine_settings(device="fake")
     ) as daemon:
         prompt = list(range(5, 165))
 

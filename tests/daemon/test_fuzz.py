@@ -17,9 +17,9 @@ from fuzzlib.watch import Watch
 from hypothesis import strategies as st
 from support.daemon import running
 
-from semipd.core.settings import EngineSettings
+from semipd.config.config import default_engine_settings
 
-FAKE = EngineSettings(device="fake", max_model_len=128)
+FAKE = default_engine_settings(device="fake", max_model_len=128)
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fuzz.py"
 
 

@@ -15,6 +15,7 @@ from support.events import told
 from support.seeds import each_seed
 
 from semipd.core.events import Event, EventKind
+from semipd.core.percentile import percentile
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.slo import Slo
@@ -24,7 +25,7 @@ from semipd.daemon.history.journal import Journal
 from semipd.daemon.history.metric_names import DEFINITIONS
 from semipd.daemon.history.metrics import Histogram, Metrics
 from semipd.daemon.history.records import RequestHistory, RequestRecord, timing_to_wire
-from semipd.daemon.history.slo import SloWindow, percentile
+from semipd.daemon.history.slo import SloWindow
 from semipd.system import clock
 
 MS = 1_000_000
@@ -306,7 +307,7 @@ def judged(told: Told, ttft_ms: float, tpot_ms: float | None) -> RequestRecord:
 def test_attainment_and_goodput_like_the_definitions(seed: int) -> None:
     rng = random.Random(seed)
     told = Told()
-    window = SloWindow(Slo(100, 10, window_s=5), lambda code: code == "bad", told.clock)
+    window = SloWindow(Slo(100, 10, 90, 5), lambda code: code == "bad", told.clock)
     told.history.on_finished.append(window.finished)
     told.history.on_refused.append(window.refused)
     began_ns = told.clock.now_ns
@@ -347,7 +348,7 @@ def test_attainment_and_goodput_like_the_definitions(seed: int) -> None:
 def test_new_targets_judge_the_window_as_if_they_had_always_held(seed: int) -> None:
     rng = random.Random(seed)
     told = Told()
-    first, second = Slo(100, 10, window_s=5), Slo(rng.choice([50, 200]), 7, 90, 3)
+    first, second = Slo(100, 10, 90, 5), Slo(rng.choice([50, 200]), 7, 90, 3)
     changed = SloWindow(first, lambda code: code == "bad", told.clock)
     always = SloWindow(second, lambda code: code == "bad", told.clock)
     for window in (changed, always):
@@ -370,7 +371,7 @@ def test_new_targets_judge_the_window_as_if_they_had_always_held(seed: int) -> N
 def test_a_full_window_covers_the_latest_outcomes(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slo, "MAX_OUTCOMES", 8)
     rng, told = random.Random(seed), Told()
-    window = SloWindow(Slo(100, 10, window_s=1000), lambda code: False, told.clock)
+    window = SloWindow(Slo(100, 10, 90, 1000), lambda code: False, told.clock)
     ttfts: list[float | None] = []
     for _ in range(rng.randrange(8, 40)):
         told.clock.advance(rng.choice([0, 30, 400]))

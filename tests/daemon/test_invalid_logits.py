@@ -19,6 +19,7 @@ from support.fake_model import fake_model, fake_settings
 from support.tiny_models import tiny_checkpoint
 
 from semipd.client import AsyncClient
+from semipd.config.config import default_engine_settings
 from semipd.core.errors import SemipdError
 from semipd.core.sampling import SamplingParams
 from semipd.core.settings import EngineSettings
@@ -127,7 +128,7 @@ def poisoned_checkpoint(source: Path, folder: Path, name: str, row: Any, value: 
 
 
 def cpu_settings(folder: Path) -> EngineSettings:
-    return EngineSettings(
+    return default_engine_settings(
         device="cpu",
         model_dir=str(folder),
         dtype="float32",

@@ -9,10 +9,10 @@ from support.fake_engine import RANDOM_VOCAB, Run, random_request
 from support.known import known
 
 from semipd.client import AsyncClient
+from semipd.config.config import default_engine_settings
 from semipd.core.messages import Cancel, GetStatus, Inbound, Status, Submit
 from semipd.core.plan import blocks_for
 from semipd.core.request import Request, SeqId
-from semipd.core.settings import EngineSettings
 from semipd.daemon.history.records import MAX_HOLDERS
 from semipd.daemon.requests.table import LiveRequest, RequestTable
 from semipd.devices.fake import FakeDevice
@@ -48,7 +48,7 @@ class Rig:
         device = FakeDevice(
             num_blocks=num_blocks, vocab_size=RANDOM_VOCAB, decode_depth=depth, prefill_depth=depth
         )
-        settings = EngineSettings(device="fake", prefill_chunk_tokens=24, max_num_seqs=8)
+        settings = default_engine_settings(device="fake", prefill_chunk_tokens=24, max_num_seqs=8)
         self.run = Run(device, settings, check=False)
         self.link = Link()
         self.table = RequestTable(self.link, Clock(lambda: self.run.now_ns))
@@ -143,7 +143,7 @@ def test_the_reserve_stands_beside_running_work_only() -> None:
 
 async def test_holders_in_frames_and_blocks_in_listings(tmp_path: Path) -> None:
     async with (
-        running(tmp_path, fake=EngineSettings(device="fake")) as daemon,
+        running(tmp_path, fake=default_engine_settings(device="fake")) as daemon,
         await AsyncClient.connect(daemon.socket_path) as client,
         client.subscribe(interval_ms=100) as states,
     ):

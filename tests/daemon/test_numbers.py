@@ -12,7 +12,7 @@ from support.daemon_process import scripted_process
 from support.scripted_engine import VOCAB_SIZE
 
 from semipd.client import AsyncClient
-from semipd.config.config import load_config
+from semipd.config.config import default_engine_settings, load_config
 from semipd.core.errors import SemipdError
 from semipd.core.sampling import (
     MAX_ALLOWED_TOKEN_IDS,
@@ -21,7 +21,6 @@ from semipd.core.sampling import (
     RANGES,
     SMALLEST,
 )
-from semipd.core.settings import EngineSettings
 from semipd.core.slo import SLO_BOUNDS
 
 DEMO = Path(__file__).parents[2] / "semipd" / "checkpoints" / "demo"
@@ -315,7 +314,7 @@ async def test_a_combination_that_leaves_no_token_is_refused(tmp_path: Path, fie
 
 async def test_poisoned_parameters_do_not_touch_the_engine(tmp_path: Path) -> None:
     """On a device that computes: what used to make logits invalid is refused, and its neighbour answers."""
-    cpu = EngineSettings(device="cpu", model_dir=str(DEMO), max_model_len=128, kv_bytes=2**22)
+    cpu = default_engine_settings(device="cpu", model_dir=str(DEMO), max_model_len=128, kv_bytes=2**22)
     async with running(tmp_path, fake=cpu) as daemon:
         neighbour = asyncio.create_task(daemon.complete(prompt=[5] * 8, max_tokens=60, ignore_eos=True))
         poison: list[dict[str, Any]] = [

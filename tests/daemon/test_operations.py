@@ -15,12 +15,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.daemon import Running, running
 from support.events import told
 
-from semipd.core.settings import EngineSettings
+from semipd.config.config import default_engine_settings
 from semipd.core.state.engine import EngineStatus
 from semipd.daemon.history.metric_names import DEFINITIONS
 from semipd.daemon.operators import events as events_route
 
-FAKE = EngineSettings(device="fake")
+FAKE = default_engine_settings(device="fake")
 JSON = {"Content-Type": "application/json"}
 LABELS = {"model_name": "bytes", "engine": "0"}
 
@@ -172,7 +172,7 @@ async def test_timing_comes_on_demand_only(tmp_path: Path) -> None:
 
 
 async def test_preemptions_are_seen(tmp_path: Path) -> None:
-    small = EngineSettings(device="fake", max_num_blocks=12)
+    small = default_engine_settings(device="fake", max_num_blocks=12)
     async with running(tmp_path, fake=small) as daemon:
         bodies = [{"prompt": [n] * 40, "max_tokens": 100, "ignore_eos": True} for n in range(4)]
         await asyncio.gather(*(daemon.complete(**body) for body in bodies))

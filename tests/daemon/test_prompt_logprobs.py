@@ -9,7 +9,7 @@ import pytest
 from support.daemon import Running, running, until
 from support.fake_model import fake_model, fake_settings
 
-from semipd.core.settings import EngineSettings
+from semipd.config.config import default_engine_settings
 from semipd.daemon.requests import generation
 from semipd.daemon.requests import logprob_limits as alternatives
 from semipd.daemon.requests.logprob_limits import MAX_ANSWER_ALTERNATIVES
@@ -57,7 +57,7 @@ async def test_the_whole_vocabulary(daemon: Running) -> None:
 
 
 async def test_the_bound_names_the_numbers(tmp_path: Path) -> None:
-    settings = EngineSettings(device="fake", max_model_len=2048)
+    settings = default_engine_settings(device="fake", max_model_len=2048)
     async with running(tmp_path, fake=settings) as daemon:
         vocab_size = daemon.services.generation.limits.vocab_size
         fitting = MAX_ANSWER_ALTERNATIVES // vocab_size + 1
@@ -79,7 +79,7 @@ async def test_the_bound_names_the_numbers(tmp_path: Path) -> None:
 
 async def test_others_are_served_beside_the_largest_answer(tmp_path: Path) -> None:
     """A tenth of what is allowed, in more than one message and one step of the engine."""
-    settings = EngineSettings(device="fake", max_model_len=2048)
+    settings = default_engine_settings(device="fake", max_model_len=2048)
     async with running(tmp_path, fake=settings) as daemon:
         vocab_size = daemon.services.generation.limits.vocab_size
         prompt = [idx % 900 for idx in range(MAX_ANSWER_ALTERNATIVES // vocab_size // 10)]
@@ -122,7 +122,7 @@ async def test_all_such_answers_together_are_bounded(
 
 async def test_every_log_probability_of_an_answer_counts(tmp_path: Path) -> None:
     """Per choice those of its prompt, of each list; of what is generated, unless it leaves as it comes."""
-    settings = EngineSettings(device="fake", max_model_len=2048)
+    settings = default_engine_settings(device="fake", max_model_len=2048)
     async with running(tmp_path, fake=settings) as daemon:
         messages = {"messages": MESSAGES, "logprobs": True, "max_tokens": 1000}
         of_prompt, generated = "prompt_logprobs", "logprobs"

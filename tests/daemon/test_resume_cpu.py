@@ -14,6 +14,7 @@ from support.oracle import GreedyOracle, Verdict
 from support.tiny_models import tiny_checkpoint
 
 from semipd.client import AsyncClient
+from semipd.config.config import default_engine_settings
 from semipd.core.settings import EngineSettings
 from semipd.daemon.model.files import ModelFiles
 
@@ -27,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(folder: Path) -> EngineSettings:
-    return EngineSettings(
+    return default_engine_settings(
         device="cpu",
         model_dir=str(folder),
         dtype="float32",

@@ -17,7 +17,7 @@ import pytest
 from support.daemon import running, until
 from support.daemon_process import scripted_process
 
-from semipd.core.settings import EngineSettings
+from semipd.config.config import default_engine_settings
 from semipd.daemon.host import sd_notify
 from semipd.daemon.host.sd_notify import Notifier
 
@@ -110,7 +110,7 @@ async def test_the_watchdog_is_fed_only_while_there_is_progress(tmp_path: Path) 
 
 
 async def test_what_progress_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with running(tmp_path, fake=EngineSettings(device="fake")) as daemon:
+    async with running(tmp_path, fake=default_engine_settings(device="fake")) as daemon:
         services = daemon.services
         assert services.makes_progress()
         assert services.in_one_line() == "serving bytes: 0 requests, 0 of them waiting"

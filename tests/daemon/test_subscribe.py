@@ -17,15 +17,15 @@ from support.known import known
 from support.top_state import event, state
 
 from semipd.client import AsyncClient, StateStream
+from semipd.config.config import default_engine_settings
 from semipd.core.errors import SemipdError
 from semipd.core.events import EventRow
-from semipd.core.settings import EngineSettings
 from semipd.core.state.daemon import health
 from semipd.daemon.history.vitals import SAMPLE_INTERVAL_S
 from semipd.wire.client_protocol import MAX_UNREAD_EVENTS, StateFrame, hello
 from semipd.wire.frames import FrameReader, encode_frame
 
-FAKE = EngineSettings(device="fake")
+FAKE = default_engine_settings(device="fake")
 STATE_KEYS = {
     "drain",
     "engine",

@@ -16,6 +16,7 @@ from support.eventually import eventually
 from support.known import known
 from support.scripted_engine import scripted
 
+from semipd.config.config import default_engine_settings
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
 from semipd.daemon.engine import run as engine_run
@@ -26,7 +27,7 @@ from semipd.engine.launcher import EngineChild
 
 
 def make(settings: EngineSettings | None = None, **script: Any) -> Supervisor:
-    return Supervisor(settings or EngineSettings(), scripted(**script))
+    return Supervisor(settings or default_engine_settings(), scripted(**script))
 
 
 def engine_is_gone(supervisor: Supervisor) -> bool:
@@ -97,14 +98,14 @@ async def test_a_start_on_a_crowded_machine() -> None:
         return child
 
     with crowded_machine():
-        supervisor = Supervisor(EngineSettings(start_patience=0.02), spawn)
+        supervisor = Supervisor(default_engine_settings(start_patience=0.02), spawn)
         await supervisor.start()
     await supervisor.stop()
 
 
 async def test_a_real_engine_may_take_longer_than_its_limits() -> None:
     """A fiftieth of them: importing torch takes longer anywhere."""
-    settings = EngineSettings(
+    settings = default_engine_settings(
         model_dir=str(DEMO_FOLDER), device="cpu", start_patience=0.02, kv_bytes=2**24, max_model_len=256
     )
     supervisor = Supervisor(settings)
@@ -132,7 +133,7 @@ async def test_patience_lengthens_the_limit_of_the_first_phase(monkeypatch: pyte
     monkeypatch.setattr(engine_run, "PROCESS_START_LIMIT_S", 0.001)
     error = await failed_start()
     assert "within 0.001 s: starting the engine process" in error.message
-    supervisor = make(EngineSettings(start_patience=50_000))
+    supervisor = make(default_engine_settings(start_patience=50_000))
     await supervisor.start()
     await supervisor.stop()
 

@@ -8,9 +8,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.daemon import Running, running
 
-from semipd.core.settings import EngineSettings
+from semipd.config.config import default_engine_settings
 
-FAKE = EngineSettings(device="fake", max_model_len=2048)
+FAKE = default_engine_settings(device="fake", max_model_len=2048)
 ONE_TWO_FIVE = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0]
 """Up to the context."""
 

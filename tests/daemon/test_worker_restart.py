@@ -15,7 +15,7 @@ from support.oracle import GreedyOracle, Verdict
 from support.tiny_models import tiny_checkpoint
 
 from semipd.client import AsyncClient
-from semipd.core.settings import EngineSettings
+from semipd.config.config import default_engine_settings
 from semipd.daemon.model.files import ModelFiles
 
 MAX_TOKENS = 150
@@ -36,7 +36,9 @@ async def test_killed_workers_are_replaced_under_sixteen_streams(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tiny_checkpoint(tmp_path_factory, "llama")
-    settings = EngineSettings(model_dir=str(folder), dtype="float32", max_num_seqs=16, max_num_blocks=400)
+    settings = default_engine_settings(
+        model_dir=str(folder), dtype="float32", max_num_seqs=16, max_num_blocks=400
+    )
     rng = random.Random(4)
     prompts = [[rng.randrange(2, 400) for _ in range(rng.randint(3, 120))] for _ in range(16)]
     greedy: dict[str, Any] = {"temperature": 0, "max_tokens": MAX_TOKENS, "ignore_eos": True}

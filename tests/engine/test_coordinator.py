@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from support.fake_engine import Run, request, submit
 
+from semipd.config.config import default_engine_settings
 from semipd.core.messages import Cancel, PromptLogprobs, Submit
 from semipd.core.plan import StepPlan
 from semipd.core.request import SeqId
 from semipd.core.settings import EngineSettings, SchedulerName
-from semipd.core.split import Split
-from semipd.devices.contract import LaneName
+from semipd.core.split import LaneName, Split
 from semipd.devices.fake import FakeDevice, default_latency
 from semipd.sched import limits, scheduler
 
@@ -19,7 +19,7 @@ POLICIES: tuple[SchedulerName, ...] = ("semipd", "chunked", "prefill-first")
 
 
 def settings(policy: SchedulerName = "semipd", **kwargs: Any) -> EngineSettings:
-    return EngineSettings(device="fake", scheduler=policy, **kwargs)
+    return default_engine_settings(device="fake", scheduler=policy, **kwargs)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

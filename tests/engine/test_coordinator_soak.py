@@ -6,9 +6,10 @@ from typing import cast
 import pytest
 from support.fake_engine import RANDOM_VOCAB, Run, random_request
 
+from semipd.config.config import default_engine_settings
 from semipd.core.messages import Cancel, Inbound, SetPartition, SetSlo, Submit
 from semipd.core.request import Request, SeqId
-from semipd.core.settings import EngineSettings, SchedulerName
+from semipd.core.settings import SchedulerName
 from semipd.core.split import PartitionMode, Split
 from semipd.devices.fake import FakeDevice
 
@@ -35,7 +36,7 @@ def soak(
     device = FakeDevice(
         num_blocks=rng.choice([12, 20, 60]), vocab_size=RANDOM_VOCAB, decode_depth=depth, prefill_depth=depth
     )
-    settings = EngineSettings(
+    settings = default_engine_settings(
         device="fake",
         scheduler=policy,
         max_num_seqs=rng.choice([2, 8, 32]),

@@ -19,6 +19,7 @@ from support.tiny_models import tiny_checkpoint
 from semipd.checkpoints.config import load_model_config
 from semipd.checkpoints.layout import plan_weights
 from semipd.checkpoints.weights import load_weights, weight_views
+from semipd.config.config import default_engine_settings
 from semipd.core.errors import SemipdError
 from semipd.core.plan import Join, Segment, StepPlan, StepResult
 from semipd.core.request import SeqId
@@ -41,7 +42,7 @@ def greedy() -> SamplingParams:
 
 
 def settings(folder: Path) -> EngineSettings:
-    return EngineSettings(model_dir=str(folder), dtype="float32", max_num_seqs=4)
+    return default_engine_settings(model_dir=str(folder), dtype="float32", max_num_seqs=4)
 
 
 def open_device(folder: Path) -> CpuDevice:
@@ -234,7 +235,7 @@ def test_a_corrupt_checkpoint_leaves_nothing_behind(checkpoint: Path, tmp_path: 
 
 def test_too_little_memory_is_refused_before_anything_starts(checkpoint: Path) -> None:
     before = children()
-    too_much = EngineSettings(model_dir=str(checkpoint), kv_bytes=2**50, max_num_seqs=2**30)
+    too_much = default_engine_settings(model_dir=str(checkpoint), kv_bytes=2**50, max_num_seqs=2**30)
     with pytest.raises(SemipdError, match="KV pool wanted") as raised:
         CpuDevice.open(too_much, lambda phase, limit_s: None)
     assert raised.value.code == "insufficient_memory"
@@ -245,8 +246,8 @@ def test_workers_do_not_survive_their_parent(checkpoint: Path) -> None:
     program = (
         "import sys, time\n"
         "from semipd.devices.cpu.device import CpuDevice\n"
-        "from semipd.core.settings import EngineSettings\n"
-        "settings = EngineSettings(model_dir=sys.argv[1], max_num_seqs=1)\n"
+        "from semipd.config.config import default_engine_settings\n"
+        "settings = default_engine_settings(model_dir=sys.argv[1], max_num_seqs=1)\n"
         "device = CpuDevice.open(settings, lambda phase, limit_s: None)\n"
         "print(*[worker['pid'] for worker in device.stats()['workers'].values()], flush=True)\n"
         "time.sleep(600)\n"

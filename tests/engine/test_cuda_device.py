@@ -13,6 +13,7 @@ from support.cuda_rig import CPU, DEFAULTS, TINY, Oracle, random_weights
 from support.deferred_cuda import DeferredCuda, WatchedStaging
 from support.live_engine import LiveRun
 
+from semipd.config.config import default_engine_settings
 from semipd.core.errors import SemipdError
 from semipd.core.messages import Inbound, SetPartition, Submit
 from semipd.core.plan import StepPlan
@@ -300,7 +301,9 @@ def test_dtype_is_the_checkpoints_unless_said_otherwise() -> None:
 def test_the_engine_process_says_that_there_is_no_cuda() -> None:
     child = spawn_engine()
     child.link.settimeout(60)
-    child.link.sendall(encode_frame({"op": "start", "settings": EngineSettings(device="cuda").to_wire()}))
+    child.link.sendall(
+        encode_frame({"op": "start", "settings": default_engine_settings(device="cuda").to_wire()})
+    )
     reader, frames = FrameReader(LINK_FRAME_BYTES), list[dict[str, object]]()
     while not any(frame["op"] == "failed" for frame in frames):
         frames += reader.feed(child.link.recv(65536))

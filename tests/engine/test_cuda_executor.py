@@ -17,8 +17,7 @@ from semipd.core.plan import Join, Segment, StepPlan, StepResult
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.settings import SchedulerName
-from semipd.core.split import Split
-from semipd.devices.contract import LaneName
+from semipd.core.split import LaneName, Split
 from semipd.devices.cuda.driver.interface import Event, Graph, Stream
 from semipd.devices.cuda.lane.executor import LaneExecutor
 from semipd.devices.cuda.lane.graphs import GraphKey, GraphTable, batch_buckets, bucket_for

@@ -7,7 +7,7 @@ import pytest
 from support.fake_cuda import FakeCuda
 
 from semipd.core.errors import SemipdError
-from semipd.devices.contract import LaneName
+from semipd.core.split import LaneName
 from semipd.devices.cuda.driver.interface import Event
 from semipd.devices.cuda.split.streams import Lanes
 

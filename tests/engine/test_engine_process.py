@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import pytest
 from support.fake_engine import request
 
+from semipd.config.config import default_engine_settings
 from semipd.core.messages import Cancel, Finished, GetStatus, Inbound, Outbound, Status, StepTokens, Submit
 from semipd.core.request import SeqId
 from semipd.core.settings import EngineSettings
@@ -57,7 +58,7 @@ class Peer:
 
 @pytest.fixture
 def peer() -> Iterator[Peer]:
-    peer = Peer(EngineSettings(device="fake"))
+    peer = Peer(default_engine_settings(device="fake"))
     yield peer
     peer.child.process.kill()
     peer.close()
@@ -95,7 +96,7 @@ def test_cancel_frees_blocks(peer: Peer) -> None:
 
 
 def test_unknown_device_is_a_clear_failure() -> None:
-    peer = Peer(EngineSettings(device="abacus"))
+    peer = Peer(default_engine_settings(device="abacus"))
     failed = peer.next_frame()
     assert (failed["op"], failed["code"]) == ("failed", "unknown_device")
     assert "abacus" in failed["message"]
@@ -115,7 +116,9 @@ def test_a_failure_is_told_although_the_device_cannot_be_closed() -> None:
         command = [sys.executable, "-c", script, str(theirs.fileno())]
         with subprocess.Popen(command, pass_fds=[theirs.fileno()]) as engine:
             ours.settimeout(20)
-            ours.sendall(encode_frame({"op": "start", "settings": EngineSettings(device="fake").to_wire()}))
+            ours.sendall(
+                encode_frame({"op": "start", "settings": default_engine_settings(device="fake").to_wire()})
+            )
             reader = FrameReader(LINK_FRAME_BYTES)
             frames: list[dict[str, Any]] = []
             while not frames or frames[-1]["op"] != "failed":

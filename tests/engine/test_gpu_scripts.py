@@ -19,8 +19,8 @@ from gpulib.steps import PREFILL_TOKENS, measured_profile
 from support.cuda_rig import TINY, Oracle, random_weights
 
 from semipd.checkpoints.layout import plan_weights
+from semipd.config.config import default_engine_settings
 from semipd.core.errors import SemipdError
-from semipd.core.settings import EngineSettings
 from semipd.core.split import Split
 from semipd.devices.cuda.start.model import ServedModel
 from semipd.devices.fake import FakeDevice, expected_tokens
@@ -29,7 +29,9 @@ from semipd.devices.sim.profile import load_profile
 from semipd.sim.outcomes import Outcome, Targets, figures
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-SETTINGS = EngineSettings(device="fake", max_num_seqs=16, prefill_chunk_tokens=64, step_token_budget=64)
+SETTINGS = default_engine_settings(
+    device="fake", max_num_seqs=16, prefill_chunk_tokens=64, step_token_budget=64
+)
 
 
 def python(code: str) -> list[str]:
@@ -118,7 +120,7 @@ def test_a_run_that_is_cut_short_can_be_drained() -> None:
 
 @pytest.mark.parametrize("scheduler", ["semipd", "chunked"])
 def test_interference_is_measured_while_all_streams_decode(scheduler: str) -> None:
-    settings = EngineSettings(**(SETTINGS.to_wire() | {"scheduler": scheduler}))
+    settings = default_engine_settings(**(SETTINGS.to_wire() | {"scheduler": scheduler}))
     load = Load(streams=4, stream_prompt_tokens=32, prompt_tokens=64, window_s=0.3, start_limit_s=10.0)
     row = measure(FakeDevice(), settings, load)
     assert row["prompt_tokens_per_s"] > 0
@@ -226,7 +228,7 @@ def test_llama_has_as_many_parameters_as_published() -> None:
 def test_random_models_are_the_same_everywhere() -> None:
     config = replace(SMALL, num_layers=1, vocab_size=256)
     source = RandomModel(config, seed=4)
-    model = ServedModel.of(config, EngineSettings(device="cuda", dtype="bfloat16"))
+    model = ServedModel.of(config, default_engine_settings(device="cuda", dtype="bfloat16"))
     first, second = cpu_weights(model, source), cpu_weights(model, RandomModel(config, seed=4))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["embed"], cpu_weights(model, RandomModel(config, seed=5))["embed"])

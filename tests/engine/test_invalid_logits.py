@@ -8,6 +8,7 @@ import pytest
 from support.fake_engine import Run, random_request, request, submit
 from support.seeds import each_seed
 
+from semipd.config.config import default_engine_settings
 from semipd.core.messages import Cancel, Finished, PromptLogprobs, StepTokens, Submit
 from semipd.core.plan import INVALID_LOGITS, StepPlan, StepResult
 from semipd.core.request import Request, SeqId
@@ -19,7 +20,7 @@ BAD = 7
 
 
 def settings(policy: str = "semipd", **changes: int) -> EngineSettings:
-    return EngineSettings(device="fake", scheduler=policy, **changes)  # type: ignore[arg-type]
+    return default_engine_settings(device="fake", scheduler=policy, **changes)
 
 
 def poisoned_run(policy: str = "semipd", depth: int = 1, **options: int) -> Run:

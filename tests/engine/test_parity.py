@@ -11,8 +11,9 @@ from support.live_engine import LiveRun
 from support.oracle import GreedyOracle, Verdict
 from support.tiny_models import tiny_checkpoint
 
+from semipd.config.config import default_engine_settings
 from semipd.core.request import Request
-from semipd.core.settings import EngineSettings, SchedulerName
+from semipd.core.settings import SchedulerName
 from semipd.devices.cpu.device import CpuDevice
 
 QUICK = (("semipd", 1), ("semipd", 7), ("chunked", 16), ("prefill-first", 512))
@@ -31,7 +32,7 @@ def family(
 ) -> Iterator[tuple[CpuDevice, GreedyOracle]]:
     """(device, oracle) on one tiny fp32 checkpoint; the pool is small enough to run full."""
     model_dir = tiny_checkpoint(tmp_path_factory, request.param)
-    settings = EngineSettings(
+    settings = default_engine_settings(
         model_dir=str(model_dir),
         dtype="float32",
         max_model_len=256,
@@ -68,7 +69,7 @@ def test_greedy_tokens_agree(
 ) -> None:
     """Prefix hits: the second half of the requests arrives when the first has filled the cache."""
     device, oracle = family
-    settings = EngineSettings(
+    settings = default_engine_settings(
         scheduler=policy,
         prefill_chunk_tokens=chunk_tokens,
         step_token_budget=8 + chunk_tokens,
@@ -94,7 +95,7 @@ def test_greedy_tokens_agree_when_preempted_half_way(
 ) -> None:
     """All eight prompts fit at once, all eight outputs do not."""
     device, oracle = family
-    run = LiveRun(device, EngineSettings(scheduler=policy, max_num_seqs=8))
+    run = LiveRun(device, default_engine_settings(scheduler=policy, max_num_seqs=8))
     rng = random.Random(5)
     texts = [[rng.randrange(device.info.vocab_size) for _ in range(60)] for _ in range(8)]
     requests = [

@@ -9,8 +9,8 @@ from support.live_engine import LiveRun
 from support.oracle import GreedyOracle, Verdict
 from support.tiny_models import tiny_checkpoint
 
+from semipd.config.config import default_engine_settings
 from semipd.core.messages import Inbound, SetPartition, Submit
-from semipd.core.settings import EngineSettings
 from semipd.core.split import Split
 from semipd.devices.cpu.device import CpuDevice
 
@@ -20,7 +20,7 @@ MAX_TOKENS = 48
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[CpuDevice, GreedyOracle]]:
     folder = tiny_checkpoint(tmp_path_factory, "llama")
-    settings = EngineSettings(model_dir=str(folder), dtype="float32", max_num_seqs=8)
+    settings = default_engine_settings(model_dir=str(folder), dtype="float32", max_num_seqs=8)
     device = CpuDevice.open(settings, lambda phase, limit_s: None)
     yield device, GreedyOracle(folder)
     device.close()
@@ -33,7 +33,7 @@ def test_lending_sharing_merging_and_overrides_keep_the_tokens(
     device, oracle = model
     if not device.info.splits:
         pytest.skip("this machine has one core: nothing to divide")
-    settings = EngineSettings(prefill_chunk_tokens=16, step_token_budget=24, max_num_seqs=8)
+    settings = default_engine_settings(prefill_chunk_tokens=16, step_token_budget=24, max_num_seqs=8)
     run = LiveRun(device, settings)
     requests = [
         request(

@@ -7,12 +7,12 @@ import pytest
 from support.fake_engine import Run, request
 from support.known import known
 
+from semipd.config.config import default_engine_settings
 from semipd.core.messages import GetPartition, GetStatus, SetPartition, SetSlo, Status, Submit
 from semipd.core.plan import StepPlan
 from semipd.core.request import Request, SeqId
 from semipd.core.settings import EngineSettings, SchedulerName
-from semipd.core.split import Split
-from semipd.devices.contract import LaneName
+from semipd.core.split import LaneName, Split
 from semipd.devices.fake import NUM_UNITS, FakeDevice
 from semipd.partition.interface import StepRecord
 
@@ -22,14 +22,14 @@ MS = 1_000_000
 def narrow_decode(lane: LaneName, plan: StepPlan) -> int:
     """Both phases need units: a decode step takes 2 ms and 40 us per sequence on half the device, a prefill
     token 40 us on all of it."""
-    units = plan.split.prefill_units if lane == "prefill" else plan.split.decode_units
+    units = plan.split.units_of(lane)
     chunk_tokens = sum(segment.length for segment in plan.segments)
     decode_ns = (500_000 + (1_500_000 + 40_000 * len(plan.decode)) * 8 / units) if plan.decode else 0
     return int(decode_ns + 40_000 * chunk_tokens * NUM_UNITS / units)
 
 
 def settings(**kwargs: Any) -> EngineSettings:
-    return EngineSettings(device="fake", **{"prefill_chunk_tokens": 64, "merge_tokens": 0, **kwargs})
+    return default_engine_settings(device="fake", **{"prefill_chunk_tokens": 64, "merge_tokens": 0, **kwargs})
 
 
 def answers(run: Run) -> dict[int, Status]:
@@ -231,7 +231,7 @@ def test_step_records_count_what_a_step_reads(monkeypatch: pytest.MonkeyPatch) -
             assert step.new_tokens == sum(segment.length for segment in plan.segments)
             pairs = sum(k + 1 for s in plan.segments for k in range(s.start, s.start + s.length))
             assert step.attended_tokens == pairs
-            assert step.units == (plan.split.prefill_units if lane == "prefill" else plan.split.decode_units)
+            assert step.units == plan.split.units_of(step.lane)
     for name, plan in plans:
         for segment in plan.segments:
             if segment.sample:

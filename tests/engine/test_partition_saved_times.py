@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from semipd.config.config import default_engine_settings
 from semipd.core.settings import EngineSettings
 from semipd.devices.fake import FakeDevice
 from semipd.engine.coordinator import Coordinator
@@ -19,7 +20,7 @@ INFO = FakeDevice().info
 
 
 def settings(folder: Path, **kwargs: Any) -> EngineSettings:
-    return EngineSettings(device="fake", state_dir=str(folder), **kwargs)
+    return default_engine_settings(device="fake", state_dir=str(folder), **kwargs)
 
 
 def taught() -> Models:
@@ -154,8 +155,8 @@ def test_a_folder_that_cannot_be_written_is_only_a_warning(
 
 def test_where_the_file_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    assert state_dir(EngineSettings()) == tmp_path / "semipd"
+    assert state_dir(default_engine_settings()) == tmp_path / "semipd"
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
     monkeypatch.setenv("HOME", "/home/x")
-    assert state_dir(EngineSettings()) == Path("/home/x/.local/state/semipd")
-    assert SavedTimes(EngineSettings(device="fake"), INFO).path is None, "made-up times are not kept"
+    assert state_dir(default_engine_settings()) == Path("/home/x/.local/state/semipd")
+    assert SavedTimes(default_engine_settings(device="fake"), INFO).path is None, "made-up times are not kept"

@@ -4,9 +4,9 @@ import dataclasses
 
 from support.fake_engine import Run, request
 
+from semipd.config.config import default_engine_settings
 from semipd.core.messages import Submit
 from semipd.core.request import Request
-from semipd.core.settings import EngineSettings
 from semipd.devices.fake import FakeDevice
 from semipd.wire.engine_link import request_from_wire, request_to_wire
 
@@ -22,7 +22,7 @@ def events(run: Run, kind: str) -> list[int]:
 
 
 def test_a_delayed_request_lets_the_others_pass_but_only_for_so_long() -> None:
-    run = Run(FakeDevice(), EngineSettings(device="fake", max_num_seqs=1))
+    run = Run(FakeDevice(), default_engine_settings(device="fake", max_num_seqs=1))
     waiting = [
         batch(1, [1] * 20, arrival_ns=10),
         request(2, [2] * 20, arrival_ns=500),
@@ -36,7 +36,7 @@ def test_a_delayed_request_lets_the_others_pass_but_only_for_so_long() -> None:
 
 
 def test_a_delayed_request_passes_nobody_by_its_cached_prefix() -> None:
-    run = Run(FakeDevice(), EngineSettings(device="fake", max_num_seqs=1))
+    run = Run(FakeDevice(), default_engine_settings(device="fake", max_num_seqs=1))
     run.tick([Submit(request(1, [7] * 400, arrival_ns=1))])
     run.drain()
     run.tick(
@@ -51,7 +51,7 @@ def test_a_delayed_request_passes_nobody_by_its_cached_prefix() -> None:
 
 
 def test_a_delayed_request_is_preempted_first_though_it_came_first() -> None:
-    run = Run(FakeDevice(num_blocks=12), EngineSettings(device="fake", prefill_chunk_tokens=16))
+    run = Run(FakeDevice(num_blocks=12), default_engine_settings(device="fake", prefill_chunk_tokens=16))
     first = batch(1, [1] * 20, arrival_ns=1, max_tokens=100)
     others = [request(seq, [seq] * 20, arrival_ns=seq, max_tokens=60) for seq in (2, 3)]
     run.tick([Submit(first)])
@@ -62,7 +62,7 @@ def test_a_delayed_request_is_preempted_first_though_it_came_first() -> None:
 
 
 def test_the_oldest_wait_is_of_the_oldest_not_of_the_head() -> None:
-    run = Run(FakeDevice(), EngineSettings(device="fake", max_num_seqs=1))
+    run = Run(FakeDevice(), default_engine_settings(device="fake", max_num_seqs=1))
     blocker = request(1, [1], arrival_ns=1)
     run.tick([Submit(r) for r in (blocker, batch(2, [2], arrival_ns=2), request(3, [3], arrival_ns=3))])
     assert [s.seq for s in run.coordinator.scheduler.waiting] == [3, 2]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from support.fake_engine import RANDOM_VOCAB, Run, random_request, request, submit
 
+from semipd.config.config import default_engine_settings
 from semipd.core.messages import Cancel, Inbound, StepTokens, Submit
 from semipd.core.request import Request, SeqId
 from semipd.core.settings import EngineSettings
@@ -36,9 +37,9 @@ def test_random_requests_get_the_tokens_of_an_undisturbed_run(policy: str, depth
         )
         run = Run(
             device,
-            EngineSettings(
+            default_engine_settings(
                 device="fake",
-                scheduler=policy,  # type: ignore[arg-type]
+                scheduler=policy,
                 max_num_seqs=rng.choice([3, 8, 32]),
                 prefill_chunk_tokens=rng.choice([5, 32, 128]),
                 step_token_budget=rng.choice([40, 128]),
@@ -71,7 +72,7 @@ def test_random_requests_get_the_tokens_of_an_undisturbed_run(policy: str, depth
 @pytest.mark.parametrize("max_tokens", range(1, 2 * MOST + 3))
 def test_the_end_may_lie_anywhere_in_a_run_of_tokens(max_tokens: int, depth: int) -> None:
     """By length, and by a stop token as the last of these tokens; log-probabilities end as well."""
-    probe = Run(FakeDevice(), EngineSettings(device="fake"))
+    probe = Run(FakeDevice(), default_engine_settings(device="fake"))
     output = probe.expected(request(1, [1, 2, 3], max_tokens=40))
     for stops in ((), (output[max_tokens - 1],)):
         run = Run(
@@ -90,7 +91,7 @@ def test_the_end_may_lie_anywhere_in_a_run_of_tokens(max_tokens: int, depth: int
 
 
 def settings() -> EngineSettings:
-    return EngineSettings(device="fake")
+    return default_engine_settings(device="fake")
 
 
 def test_a_request_at_the_limit_of_the_pool_is_refused_or_runs() -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from support.fake_engine import Cancel, Run, request, submit
 
+from semipd.config.config import default_engine_settings
 from semipd.core.errors import SemipdError
 from semipd.core.messages import PromptLogprobs, StepTokens, Submit
 from semipd.core.plan import Join, Segment, StepPlan
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
-from semipd.core.settings import EngineSettings
 from semipd.core.split import Split
 from semipd.devices.sim.contention import slowdown
 from semipd.devices.sim.cost import Work
@@ -24,7 +24,7 @@ from semipd.devices.sim.profile import Profile
 from semipd.devices.sim.tokens import made_up_tokens
 from semipd.engine.process import open_device
 
-SETTINGS = EngineSettings(device="sim:h200", model_name="llama-3-8b", max_num_seqs=16)
+SETTINGS = default_engine_settings(device="sim:h200", model_name="llama-3-8b", max_num_seqs=16)
 H200 = Profile(GPUS["h200"])
 LLAMA = MODELS["llama-3-8b"]
 SHARED = Split(68, 64)

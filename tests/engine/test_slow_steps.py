@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from support.fake_engine import Run, request
 
+from semipd.config.config import default_engine_settings
 from semipd.core.events import Event
 from semipd.core.messages import GetStatus, Status, Submit
 from semipd.core.plan import StepPlan
-from semipd.core.settings import EngineSettings
-from semipd.devices.contract import LaneName
+from semipd.core.split import LaneName
 from semipd.devices.fake import FakeDevice, FakeLane
 from semipd.engine.slow_steps import MAX_EVENTS_PER_S, SLOW_FACTOR, SLOW_FLOOR_NS
 
@@ -20,7 +20,7 @@ MS = 1_000_000
 
 def device_ms(lane: LaneName, plan: StepPlan) -> float:
     """As a GPU might: 8 ms and 0.05 a sequence, 0.05 a prompt token, in inverse proportion to the units."""
-    units = plan.split.prefill_units if lane == "prefill" else plan.split.decode_units
+    units = plan.split.units_of(lane)
     chunk_tokens = sum(segment.length for segment in plan.segments)
     return (8 + 0.05 * len(plan.decode) + 0.05 * chunk_tokens) * 16 / units
 
@@ -48,7 +48,7 @@ class Serving:
     def __init__(self, script: Script, **settings: Any) -> None:
         chosen = {"prefill_chunk_tokens": 64, "merge_tokens": 0, "slo_tpot_ms": 200.0} | settings
         device = FakeDevice(latency=script.latency, max_model_len=100_000, num_blocks=40_000)
-        self.run = Run(device, EngineSettings(device="fake", **chosen), check=False)
+        self.run = Run(device, default_engine_settings(device="fake", **chosen), check=False)
         self.rng = random.Random(5)
         self.num_requests = 0
 
@@ -84,7 +84,7 @@ def test_a_scripted_slow_step_is_told_once_with_its_numbers(lane: LaneName, nois
     serving.serve(1000)
     [(_, plan, ms)] = script.told
     [event] = serving.slow
-    units = plan.split.prefill_units if lane == "prefill" else plan.split.decode_units
+    units = plan.split.units_of(lane)
     assert event.data == {
         "lane": lane,
         "step_id": plan.step_id,

@@ -7,16 +7,17 @@ import pytest
 from support.fake_engine import RANDOM_VOCAB, Run, random_request, request, submit
 from support.mortal_fake import MortalDevice
 
+from semipd.config.config import default_engine_settings
 from semipd.core.messages import Cancel, GetStatus, Inbound, SetPartition, Status, Submit
 from semipd.core.request import Request, SeqId
 from semipd.core.settings import EngineSettings, SchedulerName
-from semipd.devices.contract import LaneName
+from semipd.core.split import LaneName
 
 MS = 1_000_000
 
 
 def settings(policy: SchedulerName = "semipd", **options: Any) -> EngineSettings:
-    return EngineSettings(device="fake", scheduler=policy, **options)
+    return default_engine_settings(device="fake", scheduler=policy, **options)
 
 
 def kinds(run: Run, *wanted: str) -> list[tuple[str, object]]:

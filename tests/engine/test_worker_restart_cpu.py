@@ -16,13 +16,13 @@ from support.live_engine import LiveRun
 from support.oracle import GreedyOracle, Verdict
 from support.tiny_models import tiny_checkpoint
 
+from semipd.config.config import default_engine_settings
 from semipd.core.messages import Cancel, Submit
 from semipd.core.plan import Join, Segment, StepPlan
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
-from semipd.core.settings import EngineSettings
-from semipd.core.split import Split
-from semipd.devices.contract import LaneFailed, LaneName, WorkerNews, WorkerRestarted
+from semipd.core.split import LaneName, Split
+from semipd.devices.contract import LaneFailed, WorkerNews, WorkerRestarted
 from semipd.devices.cpu.deaths import MAX_DEATHS, WINDOW_S, Deaths
 from semipd.devices.cpu.device import CpuDevice
 from semipd.devices.cpu.lane import Awaited, CpuLane
@@ -44,7 +44,7 @@ def oracle(checkpoint: Path) -> GreedyOracle:
 
 
 def open_device(checkpoint: Path) -> CpuDevice:
-    settings = EngineSettings(
+    settings = default_engine_settings(
         model_dir=str(checkpoint),
         dtype="float32",
         max_num_seqs=NUM_STREAMS,
@@ -136,7 +136,7 @@ class TestDuring16Streams:
         fault: Callable[[CpuDevice, LaneName], None],
         how: str,
     ) -> None:
-        run = LiveRun(device, EngineSettings(max_num_seqs=NUM_STREAMS, prefill_chunk_tokens=16))
+        run = LiveRun(device, default_engine_settings(max_num_seqs=NUM_STREAMS, prefill_chunk_tokens=16))
         other: LaneName = "decode" if lane == "prefill" else "prefill"
         before, kept = pid_of(device, lane), pid_of(device, other)
         requests = streams(seed=1)
@@ -159,7 +159,9 @@ class TestDuring16Streams:
 
 def test_the_other_lane_serves_and_cancels_work_meanwhile(device: CpuDevice, oracle: GreedyOracle) -> None:
     """A prompt is lost in mid-chunk; streams go on, and what is cancelled gives back its blocks."""
-    run = LiveRun(device, EngineSettings(max_num_seqs=NUM_STREAMS, prefill_chunk_tokens=16, merge_tokens=0))
+    run = LiveRun(
+        device, default_engine_settings(max_num_seqs=NUM_STREAMS, prefill_chunk_tokens=16, merge_tokens=0)
+    )
     going, lost, cancelled = streams(seed=2, max_tokens=300)[:3]
     turn_until(run, lambda: going.seq in run.tokens, [Submit(going)])
     stop(device, "prefill")
@@ -178,8 +180,8 @@ def test_the_other_lane_serves_and_cancels_work_meanwhile(device: CpuDevice, ora
 def test_draws_are_the_same_after_the_step_has_run_again(device: CpuDevice) -> None:
     """One stream alone, so that the arithmetic is the same; its seed decides every token."""
     drawn = request(1, [7, 8, 9], max_tokens=40, temperature=1.0, seed=5)
-    expected = LiveRun(device, EngineSettings()).run([drawn])[drawn.seq]
-    run = LiveRun(device, EngineSettings())
+    expected = LiveRun(device, default_engine_settings()).run([drawn])[drawn.seq]
+    run = LiveRun(device, default_engine_settings())
     turn_until(run, lambda: len(run.tokens.get(drawn.seq, [])) > 5, [Submit(drawn)])
     stop(device, "decode")
     turn_until(run, lambda: bool(run.coordinator.decode.inflight))

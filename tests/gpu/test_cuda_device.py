@@ -13,12 +13,13 @@ from gpulib.host import Host
 from gpulib.models import SMALL, RandomModel, cpu_weights
 from gpulib.parity import TOLERANCES, Reference, parity_requests
 
+from semipd.config.config import default_engine_settings
 from semipd.core.messages import Inbound, SetPartition
-from semipd.core.settings import EngineSettings, SchedulerName
+from semipd.core.settings import SchedulerName
 from semipd.devices.cuda.start.device import CudaDevice
 from semipd.devices.cuda.start.platform import Platform, plain_platform, real_platform
 
-SETTINGS = EngineSettings(
+SETTINGS = default_engine_settings(
     device="cuda",
     dtype="float32",
     max_num_seqs=16,
@@ -46,7 +47,7 @@ def reference() -> Reference:
 def test_tokens_are_the_references(
     device: CudaDevice, reference: Reference, scheduler: SchedulerName
 ) -> None:
-    settings = EngineSettings(**(SETTINGS.to_wire() | {"scheduler": scheduler}))
+    settings = default_engine_settings(**(SETTINGS.to_wire() | {"scheduler": scheduler}))
     requests = parity_requests(16, SMALL.vocab_size, seed=3)
     verdict = reference.judge(requests, Host(device, settings).run(requests, 60.0))
     assert (verdict.beyond, verdict.unfinished) == (0, 0), verdict

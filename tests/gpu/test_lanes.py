@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.known import known
 
-from semipd.devices.contract import LaneName
+from semipd.core.split import LaneName
 from semipd.devices.cuda.driver.bindings import CudaDriver
 from semipd.devices.cuda.driver.interface import Stream
 from semipd.devices.cuda.split.placement import CTAS_PER_SM, SPINS_NS

@@ -12,13 +12,15 @@ from torch import Tensor
 
 from semipd.checkpoints.layout import plan_weights
 from semipd.checkpoints.weights import weight_views
+from semipd.config.config import default_engine_settings
 from semipd.core.events import Event
 from semipd.core.messages import Finished, Inbound, PromptLogprobs, StepTokens
 from semipd.core.plan import StepResult, TokenLogprobs
 from semipd.core.request import Request, SeqId
 from semipd.core.settings import EngineSettings
+from semipd.core.split import LaneName
 from semipd.core.state.device import DeviceStats
-from semipd.devices.contract import DeviceInfo, LaneName
+from semipd.devices.contract import DeviceInfo
 from semipd.devices.cpu.math.network import CpuNetwork
 from semipd.devices.cuda.driver.timing_events import EventPool
 from semipd.devices.cuda.lane.graphs import GraphTable
@@ -40,7 +42,7 @@ from semipd.sampling.batch import SamplingBatch, SamplingRow
 from semipd.sampling.logprobs import token_logprobs
 
 CPU = torch.device("cpu")
-DEFAULTS = EngineSettings(
+DEFAULTS = default_engine_settings(
     device="cuda", max_num_seqs=6, prefill_chunk_tokens=24, step_token_budget=24, merge_tokens=0
 )
 MAX_MODEL_LEN = 160

@@ -12,7 +12,7 @@ import aiohttp
 from support.byte_model import ByteModel
 from support.scripted_engine import scripted
 
-from semipd.config.config import Override, load_config
+from semipd.config.config import Override, default_engine_settings, load_config
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
 from semipd.daemon.access.addresses import claim_http, claim_socket
@@ -121,7 +121,7 @@ async def running(
     config = load_config(overrides=overrides)
     stop_reasons: asyncio.Queue[str] = asyncio.Queue()
     spawn = spawn or (scripted(**script) if fake is None else spawn_engine)
-    supervisor = Supervisor(fake or EngineSettings(), spawn, config.supervision)
+    supervisor = Supervisor(fake or default_engine_settings(), spawn, config.supervision)
     supervisor.observer = table = RequestTable(supervisor)
     generation = GenerationService(model or ByteModel(), table, RequestRules.of(config))
     services = Services("bytes", supervisor, table, generation, stop_reasons.put_nowait, config)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from support import tiny_tokenizers
 
+from semipd.config.config import default_engine_settings
 from semipd.core.settings import EngineSettings
 from semipd.daemon.model.files import ModelFiles
 
@@ -29,4 +30,4 @@ def fake_model(folder: Path, *, chat_template: str | None = TEMPLATE) -> ModelFi
 
 
 def fake_settings(model: ModelFiles) -> EngineSettings:
-    return EngineSettings(device="fake", model_dir=str(model.folder))
+    return default_engine_settings(device="fake", model_dir=str(model.folder))

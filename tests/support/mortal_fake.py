@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from semipd.core.plan import StepPlan, StepResult
-from semipd.devices.contract import LaneName, WorkerDied, WorkerNews, WorkerRestarted
+from semipd.core.split import LaneName
+from semipd.devices.contract import WorkerDied, WorkerNews, WorkerRestarted
 from semipd.devices.fake import FakeDevice, FakeLane
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from semipd.config.config import default_engine_settings
 from semipd.core.messages import Cancel, Finished, GetStatus, Outbound, Status, StepTokens, Submit
 from semipd.core.request import Request
 from semipd.core.split import Split
@@ -22,7 +23,7 @@ from semipd.core.state.device import DeviceFacts
 from semipd.core.state.engine import EngineStatus, LaneNumbers
 from semipd.engine.launcher import EngineChild
 from semipd.engine.step_sizes import StepSizes
-from semipd.partition.control import Control, ControlSettings
+from semipd.partition.control import Control
 from semipd.partition.models import Models
 from semipd.partition.table import SplitTable
 from semipd.wire.engine_link import inbound_from_wire, outbound_to_wire
@@ -79,7 +80,7 @@ NUMBERS: EngineStatus = {
     "progress_age_ms": 0.0,
     "device": {},
     "partition": Control(
-        SplitTable((Split(1, 1),), Split(2, 0), Split(0, 2), 2, "unit"), ControlSettings(), Models(2)
+        SplitTable((Split(1, 1),), Split(2, 0), Split(0, 2), 2, "unit"), default_engine_settings(), Models(2)
     ).status(0),
 }
 """As an engine's status has them; the script computes none of it."""

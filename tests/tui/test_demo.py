@@ -17,9 +17,9 @@ from support.eventually import eventually
 from support.shapes import by_kind, differences, shape_of
 
 from semipd.client import AsyncClient
+from semipd.config.config import default_engine_settings
 from semipd.core.errors import SemipdError
 from semipd.core.events import EventRow
-from semipd.core.settings import EngineSettings
 from semipd.core.state.daemon import StateDocument
 from semipd.core.state.partition import PartitionDocument
 from semipd.core.state.requests import RequestRow
@@ -28,7 +28,7 @@ from semipd.daemon.requests.options import Limits
 BEGAN_S = 1_790_000_000.0
 TOLERANCE = 1e-6
 FREE = ("device.memory", "device.stats", "refused", "requests.totals", "partition.change.requested")
-SMALL_POOL = EngineSettings(device="fake", max_num_blocks=64)
+SMALL_POOL = default_engine_settings(device="fake", max_num_blocks=64)
 
 
 def world() -> DemoWorld:

@@ -12,8 +12,8 @@ from support.known import known
 from support.shapes import by_kind
 
 from semipd.client import AsyncClient
+from semipd.config.config import default_engine_settings
 from semipd.core.errors import SemipdError
-from semipd.core.settings import EngineSettings
 
 BEGAN_S = 1_790_000_000.0
 
@@ -81,7 +81,7 @@ async def test_the_operator_answers_and_refuses_as_a_daemon_does(tmp_path: Path)
     demo = world()
     demo.advance(30.0)
     async with (
-        running(tmp_path, fake=EngineSettings(device="fake")) as daemon,
+        running(tmp_path, fake=default_engine_settings(device="fake")) as daemon,
         await AsyncClient.connect(daemon.socket_path) as client,
     ):
         real_answers = await answers(client)

@@ -17,14 +17,14 @@ from support.daemon_process import LIMIT_S, fake_process, scripted_process
 from support.events import told
 
 from semipd.client import AsyncClient
+from semipd.config.config import default_engine_settings
 from semipd.core.errors import SemipdError
-from semipd.core.settings import EngineSettings
 from semipd.daemon.access.peers import Peer
 from semipd.daemon.servers import unix_socket
 from semipd.wire.client_protocol import hello
 from semipd.wire.frames import encode_frame
 
-FAKE = EngineSettings(device="fake")
+FAKE = default_engine_settings(device="fake")
 
 
 async def until(items: AsyncGenerator[Item, None], kind: type[Item], wanted: Any = lambda _item: True) -> Any:

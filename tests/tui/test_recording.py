@@ -21,8 +21,8 @@ from support.daemon import running
 from support.top_state import state
 
 from semipd.client import AsyncClient
+from semipd.config.config import default_engine_settings
 from semipd.core.errors import SemipdError
-from semipd.core.settings import EngineSettings
 from semipd.wire.client_protocol import StateFrame
 
 NAMES = ("r.jsonl", "r.jsonl.gz")
@@ -77,7 +77,7 @@ def pictures(items: Sequence[Item]) -> list[Any]:
 
 
 async def test_a_live_run_is_read_back_equal(tmp_path: Path) -> None:
-    async with running(tmp_path, fake=EngineSettings(device="fake")) as daemon:
+    async with running(tmp_path, fake=default_engine_settings(device="fake")) as daemon:
         source = LiveSource(daemon.socket_path, 0.1)
         with Recorder(tmp_path / "r.jsonl", source.title, source.interval_s) as recorder:
             items = await recorded_run(source, recorder, daemon.socket_path)

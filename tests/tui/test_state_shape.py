@@ -10,11 +10,11 @@ from support.daemon import running
 from support.top_source import RecordingOperator
 
 from semipd.client import AsyncClient
+from semipd.config.config import default_engine_settings
 from semipd.core.errors import SemipdError
 from semipd.core.events import EventKind
-from semipd.core.settings import EngineSettings
 
-FAKE = EngineSettings(device="fake")
+FAKE = default_engine_settings(device="fake")
 FREE = {"memory", "stats", "totals", "refused", "requested", "observed"}
 """Mappings whose names are data."""
 

@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 from benchlib.load.records import Outcome, Record
-from benchlib.metrics import Slo, distribution_ms, percentile, summarize
+from benchlib.metrics import Slo, distribution_ms, quantile, summarize
 from hypothesis import given
 from hypothesis import strategies as st
 from support.seeds import each_seed
@@ -31,7 +31,7 @@ def record(
     return made
 
 
-def slow_percentile(values: list[float], frac: float) -> float:
+def slow_quantile(values: list[float], frac: float) -> float:
     """The height at `frac` of the straight lines through (i / (n - 1), i-th smallest value)."""
     ordered = sorted(values)
     points = [(i / max(1, len(ordered) - 1), value) for i, value in enumerate(ordered)]
@@ -42,8 +42,8 @@ def slow_percentile(values: list[float], frac: float) -> float:
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.floats(0, 1))
-def test_percentile(values: list[float], frac: float) -> None:
-    assert percentile(sorted(values), frac) == pytest.approx(slow_percentile(values, frac), abs=1e-3)
+def test_quantile(values: list[float], frac: float) -> None:
+    assert quantile(sorted(values), frac) == pytest.approx(slow_quantile(values, frac), abs=1e-3)
 
 
 @given(st.lists(st.floats(0, 1e3), min_size=1, max_size=40))
@@ -53,7 +53,7 @@ def test_distribution(values: list[float]) -> None:
     assert found.count == len(values)
     assert found.mean == pytest.approx(1e3 * math.fsum(values) / len(values))
     assert found.max == 1e3 * max(values)
-    expected = [slow_percentile([1e3 * value for value in values], frac) for frac in (0.5, 0.9, 0.99)]
+    expected = [slow_quantile([1e3 * value for value in values], frac) for frac in (0.5, 0.9, 0.99)]
     assert [found.p50, found.p90, found.p99] == pytest.approx(expected, abs=1e-6)
 
 

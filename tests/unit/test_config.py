@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semipd.config.config import SPECS, Config, Override, load_config
+from semipd.config.config import SPECS, Config, Override, default_engine_settings, load_config
 from semipd.config.schema import nearest_key, toml_literal
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
@@ -45,7 +45,7 @@ def test_layers_override_in_order_and_remember_their_origin(tmp_path: Path) -> N
 def test_nothing_given_is_all_defaults() -> None:
     config = load_config()
     assert config == Config()
-    assert config.engine_settings("") == EngineSettings()
+    assert config.engine_settings("") == default_engine_settings()
     assert {entry.origin for entry in config.explain()} == {"default"}
     assert all(entry.description for entry in config.explain())
 
@@ -81,9 +81,9 @@ def test_every_setting_reaches_the_engine() -> None:
     settings = config.engine_settings(Path("/models/x"))
     assert settings.model_dir == "/models/x"
     for name in (field.name for field in dataclasses.fields(EngineSettings)):
-        assert (getattr(settings, name) == getattr(EngineSettings(), name)) == (name == "max_num_blocks"), (
-            name
-        )
+        assert (getattr(settings, name) == getattr(default_engine_settings(), name)) == (
+            name == "max_num_blocks"
+        ), name
 
 
 def test_ready_file_is_complete_and_holds_the_defaults() -> None:

@@ -11,7 +11,7 @@ from semipd.partition.interface import ClosedWindow
 from semipd.partition.paper import PUBLISHED_TPOT, PUBLISHED_TTFT, PaperPolicy
 
 POLICY = PaperPolicy()
-SLO = Slo(ttft_ms=300.0, tpot_ms=60.0)
+SLO = Slo(300.0, 60.0, 90.0, 60.0)
 
 
 def window(prefill_units: int, ttft_ms: float, tpot_ms: float, load: float = 0.2) -> ClosedWindow:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from semipd.core.percentile import percentile
 from semipd.core.slo import Slo
 from semipd.core.state.partition import Percentiles, SloState
 from semipd.daemon.history.records import RequestRecord
@@ -126,11 +127,3 @@ class SloWindow:
 
 def _percentiles(ordered: Sequence[float]) -> Percentiles:
     return {"p50": percentile(ordered, 50), "p90": percentile(ordered, 90), "p99": percentile(ordered, 99)}
-
-
-def percentile(ordered: Sequence[float], pct: float) -> float | None:
-    """Nearest rank: the smallest of `ordered` (rising) that at least `pct` percent do not exceed."""
-    if not ordered:
-        return None
-    rank = -(-len(ordered) * pct // 100)
-    return ordered[max(int(rank), 1) - 1]

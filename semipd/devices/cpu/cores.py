@@ -5,8 +5,7 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-from semipd.core.split import Split
-from semipd.devices.contract import LaneName
+from semipd.core.split import LaneName, Split
 from semipd.devices.cpu.cgroups import ROOT, cpu_quota
 
 
@@ -24,7 +23,7 @@ def split_table(num_cores: int) -> tuple[Split, ...]:
 
 def lane_cores(cores: Sequence[int], lane: LaneName, split: Split) -> tuple[int, ...]:
     """Prefill holds the first cores, decode the last, so a change of split moves only the border."""
-    units = split.prefill_units if lane == "prefill" else split.decode_units
+    units = split.units_of(lane)
     assert 1 <= units <= len(cores), f"{lane} has {units} of {len(cores)} cores under {split}"
     return tuple(cores[:units] if lane == "prefill" else cores[len(cores) - units :])
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from semipd.core.plan import StepPlan
 from semipd.core.request import SeqId
-from semipd.devices.contract import LaneFailed, LaneName
+from semipd.core.split import LaneName
+from semipd.devices.contract import LaneFailed
 from semipd.devices.cpu.process import Death
 
 MAX_DEATHS = 5

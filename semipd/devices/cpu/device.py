@@ -11,9 +11,9 @@ from semipd.checkpoints.dtypes import resolve_dtype
 from semipd.checkpoints.layout import WeightsLayout, plan_weights
 from semipd.checkpoints.weights import TORCH_DTYPES, load_weights
 from semipd.core.settings import EngineSettings
-from semipd.core.split import Split
+from semipd.core.split import LaneName, Split
 from semipd.core.state.device import DeviceStats, WorkerState
-from semipd.devices.contract import DeviceInfo, LaneName
+from semipd.devices.contract import DeviceInfo
 from semipd.devices.cpu.arithmetic import native_flags
 from semipd.devices.cpu.cgroups import ROOT, read_table
 from semipd.devices.cpu.cores import cpu_model, split_table, usable_cores

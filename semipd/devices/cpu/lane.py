@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple
 
 from semipd.core.plan import Join, StepPlan, StepResult
 from semipd.core.request import SeqId
-from semipd.devices.contract import LaneFailed, LaneName, WorkerDied, WorkerNews, WorkerRestarted
+from semipd.core.split import LaneName
+from semipd.devices.contract import LaneFailed, WorkerDied, WorkerNews, WorkerRestarted
 from semipd.devices.cpu.deaths import Deaths
 from semipd.devices.cpu.messages import plan_to_wire, rebuild_to_wire, result_from_wire
 from semipd.devices.cpu.process import Worker, unkillable, worker_timeout

@@ -9,8 +9,7 @@ from typing import Any
 
 from semipd.core.plan import Join, Segment, StepPlan, StepResult, TokenLogprobs
 from semipd.core.request import SeqId
-from semipd.core.split import Split
-from semipd.devices.contract import LaneName
+from semipd.core.split import LaneName, Split
 from semipd.network.config import DTypeName
 from semipd.wire.engine_link import logprobs_from_wire
 from semipd.wire.sampling import sampling_from_wire, sampling_to_wire

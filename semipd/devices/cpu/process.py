@@ -10,7 +10,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from semipd.devices.contract import LaneFailed, LaneName
+from semipd.core.split import LaneName
+from semipd.devices.contract import LaneFailed
 from semipd.devices.cpu.messages import LANE_FRAME_BYTES, STEP_FAILED, Message
 from semipd.system.children import module_command, module_environment, signals_held
 from semipd.system.patience import StartPatience

@@ -8,9 +8,9 @@ from typing import TypeVar
 from semipd.core.errors import SemipdError
 from semipd.core.plan import BLOCK_SIZE, StepResult
 from semipd.core.settings import EngineSettings
-from semipd.core.split import Split
+from semipd.core.split import LaneName, Split
 from semipd.core.state.device import DeviceStats
-from semipd.devices.contract import DeviceInfo, LaneFailed, LaneName
+from semipd.devices.contract import DeviceInfo, LaneFailed
 from semipd.devices.sim.contention import slowdown
 from semipd.devices.sim.cost import CostModel
 from semipd.devices.sim.gpus import GPUS, Gpu

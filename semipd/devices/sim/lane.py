@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from semipd.core.plan import Join, Segment, StepPlan, StepResult, TokenLogprobs
 from semipd.core.request import SeqId
-from semipd.devices.contract import LaneName
+from semipd.core.split import LaneName
 from semipd.devices.sim.cost import CostModel, StepCost, Work
 from semipd.devices.sim.tokens import TABLE_SIZE, made_up_logprobs, token_table, walk_start
 
@@ -72,7 +72,7 @@ class SimLane:
     def launch(self, plan: StepPlan, now_ns: int) -> None:
         assert self.capacity() > 0, f"{self.name} lane is full"
         self._apply(plan)
-        units = plan.split.prefill_units if self.name == "prefill" else plan.split.decode_units
+        units = plan.split.units_of(self.name)
         cost = self._cost(plan, units)
         self.queue.append(Step(plan.step_id, self._contents(plan), cost, left_ns=cost.ns))
         self.on_launch(self, now_ns)

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from semipd.core.plan import Join, StepPlan, StepResult
-from semipd.core.split import Split
-from semipd.devices.contract import LaneName
+from semipd.core.split import LaneName, Split
 from semipd.devices.cuda.driver.interface import Event
 from semipd.devices.cuda.lane.graphs import GraphKey, GraphTable
 from semipd.devices.cuda.lane.memory import LaneMemory, Shared

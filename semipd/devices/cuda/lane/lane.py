@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from semipd.core.plan import Join, StepPlan, StepResult
-from semipd.devices.contract import LaneName
+from semipd.core.split import LaneName
 from semipd.devices.cuda.lane.launch_loop import Command
 
 

@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 from semipd.core.errors import SemipdError
 from semipd.core.plan import Join, StepPlan, StepResult
-from semipd.core.split import Split
-from semipd.devices.contract import LaneName
+from semipd.core.split import LaneName, Split
 from semipd.devices.cuda.lane.executor import LaneExecutor
 from semipd.devices.cuda.split.launch_split import split_to_use
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from semipd.core.plan import StepResult
-from semipd.devices.contract import LaneFailed, LaneName
+from semipd.core.split import LaneName
+from semipd.devices.contract import LaneFailed
 from semipd.devices.cuda.lane.launch_loop import Command, LaunchLoop
 
 POLL_S = 20e-6

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
-from semipd.devices.contract import LaneName
+from semipd.core.split import LaneName
 from semipd.devices.cuda.driver.stream_work import Touched
 from semipd.devices.cuda.lane.graphs import GraphKey, GraphTable, bucket_for
 from semipd.devices.cuda.lane.memory import PROMPT_ROWS_AT_ONCE, LaneMemory, Shared

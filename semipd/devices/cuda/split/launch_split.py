@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable
 
-from semipd.core.split import Split
-from semipd.devices.contract import LaneName
+from semipd.core.split import LaneName, Split
 
 
 def units_of(split: Split, lane: LaneName) -> int:

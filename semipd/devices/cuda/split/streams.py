@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from semipd.core.errors import SemipdError
-from semipd.core.split import Split
-from semipd.devices.contract import LaneName
+from semipd.core.split import LaneName, Split
 from semipd.devices.cuda.driver.interface import Driver, Event, Stream
 from semipd.devices.cuda.driver.owned import Owned
 from semipd.devices.cuda.split.capability import Capability

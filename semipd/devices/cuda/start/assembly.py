@@ -5,8 +5,7 @@ import torch
 from semipd.checkpoints.weights import TORCH_DTYPES
 from semipd.core.plan import blocks_for
 from semipd.core.settings import EngineSettings
-from semipd.core.split import Split
-from semipd.devices.contract import LaneName
+from semipd.core.split import LaneName, Split
 from semipd.devices.cuda.lane.executor import LaneExecutor
 from semipd.devices.cuda.lane.graphs import GraphTable, batch_buckets
 from semipd.devices.cuda.lane.launch_loop import Deliver, LaunchLoop

@@ -16,7 +16,8 @@ from torch import Tensor
 from semipd.checkpoints.weights import TORCH_DTYPES, weight_views
 from semipd.core.plan import StepPlan, StepResult
 from semipd.core.settings import EngineSettings
-from semipd.devices.contract import DeviceInfo, LaneFailed, LaneName
+from semipd.core.split import LaneName
+from semipd.devices.contract import DeviceInfo, LaneFailed
 from semipd.devices.cuda.driver.diagnosis import diagnose
 from semipd.devices.cuda.driver.environment import environment_notes
 from semipd.devices.cuda.driver.timing_events import EventPool

@@ -1,9 +1,8 @@
 """What requests experienced in the last seconds: percentiles for status and policies."""
 
-import math
 from collections import deque
-from collections.abc import Iterable
 
+from semipd.core.percentile import percentile
 from semipd.core.slo import Slo
 from semipd.core.split import Split
 from semipd.partition.interface import ClosedWindow, Observed
@@ -20,15 +19,7 @@ Samples = deque[tuple[int, float]]
 """(time, value), oldest first."""
 
 
-def percentile(values: Iterable[float], percent: float) -> float | None:
-    """The smallest value that `percent` % of the values do not exceed (nearest rank)."""
-    ordered = sorted(values)
-    if not ordered:
-        return None
-    return ordered[max(math.ceil(percent / 100 * len(ordered)), 1) - 1]
-
-
-class SloWindow:
+class LatencyWindow:
     """TTFT and TPOT as the engine sees them: from the request's arrival at the daemon to the turn in which
     the engine sends the token."""
 
@@ -95,8 +86,8 @@ class SloWindow:
         output_tokens = _recent(self._output_tokens, horizon_ns)
         span_ns = now_ns - max(horizon_ns, self._began_ns or 0)
         return Observed(
-            ttft_ms=percentile(ttfts, slo.percentile),
-            tpot_ms=percentile(tpots, slo.percentile),
+            ttft_ms=percentile(sorted(ttfts), slo.percentile),
+            tpot_ms=percentile(sorted(tpots), slo.percentile),
             mean_tpot_ms=sum(tpots) / len(tpots) if tpots else None,
             mean_output_tokens=sum(output_tokens) / len(output_tokens) if output_tokens else None,
             arrivals_per_s=len(self._arrivals) / (span_ns / 1e9) if span_ns > 0 else 0.0,
@@ -114,7 +105,8 @@ class _OpenWindow:
 
     def close(self, now_ns: int, split: Split, slo: Slo) -> ClosedWindow | None:
         """None when there is nothing to learn from: no first token, or only answers of one token."""
-        ttft_ms, tpot_ms = percentile(self.ttfts, slo.percentile), percentile(self.tpots, slo.percentile)
+        ttft_ms = percentile(sorted(self.ttfts), slo.percentile)
+        tpot_ms = percentile(sorted(self.tpots), slo.percentile)
         seconds = (now_ns - self.began_ns) / 1e9
         if ttft_ms is None or tpot_ms is None or seconds <= 0:
             return None

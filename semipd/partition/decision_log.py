@@ -56,7 +56,7 @@ class Change:
 
 
 @dataclass(slots=True)
-class Histogram:
+class SwitchTimes:
     """`counts[i]`: values of at most `BUCKETS_MS[i]` and above the bound before; the last: above all."""
 
     counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_MS) + 1))
@@ -108,13 +108,13 @@ class Outcome:
         }
 
 
-class Journal:
+class DecisionLog:
     """Bounded logs. `ttft_error` and `tpot_error` are running means of |observed / predicted - 1|."""
 
     def __init__(self) -> None:
         self.changes: deque[Change] = deque(maxlen=KEPT)
         self.outcomes: deque[Outcome] = deque(maxlen=KEPT)
-        self.switch_ms = Histogram()
+        self.switch_ms = SwitchTimes()
         self.ttft_error: float | None = None
         self.tpot_error: float | None = None
 
@@ -145,7 +145,7 @@ class Journal:
             last.steps_ms += record.busy_ns / 1e6
 
     def first_token(self, seq: SeqId, ttft_ms: float) -> None:
-        """Whoever waited for this prompt's TTFT now knows it. Looks at the last few decisions only."""
+        """Complete the decision that predicted this prompt's TTFT, if it is one of the last few."""
         for idx in range(len(self.outcomes) - 1, max(len(self.outcomes) - 5, -1), -1):
             outcome = self.outcomes[idx]
             if outcome.watched == seq:
