@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from gpulib.host import Run
+from semipd.core.plan import blocks_for
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.devices.cpu.math.network import CpuNetwork
-from semipd.network.batch import BatchInput
 from semipd.network.config import ModelConfig
 from semipd.network.kv_layout import KvLayout
+from semipd.network.rows import StepRows
 from semipd.sampling.philox import seed_words, uniforms
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-2}
@@ -86,11 +87,9 @@ class Reference:
         return best, torch.maximum(lower - uniform, uniform - upper).clamp_min(0.0)
 
     def _logits(self, tokens: list[int]) -> Tensor:
-        num_blocks, rows = -(-len(tokens) // 16), torch.arange(len(tokens))
-        pool = torch.zeros(KvLayout.of(self._config).pool_shape(num_blocks))
-        one = [len(tokens)]
-        batch = BatchInput(torch.tensor(tokens), rows, rows, one, one, torch.arange(num_blocks)[None], rows)
-        return CpuNetwork(self._config, self._weights, pool).forward(batch)
+        pool = torch.zeros(KvLayout.of(self._config).pool_shape(blocks_for(len(tokens))))
+        rows = StepRows.of_prompt(tokens)
+        return CpuNetwork(self._config, self._weights, pool).forward(rows, rows.positions).logits
 
 
 def parity_requests(count: int, vocab_size: int, seed: int, *, output_tokens: int = 48) -> list[Request]:

@@ -68,7 +68,7 @@ class TorchOps:
     def plan_chunks(
         self, query_lens: Sequence[int], kv_lens: Sequence[int], heads: Heads, num_units: int
     ) -> ChunkPlan:
-        return no_plan()
+        return ChunkPlan(np.empty(0, dtype=np.int32), None)
 
     def prefill_attention(
         self, qkv: Tensor, heads: Heads, layer_kv: Tensor, chunks: ChunkRows, num_units: int, out: Tensor
@@ -80,8 +80,3 @@ class TorchOps:
             own = slice(start, start + length)
             out[own] = attend_chunk(q[own], keys, values, heads.attention_scale)
             start += length
-
-
-def no_plan() -> ChunkPlan:
-    """Of operations that need none."""
-    return ChunkPlan(np.empty(0, dtype=np.int32), None)

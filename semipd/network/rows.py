@@ -1,10 +1,17 @@
-"""What one forward pass computes: decode rows, then prefill chunks end to end. Tensors are on the device."""
+"""What one forward pass computes: decode rows, then prefill chunks end to end.
+
+Tensors are on the device; their integers are int32 on a GPU and int64 on a CPU.
+"""
 
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
+
+from semipd.core.plan import blocks_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,8 +19,8 @@ class DecodeRows:
     """D sequences with one query token each.
 
     Attributes:
-        tables: int32 [D, W]; entries past a context are never used.
-        kv_lens: int32 [D] tokens, this step's included; at least 1.
+        tables: [D, W]; entries past a context are never used.
+        kv_lens: [D] tokens, this step's included; at least 1.
     """
 
     tables: Tensor
@@ -33,9 +40,9 @@ class ChunkRows:
     """S prefill chunks. What a launch needs is also known on the host: no grid waits for the device.
 
     Attributes:
-        tables: int32 [S, W].
-        query_starts: int32 [S + 1], row of each chunk's first token, counted from the first chunk's.
-        kv_lens: int32 [S] tokens, this step's included.
+        tables: [S, W].
+        query_starts: [S + 1], row of each chunk's first token, counted from the first chunk's.
+        kv_lens: [S] tokens, this step's included.
         work: int32, the device's part of `plan`.
         plan: how attention cuts the chunks; made by Ops.plan_chunks, and known to those ops only.
         host_query_lens, host_kv_lens: the same on the host.
@@ -49,13 +56,21 @@ class ChunkRows:
     host_query_lens: list[int]
     host_kv_lens: list[int]
 
+    @classmethod
+    def unplanned(cls, tables: Tensor, query_lens: list[int], kv_lens: list[int]) -> "ChunkRows":
+        """For operations that need no plan."""
+        plan = ChunkPlan(np.empty(0, dtype=np.int32), None)
+        starts = tables.new_tensor([*accumulate(query_lens, initial=0)])
+        work = tables.new_empty(0)
+        return cls(tables, starts, tables.new_tensor(kv_lens), work, plan, query_lens, kv_lens)
+
 
 @dataclass(frozen=True, slots=True)
 class StepRows:
     """T rows: those of `decode`, then those of `chunks`; either may be missing, not both.
 
     Attributes:
-        token_ids, positions: int32 [T].
+        token_ids, positions: [T].
         slots: int64 [T], block * 16 + offset: where each row's KV is written.
     """
 
@@ -72,3 +87,21 @@ class StepRows:
     @property
     def num_decode(self) -> int:
         return 0 if self.decode is None else self.decode.kv_lens.shape[0]
+
+    @classmethod
+    def of_prompt(cls, token_ids: list[int]) -> "StepRows":
+        """A whole prompt in one chunk, on the CPU; its KV goes to the blocks from 0 on."""
+        everything, length = torch.arange(len(token_ids)), [len(token_ids)]
+        chunks = ChunkRows.unplanned(torch.arange(blocks_for(len(token_ids)))[None], length, length)
+        return cls(torch.tensor(token_ids), everything, everything, None, chunks)
+
+
+class PassResult(NamedTuple):
+    """Attributes:
+    logits: float32 [R, vocab] of the rows wanted.
+    unsound: bool, one per row of the chunks, None without chunks: its attention is not finite. In each layer
+        a row attends to itself, so in all others the KV that was written is.
+    """
+
+    logits: Tensor
+    unsound: Tensor | None

@@ -6,6 +6,7 @@ import torch
 
 from semipd.core.plan import BLOCK_SIZE, PADDING_BLOCK, blocks_for
 from semipd.core.request import SeqId
+from semipd.network.rows import DecodeRows, StepRows
 from semipd.sampling.batch import SamplingBatch, SamplingRow
 from semipd.steps.residents import Resident
 
@@ -48,11 +49,13 @@ class DecodeBatch:
     def __contains__(self, seq: SeqId) -> bool:
         return seq in self._row_of
 
-    def block_tables(self) -> torch.Tensor:
-        """int64 [rows, W], just wide enough for the longest context of this step."""
-        return self._tables[:, : blocks_for(max(self.kv_lens))]
+    def rows(self) -> StepRows:
+        """Of the newest tokens; tables are just wide enough for the longest context of this step."""
+        tables = self._tables[:, : blocks_for(max(self.kv_lens))]
+        decode = DecodeRows(tables, self.positions + 1)
+        return StepRows(self.token_ids, self.positions, self._slots(), decode, None)
 
-    def slots(self) -> torch.Tensor:
+    def _slots(self) -> torch.Tensor:
         """int64 [rows]: where the newest tokens' KV goes."""
         blocks = self._tables.gather(1, (self.positions // BLOCK_SIZE)[:, None]).squeeze(1)
         return blocks * BLOCK_SIZE + self.positions % BLOCK_SIZE

@@ -11,7 +11,7 @@ import torch
 
 from semipd.core.plan import Join, StepPlan, StepResult, TokenLogprobs
 from semipd.core.request import SeqId
-from semipd.network.batch import BatchInput
+from semipd.network.rows import PassResult, StepRows
 from semipd.sampling.logprobs import token_logprobs
 from semipd.steps.decode_batch import DecodeBatch, sampling_batch
 from semipd.steps.failures import failed_sequences, without_failed
@@ -21,8 +21,8 @@ from semipd.steps.step import Step
 
 
 class Decoder(Protocol):
-    def forward(self, batch: BatchInput) -> torch.Tensor:
-        """Logits, fp32 [len(batch.logit_rows), vocab]; writes the KV of every row, and `batch.unsound`."""
+    def forward(self, rows: StepRows, wanted: torch.Tensor) -> PassResult:
+        """Logits of the rows `wanted`, int64 [R], in their order. Writes the KV of every row."""
 
 
 class StepRunner:
@@ -46,15 +46,14 @@ class StepRunner:
         step = Step(self._decode_batch(plan.decode), chunks)
         if step.decode is None and not step.chunks:
             return StepResult(plan.step_id, [], time.monotonic_ns() - started_ns)
-        batch = step.batch_input(self._device)
-        logits = self._decoder.forward(batch)
+        logits, unsound = self._decoder.forward(step.rows(self._device), step.wanted(self._device))
         sampled = self._sample(logits, step)
         tokens: list[int] = sampled.tolist()
         prompt_logprobs = self._prompt_logprobs(logits[len(tokens) :], step.chunks)
         failed = None
         if step.chunks or min(tokens) < 0:
             seqs = (resident.seq for resident in step.sampled())
-            failed = failed_sequences(seqs, tokens, step.unsound(batch.unsound), prompt_logprobs)
+            failed = failed_sequences(seqs, tokens, step.unsound(unsound), prompt_logprobs)
         if failed:
             prompt_logprobs = without_failed(prompt_logprobs, failed)
             sampled = sampled.clamp_min(0)  # for a batch that may go on without knowing

@@ -6,7 +6,7 @@ import torch
 
 from semipd.core.plan import blocks_for
 from semipd.core.request import SeqId
-from semipd.network.batch import BatchInput
+from semipd.network.rows import ChunkRows, StepRows
 from semipd.steps.decode_batch import DecodeBatch, pad_block_tables
 from semipd.steps.failures import unsound_sequences
 from semipd.steps.residents import Chunk, Resident
@@ -26,45 +26,33 @@ class Step(NamedTuple):
     def sampled(self) -> list[Resident]:
         return sampled_residents(self.decode.residents if self.decode else [], self.chunks)
 
-    def batch_input(self, device: torch.device) -> BatchInput:
-        """Logits are asked for in the order: decode rows, chunks that sample, predicted prompt tokens."""
+    def rows(self, device: torch.device) -> StepRows:
         if self.decode is not None and not self.chunks:
-            return _decode_only(self.decode, device)
-        columns = [torch.from_numpy(vector).to(device) for vector in chunk_vectors(self.chunks)]
-        query_lens = [chunk.segment.length for chunk in self.chunks]
+            return self.decode.rows()
+        tokens, positions, slots = (torch.from_numpy(v).to(device) for v in chunk_vectors(self.chunks))
         kv_lens = [chunk.end for chunk in self.chunks]
-        if self.decode is not None:
-            decoding = (self.decode.token_ids, self.decode.positions, self.decode.slots())
-            columns = [torch.cat(pair) for pair in zip(decoding, columns, strict=True)]
-            query_lens = [1] * self.num_decode + query_lens
-            kv_lens = self.decode.kv_lens + kv_lens
-        token_ids, positions, slots = columns
-        tables = self._block_tables(blocks_for(max(kv_lens)), device)
-        logit_rows = torch.tensor(wanted_rows(self.num_decode, self.chunks), dtype=torch.int64, device=device)
-        unsound = torch.zeros(len(token_ids), dtype=torch.bool, device=device)
-        return BatchInput(token_ids, positions, slots, query_lens, kv_lens, tables, logit_rows, unsound)
-
-    def unsound(self, rows: torch.Tensor | None) -> list[SeqId]:
-        """Sequences with a row that BatchInput.unsound marks. A decode row shows it in its logits."""
-        segments = [chunk.segment for chunk in self.chunks]
-        return [] if rows is None else unsound_sequences(segments, rows[self.num_decode :])
-
-    def _block_tables(self, width: int, device: torch.device) -> torch.Tensor:
-        tables = pad_block_tables([chunk.resident.block_table for chunk in self.chunks], width, device)
+        tables = [chunk.resident.block_table for chunk in self.chunks]
+        chunks = ChunkRows.unplanned(
+            pad_block_tables(tables, blocks_for(max(kv_lens)), device),
+            [chunk.segment.length for chunk in self.chunks],
+            kv_lens,
+        )
         if self.decode is None:
-            return tables
-        decoding = self.decode.block_tables()
-        return torch.cat([torch.nn.functional.pad(decoding, (0, width - decoding.shape[1])), tables])
+            return StepRows(tokens, positions, slots, None, chunks)
+        own = self.decode.rows()
+        return StepRows(
+            torch.cat((own.token_ids, tokens)),
+            torch.cat((own.positions, positions)),
+            torch.cat((own.slots, slots)),
+            own.decode,
+            chunks,
+        )
 
+    def wanted(self, device: torch.device) -> torch.Tensor:
+        """int64: decode rows, chunks that sample, predicted prompt tokens."""
+        return torch.tensor(wanted_rows(self.num_decode, self.chunks), dtype=torch.int64, device=device)
 
-def _decode_only(decode: DecodeBatch, device: torch.device) -> BatchInput:
-    rows = len(decode.residents)
-    return BatchInput(
-        decode.token_ids,
-        decode.positions,
-        decode.slots(),
-        [1] * rows,
-        decode.kv_lens,
-        decode.block_tables(),
-        torch.arange(rows, device=device),
-    )
+    def unsound(self, is_unsound: torch.Tensor | None) -> list[SeqId]:
+        """Sequences with a row that PassResult.unsound marks. A decode row shows it in its logits."""
+        segments = [chunk.segment for chunk in self.chunks]
+        return [] if is_unsound is None else unsound_sequences(segments, is_unsound)

@@ -23,6 +23,7 @@ from semipd.devices.cpu.math.network import CpuNetwork
 from semipd.devices.cuda.forward.kernel_ops import KernelOps
 from semipd.devices.cuda.sampler.kernel_sampler import KernelSampler
 from semipd.network.kv_layout import KvLayout
+from semipd.network.rows import PassResult, StepRows
 from semipd.steps.runner import StepRunner
 
 CPU = torch.device("cpu")
@@ -155,11 +156,11 @@ def test_a_prompt_row_that_overflows_behind_the_last_kv_fails_when_it_is_asked_f
     inner = driver.runner._decoder
 
     class Overflowing:
-        def forward(self, batch):  # type: ignore[no-untyped-def]
-            logits = inner.forward(batch)
-            if len(logits) > 1:
-                logits[1, 5] = math.inf
-            return logits
+        def forward(self, rows: StepRows, wanted: torch.Tensor) -> PassResult:
+            result = inner.forward(rows, wanted)
+            if len(result.logits) > 1:
+                result.logits[1, 5] = math.inf
+            return result
 
     driver.runner._decoder = Overflowing()
     asking = driver.prefill(driver.join(1, [1, 2, 3], 5, prompt_logprobs=0))

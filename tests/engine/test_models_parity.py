@@ -1,12 +1,11 @@
 """Our decoder against transformers, fp32, every family: any chunking, any block order, merged steps."""
 
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from support.paged import PagedModel, Sequence, batch_input
+from support.paged import PagedModel, Sequence, step_rows
 from support.tiny_models import FAMILIES, reference_logits, tiny_checkpoint
 from torch import Tensor
 
@@ -117,10 +116,10 @@ def test_contiguous_blocks_are_read_in_place(folder: Path) -> None:
 def test_only_wanted_rows_have_logits(folder: Path) -> None:
     model = PagedModel(folder)
     [sequence] = random_sequences(random.Random(7), [40], model.config.vocab_size)
-    batch = batch_input([(sequence, 40)])
-    everything = model.decoder.forward(batch)
-    some = model.decoder.forward(replace(batch, logit_rows=torch.tensor([39, 3, 3])))
-    none = model.decoder.forward(replace(batch, logit_rows=torch.empty(0, dtype=torch.int64)))
+    rows = step_rows([(sequence, 40)])
+    everything = model.decoder.forward(rows, torch.arange(40)).logits
+    some = model.decoder.forward(rows, torch.tensor([39, 3, 3])).logits
+    none = model.decoder.forward(rows, torch.empty(0, dtype=torch.int64)).logits
     assert relative_difference(some, everything[[39, 3, 3]]) < 1e-6
     assert none.shape == (0, model.config.vocab_size)
 

@@ -15,7 +15,7 @@ from semipd.checkpoints.weights import weight_views
 from semipd.config.config import default_engine_settings
 from semipd.core.events import Event
 from semipd.core.messages import Finished, Inbound, PromptLogprobs, StepTokens
-from semipd.core.plan import StepResult, TokenLogprobs
+from semipd.core.plan import StepResult, TokenLogprobs, blocks_for
 from semipd.core.request import Request, SeqId
 from semipd.core.settings import EngineSettings
 from semipd.core.split import LaneName
@@ -32,12 +32,12 @@ from semipd.devices.cuda.sampler.sampler import Sampler, TorchSampler
 from semipd.devices.cuda.split.streams import Lanes
 from semipd.devices.cuda.start.assembly import build_loop, graph_splits, lane_size, reserve_memory
 from semipd.engine.coordinator import Coordinator
-from semipd.network.batch import BatchInput
 from semipd.network.config import ModelConfig, RopeConfig
 from semipd.network.kv_layout import KvLayout
 from semipd.network.network import Network
 from semipd.network.ops import Ops
 from semipd.network.ops_torch import TorchOps
+from semipd.network.rows import StepRows
 from semipd.sampling.batch import SamplingBatch, SamplingRow
 from semipd.sampling.logprobs import token_logprobs
 
@@ -99,19 +99,9 @@ class Oracle:
 
     def logits(self, tokens: list[int]) -> Tensor:
         """[len(tokens), vocab] of one pass over all of them."""
-        num_blocks = -(-len(tokens) // 16)
-        pool = torch.full(KvLayout.of(self.config).pool_shape(num_blocks), torch.nan)
-        everything = torch.arange(len(tokens))
-        batch = BatchInput(
-            torch.tensor(tokens),
-            everything,
-            everything,
-            [len(tokens)],
-            [len(tokens)],
-            torch.arange(num_blocks)[None],
-            everything,
-        )
-        return CpuNetwork(self.config, self.weights, pool).forward(batch)
+        pool = torch.full(KvLayout.of(self.config).pool_shape(blocks_for(len(tokens))), torch.nan)
+        rows = StepRows.of_prompt(tokens)
+        return CpuNetwork(self.config, self.weights, pool).forward(rows, rows.positions).logits
 
     def generate(self, request: Request) -> tuple[list[int], list[TokenLogprobs]]:
         tokens, entries = list(request.prompt), list[TokenLogprobs]()

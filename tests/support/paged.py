@@ -11,9 +11,9 @@ from semipd.checkpoints.layout import plan_weights
 from semipd.checkpoints.weights import TORCH_DTYPES, load_weights, weight_views
 from semipd.core.plan import BLOCK_SIZE
 from semipd.devices.cpu.math.network import CpuNetwork
-from semipd.network.batch import BatchInput
 from semipd.network.config import DTypeName, ModelConfig
 from semipd.network.kv_layout import KvLayout
+from semipd.network.rows import ChunkRows, DecodeRows, StepRows
 
 # Several threads on tiny matrices, on cores that others use too, spin more than they work.
 torch.set_num_threads(1)
@@ -41,9 +41,11 @@ class PagedModel:
 
     def step(self, work: list[tuple[Sequence, int]]) -> None:
         """Compute the next `length` tokens of each sequence in one merged batch; logits of every row."""
-        logits = self.decoder.forward(batch_input(work))
-        for (sequence, length), rows in zip(work, logits.split([length for _, length in work]), strict=True):
-            sequence.logits.append(rows)
+        work = sorted(work, key=lambda entry: entry[1] > 1)
+        rows = step_rows(work)
+        logits = self.decoder.forward(rows, torch.arange(rows.num_rows)).logits
+        for (sequence, length), own in zip(work, logits.split([length for _, length in work]), strict=True):
+            sequence.logits.append(own)
             sequence.computed += length
 
     def poison_unused_slots(self, sequence: Sequence) -> None:
@@ -60,7 +62,11 @@ def loaded_weights(folder: Path, config: ModelConfig, dtype: DTypeName = "float3
     return weight_views(layout, buffer)
 
 
-def batch_input(work: list[tuple[Sequence, int]]) -> BatchInput:
+def step_rows(work: list[tuple[Sequence, int]]) -> StepRows:
+    """Sequences with one row stand first, and decode."""
+    lengths = [length for _, length in work]
+    count = sum(length == 1 for length in lengths)
+    assert max(lengths[:count], default=1) == 1, lengths
     token_ids, positions, slots = [], [], []
     for sequence, length in work:
         for position in range(sequence.computed, sequence.computed + length):
@@ -68,12 +74,12 @@ def batch_input(work: list[tuple[Sequence, int]]) -> BatchInput:
             positions.append(position)
             slots.append(sequence.block_table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE)
     width = max(len(sequence.block_table) for sequence, _ in work)
-    return BatchInput(
-        token_ids=torch.tensor(token_ids),
-        positions=torch.tensor(positions),
-        slot_mapping=torch.tensor(slots),
-        query_lens=[length for _, length in work],
-        kv_lens=[sequence.computed + length for sequence, length in work],
-        block_tables=torch.tensor([s.block_table + [0] * (width - len(s.block_table)) for s, _ in work]),
-        logit_rows=torch.arange(len(token_ids)),
+    tables = torch.tensor([s.block_table + [0] * (width - len(s.block_table)) for s, _ in work])
+    kv_lens = [sequence.computed + length for sequence, length in work]
+    return StepRows(
+        torch.tensor(token_ids),
+        torch.tensor(positions),
+        torch.tensor(slots),
+        DecodeRows(tables[:count], torch.tensor(kv_lens[:count])) if count else None,
+        ChunkRows.unplanned(tables[count:], lengths[count:], kv_lens[count:]) if count < len(work) else None,
     )

@@ -7,42 +7,41 @@ position gives other logits.
 import torch
 
 from semipd.core.plan import BLOCK_SIZE
-from semipd.network.batch import BatchInput
+from semipd.network.rows import PassResult, StepRows
 
 NUM_STATES = 9973
 
 
 class ToyDecoder:
-    """Every step checks its batch. `pool` may be shared between decoders, like the real one."""
+    """Every step checks its rows. `pool` may be shared between decoders, like the real one."""
 
     def __init__(self, vocab_size: int, num_blocks: int, pool: torch.Tensor | None = None) -> None:
         generator = torch.Generator().manual_seed(vocab_size)
         self.table = torch.randn(NUM_STATES, vocab_size, generator=generator)
         # Poisoned: reading a slot that nobody wrote gives nonsense.
         self.pool = torch.full((num_blocks * BLOCK_SIZE,), -(10**12)) if pool is None else pool
-        self.steps: list[BatchInput] = []
 
-    def forward(self, batch: BatchInput) -> torch.Tensor:
-        self.steps.append(batch)
-        assert (
-            sum(batch.query_lens) == len(batch.token_ids) == len(batch.positions) == len(batch.slot_mapping)
-        )
-        assert len(batch.query_lens) == len(batch.kv_lens) == len(batch.block_tables)
-        assert batch.block_tables.shape[1] * BLOCK_SIZE >= max(batch.kv_lens)
-        assert len(set(batch.slot_mapping.tolist())) == len(batch.slot_mapping)
-        self.pool[batch.slot_mapping] = batch.token_ids
+    def forward(self, rows: StepRows, wanted: torch.Tensor) -> PassResult:
+        query_lens = [1] * rows.num_decode
+        sequences: list[tuple[torch.Tensor, int]] = []
+        if rows.decode is not None:
+            sequences += zip(rows.decode.tables, rows.decode.kv_lens.tolist(), strict=True)
+        if rows.chunks is not None:
+            query_lens += rows.chunks.host_query_lens
+            sequences += zip(rows.chunks.tables, rows.chunks.host_kv_lens, strict=True)
+        assert sum(query_lens) == rows.num_rows == len(rows.positions) == len(rows.slots)
+        assert len(set(rows.slots.tolist())) == rows.num_rows
+        self.pool[rows.slots] = rows.token_ids
         states: list[int] = []
         row = 0
-        for query_len, kv_len, blocks in zip(
-            batch.query_lens, batch.kv_lens, batch.block_tables, strict=True
-        ):
+        for query_len, (blocks, kv_len) in zip(query_lens, sequences, strict=True):
             slots = [int(blocks[i // BLOCK_SIZE]) * BLOCK_SIZE + i % BLOCK_SIZE for i in range(kv_len)]
             tokens = self.pool[slots].tolist()
-            positions = batch.positions[row : row + query_len].tolist()
+            positions = rows.positions[row : row + query_len].tolist()
             assert positions == list(range(kv_len - query_len, kv_len))
             states += [state_after(tokens[: position + 1]) for position in positions]
             row += query_len
-        return self.table[states][batch.logit_rows].clone()
+        return PassResult(self.table[states][wanted].clone(), None)
 
     def logits_after(self, tokens: list[int]) -> torch.Tensor:
         """fp32 [vocab]: what `forward` must give for the last of `tokens`."""
