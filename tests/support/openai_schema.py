@@ -17,7 +17,8 @@ from jsonschema import Draft202012Validator
 
 from semipd import __version__
 from semipd.daemon.servers.routes import ROUTES
-from semipd.daemon.web.openapi import document
+from semipd.daemon.web.answer_schemas import AnswerSchemas
+from semipd.daemon.web.openapi import OpenApi, document
 
 _OPENAI_FILE = Path(__file__).parents[1] / "data" / "openai" / "openai_min_openapi.json"
 _WITH_FIRST_NULL = ("token_logprobs", "top_logprobs")
@@ -33,6 +34,30 @@ def check_openai(name: str, answer: Any, *, is_chunk: bool = False) -> None:
 def check_ours(name: str, answer: Any) -> None:
     """`name`: a schema of our document; fields it does not list are errors."""
     _ours(name).validate(answer)
+
+
+def check_type(kind: Any, value: Any) -> None:
+    """`value`, as JSON, against the type of an answer; names that it does not list are errors."""
+    schemas = AnswerSchemas("#/$defs/{name}")
+    schema = schemas.of(kind)
+    Draft202012Validator(_closed({**schema, "$defs": schemas.definitions})).validate(_json(value))
+
+
+def check_answer(method: str, path: str, answer: Any) -> None:
+    """`answer`: of a route of ours, with status 200."""
+    shown = _document()
+    operation: Any = shown["paths"][path][method]
+    schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
+    Draft202012Validator({**schema, "components": _closed(shown["components"])}).validate(answer)
+
+
+@cache
+def _document() -> OpenApi:
+    return document(ROUTES, __version__)
+
+
+def _json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
 
 
 def _as_the_service_means(answer: dict[str, Any], *, is_chunk: bool) -> dict[str, Any]:
@@ -56,7 +81,7 @@ def _openai(name: str) -> Draft202012Validator:
 
 @cache
 def _ours(name: str) -> Draft202012Validator:
-    components = _closed(document(ROUTES, __version__)["components"])
+    components = _closed(_document()["components"])
     return Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": components})
 
 

@@ -46,6 +46,7 @@ INFO: DeviceFacts = {
     "dtype": "none",
     "memory": {},
     "max_step_tokens": 0,
+    "max_decode_tokens": 1,
     "prefill_moves": False,
 }
 

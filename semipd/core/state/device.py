@@ -103,4 +103,5 @@ class DeviceFacts(TypedDict):
     dtype: str
     memory: dict[str, int]
     max_step_tokens: int
+    max_decode_tokens: int
     prefill_moves: bool

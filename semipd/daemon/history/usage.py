@@ -1,9 +1,6 @@
 """What an answer says of its cost: tokens counted, and with `include_timing` where the time went."""
 
-from typing import NotRequired
-
-# pydantic reads typing's own only from Python 3.12 on
-from typing_extensions import TypedDict
+from typing import NotRequired, TypedDict
 
 
 class PromptTokensDetails(TypedDict):

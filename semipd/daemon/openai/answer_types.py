@@ -3,12 +3,7 @@
 Keys that are `NotRequired` appear when the request asked for them.
 """
 
-from typing import (
-    Literal,
-    NotRequired,  # pydantic reads typing's own only from Python 3.12 on
-)
-
-from typing_extensions import TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 from semipd.daemon.history.usage import Usage
 

@@ -1,9 +1,8 @@
 """HTTP routes that say how the daemon is: probes, version, load, status, metrics."""
 
-from aiohttp import web
+from typing import TypedDict
 
-# pydantic reads typing's own only from Python 3.12 on
-from typing_extensions import TypedDict
+from aiohttp import web
 
 from semipd import __version__
 from semipd.core.state.daemon import Status

@@ -2,11 +2,13 @@
 
 import asyncio
 from functools import cache
-from typing import Any
 
 from aiohttp import web
 
 from semipd import __version__
+from semipd.core.state.daemon import DrainState, Status
+from semipd.core.state.partition import ChangeAnswer, PartitionDocument, SloDocument
+from semipd.core.state.requests import CancelAnswer, RequestDetails, RequestList
 from semipd.daemon.openai.answer_types import (
     ChatChunk,
     ChatCompletion,
@@ -30,18 +32,16 @@ from semipd.daemon.operators import drain, partition, requests, status
 from semipd.daemon.operators.actions import OperatorAction
 from semipd.daemon.operators.events import follow_events
 from semipd.daemon.state.services import Services
-from semipd.daemon.web.openapi import document
+from semipd.daemon.web.openapi import OpenApi, document
 from semipd.daemon.web.routes import Route
 
-_Map = dict[str, Any]
 
-
-async def show_document(_services: Services, _request: web.Request) -> _Map:
+async def show_document(_services: Services, _request: web.Request) -> OpenApi:
     return await asyncio.to_thread(_document)
 
 
 @cache
-def _document() -> _Map:
+def _document() -> OpenApi:
     return document(ROUTES, __version__)
 
 
@@ -109,7 +109,7 @@ ROUTES: tuple[Route[Services], ...] = (
         "The tokenizer's configuration.",
         "inference",
         tokenizer_info,
-        _Map,
+        dict[str, object],
     ),
     Route("GET", "/health", "health", "The process lives.", "probe", status.health, status.HealthAnswer),
     Route(
@@ -135,7 +135,7 @@ ROUTES: tuple[Route[Services], ...] = (
         status.load,
         status.LoadAnswer,
     ),
-    Route("GET", "/v1/status", "status", "Numbers of daemon and engine.", "operator", status.status, _Map),
+    Route("GET", "/v1/status", "status", "Numbers of daemon and engine.", "operator", status.status, Status),
     Route(
         "GET",
         "/v1/requests",
@@ -143,7 +143,7 @@ ROUTES: tuple[Route[Services], ...] = (
         "Live and recent requests.",
         "client",
         requests.list_requests,
-        _Map,
+        RequestList,
     ),
     Route(
         "GET",
@@ -152,7 +152,7 @@ ROUTES: tuple[Route[Services], ...] = (
         "One request and its events.",
         "client",
         requests.retrieve_request,
-        _Map,
+        RequestDetails,
     ),
     Route(
         "DELETE",
@@ -161,7 +161,7 @@ ROUTES: tuple[Route[Services], ...] = (
         "End a request.",
         "client",
         requests.cancel_request,
-        _Map,
+        CancelAnswer,
     ),
     Route(
         "GET",
@@ -170,7 +170,7 @@ ROUTES: tuple[Route[Services], ...] = (
         "How the device is divided, and why.",
         "operator",
         partition.get_partition,
-        _Map,
+        PartitionDocument,
     ),
     Route(
         "PUT",
@@ -179,7 +179,7 @@ ROUTES: tuple[Route[Services], ...] = (
         "Override the split.",
         "operator",
         partition.put_partition,
-        _Map,
+        ChangeAnswer,
         partition.PartitionOverride,
     ),
     Route(
@@ -189,7 +189,7 @@ ROUTES: tuple[Route[Services], ...] = (
         "End an override: the policy decides again.",
         "operator",
         partition.delete_partition,
-        _Map,
+        ChangeAnswer,
         OperatorAction,
         needs_body=False,
     ),
@@ -200,7 +200,7 @@ ROUTES: tuple[Route[Services], ...] = (
         "Service level targets, and what is observed.",
         "operator",
         partition.get_slo,
-        _Map,
+        SloDocument,
     ),
     Route(
         "PATCH",
@@ -209,7 +209,7 @@ ROUTES: tuple[Route[Services], ...] = (
         "Change service level targets.",
         "operator",
         partition.patch_slo,
-        _Map,
+        SloDocument,
         partition.SloUpdate,
     ),
     Route(
@@ -219,7 +219,7 @@ ROUTES: tuple[Route[Services], ...] = (
         "Whether the daemon drains, and what is awaited.",
         "operator",
         drain.get_drain,
-        _Map,
+        DrainState,
     ),
     Route(
         "POST",
@@ -228,7 +228,7 @@ ROUTES: tuple[Route[Services], ...] = (
         "Refuse new requests and let those under way finish.",
         "operator",
         drain.post_drain,
-        _Map,
+        DrainState,
         drain.DrainOptions,
         needs_body=False,
     ),
@@ -239,7 +239,7 @@ ROUTES: tuple[Route[Services], ...] = (
         "Serve again.",
         "operator",
         drain.delete_drain,
-        _Map,
+        DrainState,
         OperatorAction,
         needs_body=False,
     ),
@@ -263,5 +263,5 @@ ROUTES: tuple[Route[Services], ...] = (
         str,
         media="text/plain",
     ),
-    Route("GET", "/openapi.json", "openapi", "This document.", "public", show_document, _Map),
+    Route("GET", "/openapi.json", "openapi", "This document.", "public", show_document, OpenApi),
 )

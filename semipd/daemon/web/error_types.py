@@ -1,9 +1,6 @@
 """The body of an error, in OpenAI's shape."""
 
-from typing import NotRequired
-
-# pydantic reads typing's own only from Python 3.12 on
-from typing_extensions import TypedDict
+from typing import NotRequired, TypedDict
 
 from semipd.daemon.history.usage import Usage
 

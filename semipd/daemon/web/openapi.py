@@ -1,31 +1,45 @@
 """Our OpenAPI 3.1 document, made from the models that read the requests and the types of the answers."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypedDict
 
-from pydantic import TypeAdapter
-from pydantic.json_schema import JsonSchemaMode
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
+from semipd.daemon.web.answer_schemas import AnswerSchemas, Schema
 from semipd.daemon.web.error_types import ErrorAnswer
 from semipd.daemon.web.routes import Route
 
-_REF = "#/components/schemas/{model}"
+_SCHEMAS = "#/components/schemas/"
 _RETRY_AFTER = {
     "description": "Seconds after which the same request may succeed; with 429 and 503.",
     "schema": {"type": "integer", "minimum": 1},
 }
 
 
-def document(routes: Iterable[Route[Any]], version: str) -> dict[str, Any]:
+class OpenApi(TypedDict):
+    """This document."""
+
+    openapi: str
+    info: dict[str, str]
+    paths: dict[str, dict[str, object]]
+    security: list[dict[str, list[str]]]
+    components: dict[str, dict[str, object]]
+
+
+def document(routes: Iterable[Route[Any]], version: str) -> OpenApi:
     routes = list(routes)
-    inputs = {(id(kind), mode): (kind, mode) for route in routes for kind, mode in _types(route)}
-    inputs[id(ErrorAnswer), "serialization"] = (ErrorAnswer, "serialization")
-    keyed = [(key, mode, TypeAdapter(kind)) for key, (kind, mode) in inputs.items()]
-    schemas, definitions = TypeAdapter.json_schemas(keyed, ref_template=_REF)
-    shown = {key: schemas[key, mode] for key, mode, _ in keyed}
-    paths: dict[str, dict[str, Any]] = {}
+    answers = AnswerSchemas(_SCHEMAS + "{name}")
+    bodies: list[type[BaseModel]] = [route.body for route in routes if route.body is not None]
+    read, definitions = models_json_schema(
+        [(body, "validation") for body in dict.fromkeys(bodies)], ref_template=_SCHEMAS + "{model}"
+    )
+    paths: dict[str, dict[str, object]] = {}
     for route in routes:
-        paths.setdefault(route.path, {})[route.method.lower()] = _describe(route, shown)
+        body = None if route.body is None else read[route.body, "validation"]
+        paths.setdefault(route.path, {})[route.method.lower()] = _describe(route, answers, body)
+    schemas = definitions["$defs"]
+    assert not schemas.keys() & answers.definitions.keys(), "a body and an answer have the same name"
     return {
         "openapi": "3.1.0",
         "info": {
@@ -38,30 +52,20 @@ def document(routes: Iterable[Route[Any]], version: str) -> dict[str, Any]:
         "paths": paths,
         "security": [{}, {"key": []}],
         "components": {
-            "schemas": definitions["$defs"],
+            "schemas": schemas | answers.definitions,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
 
 
-def _types(route: Route[Any]) -> list[tuple[Any, JsonSchemaMode]]:
-    read: list[tuple[Any, JsonSchemaMode]] = [(route.body, "validation")]
-    written: list[tuple[Any, JsonSchemaMode]] = [
-        (route.answer, "serialization"),
-        (route.chunk, "serialization"),
-    ]
-    return [(kind, mode) for kind, mode in read + written if kind is not None]
-
-
-def _describe(route: Route[Any], schemas: dict[Any, Any]) -> dict[str, Any]:
-    content: dict[str, Any] = {}
+def _describe(route: Route[Any], answers: AnswerSchemas, body: Schema | None) -> Schema:
+    content: Schema = {}
     if route.answer is not None:
-        content[route.media] = {"schema": schemas[id(route.answer), "serialization"]}
+        content[route.media] = {"schema": answers.of(route.answer)}
     if route.chunk is not None:
-        chunk = schemas[id(route.chunk), "serialization"]
-        content["text/event-stream"] = {"schema": _event(chunk)}
-    failed = {"application/json": {"schema": schemas[id(ErrorAnswer), "serialization"]}}
-    shown: dict[str, Any] = {
+        content["text/event-stream"] = {"schema": _event(answers.of(route.chunk))}
+    failed = {"application/json": {"schema": answers.of(ErrorAnswer)}}
+    shown: Schema = {
         "operationId": route.name,
         "summary": route.summary,
         "responses": {
@@ -78,14 +82,13 @@ def _describe(route: Route[Any], schemas: dict[Any, Any]) -> dict[str, Any]:
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
             for name in route.parameters
         ]
-    if route.body is not None:
-        body = schemas[id(route.body), "validation"]
+    if body is not None:
         content = {"application/json": {"schema": body}}
         shown["requestBody"] = {"required": route.needs_body, "content": content}
     return shown
 
 
-def _event(chunk: dict[str, Any]) -> dict[str, Any]:
+def _event(chunk: Schema) -> Schema:
     """One event of a stream: its data is JSON text, that of the last one a word."""
     text = {"type": "string", "contentMediaType": "application/json", "contentSchema": chunk}
     return {
