@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
-from semipd_top.demo import DemoWorld
 from semipd_top.sources.contract import Gone, Item, Seen
+from semipd_top.sources.demo import DemoSource
 
 from semipd.core.state.daemon import EngineState, StateDocument
 from toplib.still import StillSource
@@ -42,7 +43,7 @@ def busy(state: Any) -> bool:
 def divided(state: Any) -> bool:
     lanes = state["lanes"] or {}
     both = bool(lanes) and all(lane["steps_in_flight"] for lane in lanes.values())
-    return both and busy(state) and state["partition"]["shared"]["merged_tokens"] == 0
+    return both and busy(state) and all(state["partition"]["effective"])
 
 
 def overridden(state: Any) -> bool:
@@ -94,8 +95,8 @@ MOMENTS: tuple[Moment, ...] = (
     Moment("requests-searched", divided, keys=("2", "slash", *"decoding", "enter")),
     Moment("inspect", divided, keys=("2", *("down",) * 12, "enter")),
     Moment("cancel", divided, keys=("2", "c")),
-    Moment("events", divided, later_s=600.0, keys=("3",)),
-    Moment("event", divided, later_s=600.0, keys=("3", "enter")),
+    Moment("events", divided, later_s=300.0, keys=("3",)),
+    Moment("event", divided, later_s=300.0, keys=("3", "enter")),
     Moment("events-all", divided, keys=("3", "x")),
     Moment("paused", divided, keys=("p",)),
     Moment("stale", divided, late_s=12.0),
@@ -113,21 +114,26 @@ BY_NAME = {moment.name: moment for moment in MOMENTS}
 
 def still(moment: Moment) -> StillSource:
     """The demo at this moment. Raises LookupError when it does not come within two hours."""
-    world = DemoWorld(seed=7, began_s=BEGAN_S)
+    items, demo = _watched(moment.until, moment.later_s)
+    at_s = items[-1].at_s
+    turned = moment.turn(list(items))
+    return StillSource(turned, (turned[-1].at_s if turned else at_s) + moment.late_s, demo.operator)
+
+
+@cache
+def _watched(until: Callable[[Any], bool], later_s: float) -> tuple[list[Item], DemoSource]:
+    """What was seen before; many pictures are of one moment."""
+    demo = DemoSource(began_s=BEGAN_S)
     items: list[Item] = []
     left_s: float | None = None
     for _ in range(int(LIMIT_S / STEP_S)):
-        seen = world.advance(STEP_S)
+        seen = demo.advance(STEP_S)
         items.append(seen)
         del items[: -int(WATCHED_S / STEP_S)]
-        if left_s is None and moment.until(seen.frame.state):
-            left_s = moment.later_s
+        if left_s is None and until(seen.frame.state):
+            left_s = later_s
         if left_s is not None:
             if left_s <= 0:
-                break
+                return items, demo
             left_s -= STEP_S
-    else:
-        raise LookupError(f"{moment.name} does not come within {LIMIT_S:.0f} s of the demo")
-    at_s = items[-1].at_s
-    turned = moment.turn(items)
-    return StillSource(turned, (turned[-1].at_s if turned else at_s) + moment.late_s, world.operator)
+    raise LookupError(f"{until.__name__} does not hold within {LIMIT_S:.0f} s of the demo")

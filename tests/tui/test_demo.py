@@ -1,139 +1,34 @@
-"""The demo is a daemon in every key, and its numbers agree with each other."""
+"""The demo is a daemon's real parts over a made-up day: equal seeds, equal days; its numbers agree."""
 
-import asyncio
-import json
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from semipd_top.demo import DemoSource, DemoWorld
 from semipd_top.picture.picture import Monitor
 from semipd_top.sources.contract import Seen
-from support.daemon import Running, running
-from support.eventually import eventually
-from support.shapes import by_kind, differences, shape_of
-
-from semipd.client import AsyncClient
-from semipd.config.config import default_engine_settings
-from semipd.core.errors import SemipdError
-from semipd.core.events import EventRow
-from semipd.core.state.daemon import StateDocument
-from semipd.core.state.partition import PartitionDocument
-from semipd.core.state.requests import RequestRow
-from semipd.daemon.requests.options import Limits
+from semipd_top.sources.demo import DemoSource
+from support.shapes import by_kind
 
 BEGAN_S = 1_790_000_000.0
-TOLERANCE = 1e-6
-FREE = ("device.memory", "device.stats", "refused", "requests.totals", "partition.change.requested")
-SMALL_POOL = default_engine_settings(device="fake", max_num_blocks=64)
+DAY_S = 420
+TOLERANCE_MS = 1e-3
+LONGEST_STEP_MS = 2000
 
 
-def world() -> DemoWorld:
-    return DemoWorld(7, BEGAN_S)
+def demo(seed: int = 7) -> DemoSource:
+    return DemoSource(0.5, seed, paced=False, began_s=BEGAN_S)
 
 
-def watched(seconds: float, step_s: float = 1.0) -> list[Seen]:
-    demo = world()
-    return [demo.advance(step_s) for _ in range(int(seconds / step_s))]
+def watched(seconds: float, step_s: float = 1.0, seed: int = 7) -> list[Seen]:
+    source = demo(seed)
+    return [source.advance(step_s) for _ in range(int(seconds / step_s))]
 
 
 @pytest.fixture(scope="module")
 def first_day() -> list[Seen]:
-    return watched(420)
-
-
-# ---- like a daemon ---------------------------------------------------------------------------------
-
-
-async def generate(client: AsyncClient, num_prompt: int, num_output: int) -> None:
-    async for _ in client.generate([5] * num_prompt, max_tokens=num_output, ignore_eos=True):
-        pass
-
-
-async def whole_life(daemon: Running) -> AsyncIterator[StateDocument]:
-    """States of a real daemon: its engine starts, works, is overridden, drains, dies and comes back."""
-    starting = asyncio.create_task(daemon.services.supervisor.start())
-    while not starting.done():
-        yield await daemon.services.state(0)
-        await asyncio.sleep(0.005)
-    await starting
-    async with await AsyncClient.connect(daemon.socket_path) as client:
-        for _ in range(3):
-            work = asyncio.gather(*(generate(client, 200 + 9 * idx, 60) for idx in range(16)))
-            while not work.done():
-                yield await daemon.services.state(0)
-                await asyncio.sleep(0.002)
-            await work
-        await client.set_partition(prefill_units=7, expires_s=60.0, reason="why not")
-        await client.set_slo(ttft_ms=300.0)
-        long = asyncio.create_task(generate(client, 100, 400))
-        await daemon.engine_says(lambda status: status["requests"]["decoding"])
-        await client.drain(reason="new weights")
-        with pytest.raises(SemipdError):
-            await generate(client, 4, 4)
-        yield await daemon.services.state(0)
-        await client.drain(cancel=True)
-        daemon.services.supervisor.kill()
-        await eventually(lambda: daemon.services.supervisor.state != "ready", "the engine is dead")
-        while daemon.services.supervisor.state != "ready":
-            yield await daemon.services.state(0)
-            await asyncio.sleep(0.005)
-        await long
-        yield await daemon.services.state(0)
-
-
-class Real:
-    """What a real daemon said."""
-
-    states: list[dict[str, Any]]
-    events: list[EventRow]
-    rows: list[RequestRow]
-    details: list[RequestRow]
-    partition: PartitionDocument
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
-    return asyncio.run(look_at_a_daemon(tmp_path_factory.mktemp("real")))
-
-
-async def look_at_a_daemon(folder: Path) -> Real:
-    found = Real()
-    settings = {"supervision.backoff_s": 0.2}
-    async with running(folder, start=False, fake=SMALL_POOL, settings=settings) as daemon:
-        supervisor, generation = daemon.services.supervisor, daemon.services.generation
-        supervisor.on_ready.append(lambda ready: generation.engine_is_ready(Limits.of(ready.info)))
-        # as it goes over the wire: without tuples
-        found.states = [json.loads(json.dumps(state)) async for state in whole_life(daemon)]
-        journal = daemon.services.history.journal
-        found.events = [journal.to_wire(entry) for entry in journal.read(0, 4096).entries]
-        async with await AsyncClient.connect(daemon.socket_path) as client:
-            found.rows = await client.requests(limit=100)
-            found.details = await client.requests(request_id=found.rows[0]["id"])
-            found.partition = await client.partition()
-    return found
-
-
-def test_state_frames_have_the_keys_of_a_daemons(real: Real, first_day: list[Seen]) -> None:
-    model = shape_of(real.states, FREE)
-    for path in ("engine.phase.name", "engine.why", "kv.holders[].id", "partition.decision.split[]"):
-        assert model[path] - {"null"}, f"the daemon never said {path}: nothing is compared"
-    assert not differences(shape_of([seen.frame.state for seen in first_day], FREE), model)
-    keys = {tuple(sorted(state)) for state in real.states}
-    assert {tuple(sorted(seen.frame.state)) for seen in first_day} == keys
-
-
-def test_events_have_the_data_of_a_daemons(real: Real, first_day: list[Seen]) -> None:
-    said, made_up = by_kind(real.events), by_kind([e for seen in first_day for e in seen.frame.events])
-    compared = set(said) & set(made_up)
-    assert compared >= {"admitted", "drain_changed", "engine_died", "engine_restarted", "finished"}
-    assert compared >= {"partition_changed", "preempted", "refused", "request_resumed", "split_changed"}
-    for kind in compared:
-        assert not differences(shape_of(made_up[kind]), shape_of(said[kind])), kind
-    assert set(made_up) - compared <= {"slow_step"}
+    return watched(DAY_S)
 
 
 def test_a_slow_step_is_told_as_documented(first_day: list[Seen]) -> None:
@@ -145,41 +40,27 @@ def test_a_slow_step_is_told_as_documented(first_day: list[Seen]) -> None:
     assert event["data"]["busy_ms"] > 4 * event["data"]["predicted_ms"]
 
 
-async def test_rows_and_details_have_the_keys_of_a_daemons(real: Real, first_day: list[Seen]) -> None:
-    rows = [row for seen in first_day for row in seen.requests or ()]
-    assert not differences(shape_of(rows), shape_of(real.rows))
-    demo = world()
-    for _ in range(60):
-        demo.advance(1.0)
-    [detail] = await demo.operator.requests(request_id=demo.history.recent[-1].id)
-    assert set(detail) == set(real.details[0])
-    assert set(detail["events"][0]) == set(real.details[0]["events"][0])
-
-
-async def test_partition_answers_have_the_keys_of_a_daemons(real: Real) -> None:
-    demo = world()
-    for _ in range(90):
-        demo.advance(1.0)
-    free = ("change.requested", "history[].requested")
-    made_up = await demo.operator.partition()
-    assert not differences(shape_of([made_up], free), shape_of([real.partition], free))
-    assert set(made_up) == set(real.partition)
-
-
-# ---- numbers that agree ----------------------------------------------------------------------------
-
-
 def test_equal_seeds_give_equal_frames_and_others_do_not() -> None:
-    assert watched(100, 0.5) == watched(100, 0.5)
-    other = DemoWorld(8, BEGAN_S)
-    assert [other.advance(0.5) for _ in range(200)] != watched(100, 0.5)
+    seen = watched(72, 0.5)
+    assert seen == watched(72, 0.5)
+    assert seen != watched(72, 0.5, seed=8)
 
 
-def test_numbers_agree_for_an_hour() -> None:
-    before: StateDocument | None = None
+def test_frames_do_not_depend_on_how_often_somebody_looks(first_day: list[Seen]) -> None:
+    source = demo()
+    for _ in range(100):
+        source.advance(0.25)
+    for _ in range(20):
+        source.advance(3.0)
+    last = source.advance(5.0).frame.state
+    assert last == first_day[89].frame.state
+
+
+def test_numbers_agree_all_day(first_day: list[Seen]) -> None:
+    before: Any = None
     finished: dict[int, Any] = {}
-    events: list[EventRow] = []
-    for seen in watched(3600):
+    events: list[Any] = []
+    for seen in first_day:
         state = seen.frame.state
         assert seen.requests is not None
         events += seen.frame.events
@@ -189,7 +70,7 @@ def test_numbers_agree_for_an_hour() -> None:
             if row["state"] == "finished":
                 assert finished.setdefault(row["seq"], row) == row
         if state["kv"] is not None:
-            check_engine(state, seen.requests)
+            check_engine(state)
             check_counters(state, before)
         before = state if state["kv"] is not None else None
     check_events(events, finished)
@@ -207,32 +88,32 @@ def check_requests(state: Any, rows: Any) -> None:
         assert requests["held"] == requests["live"]
         assert not sum(row["blocks"] for row in live)
     else:
-        assert requests["held"] == 0
-        for name in ("waiting", "prefilling", "decoding"):
-            assert requests[name] == sum(row["state"] == name for row in live)
+        there = {name: sum(row["state"] == name for row in live) for name in ("prefilling", "decoding")}
+        assert there == {name: requests[name] for name in there}
+        # one that was preempted waits from the moment on when the step that still reads its blocks has ended
+        assert 0 <= len(live) - sum(there.values()) - requests["waiting"] - requests["held"] <= 2
 
 
-def check_engine(state: Any, rows: Any) -> None:
-    kv, partition = state["kv"], state["partition"]
+def check_engine(state: Any) -> None:
+    kv, partition, device = state["kv"], state["partition"], state["device"]
     assert kv["used_blocks"] + kv["free_blocks"] == kv["total_blocks"]
     assert 0 <= kv["cached_blocks"] <= kv["free_blocks"]
-    assert kv["used_blocks"] == sum(row["blocks"] for row in rows)
-    assert [one["blocks"] for one in kv["holders"]] == sorted((row["blocks"] for row in rows), reverse=True)[
-        : len(kv["holders"])
-    ]
+    held = [holder["tokens"] for holder in kv["holders"]]
+    assert held == sorted(held, reverse=True)
     assert sum(partition["shared"]["split"]) == sum(partition["effective"]) == 132
     assert [state["split"]["prefill"], state["split"]["decode"]] == partition["effective"]
-    assert sum(state["device"]["memory"].values()) == state["device"]["stats"]["gpu"]["memory_total_bytes"]
+    assert sum(device["memory"].values()) == device["stats"]["gpu"]["memory_used_bytes"]
 
 
 def check_counters(state: Any, before: Any) -> None:
+    """A step counts when it has ended."""
     if before is None:
         return
     for name, lane in state["lanes"].items():
         then = before["lanes"][name]
         for count in ("steps", "slow_steps", "prefill_tokens", "decode_tokens", "busy_ms"):
             assert lane[count] >= then[count]
-        assert lane["busy_ms"] - then["busy_ms"] <= 1000 + TOLERANCE * 1e3
+        assert lane["busy_ms"] - then["busy_ms"] <= 1000 + LONGEST_STEP_MS
     assert state["preemptions"] >= before["preemptions"]
 
 
@@ -245,10 +126,12 @@ def check_row(row: Any) -> None:
     if row["ttft_ms"] is not None:
         assert row["ttft_ms"] == pytest.approx(row["queue_ms"] + row["prefill_ms"])
         assert min(row["queue_ms"], row["prefill_ms"]) >= 0
-    if row["tpot_ms"] is not None:
+    if row["tpot_ms"] is not None and row["error_code"] is None:
         end_ms = row["ttft_ms"] + row["tpot_ms"] * (row["output_tokens"] - 1)
         assert row["tpot_ms"] > 0
-        assert end_ms <= row["age_ms"] + TOLERANCE * 1e3
+        # of one that was cancelled, the client may have read less
+        if row["finish_reason"] in ("stop", "length"):
+            assert end_ms <= row["age_ms"] + TOLERANCE_MS
     assert (row["finish_reason"] is None) == (row["state"] != "finished")
 
 
@@ -259,13 +142,14 @@ def check_events(events: list[Any], finished: dict[int, Any]) -> None:
     for event in events:
         if event["request_id"] is not None:
             told.setdefault(event["request_id"], []).append(event)
-    assert len(finished) > 5000
+    assert len(finished) > 400
     for row in finished.values():
         kinds = by_kind(told[row["id"]])
         [arrived], [end] = kinds["arrived"], kinds["finished"]
         assert arrived["at_s"] == row["arrived_at_s"]
         assert (end["at_s"] - arrived["at_s"]) * 1e3 == pytest.approx(row["age_ms"], abs=0.01)
-        assert end["data"]["output_tokens"] == row["output_tokens"]
+        if row["finish_reason"] in ("stop", "length"):
+            assert end["data"]["output_tokens"] == row["output_tokens"]
         assert end["data"]["tpot_ms"] == row["tpot_ms"]
         assert len(kinds.get("preempted", ())) == row["preemptions"]
         assert [one["data"]["ttft_ms"] for one in kinds.get("first_byte", ())] == [
@@ -292,15 +176,12 @@ def test_the_first_day_has_everything_worth_seeing(first_day: list[Seen]) -> Non
     assert not all(state["lamps"]["progress"]["ok"] for state in states)
 
 
-# ---- as a source -----------------------------------------------------------------------------------
-
-
 async def test_the_source_without_pacing_is_the_world() -> None:
-    source = DemoSource(0.5, paced=False, began_s=BEGAN_S)
+    source = demo()
     async with aclosing(source.items()) as items:
         found = [await anext(items) for _ in range(100)]
-    demo = world()
-    assert found == [demo.advance(0.0)] + [demo.advance(0.5) for _ in range(99)]
+    other = demo()
+    assert found == [other.advance(0.0)] + [other.advance(0.5) for _ in range(99)]
     assert source.now_s() == found[-1].at_s
     assert source.operator is source.world.operator
 
@@ -312,5 +193,5 @@ async def test_the_paced_source_keeps_time() -> None:
         age_s = source.now_s() - found[-1].at_s
     assert found[-1].at_s - found[0].at_s == pytest.approx(0.2)
     assert isinstance(found[0], Seen)
-    assert found[0].frame.state["uptime_s"] == 60.0
+    assert found[0].frame.state["uptime_s"] == pytest.approx(60.0)
     assert -0.01 <= age_s < 20

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from semipd_top.demo import DemoSource
 from semipd_top.picture.picture import Monitor
 from semipd_top.sources.changes import changed, changed_rows, changes, row_changes
 from semipd_top.sources.contract import Gone, Item, Seen, Source
+from semipd_top.sources.demo import DemoSource
 from semipd_top.sources.live import LiveSource
 from semipd_top.sources.recording import VERSION, Recorder, Recording
 from semipd_top.sources.replay import ReplayClock, ReplaySource
@@ -361,7 +361,7 @@ def test_impossible_speeds(tmp_path: Path, speed: float) -> None:
 async def test_a_request_of_the_past_can_be_looked_at_but_nothing_changed(tmp_path: Path) -> None:
     source = DemoSource(0.5, paced=False, began_s=BEGAN_S)
     record(tmp_path / "r", await taken(source, 201))
-    row = next(row for row in source.world.history.rows(source.world.now) if row["state"] == "finished")
+    row = next(row for row in source.world.rows(100) if row["state"] == "finished")
     [told] = await source.operator.requests(request_id=row["id"])
     replay = ReplaySource(tmp_path / "r", speed=None)
     _ = [pair async for pair in replayed(replay)]

@@ -101,7 +101,15 @@ def test_help_is_quick_and_needs_little() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["sources.live", "sources.recording", "sources.replay", "demo", "headless", "picture", "panels.overview"],
+    [
+        "sources.live",
+        "sources.recording",
+        "sources.replay",
+        "sources.demo",
+        "headless",
+        "picture",
+        "panels.overview",
+    ],
 )
 def test_headless_parts_do_without_textual(module: str) -> None:
     script = f"import sys, semipd_top.{module}; sys.exit(any(m in sys.modules for m in ('textual', 'torch')))"

@@ -51,6 +51,11 @@ def test_the_daemons_side_never_loads_torch(module: str) -> None:
     assert not loaded & {"torch", "safetensors", "transformers", "textual"}
 
 
+def test_the_demo_is_light() -> None:
+    loaded = modules_after("from semipd.sim.demo.world import DemoWorld; DemoWorld().advance(30.0)")
+    assert not loaded & {"torch", "numpy", "aiohttp", "pydantic", "textual"}
+
+
 @pytest.mark.parametrize("room", ["core", "memory", "sched", "partition", "engine.coordinator"])
 def test_policy_is_pure(room: str) -> None:
     assert not modules_after(f"import semipd.{room}") & {"torch", "numpy", "asyncio"}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from semipd_top.sources.recording import Recorder
 
 MIN_INTERVAL_S, MAX_INTERVAL_S, DEFAULT_INTERVAL_S = 0.25, 60.0, 0.5
-DEMO_SKIP_S = 90.0
+DEMO_SKIP_S = 60.0
 """A demo that is looked at once begins where there is something to see."""
 
 _CONFLICTS = (
@@ -166,7 +166,7 @@ def _source(args: argparse.Namespace, is_headless: bool) -> "Source":
         return ReplaySource(args.replay, None if is_headless and args.speed is None else args.speed or 1.0)
     interval_s = args.interval or DEFAULT_INTERVAL_S
     if args.demo:
-        from semipd_top.demo import DemoSource
+        from semipd_top.sources.demo import DemoSource
 
         return DemoSource(interval_s, skip_s=DEMO_SKIP_S if args.once else 0.0)
     from semipd_top.sources.live import LiveSource

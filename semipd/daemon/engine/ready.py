@@ -1,7 +1,9 @@
-"""What an engine says of itself when it has started, and how long that took."""
+"""What an engine says: of itself when it has started, how long that took, and what it refuses."""
 
 from dataclasses import dataclass
 
+from semipd.core.errors import SemipdError
+from semipd.core.messages import Refusal
 from semipd.core.state.device import DeviceFacts
 
 
@@ -29,3 +31,8 @@ class EngineReady:
     @property
     def max_model_len(self) -> int:
         return self.info["max_model_len"]
+
+
+def refusal(refused: Refusal) -> SemipdError:
+    """What an engine that refuses a question has said."""
+    return SemipdError(refused["code"], refused["message"], refused["hint"], param=refused["param"])

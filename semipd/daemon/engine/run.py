@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from semipd.core.errors import ProtocolError, SemipdError
-from semipd.core.messages import GetStatus, Inbound, Outbound, Question, Refusal, Status, StepTokens
+from semipd.core.messages import GetStatus, Inbound, Outbound, Question, Status, StepTokens
 from semipd.core.settings import EngineSettings
 from semipd.core.state.engine import EngineStatus
 from semipd.daemon.engine.link import Link
-from semipd.daemon.engine.ready import EngineReady, PhaseTime
+from semipd.daemon.engine.ready import EngineReady, PhaseTime, refusal
 from semipd.engine.launcher import EngineChild
 from semipd.system.patience import StartPatience
 from semipd.system.process_usage import NOTHING, Usage, tree_usage
@@ -245,7 +245,7 @@ class EngineRun:
         if status.refused is None:
             waiting.set_result(status.data)
         else:
-            waiting.set_exception(_refusal(status.refused))
+            waiting.set_exception(refusal(status.refused))
 
     async def _how_it_ended(self) -> str:
         process = self._child.process
@@ -253,10 +253,6 @@ class EngineRun:
             self.kill(f"it had closed its link and was still there {EXIT_LIMIT_S:g} s later")
             await _exits_within(process, KILL_LIMIT_S)
         return describe_exit(process.returncode)
-
-
-def _refusal(refused: Refusal) -> SemipdError:
-    return SemipdError(refused["code"], refused["message"], refused["hint"], param=refused["param"])
 
 
 async def _exits_within(process: "subprocess.Popen[bytes]", limit_s: float) -> bool:

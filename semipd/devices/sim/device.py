@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from semipd.core.errors import SemipdError
 from semipd.core.plan import BLOCK_SIZE, StepResult
@@ -54,7 +54,7 @@ class SimDevice:
         self._next_finish_ns: int | None = None
 
     @classmethod
-    def open(cls, settings: EngineSettings) -> "SimDevice":
+    def open(cls, settings: EngineSettings) -> Self:
         """As the engine process starts it: `sim:<gpu>`, the model's row, a pool from the memory left.
 
         With a checkpoint folder its vocabulary is used, so that the daemon's tokenizer can print the
@@ -88,6 +88,17 @@ class SimDevice:
 
     def close(self) -> None:
         pass
+
+    def stall(self, lane: SimLane, ns: int, now_ns: int) -> bool:
+        """The step that runs takes so much longer. False: none runs."""
+        self._advance(now_ns)
+        if not lane.queue:
+            return False
+        step = lane.queue[0]
+        step.left_ns += ns / step.slowdown
+        self._set_speed(step, step.slowdown, now_ns)
+        self._balance(now_ns)
+        return True
 
     # ---- the clock -----------------------------------------------------------------------------
 

@@ -61,6 +61,8 @@ MODELS: dict[str, SimModel] = {
         SimModel("llama-3-70b-w8", 80, 8192, 64, 8, 128, 28672, 128256, 8192, weight_bytes=1),
         # meta-llama/Llama-3.1-8B: the dimensions of 3-8B and a longer context
         SimModel("llama-3.1-8b", 32, 4096, 32, 8, 128, 14336, 128256, 131072),
+        # Llama-3.1-70B with 8-bit weights: as above, and a longer context
+        SimModel("llama-3.1-70b-w8", 80, 8192, 64, 8, 128, 28672, 128256, 131072, weight_bytes=1),
         # Qwen/Qwen3-8B
         SimModel("qwen3-8b", 36, 4096, 32, 8, 128, 12288, 151936, 40960),
     )

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from semipd.core.request import Priority
+
 RAMP_S = 8.0
 MAX_PROMPT_TOKENS = 28_000
 
@@ -28,17 +30,16 @@ class Episode:
 
 FIRST_DAY = (
     Episode("the engine starts", 12, 0),
-    Episode("morning", 30, 2.5),
-    Episode("day", 30, 6),
-    Episode("long prompts", 45, 4, documents=0.7),
-    Episode("day", 20, 4),
-    Episode("reports", 75, 3, documents=0.25, reports=1.15, incident="override"),
-    Episode("evening", 30, 3, incident="slow step"),
-    Episode("crash", 40, 4, incident="engine death"),
-    Episode("rush", 10, 50),
-    Episode("after the rush", 25, 3),
-    Episode("maintenance", 35, 3, incident="drain"),
-    Episode("night", 25, 0.4),
+    Episode("morning", 20, 1.3),
+    Episode("day", 30, 2.8),
+    Episode("long prompts", 45, 1.4, documents=0.2),
+    Episode("evening", 25, 1.0, incident="slow step"),
+    Episode("crash", 40, 1.3, incident="engine death"),
+    Episode("reports", 75, 1.0, documents=0.05, reports=0.75, incident="override"),
+    Episode("rush", 10, 25),
+    Episode("after the rush", 25, 1.0),
+    Episode("maintenance", 35, 1.2, incident="drain"),
+    Episode("night", 25, 0.3),
 )
 """Long prompts move the split, reports fill the KV pool, the rush overloads."""
 
@@ -46,18 +47,21 @@ DRAIN_FOR_S = 14.0
 
 
 class Draft(NamedTuple):
-    """A request about to be sent. `output_tokens`: how many the model will have to say; `patience_s`: after
-    that the client hangs up."""
+    """A request about to be sent. `shared_tokens`: of the prompt's beginning, that others of its sort have
+    too, or of the conversation that it goes on with. `output_tokens`: how many the model will have to say.
+    `patience_s`: after that the client hangs up. `read_tokens`: after that it reads nothing more."""
 
     at_s: float
     sort: str
     key: str | None
-    priority: str
+    priority: Priority
     prompt_tokens: int
     shared_tokens: int
+    follows_up: bool
     output_tokens: int
     max_tokens: int
     patience_s: float
+    read_tokens: float
 
 
 class Load:
@@ -109,7 +113,9 @@ class Load:
     def _draft(self, sort: str, at_s: float) -> Draft:
         rng = self._rng
         patience_s = rng.uniform(0.2, 4.0) if rng.random() < 0.03 else math.inf
-        key, priority, shared = "webapp" if rng.random() < 0.8 else None, "interactive", 0
+        read_tokens = rng.uniform(5, 50) if rng.random() < 0.01 else math.inf
+        key, shared, follows_up = "webapp" if rng.random() < 0.8 else None, 0, False
+        priority: Priority = "interactive"
         match sort:
             case "documents":
                 key, most = "search", 1024
@@ -119,8 +125,22 @@ class Load:
                 prompt, output = self._around(2600, 0.5), self._around(2200, 0.35)
             case _:
                 prompt, output, most = self._around(850, 0.7), self._around(190, 0.8), 512
-                shared = int(prompt * rng.uniform(0.5, 0.9)) if rng.random() < 0.3 else 320
-        return Draft(at_s, sort, key, priority, prompt, shared, min(output, most), most, patience_s)
+                follows_up = rng.random() < 0.3
+                shared = int(prompt * rng.uniform(0.5, 0.9)) if follows_up else min(320, prompt - 1)
+        output = min(output, most)
+        return Draft(
+            at_s,
+            sort,
+            key,
+            priority,
+            prompt,
+            shared,
+            follows_up,
+            output,
+            most,
+            patience_s,
+            read_tokens,
+        )
 
     def _around(self, median: int, sigma: float) -> int:
         return min(max(int(median * math.exp(self._rng.gauss(0, sigma))), 8), MAX_PROMPT_TOKENS)

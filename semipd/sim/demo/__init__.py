@@ -1,0 +1,1 @@
+"""A day of a made-up daemon, for the dashboard: its real parts over a simulated GPU."""
