@@ -21,8 +21,15 @@ from semipd.wire.client_protocol import hello
 from semipd.wire.frames import encode_frame
 
 
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
+    with scripted_process(tmp_path_factory.mktemp("daemon"), max_steps=30) as running:
+        yield running
+
+
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
+def own_daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
+    """For a test that counts what the daemon has done, or ends it."""
     with scripted_process(tmp_path, max_steps=30) as running:
         yield running
 
@@ -63,8 +70,8 @@ def test_choices_tokens_and_models(daemon: DaemonProcess) -> None:
     assert refused.value.code == "cannot_be_sent"
 
 
-def test_several_streams_and_questions_on_one_connection(daemon: DaemonProcess) -> None:
-    with Client.connect(daemon.socket_path) as client:
+def test_several_streams_and_questions_on_one_connection(own_daemon: DaemonProcess) -> None:
+    with Client.connect(own_daemon.socket_path) as client:
         first, second = client.generate([40], max_tokens=20), client.generate([41], max_tokens=20)
         states = client.subscribe(interval_ms=100, events=True)
         assert client.status()["state"] == "ready"
@@ -126,8 +133,8 @@ def test_cancels(daemon: DaemonProcess) -> None:
     assert closed.value.code == "connection_lost"
 
 
-def test_the_end_of_the_daemon(daemon: DaemonProcess) -> None:
-    client = Client.connect(daemon.socket_path)
+def test_the_end_of_the_daemon(own_daemon: DaemonProcess) -> None:
+    client = Client.connect(own_daemon.socket_path)
     states = client.subscribe(interval_ms=60_000)
     assert next(states).state
     stream = client.generate([40], max_tokens=100)
@@ -168,10 +175,10 @@ def test_nobody_there_and_nobody_of_ours(tmp_path: Path) -> None:
     assert silent.value.code == "connection_lost"
 
 
-def test_watch(daemon: DaemonProcess) -> None:
-    lines = daemon.client("watch", "--count", "2", "--interval", "0.1").stdout.splitlines()
-    frames = daemon.client("watch", "--count", "2", "--interval", "0.1", "--json").stdout.splitlines()
-    refused = daemon.client("watch", "--interval", "0.001")
+def test_watch(own_daemon: DaemonProcess) -> None:
+    lines = own_daemon.client("watch", "--count", "2", "--interval", "0.1").stdout.splitlines()
+    frames = own_daemon.client("watch", "--count", "2", "--interval", "0.1", "--json").stdout.splitlines()
+    refused = own_daemon.client("watch", "--interval", "0.001")
     assert len(lines) == len(frames) == 2
     for fact in ("ready", "wait   0", "split 1+1", "attained   - %", "ok"):
         assert fact in lines[0]
@@ -206,11 +213,11 @@ def test_chat_from_a_pipe(daemon: DaemonProcess) -> None:
     assert "ttft_ms" not in timed.stdout
 
 
-def test_an_interactive_conversation_keeps_its_history(daemon: DaemonProcess) -> None:
+def test_an_interactive_conversation_keeps_its_history(own_daemon: DaemonProcess) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "semipd.commands.client", "chat", "--max-tokens", "20"]
     chatting = subprocess.Popen(
-        [*command, "--socket", str(daemon.socket_path)],
+        [*command, "--socket", str(own_daemon.socket_path)],
         stdin=theirs,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -222,7 +229,7 @@ def test_an_interactive_conversation_keeps_its_history(daemon: DaemonProcess) ->
     os.close(ours)
     assert chatting.returncode == 0
     assert b"<user>one" in out
-    with Client.connect(daemon.socket_path) as client:
+    with Client.connect(own_daemon.socket_path) as client:
         prompts = [record["prompt_tokens"] for record in client.requests()]
     assert len(prompts) == 2
     assert prompts[0] > prompts[1] + 5, "the second turn carries the first and its answer"

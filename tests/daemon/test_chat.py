@@ -1,6 +1,5 @@
 """POST /v1/chat/completions on the fake device, whose output a test can compute."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,6 @@ MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "conten
 RENDERED = (
     "<s><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
 )
-
-
-@pytest.fixture
-async def daemon(tmp_path: Path) -> AsyncIterator[Running]:
-    model = fake_model(tmp_path)
-    async with running(tmp_path, model, fake=fake_settings(model)) as daemon:
-        yield daemon
 
 
 @pytest.fixture
@@ -244,13 +236,14 @@ BAD_BODIES: list[tuple[dict[str, Any], str, str]] = [
 
 
 async def test_bad_bodies_are_answered(daemon: Running) -> None:
+    before = daemon.services.table.totals.copy()
     for body, code, param in BAD_BODIES:
         status, answer, _ = await daemon.post({"messages": MESSAGES} | body, CHAT)
         assert (status, answer["error"]["code"], answer["error"]["param"]) == (400, code, param), (
             body,
             answer,
         )
-    assert daemon.services.table.totals["admitted"] == 0
+    assert daemon.services.table.totals["admitted"] == before["admitted"]
     _, answer, _ = await daemon.post({"messages": [{"role": "user", "content": [IMAGE]}]}, CHAT)
     assert "image_url" in answer["error"]["message"]
 

@@ -2,23 +2,13 @@
 
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from support.daemon import Running, running
+from support.daemon import Running
 from support.fake_answers import FakeAnswers
-from support.fake_model import fake_model, fake_settings
 
 LONG = "Whan that Aprille with his shoures soote " * 8
-
-
-@pytest.fixture
-async def daemon(tmp_path: Path) -> AsyncIterator[Running]:
-    model = fake_model(tmp_path)
-    async with running(tmp_path, model, fake=fake_settings(model)) as daemon:
-        yield daemon
 
 
 @pytest.fixture
@@ -71,7 +61,7 @@ async def test_seeds_reproduce_and_differ_without(daemon: Running) -> None:
 
 
 async def test_later_choices_hit_the_first_ones_prefix(daemon: Running) -> None:
-    answer = await daemon.complete(prompt=LONG, n=4, seed=0, max_tokens=4)
+    answer = await daemon.complete(prompt=f"New. {LONG}", n=4, seed=0, max_tokens=4)
     records = daemon.services.history.named(answer["id"].removeprefix("cmpl-"))
     by_arrival = sorted(records, key=lambda record: record.seq)
     num_prompt = answer["usage"]["prompt_tokens"]
@@ -136,9 +126,10 @@ async def test_stop_tokens_name_themselves(daemon: Running, expected: FakeAnswer
 
 
 async def test_nothing_is_admitted_when_one_prompt_is_bad(daemon: Running) -> None:
+    before = daemon.services.table.totals.copy()
     status, answer, _ = await daemon.post({"prompt": [[5], [400]], "stream": True})
     assert (status, answer["error"]["param"]) == (400, "prompt")
-    assert daemon.services.table.totals["admitted"] == 0
+    assert daemon.services.table.totals["admitted"] == before["admitted"]
 
 
 async def test_a_client_that_goes_away_frees_every_choice(daemon: Running) -> None:

@@ -4,16 +4,13 @@ a token's own is -0.5, and its neighbours follow at -1.5, -2.5, ..."""
 import json
 import math
 import threading
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support.daemon import Running, running
+from support.daemon import Running
 from support.fake_answers import FakeAnswers
-from support.fake_model import fake_model, fake_settings
 from support.tiny_tokenizers import byte_level, metaspace
 
 from semipd.core.plan import TokenLogprobs
@@ -28,13 +25,6 @@ from semipd.daemon.openai.logprobs import (
 )
 
 PROMPT = "Whan that Aprille"
-
-
-@pytest.fixture
-async def daemon(tmp_path: Path) -> AsyncIterator[Running]:
-    model = fake_model(tmp_path)
-    async with running(tmp_path, model, fake=fake_settings(model)) as daemon:
-        yield daemon
 
 
 @pytest.fixture

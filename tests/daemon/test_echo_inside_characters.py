@@ -1,23 +1,13 @@
 """Token ids that end inside a character: echo and generated text join to what all ids mean."""
 
-from collections.abc import AsyncIterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
-from support.daemon import Running, running
-from support.fake_model import fake_model, fake_settings
+from support.daemon import Running
 from support.tiny_tokenizers import byte_level, metaspace
 
 from semipd.daemon.model.tokenizer import Tokenizer
-
-
-@pytest.fixture
-async def daemon(tmp_path: Path) -> AsyncIterator[Running]:
-    model = fake_model(tmp_path)
-    async with running(tmp_path, model, fake=fake_settings(model)) as daemon:
-        yield daemon
 
 
 def ids_of(data: bytes) -> list[int]:

@@ -1,13 +1,10 @@
 """Echoed prompts: their text has what their tokens have."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from support.daemon import Running, running
+from support.daemon import Running
 from support.fake_answers import FakeAnswers
-from support.fake_model import fake_model, fake_settings
 from support.tiny_tokenizers import byte_level, metaspace
 
 from semipd.daemon.model.token_texts import TokenTexts
@@ -16,13 +13,6 @@ from semipd.daemon.openai.logprobs import CompletionWriter
 
 BOS, EOS, IM_START = 0, 1, 2
 SPECIAL_PROMPTS = [[BOS], [BOS, 381, 376], [381, IM_START, 376, EOS], [EOS, EOS, BOS]]
-
-
-@pytest.fixture
-async def daemon(tmp_path: Path) -> AsyncIterator[Running]:
-    model = fake_model(tmp_path)
-    async with running(tmp_path, model, fake=fake_settings(model)) as daemon:
-        yield daemon
 
 
 async def detokenized(daemon: Running, tokens: list[int]) -> str:

@@ -3,11 +3,9 @@ something. The lists are theirs, of late 2026."""
 
 import json
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from support.daemon import Running, running
 from support.fake_model import fake_model, fake_settings
 
@@ -156,13 +154,6 @@ MALFORMED: dict[str, list[Any]] = {
     "safety_identifier": [{}],
     "truncation_side": ["middle"],
 }
-
-
-@pytest.fixture
-async def daemon(tmp_path: Path) -> AsyncIterator[Running]:
-    model = fake_model(tmp_path)
-    async with running(tmp_path, model, fake=fake_settings(model)) as daemon:
-        yield daemon
 
 
 def known(kind: type[HttpBody]) -> set[str]:

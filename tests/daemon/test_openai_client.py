@@ -7,23 +7,16 @@ from typing import Any
 
 import openai
 import pytest
+import pytest_asyncio
 from openai import AsyncOpenAI
 from openai.types import Completion
 from support.daemon import MAX_BODY_BYTES, Running, running
 from support.fake_answers import FakeAnswers
-from support.fake_model import fake_model, fake_settings
 
 MESSAGES: list[Any] = [{"role": "user", "content": "hi"}]
 
 
-@pytest.fixture
-async def daemon(tmp_path: Path) -> AsyncIterator[Running]:
-    model = fake_model(tmp_path)
-    async with running(tmp_path, model, fake=fake_settings(model)) as daemon:
-        yield daemon
-
-
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def client(daemon: Running) -> AsyncIterator[AsyncOpenAI]:
     async with AsyncOpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0) as client:
         yield client
@@ -128,6 +121,7 @@ async def test_seeds_reproduce(client: AsyncOpenAI) -> None:
 async def test_closing_the_stream_cancels_in_the_engine(
     daemon: Running, client: AsyncOpenAI, chat: bool
 ) -> None:
+    before = daemon.services.table.totals.copy()
     common: dict[str, Any] = {"model": "bytes", "n": 2, "stream": True, "extra_body": {"ignore_eos": True}}
     if chat:
         stream: Any = await client.chat.completions.create(messages=MESSAGES, **common)
@@ -141,7 +135,7 @@ async def test_closing_the_stream_cancels_in_the_engine(
     await stream.close()
     status = await daemon.engine_says(lambda status: status["requests"]["decoding"] == 0)
     assert status["kv"]["used_blocks"] == 0
-    assert daemon.services.table.totals["cancelled"] == 2
+    assert daemon.services.table.totals["cancelled"] == before["cancelled"] + 2
 
 
 async def test_error_classes(daemon: Running, client: AsyncOpenAI) -> None:
@@ -191,6 +185,7 @@ async def _drain(stream: Any) -> None:
 async def test_an_operator_who_cancels_is_an_error_without_retry(
     daemon: Running, client: AsyncOpenAI
 ) -> None:
+    before = daemon.services.table.totals.copy()
     asking = asyncio.create_task(
         client.with_options(max_retries=5).completions.create(
             model="bytes",
@@ -205,10 +200,12 @@ async def test_an_operator_who_cancels_is_an_error_without_retry(
     with pytest.raises(openai.APIStatusError) as caught:
         await asking
     assert caught.value.code == "request_cancelled"
-    assert daemon.services.table.totals["admitted"] == 1
+    assert daemon.services.table.totals["admitted"] == before["admitted"] + 1
 
 
 async def test_the_blocking_client(daemon: Running, expected: FakeAnswers) -> None:
+    before = daemon.services.table.totals.copy()
+
     def work() -> None:
         with openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0) as client:
             whole = client.completions.create(model="bytes", prompt=[5, 6], seed=1, max_tokens=8)
@@ -233,4 +230,4 @@ async def test_the_blocking_client(daemon: Running, expected: FakeAnswers) -> No
 
     await asyncio.to_thread(work)
     await daemon.engine_says(lambda status: status["requests"]["decoding"] == 0)
-    assert daemon.services.table.totals["cancelled"] == 1
+    assert daemon.services.table.totals["cancelled"] == before["cancelled"] + 1

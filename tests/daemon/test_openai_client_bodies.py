@@ -1,12 +1,8 @@
 """Bodies as real clients send them, explicit nulls and unknown fields included."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
-import pytest
-from support.daemon import Running, running
-from support.fake_model import fake_model, fake_settings
+from support.daemon import Running
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -179,13 +175,6 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-
-
-@pytest.fixture
-async def daemon(tmp_path: Path) -> AsyncIterator[Running]:
-    model = fake_model(tmp_path)
-    async with running(tmp_path, model, fake=fake_settings(model)) as daemon:
-        yield daemon
 
 
 async def test_real_bodies_are_served(daemon: Running) -> None:

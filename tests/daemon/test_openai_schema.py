@@ -1,15 +1,12 @@
 """Real answers against OpenAI's own schema and our document, which is itself valid OpenAPI."""
 
 import re
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 from openapi_spec_validator import validate
-from support.daemon import Running, running
-from support.fake_model import fake_model, fake_settings
+from support.daemon import Running
 from support.openai_schema import check_openai, check_ours
 
 from semipd.daemon.servers.http import make_app
@@ -43,13 +40,6 @@ USAGE: list[dict[str, Any]] = [
     {"stream_options": {"include_usage": True}},
     {"stream_options": {"continuous_usage_stats": True}},
 ]
-
-
-@pytest.fixture
-async def daemon(tmp_path: Path) -> AsyncIterator[Running]:
-    model = fake_model(tmp_path)
-    async with running(tmp_path, model, fake=fake_settings(model)) as daemon:
-        yield daemon
 
 
 async def test_whole_answers(daemon: Running) -> None:

@@ -2,26 +2,18 @@
 
 import json
 import threading
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.daemon import Running, running
-from support.fake_model import CONTEXT_TOKENS, TEMPLATE, fake_model, fake_settings
+from support.fake_model import CONTEXT_TOKENS, TEMPLATE, fake_model
 from support.keys import ANN, key_settings
 
 from semipd.daemon.model.files import ModelFiles
 from semipd.daemon.prompts.prompt import INLINE_ENCODE_CHARS
 
 MESSAGES = [{"role": "user", "content": "hi"}]
-
-
-@pytest.fixture
-async def daemon(tmp_path: Path) -> AsyncIterator[Running]:
-    model = fake_model(tmp_path)
-    async with running(tmp_path, model, fake=fake_settings(model)) as daemon:
-        yield daemon
 
 
 async def tokenize(daemon: Running, **body: Any) -> dict[str, Any]:

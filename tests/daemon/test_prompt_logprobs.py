@@ -1,13 +1,11 @@
 """prompt_logprobs: true ranks, and the whole vocabulary within a bound."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.daemon import Running, running, until
-from support.fake_model import fake_model, fake_settings
 
 from semipd.config.config import default_engine_settings
 from semipd.daemon.requests import generation
@@ -16,13 +14,6 @@ from semipd.daemon.requests.logprob_limits import MAX_ANSWER_ALTERNATIVES
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MESSAGES = [{"role": "user", "content": "hi"}]
-
-
-@pytest.fixture
-async def daemon(tmp_path: Path) -> AsyncIterator[Running]:
-    model = fake_model(tmp_path)
-    async with running(tmp_path, model, fake=fake_settings(model)) as daemon:
-        yield daemon
 
 
 def checked_rows(rows: list[Any], prompt: list[int], vocab_size: int) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import pytest_asyncio
 from support.daemon import Running, running
-from support.fake_model import fake_model, fake_settings
 
 from semipd.client import AsyncClient, GenerateStream
 from semipd.core.errors import SemipdError
@@ -20,14 +20,7 @@ from semipd.wire.client_results import Logprobs
 LONG = "Whan that Aprille with his shoures soote " * 4
 
 
-@pytest.fixture
-async def daemon(tmp_path: Path) -> AsyncIterator[Running]:
-    model = fake_model(tmp_path)
-    async with running(tmp_path, model, fake=fake_settings(model)) as daemon:
-        yield daemon
-
-
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def client(daemon: Running) -> AsyncIterator[AsyncClient]:
     async with await AsyncClient.connect(daemon.socket_path) as client:
         yield client

@@ -1,12 +1,9 @@
 """Usage in the chunks of a stream: each counts what has been sent up to and including it."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from support.daemon import Running, running
-from support.fake_model import fake_model, fake_settings
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -21,13 +18,6 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
     "echo": (COMPLETIONS, {"prompt": [5, 6, 7], "max_tokens": 9, "echo": True, "logprobs": 1}),
     "nothing but the prompt": (COMPLETIONS, {"prompt": ["x", "y"], "max_tokens": 0, "echo": True}),
 }
-
-
-@pytest.fixture
-async def daemon(tmp_path: Path) -> AsyncIterator[Running]:
-    model = fake_model(tmp_path)
-    async with running(tmp_path, model, fake=fake_settings(model)) as daemon:
-        yield daemon
 
 
 async def test_a_chunk_counts_the_tokens_sent_with_it_and_before(daemon: Running) -> None:
