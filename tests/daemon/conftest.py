@@ -1,4 +1,4 @@
-"""One daemon over the fake device for all tests of a module that ask for `daemon` without defining their own."""
+"""A daemon over the fake device for all tests of a module that ask for `daemon` without defining their own."""
 
 from collections.abc import AsyncIterator
 
