@@ -1,4 +1,4 @@
-"""A daemon over the fake device for all tests of a module that ask for `daemon` without defining their own."""
+"""A daemon over the fake device, shared by the tests of a module that ask for `daemon` and define none."""
 
 from collections.abc import AsyncIterator
 

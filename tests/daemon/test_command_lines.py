@@ -19,6 +19,7 @@ from fuzzlib.bad_sockets import bad_places
 from fuzzlib.command_cases import GOOD
 from fuzzlib.command_runs import run_cases
 from support.daemon_process import LIMIT_S, DaemonProcess, fake_process, model_folder
+from support.patience import Patience
 
 from semipd.client import blocking
 from semipd.command_line import exit_codes
@@ -212,8 +213,8 @@ def test_a_daemon_serves_though_its_announcement_cannot_be_written(tmp_path: Pat
     with Path("/dev/full").open("w") as full, log.open("w") as stderr:
         process = subprocess.Popen(command("daemon", *arguments), stdout=full, stderr=stderr, env=ENV)
     try:
-        until_s = time.monotonic() + LIMIT_S
-        while "standard output cannot be written" not in log.read_text() and time.monotonic() < until_s:
+        patience = Patience(LIMIT_S)
+        while "standard output cannot be written" not in log.read_text() and not patience.is_over():
             assert process.poll() is None, log.read_text()
             time.sleep(0.05)
         assert ended("client", "generate", "a", "--max-tokens", "1", "--socket", str(socket)).returncode == 0

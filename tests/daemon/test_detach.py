@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.daemon_process import ENV, LIMIT_S, model_folder
+from support.patience import Patience
 
 from semipd.client import Client
 from semipd.core.errors import SemipdError
@@ -57,8 +58,8 @@ def wait_until_gone(pid: int, number: signal.Signals) -> None:
     except ProcessLookupError:
         return
     signal.pidfd_send_signal(process, number)
-    deadline = time.monotonic() + LIMIT_S
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+    patience = Patience(LIMIT_S)
+    while Path(f"/proc/{pid}").exists() and not patience.is_over():
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         if state == "Z":
             break

@@ -17,6 +17,7 @@ from typing import Any
 
 import openai
 import pytest
+from support.patience import Patience
 
 import semipd
 
@@ -75,9 +76,9 @@ class Demo:
             return document
 
     def wait_for(self, used_blocks: int) -> None:
-        deadline = time.monotonic() + 20
+        patience = Patience(20)
         while (used := self.status()["kv"]["used_blocks"]) != used_blocks:
-            assert time.monotonic() < deadline, f"{used} blocks are in use, not {used_blocks}"
+            assert not patience.is_over(), f"{used} blocks are in use, not {used_blocks}"
             time.sleep(0.05)
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ import aiohttp
 import pytest
 from support import tiny_tokenizers
 from support.known import known
+from support.patience import Patience
 
 from semipd.client import AsyncClient, Client
 from semipd.commands.operators import parse_duration
@@ -106,13 +107,12 @@ async def load(daemon: Daemon) -> AsyncIterator[list[int]]:
 
 
 async def until(ask: Callable[[], Any], holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    deadline = time.monotonic() + LIMIT_S
-    while time.monotonic() < deadline:
-        document: dict[str, Any] = await ask()
-        if holds(document):
-            return document
+    patience = Patience(LIMIT_S)
+    document: dict[str, Any]
+    while not holds(document := await ask()):
+        assert not patience.is_over(), document
         await asyncio.sleep(0.02)
-    raise AssertionError(document)
+    return document
 
 
 class Http:

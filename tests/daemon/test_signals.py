@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from support.daemon_process import ENV, LIMIT_S, model_folder
+from support.eventually import eventually_now
 from support.hostile import hostile_folder
 
 from semipd.client import Client
@@ -33,13 +33,6 @@ def cli(*arguments: str, folder: Path | None = None) -> "subprocess.CompletedPro
     """Run in `folder`, as the installed script is: nothing there is imported."""
     command = [sys.executable, "-P", "-m", "semipd.commands.daemon", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=ENV, cwd=folder)
-
-
-def eventually(condition: Callable[[], object], what: str) -> None:
-    deadline_s = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s, what
-        time.sleep(0.02)
 
 
 def children(pid: int) -> list[int]:
@@ -99,15 +92,17 @@ def test_a_rotated_log(tmp_path: Path, number: signal.Signals) -> None:
         for turn in range(2):  # as often as one likes
             daemon.log.rename(daemon.log.with_suffix(f".{turn}"))
             os.kill(daemon.pid, number)
-            eventually(lambda: daemon.log.exists() and "opened again" in daemon.log.read_text(), "no new log")
+            eventually_now(
+                lambda: daemon.log.exists() and "opened again" in daemon.log.read_text(), "no new log"
+            )
             assert daemon.log.stat().st_mode & 0o777 == 0o600
-            eventually(lambda: writes_to(engine) == str(daemon.log), "the engine writes elsewhere")
+            eventually_now(lambda: writes_to(engine) == str(daemon.log), "the engine writes elsewhere")
         assert daemon.serves()
         os.kill(engine, signal.SIGKILL)
-        eventually(lambda: "Starting another one" in daemon.log.read_text(), "no line after the rotation")
-        eventually(lambda: children(daemon.pid) not in ([], [engine]), "no other engine")
-        eventually(lambda: writes_to(children(daemon.pid)[0]) == str(daemon.log), "the next engine's log")
-        eventually(lambda: "ready again" in daemon.log.read_text(), "it is not ready")
+        eventually_now(lambda: "Starting another one" in daemon.log.read_text(), "no line after the rotation")
+        eventually_now(lambda: children(daemon.pid) not in ([], [engine]), "no other engine")
+        eventually_now(lambda: writes_to(children(daemon.pid)[0]) == str(daemon.log), "the next engine's log")
+        eventually_now(lambda: "ready again" in daemon.log.read_text(), "it is not ready")
     assert "starting the engine process" in daemon.log.with_suffix(".0").read_text()
     assert "stopping" in daemon.log.read_text()
 
@@ -124,7 +119,7 @@ def test_workers_too(tmp_path: Path) -> None:
                 os.kill(pid, number)
         daemon.log.rename(daemon.log.with_suffix(".0"))
         os.kill(daemon.pid, signal.SIGUSR1)
-        eventually(lambda: writes_to(engine) == str(daemon.log), "the engine writes elsewhere")
+        eventually_now(lambda: writes_to(engine) == str(daemon.log), "the engine writes elsewhere")
         assert daemon.serves()
         assert (children(daemon.pid), children(engine)) == ([engine], workers)
     assert not (folder / "ran").exists()
@@ -138,7 +133,7 @@ def test_a_log_that_cannot_be_opened_again(tmp_path: Path) -> None:
         (tmp_path / "victim").write_text("precious")
         daemon.log.symlink_to(tmp_path / "victim")
         os.kill(daemon.pid, signal.SIGUSR1)
-        eventually(lambda: "not opened again" in old.read_text(), "no word of it")
+        eventually_now(lambda: "not opened again" in old.read_text(), "no word of it")
         assert "symbolic link" in old.read_text()
         assert daemon.serves()
     assert (tmp_path / "victim").read_text() == "precious"
@@ -188,8 +183,8 @@ def foreground(tmp_path: Path, *before: str) -> Iterator[tuple[subprocess.Popen[
         )
     os.close(theirs)
     try:
-        eventually(lambda: "starting the engine process:" in (tmp_path / "err").read_text(), "no engine")
-        eventually(daemon.serves, "not ready")
+        eventually_now(lambda: "starting the engine process:" in (tmp_path / "err").read_text(), "no engine")
+        eventually_now(daemon.serves, "not ready")
         yield process, ours, daemon
     finally:
         process.kill()
@@ -200,7 +195,7 @@ def test_a_terminal_that_closes_stops_a_foreground_daemon(tmp_path: Path) -> Non
     with foreground(tmp_path) as (process, ours, daemon):
         process.send_signal(signal.SIGHUP)  # from somebody, while the terminal is there
         process.send_signal(signal.SIGUSR1)
-        eventually(lambda: "no log file to open again" in (tmp_path / "err").read_text(), "SIGUSR1")
+        eventually_now(lambda: "no log file to open again" in (tmp_path / "err").read_text(), "SIGUSR1")
         assert daemon.serves()
         os.close(ours)
         assert process.wait(LIMIT_S) == 0

@@ -7,12 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from support.eventually import eventually_now
+from support.patience import Patience
 from support.step_tokens import one_each
 from support.tiny_models import tiny_checkpoint
 
@@ -76,8 +77,8 @@ def split_for(device: CpuDevice, lane: Lane) -> Split:
 
 
 def wait(device: CpuDevice, lane: Lane) -> StepResult:
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
+    patience = Patience(WAIT_S)
+    while not patience.is_over():
         select.select(device.files(), [], [], 1.0)
         for result in lane.poll(0):
             return result
@@ -262,7 +263,4 @@ def test_workers_do_not_survive_their_parent(checkpoint: Path) -> None:
         assert all(map(is_alive, pids))
         parent.kill()
         parent.wait()
-        deadline = time.monotonic() + WAIT_S
-        while any(map(is_alive, pids)):
-            assert time.monotonic() < deadline, "workers outlive their parent"
-            time.sleep(0.02)
+        eventually_now(lambda: not any(map(is_alive, pids)), "workers end with their parent", WAIT_S)

@@ -2,6 +2,7 @@
 process comes to it."""
 
 import random
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -229,8 +230,10 @@ def test_a_call_that_does_not_return_is_noticed(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(launch_thread, "TURN_LIMIT_S", 0.05)
     real = driver.record_event
 
+    noticed = threading.Event()
+
     def slow(event: int, stream: int) -> None:
-        time.sleep(0.5)
+        noticed.wait()
         real(event, stream)  # type: ignore[arg-type]
 
     driver.record_event = slow  # type: ignore[method-assign]
@@ -240,6 +243,7 @@ def test_a_call_that_does_not_return_is_noticed(monkeypatch: pytest.MonkeyPatch)
         device.prefill.poll(0)
     assert raised.value.code == "device_hangs"
     assert device.wake_at_ns() is not None
+    noticed.set()
     device.close()
 
 

@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import aiohttp
 from support.byte_model import ByteModel
+from support.eventually import eventually
+from support.patience import Patience
 from support.scripted_engine import scripted
 
 from semipd.config.config import Override, default_engine_settings, load_config
@@ -32,10 +34,8 @@ FAST_RESTARTS = {"supervision.interval_s": 0.2, "supervision.backoff_s": 0.02}
 
 
 async def until(condition: Callable[[], bool], limit_s: float = 30) -> None:
-    """Look again and again; for what nobody announces."""
-    async with asyncio.timeout(limit_s):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    """For what nobody announces."""
+    await eventually(condition, "the condition", limit_s)
 
 
 @dataclass
@@ -91,12 +91,11 @@ class Running:
 
     async def engine_says(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Ask the engine until the condition holds."""
-        for _ in range(2000):
-            status = await self.engine()
-            if condition(status):
-                return status
+        patience = Patience(40)
+        while not condition(status := await self.engine()):
+            assert not patience.is_over(), status
             await asyncio.sleep(0.01)
-        raise AssertionError(status)
+        return status
 
 
 @asynccontextmanager

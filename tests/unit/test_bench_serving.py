@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from benchlib import plot
 from benchlib.load.records import Record
 from benchlib.metrics import Slo
 from support import tiny_tokenizers
+from support.patience import Patience
 
 from semipd.core.errors import SemipdError
 
@@ -289,9 +289,9 @@ def test_the_daemon_is_idle_afterwards(daemon: FakeDaemon) -> None:
         str(daemon.socket),
         "--json",
     ]
-    deadline_s = time.monotonic() + 30
+    patience = Patience(30)
     while True:
         done = subprocess.run(status, capture_output=True, text=True, timeout=60, check=True)
         if json.loads(done.stdout)["live_requests"] == 0:
             return
-        assert time.monotonic() < deadline_s
+        assert not patience.is_over()
