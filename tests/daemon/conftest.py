@@ -25,5 +25,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _shares(item: pytest.Function) -> bool:
+    """Its `daemon` is the one of this file, not of its module."""
     definitions = item._fixtureinfo.name2fixturedefs.get("daemon", ())
-    return bool(definitions) and definitions[-1].scope == "module"
+    return bool(definitions) and not definitions[-1].baseid.endswith(".py")
