@@ -2,50 +2,141 @@
 
 import asyncio
 import socket
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeGuard
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
+from semipd.client import operations
+from semipd.client.core import Answer, ClientCore, Question, as_method
 from semipd.client.opening import (
     ANSWER_LIMIT_S,
     CONNECT_LIMIT_S,
     MAX_ATTEMPTS,
     READ_BYTES,
     RETRY_S,
-    Answer,
-    Incoming,
-    answer_of,
-    greeting_of,
     is_late,
     knock,
     no_hello,
     too_busy,
+    unanswered,
 )
 from semipd.core.errors import SemipdError
-from semipd.core.state.daemon import DrainState, Status
-from semipd.core.state.partition import ChangeAnswer, PartitionDocument, SloDocument
-from semipd.core.state.requests import RequestRow
+from semipd.core.state.daemon import Status
 from semipd.wire.address import default_socket_path
-from semipd.wire.client_protocol import GenerateItem, StateFrame, given, request_frame
-from semipd.wire.client_results import Greeting, Model, Tokens
+from semipd.wire.client_protocol import GenerateItem, StateFrame
+from semipd.wire.client_results import Greeting
 from semipd.wire.own_time import OwnTime
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _Stream(Generic[T]):
+    """Frames that answer one request. Leaving the context, or `aclose`, ends it without waiting for more."""
+
+    _end: Callable[[int], Question[bool]]
+
+    def __init__(self, client: "AsyncClient", question: Question[T]) -> None:
+        self._client = client
+        self._read = question.read
+        self._over = False
+        self.id = client._send(question.op, question.fields)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def aclose(self) -> None:
+        if not self._over:
+            self._is_over()
+            if self._client._core.gone is None:
+                await self._client._ask(type(self)._end(self.id))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _next(self) -> T:
+        if self._over:
+            raise StopAsyncIteration
+        try:
+            answer = await self._client._answer(self.id)
+        except SemipdError:
+            self._is_over()
+            raise
+        return self._read(answer)
+
+    def _is_over(self) -> None:
+        self._over = True
+        self._client._forget(self.id)
+
+
+class GenerateStream(_Stream[GenerateItem]):
+    """Items of one generation, of all its choices as they come. Iterate to the end, or `aclose` it to cancel
+    what is left."""
+
+    _end = staticmethod(operations.cancel)
+
+    async def __anext__(self) -> GenerateItem:
+        """The last item of each choice has a finish reason. Raises SemipdError when the request fails."""
+        item = await self._next()
+        if item.is_last:
+            self._is_over()
+        return item
+
+    async def cancel(self) -> bool:
+        """Ask for the end of all choices; iteration goes on to their last items, which say `cancelled`."""
+        return await self._client.cancel(self.id)
+
+
+class StateStream(_Stream[StateFrame]):
+    """Frames of one subscription. Iterate, then `aclose` it."""
+
+    _end = staticmethod(operations.unsubscribe)
+
+    async def __anext__(self) -> StateFrame:
+        """Ends when the daemon ends the subscription. Raises SemipdError when it is refused, or the
+        connection is lost."""
+        frame = await self._next()
+        if frame.ended is not None:
+            self._is_over()
+            raise StopAsyncIteration
+        return frame
+
+
+Stream = TypeVar("Stream", GenerateStream, StateStream)
+
+
+def _asks(
+    question: Callable[P, Question[T]],
+) -> Callable[Concatenate["AsyncClient", P], Coroutine[Any, Any, T]]:
+    async def ask(client: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await client._ask(question(*args, **kwargs))
+
+    return as_method(ask, question)
+
+
+def _streams(
+    question: Callable[P, Question[T]], stream: Callable[["AsyncClient", Question[T]], Stream]
+) -> Callable[Concatenate["AsyncClient", P], Stream]:
+    def begin(client: "AsyncClient", /, *args: P.args, **kwargs: P.kwargs) -> Stream:
+        return stream(client, question(*args, **kwargs))
+
+    return as_method(begin, question)
 
 
 class AsyncClient:
     """A connection. Create it with `connect`; use it as an async context manager or `close` it."""
 
-    greeting: Greeting
-    """What the daemon says of itself: model, role, operations, limits."""
-
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        self._incoming = Incoming()
-        self._inboxes: dict[int, _Inbox] = {}
-        self._last_id = 0
-        self._gone: SemipdError | None = None
+        self._core = ClientCore()
+        self._arrived: dict[int, asyncio.Event] = {}
         self._reading: asyncio.Task[None] | None = None
 
     @classmethod
@@ -75,109 +166,30 @@ class AsyncClient:
         client._reading = asyncio.create_task(client._read(), name="semipd-client-reader")
         return client
 
-    def generate(
-        self,
-        prompt: str | list[int] | None = None,
-        *,
-        messages: Sequence[Mapping[str, Any]] | None = None,
-        **options: Any,
-    ) -> "GenerateStream":
-        """Start generating. `options` are the fields of the socket's generate request (max_tokens,
-        temperature, seed, stop, ...). Errors are raised by the iteration."""
-        fields = options | {"prompt": prompt, "messages": messages}
-        return GenerateStream(self, self._send("generate", given(fields)))
+    @property
+    def greeting(self) -> Greeting:
+        """What the daemon says of itself: model, role, operations, limits."""
+        return self._core.greeting
 
-    def subscribe(
-        self,
-        *,
-        interval_ms: int = 1000,
-        events: bool = False,
-        after: str | None = None,
-        kinds: Sequence[str] | None = None,
-    ) -> "StateStream":
-        """The daemon's state at this rate. `events`: also what happens, from the event `after` on, or from
-        now on; `kinds`: only these. A slower consumer gets the newest state, and every event since.
-        Errors are raised by the iteration."""
-        chosen = None if kinds is None else list(kinds)
-        fields = {"interval_ms": interval_ms, "events": events, "after": after, "kinds": chosen}
-        return StateStream(self, self._send("subscribe", given(fields), _NewestState()))
-
-    async def cancel(self, target: int) -> bool:
-        """End the generation with this id on this connection. False: it is over already."""
-        return bool((await self._ask("cancel", {"target": target}))["cancelled"])
-
-    async def cancel_request(self, request_id: str) -> str:
-        """End any request by its public id: `cancelled`, `already_finished` or `not_found`."""
-        return str((await self._ask("cancel", {"request_id": request_id}))["result"])
-
-    async def requests(
-        self, *, state: str | None = None, limit: int | None = None, request_id: str | None = None
-    ) -> list[RequestRow]:
-        """Live and recent requests; with `request_id` that one only, and its events."""
-        fields = given({"state": state, "limit": limit, "request_id": request_id})
-        listed: list[RequestRow] = (await self._ask("requests", fields))["requests"]
-        return listed
-
-    async def tokenize(
-        self,
-        prompt: str | None = None,
-        *,
-        messages: Sequence[Mapping[str, Any]] | None = None,
-        **options: Any,
-    ) -> Tokens:
-        """Of a text or a conversation. `options`: return_token_strs, add_special_tokens, and those of the
-        chat template."""
-        fields = options | {"prompt": prompt, "messages": messages}
-        return Tokens.from_wire(await self._ask("tokenize", given(fields)))
-
-    async def detokenize(self, tokens: Sequence[int]) -> str:
-        return str((await self._ask("detokenize", {"tokens": list(tokens)}))["prompt"])
-
-    async def models(self) -> list[Model]:
-        """What is served here."""
-        return [Model.from_wire(Answer(model)) for model in (await self._ask("models", {}))["models"]]
+    generate = _streams(operations.generate, GenerateStream)
+    subscribe = _streams(operations.subscribe, StateStream)
+    cancel = _asks(operations.cancel)
+    cancel_request = _asks(operations.cancel_request)
+    requests = _asks(operations.requests)
+    tokenize = _asks(operations.tokenize)
+    detokenize = _asks(operations.detokenize)
+    models = _asks(operations.models)
+    partition = _asks(operations.partition)
+    set_partition = _asks(operations.set_partition)
+    clear_partition = _asks(operations.clear_partition)
+    slo = _asks(operations.slo)
+    set_slo = _asks(operations.set_slo)
+    drain = _asks(operations.drain)
+    shutdown = _asks(operations.shutdown)
 
     async def status(self) -> Status:
-        status: Status = (await self._ask("status", {}))["status"]
-        return status
-
-    async def partition(self) -> PartitionDocument:
-        """Partition control: mode, split, possible splits, history, decisions."""
-        answer: PartitionDocument = (await self._ask("partition.get", {}))["partition"]
-        return answer
-
-    async def set_partition(self, **fields: Any) -> ChangeAnswer:
-        """`fields`: mode, prefill_units or decode_units, expires_s, actor, reason, dry_run. Raises
-        SemipdError when partition control refuses it."""
-        answer: ChangeAnswer = (await self._ask("partition.set", fields))["partition"]
-        return answer
-
-    async def clear_partition(self, **fields: Any) -> ChangeAnswer:
-        """Back to auto. `fields`: actor, reason."""
-        answer: ChangeAnswer = (await self._ask("partition.clear", fields))["partition"]
-        return answer
-
-    async def slo(self) -> SloDocument:
-        """Targets, and what was observed."""
-        answer: SloDocument = (await self._ask("slo.get", {}))["slo"]
-        return answer
-
-    async def set_slo(self, **fields: Any) -> SloDocument:
-        """`fields`: ttft_ms, tpot_ms, percentile, window_s (those to change), actor, reason."""
-        answer: SloDocument = (await self._ask("slo.set", fields))["slo"]
-        return answer
-
-    async def drain(self, *, cancel: bool = False, **fields: Any) -> DrainState:
-        """Refuse new requests and let those under way finish; or, with `cancel`, serve again. `fields`:
-        limit_s, actor, reason. Returns at once, with what is awaited."""
-        answer: DrainState = (await self._ask("drain", given({"cancel": cancel, **fields})))["drain"]
-        return answer
-
-    async def shutdown(self, **fields: Any) -> DrainState:
-        """Ask the daemon to stop when the requests under way have finished; returns when it has agreed, with
-        what is awaited. `fields`: limit_s, actor, reason."""
-        answer: DrainState = (await self._ask("shutdown", given(fields)))["drain"]
-        return answer
+        """Numbers of daemon and engine. Written out: a type variable would lose part of the union."""
+        return await self._ask(operations.status())
 
     async def closed(self) -> None:
         """Wait until the daemon has closed the connection."""
@@ -198,71 +210,57 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    def _send(self, op: str, fields: Mapping[str, Any], inbox: "_Inbox | None" = None) -> int:
-        if self._gone is not None:
-            raise self._gone
-        self._last_id = request_id = self._last_id + 1
-        frame = request_frame(request_id, op, fields, self.greeting.limits)
-        self._inboxes[request_id] = inbox or asyncio.Queue()
+    def _send(self, op: str, fields: Mapping[str, Any]) -> int:
+        request_id, frame = self._core.request(op, fields)
+        self._arrived[request_id] = asyncio.Event()
         self._writer.write(frame)
         return request_id
 
-    async def _ask(self, op: str, fields: Mapping[str, Any]) -> Answer:
+    async def _ask(self, question: Question[T]) -> T:
         """A request with one answer."""
-        request_id = self._send(op, fields)
+        request_id = self._send(question.op, question.fields)
         try:
             async with OwnTime(ANSWER_LIMIT_S):
-                return await self._answer(request_id)
+                answer = await self._answer(request_id)
         except TimeoutError as error:
-            message = f"The daemon did not answer {op} within {ANSWER_LIMIT_S:g} s."
-            raise SemipdError("daemon_silent", message, "Look at its log.") from error
+            raise unanswered(question.op, ANSWER_LIMIT_S) from error
         finally:
             self._forget(request_id)
+        return question.read(answer)
 
     async def _answer(self, request_id: int) -> Answer:
-        answer = await self._inboxes[request_id].get()
-        if isinstance(answer, SemipdError):
-            raise answer
-        return answer_of(answer)
+        while (answer := self._core.answer(request_id)) is None:
+            arrived = self._arrived[request_id]
+            arrived.clear()
+            await arrived.wait()
+        return answer
 
     def _forget(self, request_id: int) -> None:
-        """Frames that still come for this request are dropped."""
-        self._inboxes.pop(request_id, None)
+        self._core.forget(request_id)
+        self._arrived.pop(request_id, None)
 
     async def _greet(self, path: Path | str) -> None:
         try:
             async with OwnTime(CONNECT_LIMIT_S):
-                self.greeting = greeting_of(await self._receive())
+                while not self._core.is_greeted:
+                    self._core.feed(await self._reader.read(READ_BYTES))
         except TimeoutError as error:
             raise no_hello(path) from error
-        except (OSError, EOFError) as error:
-            raise self._incoming.ended() from error
-
-    async def _receive(self) -> dict[str, Any]:
-        while not self._incoming.messages:
-            data = await self._reader.read(READ_BYTES)
-            if not data:
-                raise EOFError
-            self._incoming.feed(data)
-        return self._incoming.messages.popleft()
+        except OSError as error:
+            raise self._core.ended() from error
 
     async def _read(self) -> None:
-        """Sort frames into inboxes until the connection ends; then every inbox learns why."""
-        gone: SemipdError | None = None
+        """Until the connection ends; then everybody who waits learns why."""
         try:
             while True:
-                message = await self._receive()
-                inbox = self._inboxes.get(self._incoming.request_id(message) or 0)
-                if inbox is not None:
-                    inbox.put_nowait(message)
-        except (OSError, EOFError):
+                for request_id in self._core.feed(await self._reader.read(READ_BYTES)):
+                    self._arrived[request_id].set()
+        except (OSError, SemipdError):
             pass
-        except SemipdError as error:
-            gone = error
         finally:
-            self._gone = gone or self._incoming.ended()
-            for inbox in self._inboxes.values():
-                inbox.put_nowait(self._gone)
+            self._core.ended()
+            for arrived in self._arrived.values():
+                arrived.set()
             self._writer.transport.abort()
 
 
@@ -273,97 +271,3 @@ async def _knock(path: Path | str) -> socket.socket:
             return sock
         await asyncio.sleep(RETRY_S)
     raise too_busy(path)
-
-
-_Inbox = asyncio.Queue[dict[str, Any] | SemipdError]
-
-
-class _NewestState(_Inbox):
-    """Unread state frames become one, so that a slow consumer leaves no backlog."""
-
-    def _put(self, message: dict[str, Any] | SemipdError) -> None:
-        queue: deque[dict[str, Any] | SemipdError] = self._queue  # type: ignore[attr-defined]
-        unread = queue[-1] if queue else None
-        if _has_state(unread) and _has_state(message):
-            merged = StateFrame.from_wire(unread).then(StateFrame.from_wire(message))
-            queue[-1] = merged.to_wire(message["id"])
-        else:
-            queue.append(message)
-
-
-def _has_state(message: object) -> TypeGuard[dict[str, Any]]:
-    return isinstance(message, dict) and "state" in message
-
-
-class _Stream:
-    """Frames that answer one request. Leaving the context, or `aclose`, ends it without waiting for more."""
-
-    _end_op: str
-
-    def __init__(self, client: AsyncClient, request_id: int) -> None:
-        self._client = client
-        self._over = False
-        self.id = request_id
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def aclose(self) -> None:
-        if not self._over:
-            self._end()
-            if self._client._gone is None:
-                await self._client._ask(self._end_op, {"target": self.id})
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def _next(self) -> Answer:
-        if self._over:
-            raise StopAsyncIteration
-        try:
-            return await self._client._answer(self.id)
-        except SemipdError:
-            self._end()
-            raise
-
-    def _end(self) -> None:
-        self._over = True
-        self._client._forget(self.id)
-
-
-class GenerateStream(_Stream):
-    """Items of one generation, of all its choices as they come. Iterate to the end, or `aclose` it to cancel
-    what is left."""
-
-    _end_op = "cancel"
-
-    async def __anext__(self) -> GenerateItem:
-        """The last item of each choice has a finish reason. Raises SemipdError when the request fails."""
-        item = GenerateItem.from_wire(await self._next())
-        if item.is_last:
-            self._end()
-        return item
-
-    async def cancel(self) -> bool:
-        """Ask for the end of all choices; iteration goes on to their last items, which say `cancelled`."""
-        return await self._client.cancel(self.id)
-
-
-class StateStream(_Stream):
-    """Frames of one subscription. Iterate, then `aclose` it."""
-
-    _end_op = "unsubscribe"
-
-    async def __anext__(self) -> StateFrame:
-        """Ends when the daemon ends the subscription. Raises SemipdError when it is refused, or the
-        connection is lost."""
-        frame = StateFrame.from_wire(await self._next())
-        if frame.ended is not None:
-            self._end()
-            raise StopAsyncIteration
-        return frame

@@ -19,7 +19,7 @@ from semipd.daemon.access.peers import Peer
 from semipd.daemon.servers import frame_stream, unix_socket
 from semipd.daemon.servers.frame_stream import Arriving, answer_frame
 from semipd.wire.client_protocol import hello
-from semipd.wire.frames import FrameReader, encode_frame
+from semipd.wire.frames import HEADER, FrameReader, encode_frame
 from semipd.wire.own_time import OwnTime
 
 HELLO = encode_frame(hello("test"))
@@ -304,7 +304,8 @@ async def test_clients_name_answers_without_their_fields(tmp_path: Path) -> None
 
     async def odd(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(encode_frame({"op": "hello", "protocol": 1}))
-        await reader.read(65536)
+        for _ in ("hello", "models"):
+            await reader.readexactly(int.from_bytes(await reader.readexactly(HEADER.size)))
         writer.write(encode_frame({"id": [1]}) + encode_frame({"id": 1, "zzz": 1}))
         await reader.read()
         writer.close()
