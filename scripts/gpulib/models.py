@@ -6,9 +6,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from semipd.checkpoints.progress import Report
 from semipd.checkpoints.weights import weight_views
 from semipd.core.settings import EngineSettings
-from semipd.devices.cuda.start.model import Report, ServedModel
+from semipd.devices.cuda.start.model import ServedModel
 from semipd.network.config import ModelConfig, RopeConfig
 from semipd.network.params import layer_params
 

@@ -14,6 +14,7 @@ from support.cuda_rig import CPU, DEFAULTS, TINY, Oracle, random_weights
 from support.deferred_cuda import DeferredCuda, WatchedStaging
 from support.live_engine import LiveRun
 
+from semipd.checkpoints.progress import Report
 from semipd.config.config import default_engine_settings
 from semipd.core.errors import SemipdError
 from semipd.core.messages import Inbound, SetPartition, Submit
@@ -27,7 +28,7 @@ from semipd.devices.cuda.driver.interface import CudaError
 from semipd.devices.cuda.lane import launch_thread
 from semipd.devices.cuda.sampler.sampler import TorchSampler
 from semipd.devices.cuda.start.device import CudaDevice
-from semipd.devices.cuda.start.model import Report, ServedModel, cuda_dtype
+from semipd.devices.cuda.start.model import ServedModel, cuda_dtype
 from semipd.devices.cuda.start.opening import RESERVE_BYTES
 from semipd.devices.cuda.start.platform import Platform
 from semipd.engine.launcher import spawn_engine

@@ -2,10 +2,11 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from support.cuda_rig import FAMILIES
 
+from semipd.network.blocks import DenseMlp, GqaAttention
 from semipd.network.config import ModelConfig
 from semipd.network.params import Param, layer_params, model_params
 
@@ -59,6 +60,12 @@ def test_a_rank_has_the_shapes_of_a_model_with_fewer_heads() -> None:
         )
         mine = [param.of_rank(world - 1, world) for param in model_params(config)]
         assert [(p.name, p.shape) for p in mine] == [(p.name, p.shape) for p in model_params(smaller)], seed
+
+
+def test_blocks_have_a_field_for_every_parameter_of_a_layer() -> None:
+    config = replace(FAMILIES["biased"], qkv_bias=True, qk_norm=True)
+    used = [field.name for block in (GqaAttention, DenseMlp) for field in fields(block)]
+    assert sorted(used) == sorted(param.name for param in layer_params(config))
 
 
 def test_adapters_may_change_every_product_of_a_layer() -> None:

@@ -1,7 +1,6 @@
 """The CPU device: two worker processes over one copy of the weights and one KV pool (DESIGN section 2)."""
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from semipd.checkpoints.config import load_model_config
 from semipd.checkpoints.dtypes import resolve_dtype
 from semipd.checkpoints.layout import WeightsLayout, plan_weights
+from semipd.checkpoints.progress import Report, loading
 from semipd.checkpoints.weights import TORCH_DTYPES, load_weights
 from semipd.core.settings import EngineSettings
 from semipd.core.split import LaneName, Split
@@ -27,14 +27,9 @@ from semipd.network.activations import row_elements
 from semipd.network.config import DTypeName, ModelConfig
 from semipd.network.kv_layout import KvLayout
 
-Report = Callable[[str, float], None]
-"""Called with the name of a start-up phase and the seconds it may stand still; again when it moves on."""
-
 _READ_LIMIT_S = 10.0
 _ATTACH_LIMIT_S = 60.0
 _WARM_UP_LIMIT_S = 180.0
-_LOAD_STALL_LIMIT_S = 60.0
-_LOAD_REPORT_EVERY_S = 1.0
 _RESERVE_BYTES_PER_S = 200 * 2**20
 _WORKER_BYTES = 400 * 2**20
 """A process with torch imported and warm: about 300 MiB, measured."""
@@ -204,18 +199,7 @@ def _successor(setup_of: Callable[[LaneName], Setup], lane: LaneName, packed: Pa
 
 
 def _load(model: _Model, model_dir: str, memory: SharedMemory, report: Report) -> Packed:
-    """Slow disks are no error as long as tensors keep coming: every report renews the limit."""
-    reported_s = 0.0
-
-    def progress(done_bytes: int, total_bytes: int) -> None:
-        nonlocal reported_s
-        now_s = time.monotonic()
-        if now_s - reported_s >= _LOAD_REPORT_EVERY_S:
-            reported_s = now_s
-            report(f"loading weights: {100 * done_bytes // total_bytes} %", _LOAD_STALL_LIMIT_S)
-
-    report("loading weights", _LOAD_STALL_LIMIT_S)
-    load_weights(model_dir, model.config, model.layout, memory.tensor(), progress)
+    load_weights(model_dir, model.config, model.layout, memory.tensor(), loading(report))
     return pack_weights(model.layout, memory.tensor()) if model.packed else {}
 
 

@@ -4,11 +4,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
+from semipd.checkpoints.progress import Report
 from semipd.core.settings import EngineSettings
 from semipd.core.state.device import DeviceStats, SwitchTimes
 from semipd.devices.cuda.lane.lane import CudaLane
 from semipd.devices.cuda.split.streams import SwitchStats
-from semipd.devices.cuda.start.model import Checkpoint, ModelSource, Report
+from semipd.devices.cuda.start.model import Checkpoint, ModelSource
 from semipd.devices.cuda.start.opening import Opened, Opening
 from semipd.devices.cuda.start.platform import Platform, real_platform
 

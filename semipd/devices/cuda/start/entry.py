@@ -2,16 +2,15 @@
 
 import os
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from semipd.checkpoints.progress import Report
 from semipd.core.settings import EngineSettings
 from semipd.devices.cuda.driver.environment import cuda_environment
 
 if TYPE_CHECKING:
     from semipd.devices.cuda.start.device import CudaDevice
 
-Report = Callable[[str, float], None]
 
 SWITCH_INTERVAL_S = 1e-4
 """Python hands the GIL over at most so late: with the default of 5 ms a busy coordinator delays a launch by

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from semipd.checkpoints.progress import Report
 from semipd.checkpoints.weights import TORCH_DTYPES, weight_views
 from semipd.core.plan import StepPlan, StepResult
 from semipd.core.settings import EngineSettings
@@ -37,7 +38,7 @@ from semipd.devices.cuda.start.memory_table import (
     memory_table,
     num_kv_blocks,
 )
-from semipd.devices.cuda.start.model import ModelSource, Report
+from semipd.devices.cuda.start.model import ModelSource
 from semipd.devices.cuda.start.nvml import Nvml
 from semipd.devices.cuda.start.platform import Platform
 from semipd.network.kv_layout import KvLayout
