@@ -29,7 +29,8 @@ from semipd.devices.cpu.messages import (
     result_from_wire,
     result_to_wire,
 )
-from semipd.devices.cpu.sizing import DEFAULT_KV_BYTES, MemoryDemand, num_kv_blocks
+from semipd.devices.cpu.sizing import DEFAULT_KV_BYTES, MemoryDemand
+from semipd.steps.sizing import num_kv_blocks
 from semipd.wire.channel import Channel
 from semipd.wire.frames import FrameReader, encode_frame
 
@@ -110,7 +111,7 @@ def test_splits_divide_the_cores_between_the_lanes(num_cores: int) -> None:
     assert lane_cores(cores, "decode", Split(0, num_cores)) == cores
 
 
-def demand(**changes: int | float) -> MemoryDemand:
+def demand(available: Available, **changes: int | float) -> MemoryDemand:
     base: dict[str, int | float] = {
         "weights_bytes": 4 * GIB,
         "worker_bytes": GIB,
@@ -121,7 +122,7 @@ def demand(**changes: int | float) -> MemoryDemand:
         "kv_fraction": 0.5,
         "max_num_blocks": 0,
     }
-    return MemoryDemand(**(base | changes))  # type: ignore[arg-type]
+    return MemoryDemand(available=available, **(base | changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def demand(**changes: int | float) -> MemoryDemand:
     ],
 )
 def test_pool_size(changes: dict[str, int | float], available_gib: int, expected: int) -> None:
-    assert num_kv_blocks(demand(**changes), Available(available_gib * GIB, "test")) == expected
+    assert num_kv_blocks(demand(Available(available_gib * GIB, "test"), **changes)) == expected
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_pool_size(changes: dict[str, int | float], available_gib: int, expected
 def test_too_little_memory_names_values_that_work(changes: dict[str, int], available_gib: float) -> None:
     available = Available(int(available_gib * GIB), "cgroup limit /x")
     with pytest.raises(SemipdError) as raised:
-        num_kv_blocks(demand(**changes), available)
+        num_kv_blocks(demand(available, **changes))
     error = raised.value
     assert error.code == "insufficient_memory"
     for row in (
@@ -168,12 +169,12 @@ def test_too_little_memory_names_values_that_work(changes: dict[str, int], avail
     assert options
     for option in options:
         settings = {part.split()[0]: int(re.findall(r"\d+", part)[-1]) for part in option.split(" and ")}
-        assert num_kv_blocks(demand(**(changes | settings)), available) >= 2, option
+        assert num_kv_blocks(demand(available, **(changes | settings))) >= 2, option
 
 
 def test_nothing_fits_beside_the_weights() -> None:
     with pytest.raises(SemipdError, match="smaller model"):
-        num_kv_blocks(demand(), Available(4 * GIB, "test"))
+        num_kv_blocks(demand(Available(4 * GIB, "test")))
 
 
 def test_shared_memory_is_one_memory() -> None:

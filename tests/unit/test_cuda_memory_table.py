@@ -7,7 +7,8 @@ import pytest
 
 from semipd.core.errors import SemipdError
 from semipd.core.plan import BLOCK_SIZE
-from semipd.devices.cuda.start.memory_table import MemoryDemand, memory_rows, memory_table, num_kv_blocks
+from semipd.devices.cuda.start.memory_table import MemoryDemand
+from semipd.steps.sizing import num_kv_blocks
 
 GIB = 2**30
 
@@ -37,14 +38,14 @@ def test_bytes_and_blocks_that_were_asked_for() -> None:
 
 
 def test_the_rows_add_up_to_the_device() -> None:
-    rows = memory_rows(H200, 1000)
+    rows = H200.rows(1000)
     assert sum(rows.values()) == H200.total_bytes
     assert rows["others"] == GIB
     assert rows["kv_pool"] == 1000 * 2 * 2**20
 
 
 def test_the_table_in_words() -> None:
-    assert memory_table(H200, num_kv_blocks(H200)).splitlines() == [
+    assert H200.table(num_kv_blocks(H200)).splitlines() == [
         "  weights      15.00 GiB",
         "  buffers       2.00 GiB",
         "  graphs        1.00 GiB  estimate",

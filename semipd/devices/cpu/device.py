@@ -22,10 +22,11 @@ from semipd.devices.cpu.math.packing import Packed, can_pack, pack_weights
 from semipd.devices.cpu.memory import SharedMemory, available_memory
 from semipd.devices.cpu.messages import Message, Setup
 from semipd.devices.cpu.process import Worker, wait_for_all
-from semipd.devices.cpu.sizing import DEFAULT_KV_FRACTION, MemoryDemand, num_kv_blocks
+from semipd.devices.cpu.sizing import DEFAULT_KV_FRACTION, MemoryDemand
 from semipd.network.activations import row_elements
 from semipd.network.config import DTypeName, ModelConfig
 from semipd.network.kv_layout import KvLayout
+from semipd.steps.sizing import num_kv_blocks
 
 _READ_LIMIT_S = 10.0
 _ATTACH_LIMIT_S = 60.0
@@ -57,6 +58,7 @@ class _Model:
         logits = self.config.vocab_size * settings.max_num_seqs
         widest = logits + row_elements(self.config) * _max_step_tokens(settings)
         return MemoryDemand(
+            available=available_memory(),
             weights_bytes=self.layout.total_bytes,
             # Activations in fp32, thrice: some operations hold input, output and a temporary.
             worker_bytes=2 * (_WORKER_BYTES + 3 * 4 * widest),
@@ -93,7 +95,7 @@ class CpuDevice:
             report("reading configuration", _READ_LIMIT_S)
             model = _Model.read(settings)
             demand = model.demand(settings)
-            num_blocks = num_kv_blocks(demand, available_memory())
+            num_blocks = num_kv_blocks(demand)
             kv_bytes = num_blocks * demand.block_bytes
             report("reserving memory", 10 + (model.layout.total_bytes + kv_bytes) / _RESERVE_BYTES_PER_S)
             weights = _reserve(stack, "weights", model.layout.total_bytes)

@@ -31,19 +31,14 @@ from semipd.devices.cuda.lane.warm_up import trial_tokens, warm_up_plans
 from semipd.devices.cuda.rows.size import LaneSize
 from semipd.devices.cuda.split.streams import Lanes
 from semipd.devices.cuda.start.assembly import build_loop, graph_splits, lane_size, reserve_memory
-from semipd.devices.cuda.start.memory_table import (
-    DEFAULT_KV_FRACTION,
-    MemoryDemand,
-    memory_rows,
-    memory_table,
-    num_kv_blocks,
-)
+from semipd.devices.cuda.start.memory_table import DEFAULT_KV_FRACTION, MemoryDemand
 from semipd.devices.cuda.start.model import ModelSource
 from semipd.devices.cuda.start.nvml import Nvml
 from semipd.devices.cuda.start.platform import Platform
 from semipd.network.kv_layout import KvLayout
 from semipd.network.network import Network
 from semipd.steps.failures import check_trial
+from semipd.steps.sizing import num_kv_blocks
 
 RESERVE_BYTES = 2**30
 """Stays free: cuBLAS workspaces of every stream, kernels loaded late, the allocator's slack. Estimate."""
@@ -98,14 +93,12 @@ class Opening:
         graphs_bytes = self._trial_graph_bytes(weights) * len(splits)
         demand = self._demand(graphs_bytes)
         num_blocks = num_kv_blocks(demand)
-        log.info("device memory:\n%s", memory_table(demand, num_blocks))
+        log.info("device memory:\n%s", demand.table(num_blocks))
         graphs = GraphTable(splits, self._sizes["decode"].buckets)
         thread = self._start(self._shared(weights, num_blocks), graphs, num_blocks)
         nvml = Nvml.open(self._platform.uuid)
         self._stack.callback(nvml.close)
-        return Opened(
-            self._info(num_blocks, memory_rows(demand, num_blocks)), self._lanes, graphs, thread, nvml
-        )
+        return Opened(self._info(num_blocks, demand.rows(num_blocks)), self._lanes, graphs, thread, nvml)
 
     # ---- the parts -----------------------------------------------------------------------------
 
