@@ -9,7 +9,7 @@ import pytest
 from semipd_top.picture.picture import Monitor
 from semipd_top.sources.contract import Seen
 from semipd_top.sources.demo import DemoSource
-from support.shapes import by_kind
+from support.by_kind import by_kind
 
 BEGAN_S = 1_790_000_000.0
 DAY_S = 420

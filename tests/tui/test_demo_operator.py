@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from semipd_top.sources.contract import Operator
 from semipd_top.sources.demo import DemoSource
+from support.by_kind import by_kind
 from support.daemon import running
 from support.known import known
-from support.shapes import by_kind
 
 from semipd.client import AsyncClient
 from semipd.config.config import default_engine_settings
