@@ -193,12 +193,12 @@ def test_an_override_shows_its_time_left_and_what_will_change_hands() -> None:
     assert "mode fixed for 1:30, by ann (pid 4121): long prompts" in shown
     assert "100+32 follows when both lanes have work" in shown
     assert "╱" in shown
-    assert pending_split(state(changes)) == (100, 32)
+    assert pending_split(state(changes)["partition"]) == (100, 32)
     done = FIXED | {"effective_at_s": NOW_S, "expires_at_s": None}
     shown = show(split_panel, changes | {"partition.change": done})
     assert "mode fixed for ever" in shown
     assert "╱" not in shown
-    assert pending_split(state({"partition.change": done})) is None
+    assert pending_split(state({"partition.change": done})["partition"]) is None
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The monitor: which link a picture has, what it keeps, what it counts."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from semipd_top.picture import picture as module
@@ -57,7 +57,7 @@ def test_a_picture_does_not_change_afterwards() -> None:
     monitor = told(seen(state(), [request(1)], [event("preempted")]))
     first = monitor.picture(NOW_S)
     monitor.take(seen(later(state(), 1), [request(2)], [event("refused")], lost=2))
-    assert (len(first.samples), len(first.events), len(first.news), first.lost) == (1, 1, 1, 0)
+    assert (len(first.samples), len(first.events), len(first.notable), first.lost) == (1, 1, 1, 0)
     assert [row["seq"] for row in first.requests] == [1]
     assert [row["seq"] for row in monitor.picture(NOW_S).requests] == [2]
 
@@ -75,7 +75,7 @@ def test_lost_events_add_up() -> None:
 
 
 def test_rings_are_bounded_and_keep_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, limit in (("MAX_SAMPLES", 5), ("MAX_EVENTS", 8), ("MAX_NEWS", 3)):
+    for name, limit in (("MAX_SAMPLES", 5), ("MAX_EVENTS", 8), ("MAX_NOTABLE", 3)):
         monkeypatch.setattr(module, name, limit)
     monitor, current = Monitor(0.5), state()
     for _ in range(20):
@@ -84,20 +84,22 @@ def test_rings_are_bounded_and_keep_the_newest(monkeypatch: pytest.MonkeyPatch) 
     picture = monitor.picture(NOW_S)
     assert [sample.at_s - NOW_S for sample in picture.samples] == [16, 17, 18, 19, 20]
     assert [one["kind"] for one in picture.events] == ["arrived", "refused"] * 4
-    assert [one["at_s"] - NOW_S for one in picture.news] == [18, 19, 20]
+    assert [one["at_s"] - NOW_S for one in picture.notable] == [18, 19, 20]
 
 
 def test_news_are_kept_apart_from_what_every_request_brings() -> None:
     events = [event(kind) for kind in ("arrived", "queued", "preempted", "finished")]
     picture = told(seen(state(), events=events)).picture(NOW_S)
-    assert [one["kind"] for one in picture.news] == ["preempted"]
+    assert [one["kind"] for one in picture.notable] == ["preempted"]
     assert list(picture.events) == events
 
 
 def test_a_new_decision_is_an_event_of_its_own() -> None:
     moved = later(state(), 1, {"partition.shared.split": [72, 60]})
     picture = told(seen(state()), seen(moved), seen(later(moved, 2))).picture(NOW_S)
-    assert [(one["kind"], one["data"]["split"]) for one in picture.news] == [("decided", [72, 60])]
+    assert [(one["kind"], cast(Any, one["data"])["split"]) for one in picture.notable] == [
+        ("decided", [72, 60])
+    ]
 
 
 def test_samples_compare_with_the_frame_before() -> None:

@@ -1,15 +1,15 @@
-"""The two lines above every view: where we are, the lamps, how fresh this is, what is out of the ordinary."""
+"""The two lines above every view: where we are, the indicators, how fresh this is, what is unusual."""
 
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+from semipd.core.state.daemon import DrainState, EngineState, health
 from semipd_top.picture.picture import Picture
 from semipd_top.text.lines import Line, Span, Style, fit, line, spread
 from semipd_top.text.numbers import clock, countdown, duration
 
 VIEWS = ("overview", "requests", "events")
 TIGHT, ROOMY = 60, 100
-"""From these widths on the header has room for the lamps, and for the time of day."""
+"""From these widths on the header has room for the indicators, and for the time of day."""
 
 Condition = Literal[
     "live",
@@ -43,7 +43,8 @@ def condition_of(picture: Picture, paused: bool) -> Condition:
     """The one thing to say first: no connection before an engine's trouble before a drain."""
     if picture.link != "live" and not (paused and picture.link == "stale"):
         return picture.link
-    state = picture.state or {}
+    state = picture.state
+    assert state is not None, "a picture without a state is not live"
     found = _ENGINE.get(state["state"]) or _DRAIN.get(state["drain"]["state"])
     return found or ("paused" if paused else "live")
 
@@ -76,8 +77,8 @@ def header(picture: Picture, frame: Frame, width: int) -> list[Line]:
     condition = condition_of(picture, frame.paused)
     word, style = LOOKS[condition]
     time = f" {clock(picture.now_s)} " if width >= ROOMY else ""
-    lamps = _lamps(picture) if width >= TIGHT else ()
-    right = line(lamps, Span(f" {word} ", style), Span(time, "dim"))
+    indicators = _indicators(picture) if width >= TIGHT else ()
+    right = line(indicators, Span(f" {word} ", style), Span(time, "dim"))
     return [spread(_tabs(frame.view), right, width), fit(_banner(picture, frame, condition, width), width)]
 
 
@@ -90,21 +91,22 @@ def _tabs(view: str) -> Line:
     return tuple(spans)
 
 
-def _lamps(picture: Picture) -> Line:
+def _indicators(picture: Picture) -> Line:
     """Process up, loop turning, tokens moving; an old picture does not say so."""
     if picture.state is None or picture.link not in ("live", "ended"):
         return ()
-    spans: list[Span] = []
-    for name, lamp in picture.state["lamps"].items():
-        spans.append(Span(f"{name} {'✔' if lamp['ok'] else '✘'}  ", "ok" if lamp["ok"] else "bad"))
-    return tuple(spans)
+    return tuple(
+        Span(f"{name} {'✔' if ok else '✘'}  ", "ok" if ok else "bad")
+        for name, ok in health(picture.state["lamps"])
+    )
 
 
 def _banner(picture: Picture, frame: Frame, condition: Condition, width: int) -> Line:
     words = _words(picture, condition)
     if words:
         return line(Span(f" {words}", LOOKS[condition][1]))
-    state = picture.state or {}
+    state = picture.state
+    assert state is not None, f"{condition} without a state"
     left = line(Span(f" {state['model']['name']}", "strong"), f"  up {duration(state['uptime_s'])}")
     room = max(width // 2, 1)
     title = frame.title if len(frame.title) <= room else f"…{frame.title[1 - room :]}"
@@ -122,10 +124,10 @@ def _words(picture: Picture, condition: Condition) -> str:
             return f"No news for {duration(picture.age_s)}: what you see is old."
         case "disconnected" | "ended":
             return _gone(picture)
-        case "starting" | "restarting" | "failed" | "stopping":
-            return engine_words((picture.state or {})["engine"])
-        case "draining" | "drained":
-            return _drain((picture.state or {})["drain"])
+        case "starting" | "restarting" | "failed" | "stopping" if picture.state is not None:
+            return engine_words(picture.state["engine"])
+        case "draining" | "drained" if picture.state is not None:
+            return _drain(picture.state["drain"])
         case "paused":
             return "This picture stands still; p shows what happens now."
     return ""
@@ -150,7 +152,7 @@ def _gone(picture: Picture) -> str:
     return f"Next try in {countdown(gone.retry_s - picture.now_s)}.{age} {words}"
 
 
-def engine_words(engine: Mapping[str, Any]) -> str:
+def engine_words(engine: EngineState) -> str:
     """What becomes of an engine that does not serve."""
     words = _HAPPENS.get(engine["state"], f"The engine is {engine['state']}")
     if engine["attempt"]:
@@ -164,14 +166,13 @@ def engine_words(engine: Mapping[str, Any]) -> str:
     return f"{words} {engine['hint']}" if engine["hint"] else words
 
 
-def _drain(drain: Mapping[str, Any]) -> str:
+def _drain(drain: DrainState) -> str:
     if drain["state"] == "drained":
         words = "Drained: new requests are refused"
     else:
         left = "" if drain["seconds_left"] is None else f", {countdown(drain['seconds_left'])} left"
-        oldest = (
-            "" if not drain["awaited"] else f" (the oldest runs for {duration(drain['oldest_ms'] / 1e3)})"
-        )
+        oldest_ms = drain["oldest_ms"]
+        oldest = "" if oldest_ms is None else f" (the oldest runs for {duration(oldest_ms / 1e3)})"
         words = f"New requests are refused; {drain['awaited']} to finish{oldest}{left}"
     by = f", asked for by {drain['actor']}" if drain["actor"] else ""
     return f"{words}{by}" + (f": {drain['reason']}" if drain["reason"] else "")

@@ -1,8 +1,6 @@
 """The KV pool: who holds it, what can be reused, what is free."""
 
-from collections.abc import Mapping
-from typing import Any
-
+from semipd.core.state.daemon import KvState, StateDocument
 from semipd_top.panels.frame import framed, waiting
 from semipd_top.picture.picture import Picture
 from semipd_top.text.charts import bar, sparkline
@@ -35,7 +33,7 @@ def kv_panel(picture: Picture, width: int, height: int) -> list[Line]:
     return framed("KV pool", note, body, width, height)
 
 
-def _legend(kv: Mapping[str, Any], width: int) -> list[Line]:
+def _legend(kv: KvState, width: int) -> list[Line]:
     """One line, or two where it is narrow."""
     entries: list[tuple[str, Style, str]] = [
         (USED, "prefill", f"used {percent(kv['used_blocks'] / kv['total_blocks'])}"),
@@ -49,11 +47,11 @@ def _legend(kv: Mapping[str, Any], width: int) -> list[Line]:
     return [line(*spans[:2]), line(*spans[2:])]
 
 
-def _plain_free(kv: Mapping[str, Any]) -> int:
-    return int(max(kv["free_blocks"] - kv["cached_blocks"], 0))
+def _plain_free(kv: KvState) -> int:
+    return max(kv["free_blocks"] - kv["cached_blocks"], 0)
 
 
-def _bar(kv: Mapping[str, Any], width: int) -> Line:
+def _bar(kv: KvState, width: int) -> Line:
     """Reserved blocks are free ones that only running requests may take: cached or not."""
     total = kv["total_blocks"]
     reserved = min(kv["reserved_blocks"], kv["free_blocks"])
@@ -70,17 +68,17 @@ def _bar(kv: Mapping[str, Any], width: int) -> Line:
     )
 
 
-def _hit_frac(state: Mapping[str, Any]) -> float | None:
+def _hit_frac(state: StateDocument) -> float | None:
     prefix = state["prefix"]
-    return prefix["cached_tokens"] / prefix["prompt_tokens"] if prefix["prompt_tokens"] else None
+    return prefix["cached_tokens"] / prefix["prompt_tokens"] if prefix and prefix["prompt_tokens"] else None
 
 
 def _preempted_lately(picture: Picture) -> bool:
-    newest = next((event for event in reversed(picture.news) if event["kind"] == "preempted"), None)
+    newest = next((event for event in reversed(picture.notable) if event["kind"] == "preempted"), None)
     return newest is not None and picture.now_s - newest["at_s"] < 10
 
 
-def _holders(kv: Mapping[str, Any], width: int, height: int) -> list[Line]:
+def _holders(kv: KvState, width: int, height: int) -> list[Line]:
     if height < 1 or not kv["holders"]:
         return []
     if height == 1:

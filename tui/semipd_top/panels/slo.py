@@ -1,8 +1,8 @@
 """Latencies against their targets, attainment and goodput."""
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Literal
 
+from semipd.core.state.partition import SloState, SloTargets
 from semipd_top.panels.frame import framed, waiting
 from semipd_top.picture.history import Sample
 from semipd_top.picture.picture import Picture
@@ -11,8 +11,10 @@ from semipd_top.text.charts import column_chart, sparkline
 from semipd_top.text.lines import Line, Span, Style, line
 from semipd_top.text.numbers import count, duration, latency, millis, percent, rate
 
-PERCENTILES = ("p50", "p90", "p99")
-NAMES = (("ttft_ms", "TTFT"), ("tpot_ms", "TPOT"))
+Percentile = Literal["p50", "p90", "p99"]
+PERCENTILES: tuple[Percentile, ...] = ("p50", "p90", "p99")
+Latency = Literal["ttft_ms", "tpot_ms"]
+NAMES: tuple[tuple[Latency, str], ...] = (("ttft_ms", "TTFT"), ("tpot_ms", "TPOT"))
 
 
 def slo_panel(picture: Picture, width: int, height: int) -> list[Line]:
@@ -22,17 +24,17 @@ def slo_panel(picture: Picture, width: int, height: int) -> list[Line]:
     note = line(Span(f"p{slo['targets']['percentile']:g} over {duration(slo['targets']['window_s'])}", "dim"))
     table = [line(Span(f"{'ms':6}{'p50':>6}{'p90':>7}{'p99':>7}{'target':>8}", "dim"))]
     table += [_latencies(slo, key, name, width) for key, name in NAMES]
-    body = [*table, _attainment(slo), *_why(picture)]
-    body += _charts(picture, width, height - 1 - len(body))
+    body = [*table, _attainment(slo), *_why(picture, slo)]
+    body += _charts(picture, slo["targets"], width, height - 1 - len(body))
     return framed("SLO", note, body, width, height, action="app.slo")
 
 
-def judged_at(percentile: float) -> str:
+def judged_at(percentile: float) -> Percentile:
     """Of the percentiles that frames carry, the nearest to the target's from above."""
     return next((name for name in PERCENTILES if float(name[1:]) >= percentile), PERCENTILES[-1])
 
 
-def _latencies(slo: Mapping[str, Any], key: str, name: str, width: int) -> Line:
+def _latencies(slo: SloState, key: Latency, name: str, width: int) -> Line:
     target_ms, judged = slo["targets"][key], judged_at(slo["targets"]["percentile"])
     cells: list[Span] = [Span(f"{name:6}")]
     for cell, percentile in zip((6, 7, 7), PERCENTILES, strict=True):
@@ -51,7 +53,7 @@ def _verdict(value: float | None, target_ms: float, width: int) -> Span:
     return Span(f"✔{word}", "ok") if kept else Span(f"✘{word}", "bad")
 
 
-def _attainment(slo: Mapping[str, Any]) -> Line:
+def _attainment(slo: SloState) -> Line:
     frac, wanted = slo["attainment"], slo["targets"]["percentile"] / 100
     style: Style = "" if frac is None else "ok" if frac >= wanted else "bad"
     return line(
@@ -60,9 +62,8 @@ def _attainment(slo: Mapping[str, Any]) -> Line:
     )
 
 
-def _why(picture: Picture) -> list[Line]:
+def _why(picture: Picture, slo: SloState) -> list[Line]:
     """Of each target that is missed, where the time went."""
-    slo = (picture.state or {})["slo"]
     targets, judged = slo["targets"], judged_at(slo["targets"]["percentile"])
     found: list[Line | None] = []
     if (slo["ttft_ms"][judged] or 0.0) > targets["ttft_ms"]:
@@ -72,9 +73,8 @@ def _why(picture: Picture) -> list[Line]:
     return [words for words in found if words is not None]
 
 
-def _charts(picture: Picture, width: int, height: int) -> list[Line]:
+def _charts(picture: Picture, targets: SloTargets, width: int, height: int) -> list[Line]:
     """The judged percentile of both over time: as many rows as there are, charts where there is room."""
-    targets = (picture.state or {})["slo"]["targets"]
     judged = judged_at(targets["percentile"])
     room = width - 11
     if height < 8:
@@ -95,10 +95,10 @@ def _charts(picture: Picture, width: int, height: int) -> list[Line]:
     return lines
 
 
-def _series(picture: Picture, key: str, judged: str) -> list[float | None]:
+def _series(picture: Picture, key: Latency, judged: Percentile) -> list[float | None]:
     return [_latency(sample, key, judged) for sample in picture.samples]
 
 
-def _latency(sample: Sample, key: str, judged: str) -> float | None:
+def _latency(sample: Sample, key: Latency, judged: Percentile) -> float | None:
     values = sample.ttft_ms if key == "ttft_ms" else sample.tpot_ms
     return None if values is None else values[judged]

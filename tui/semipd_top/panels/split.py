@@ -1,9 +1,10 @@
 """How the device's units are divided now, why, what is predicted, and how it was."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from textwrap import wrap
-from typing import Any
 
+from semipd.core.state.device import DeviceState
+from semipd.core.state.partition import PartitionState
 from semipd_top.panels.frame import framed, waiting
 from semipd_top.panels.header import engine_words
 from semipd_top.picture.history import Sample
@@ -17,8 +18,6 @@ PREFILL, DECODE, LENT, MERGED, PENDING, IDLE = "█", "▒", "░", "▞", "╱"
 GUTTER = 5
 """Cells left of the chart."""
 
-State = Mapping[str, Any]
-
 LEGEND: tuple[tuple[str, Style, str], ...] = (
     (PREFILL, "prefill", "units of the prefill lane"),
     (DECODE, "decode", "units of the decode lane"),
@@ -31,19 +30,19 @@ LEGEND: tuple[tuple[str, Style, str], ...] = (
 
 def split_panel(picture: Picture, width: int, height: int) -> list[Line]:
     state = picture.state
-    if state is None or not state["partition"]:
+    if state is None or state["partition"] is None or state["device"] is None:
         return framed("Split", (), _without_engine(picture, width, height - 1), width, height)
-    sample = picture.samples[-1]
-    device = state["device"]
+    sample, partition, device = picture.samples[-1], state["partition"], state["device"]
+    divides = state["scheduler"] == "semipd"
     note = line(f"{device['num_units']} {device['unit']}s")
     body = [
-        _mode(state, picture.now_s, width),
-        _bar(state, sample, width),
-        _now(state, sample),
-        *_why(state, width, 2 if height > 7 else 1),
-        _predicted(state, picture.now_s),
+        _mode(partition, picture.now_s, width) if divides else _one_lane(state["scheduler"]),
+        _bar(partition, sample, device["num_units"], width, divides=divides),
+        _now(partition, device, sample),
+        *_why(partition, width, 2 if height > 7 else 1),
+        _predicted(partition, picture.now_s),
     ]
-    body += _history(picture, width, height - 1 - len(body))
+    body += _history(picture, device["num_units"], width, height - 1 - len(body))
     return framed("Split", note, body, width, height, action="app.override")
 
 
@@ -53,17 +52,17 @@ def _without_engine(picture: Picture, width: int, height: int) -> list[Line]:
         return waiting("No daemon has told how the device is divided.")
     body = [line(Span(part)) for part in wrap(engine_words(picture.state["engine"]), max(width, 1))]
     if picture.state["device"] is not None and len(body) + 1 < height:
-        body += [EMPTY, *_history(picture, width, height - len(body) - 1)]
+        num_units = picture.state["device"]["num_units"]
+        body += [EMPTY, *_history(picture, num_units, width, height - len(body) - 1)]
     return body
 
 
-def _mode(state: State, now_s: float, width: int) -> Line:
-    if state["scheduler"] != "semipd":
-        return line(
-            Span("scheduler ", "dim"), Span(state["scheduler"], "strong"), ": one lane, nothing to divide"
-        )
-    partition, change = state["partition"], state["partition"]["change"]
-    mode = partition["mode"]
+def _one_lane(scheduler: str | None) -> Line:
+    return line(Span("scheduler ", "dim"), Span(scheduler or "-", "strong"), ": one lane, nothing to divide")
+
+
+def _mode(partition: PartitionState, now_s: float, width: int) -> Line:
+    mode, change = partition["mode"], partition["change"]
     left: list[Span] = [Span("mode ", "dim"), Span(mode, "warn" if mode != "auto" else "strong")]
     if mode == "auto":
         left.append(Span(f", policy {partition['policy']}"))
@@ -78,35 +77,30 @@ def _until(expires_at_s: float | None, now_s: float) -> str:
     return " for ever" if expires_at_s is None else f" for {countdown(expires_at_s - now_s)}"
 
 
-def pending_split(state: State) -> tuple[int, int] | None:
+def pending_split(partition: PartitionState) -> tuple[int, int] | None:
     """An operator's split that no step has run under yet."""
-    change = state["partition"]["change"]
+    change = partition["change"]
     granted = change["granted"]
-    if (
-        granted
-        and change["effective_at_s"] is None
-        and list(granted) != list(state["partition"]["effective"])
-    ):
+    if granted and change["effective_at_s"] is None and list(granted) != list(partition["effective"]):
         return granted[0], granted[1]
     return None
 
 
-def _bar(state: State, sample: Sample, width: int) -> Line:
-    total = state["device"]["num_units"]
-    prefill, decode = sample.split or (0, total)
-    if state["scheduler"] != "semipd":
-        prefill, decode = 0, total
+def _bar(partition: PartitionState, sample: Sample, total: int, width: int, *, divides: bool) -> Line:
+    prefill, decode = (sample.split if divides else None) or (0, total)
     left, right = f"prefill {prefill:>3} ", f" {decode:<3} decode"
-    cells = _cells(state, sample, prefill, decode, total, width - len(left) - len(right))
+    cells = _cells(partition, sample, prefill, decode, total, width - len(left) - len(right))
     return line(Span(left, "prefill"), cells, Span(right, "decode"))
 
 
-def _cells(state: State, sample: Sample, prefill: int, decode: int, total: int, width: int) -> Line:
+def _cells(
+    partition: PartitionState, sample: Sample, prefill: int, decode: int, total: int, width: int
+) -> Line:
     if sample.way == "merged":
         return bar([(1.0, MERGED, "merged")], width)
     if sample.way in ("idle", "unknown"):
         return bar([(prefill / total, IDLE, "prefill"), (decode / total, IDLE, "decode")], width)
-    takes_over = pending_split(state)
+    takes_over = pending_split(partition)
     moving = 0 if takes_over is None else takes_over[0] - prefill
     first: tuple[str, Style] = (LENT, "decode") if sample.way == "decode only" else (PREFILL, "prefill")
     second: tuple[str, Style] = (LENT, "prefill") if sample.way == "prefill only" else (DECODE, "decode")
@@ -120,8 +114,8 @@ def _cells(state: State, sample: Sample, prefill: int, decode: int, total: int, 
     )
 
 
-def _now(state: State, sample: Sample) -> Line:
-    total, unit = state["device"]["num_units"], f"{state['device']['unit']}s"
+def _now(partition: PartitionState, device: DeviceState, sample: Sample) -> Line:
+    total, unit = device["num_units"], f"{device['unit']}s"
     ways: dict[str, str] = {
         "split": "both lanes work, each on its own units",
         "merged": f"merged steps of at most {sample.merged_tokens} tokens on all {total} {unit}",
@@ -133,37 +127,37 @@ def _now(state: State, sample: Sample) -> Line:
     way = ways[sample.way]
     if sample.way == "merged" and not sample.merged_tokens:
         way = f"merged steps on all {total} {unit}"
-    takes_over = pending_split(state)
+    takes_over = pending_split(partition)
     if takes_over is None:
         return line(Span("now  ", "dim"), way)
-    news = f"{takes_over[0]}+{takes_over[1]} follows when both lanes have work"
-    return line(Span("now  ", "dim"), way, "; ", Span(news, "warn"))
+    follows = f"{takes_over[0]}+{takes_over[1]} follows when both lanes have work"
+    return line(Span("now  ", "dim"), way, "; ", Span(follows, "warn"))
 
 
-def _why(state: State, width: int, num_lines: int) -> list[Line]:
-    words = wrap(state["partition"]["shared"]["reason"] or "-", max(width - 5, 1))
+def _why(partition: PartitionState, width: int, num_lines: int) -> list[Line]:
+    words = wrap(partition["shared"]["reason"] or "-", max(width - 5, 1))
     marks = ["why  "] + ["     "] * num_lines
     return [line(Span(mark, "dim"), part) for mark, part in zip(marks, words[:num_lines], strict=False)]
 
 
-def _predicted(state: State, now_s: float) -> Line:
-    decision, prediction = state["partition"]["decision"], state["partition"]["prediction"]
+def _predicted(partition: PartitionState, now_s: float) -> Line:
+    decision, prediction = partition["decision"], partition["prediction"]
     if decision is None or decision["predicted_tpot_ms"] is None:
         learned = " ".join(f"{name} {phase['steps']}" for name, phase in prediction["steps"].items())
         return line(Span("predicted  ", "dim"), f"nothing yet; steps seen: {learned}")
-    ttft, tpot = (latency(decision[f"predicted_{name}_ms"]) for name in ("ttft", "tpot"))
-    errors = [prediction[f"{name}_error"] for name in ("ttft", "tpot")]
+    ttft, tpot = latency(decision["predicted_ttft_ms"]), latency(decision["predicted_tpot_ms"])
+    errors = prediction["ttft_error"], prediction["tpot_error"]
     off = "" if None in errors else f"  (lately off by {percent(errors[0])} and {percent(errors[1])})"
-    if state["partition"]["mode"] != "auto":
-        off = f"  (by the policy, {duration(now_s - decision['at_s'])} ago; o previews another split)"
+    if partition["mode"] != "auto":
+        age_s = now_s - (decision["at_s"] or now_s)
+        off = f"  (by the policy, {duration(age_s)} ago; o previews another split)"
     return line(Span("predicted  ", "dim"), f"TTFT {ttft}, TPOT {tpot}", Span(off, "dim"))
 
 
-def _history(picture: Picture, width: int, height: int) -> list[Line]:
+def _history(picture: Picture, num_units: int, width: int, height: int) -> list[Line]:
     """The split over time, newest at the right, prefill's part from below; with a legend if there is room."""
     if height < 1 or width <= GUTTER:
         return []
-    num_units = (picture.state or {})["device"]["num_units"]
     shown = picture.samples[-(width - GUTTER) :]
     num_rows = height - (height > 2)
     marks = [""] * num_rows

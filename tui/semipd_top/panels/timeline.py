@@ -5,7 +5,7 @@ from textwrap import wrap
 
 from semipd.core.events import EventRow
 from semipd.core.state.requests import RequestRow
-from semipd_top.picture.news import describe, style_of
+from semipd_top.picture.event_text import describe, style_of
 from semipd_top.text.charts import bar
 from semipd_top.text.lines import EMPTY, Line, Span, line
 from semipd_top.text.numbers import clock, count, duration, latency, millis

@@ -1,8 +1,6 @@
 """Tokens per second, the queue, and what is under way."""
 
-from collections.abc import Mapping
-from typing import Any
-
+from semipd.core.state.daemon import RequestsState, StateDocument
 from semipd_top.panels.frame import framed, waiting
 from semipd_top.picture.picture import Picture
 from semipd_top.text.charts import sparkline
@@ -39,7 +37,7 @@ def traffic_panel(picture: Picture, width: int, height: int) -> list[Line]:
     return framed("Traffic", note, body, width, height, action="app.view('requests')")
 
 
-def _queue(state: Mapping[str, Any], picture: Picture) -> Line:
+def _queue(state: StateDocument, picture: Picture) -> Line:
     requests = state["requests"]
     if requests["waiting"] is None:
         return line("waiting -  ", _held(requests))
@@ -49,12 +47,12 @@ def _queue(state: Mapping[str, Any], picture: Picture) -> Line:
     return line(f"waiting {count(requests['waiting'])}", Span(oldest, "bad" if late else ""), _held(requests))
 
 
-def _held(requests: Mapping[str, Any]) -> Span:
+def _held(requests: RequestsState) -> Span:
     """Requests that survive without an engine."""
     return Span(f"  held {requests['held']}" if requests["held"] else "", "warn")
 
 
-def _running(requests: Mapping[str, Any]) -> Line:
+def _running(requests: RequestsState) -> Line:
     suspects = requests["suspects"]
     return line(
         f"prefilling {count(requests['prefilling'])}  decoding {count(requests['decoding'])}",
@@ -62,7 +60,7 @@ def _running(requests: Mapping[str, Any]) -> Line:
     )
 
 
-def _totals(state: Mapping[str, Any], width: int) -> Line:
+def _totals(state: StateDocument, width: int) -> Line:
     totals = state["requests"]["totals"]
     done = sum(totals.get(name, 0) for name in ("stop", "length"))
     failed, refused = totals.get("error", 0), sum(state["refused"].values())
@@ -74,6 +72,6 @@ def _totals(state: Mapping[str, Any], width: int) -> Line:
     )
 
 
-def _refusals(state: Mapping[str, Any]) -> list[Line]:
+def _refusals(state: StateDocument) -> list[Line]:
     worst = sorted(state["refused"].items(), key=lambda item: -item[1])
     return [line(Span("refused ", "dim"), f"{code} {count(num)}") for code, num in worst]

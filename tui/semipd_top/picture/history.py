@@ -1,8 +1,12 @@
 """What is drawn over time: one small sample for each state frame."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, NamedTuple
+
+from semipd.core.split import LaneName
+from semipd.core.state.daemon import KvState, StateDocument
+from semipd.core.state.engine import LaneState
+from semipd.core.state.partition import PartitionState, Percentiles
 
 Way = Literal["split", "merged", "prefill only", "decode only", "idle", "unknown"]
 """How the units were used between two frames: both lanes at once, merged steps on all of them, one lane with
@@ -32,8 +36,8 @@ class Sample:
     prefill: LaneUse = NO_USE
     decode: LaneUse = NO_USE
     used_kv_frac: float | None = None
-    ttft_ms: Mapping[str, float | None] | None = None
-    tpot_ms: Mapping[str, float | None] | None = None
+    ttft_ms: Percentiles | None = None
+    tpot_ms: Percentiles | None = None
     attainment_frac: float | None = None
     goodput_rps: float | None = None
     prompt_tokens_per_s: float | None = None
@@ -41,23 +45,30 @@ class Sample:
     waiting: int | None = None
 
 
-State = Mapping[str, Any]
+class _Counted(NamedTuple):
+    """A frame with the engine's numbers."""
+
+    state: StateDocument
+    lanes: dict[LaneName, LaneState]
+    kv: KvState
+    partition: PartitionState
 
 
-def sample_of(state: State, before: State | None) -> Sample:
+def sample_of(state: StateDocument, before: StateDocument | None) -> Sample:
     """The sample of a frame. Rates compare it with the frame before, of the same engine's life."""
-    if not state.get("lanes"):
+    now, then = _counted(state), _counted(before)
+    if now is None:
         return Sample(at_s=state["at_s"])
-    if before is not None and not _follows(state, before):
-        before = None
-    slo, kv, shared = state["slo"], state["kv"], state["partition"]["shared"]
+    if then is not None and not _follows(now, then):
+        then = None
+    slo, kv, shared = state["slo"], now.kv, now.partition["shared"]
     return Sample(
         at_s=state["at_s"],
-        way=_way(state, before),
+        way=_way(now, then),
         split=(shared["split"][0], shared["split"][1]),
         merged_tokens=shared["merged_tokens"],
-        prefill=_lane_use("prefill", state, before),
-        decode=_lane_use("decode", state, before),
+        prefill=_lane_use("prefill", now, then),
+        decode=_lane_use("decode", now, then),
         used_kv_frac=kv["used_blocks"] / kv["total_blocks"],
         ttft_ms=slo["ttft_ms"],
         tpot_ms=slo["tpot_ms"],
@@ -69,28 +80,33 @@ def sample_of(state: State, before: State | None) -> Sample:
     )
 
 
-def _follows(state: State, before: State) -> bool:
+def _counted(state: StateDocument | None) -> _Counted | None:
+    if state is None or state["lanes"] is None or state["kv"] is None or state["partition"] is None:
+        return None
+    return _Counted(state, state["lanes"], state["kv"], state["partition"])
+
+
+def _follows(now: _Counted, then: _Counted) -> bool:
     """Counters go on: the same engine of the same daemon has counted both frames, some time apart."""
-    lanes = before.get("lanes")
-    return bool(
-        lanes
-        and state["at_s"] > before["at_s"]
+    state, before = now.state, then.state
+    return (
+        state["at_s"] > before["at_s"]
         and state["uptime_s"] >= before["uptime_s"]
         and state["engine"]["restarts"] == before["engine"]["restarts"]
-        and all(state["lanes"][name]["steps"] >= lane["steps"] for name, lane in lanes.items())
+        and all(now.lanes[name]["steps"] >= lane["steps"] for name, lane in then.lanes.items())
     )
 
 
-def _way(state: State, before: State | None) -> Way:
+def _way(now: _Counted, then: _Counted | None) -> Way:
     """From the kinds of steps that ended since the frame before; without one, from what is in flight."""
-    if before is None:
-        ran = {name for name, lane in state["lanes"].items() if lane["steps_in_flight"]}
+    ran: set[str]
+    if then is None:
+        ran = {name for name, lane in now.lanes.items() if lane["steps_in_flight"]}
     else:
-        ran = {phase for phase in ("prefill", "decode", "merged") if _steps_between(phase, state, before)}
+        seen, seen_before = (frame.partition["prediction"]["steps"] for frame in (now, then))
+        ran = {phase for phase, model in seen.items() if model["steps"] != seen_before[phase]["steps"]}
         # a step that ran under two splits teaches the models nothing, so they have not counted it
-        ran = ran or {
-            name for name, lane in state["lanes"].items() if lane["steps"] > before["lanes"][name]["steps"]
-        }
+        ran = ran or {name for name, lane in now.lanes.items() if lane["steps"] > then.lanes[name]["steps"]}
     if "merged" in ran:
         return "merged"
     match "prefill" in ran, "decode" in ran:
@@ -103,17 +119,12 @@ def _way(state: State, before: State | None) -> Way:
     return "idle"
 
 
-def _steps_between(phase: str, state: State, before: State) -> int:
-    now, then = (frame["partition"]["prediction"]["steps"][phase]["steps"] for frame in (state, before))
-    return int(now - then)
-
-
-def _lane_use(name: str, state: State, before: State | None) -> LaneUse:
-    if before is None:
+def _lane_use(name: LaneName, now: _Counted, then: _Counted | None) -> LaneUse:
+    if then is None:
         return NO_USE
-    now, then = state["lanes"][name], before["lanes"][name]
-    seconds = state["at_s"] - before["at_s"]
-    steps, busy_ms = now["steps"] - then["steps"], now["busy_ms"] - then["busy_ms"]
+    lane, before = now.lanes[name], then.lanes[name]
+    seconds = now.state["at_s"] - then.state["at_s"]
+    steps, busy_ms = lane["steps"] - before["steps"], lane["busy_ms"] - before["busy_ms"]
     return LaneUse(
         busy_frac=min(busy_ms / 1e3 / seconds, 1.0),
         step_ms=busy_ms / steps if steps else None,

@@ -1,13 +1,14 @@
 """What a screen shows: one immutable picture of the daemon, and the monitor that draws it from items."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
+from semipd.core.state.daemon import StateDocument
 from semipd.core.state.requests import RequestRow
+from semipd_top.picture.event_text import DecisionWatch, Event, is_notable
 from semipd_top.picture.history import Sample, sample_of
-from semipd_top.picture.news import DecisionWatch, Event, is_news
 from semipd_top.sources.contract import Gone, Item, Seen
 
 Link = Literal["connecting", "live", "stale", "disconnected", "ended"]
@@ -18,7 +19,7 @@ STALE_AFTER_S = 3.0
 
 MAX_SAMPLES = 3600
 MAX_EVENTS = 3000
-MAX_NEWS = 1000
+MAX_NOTABLE = 1000
 """Events that an operator wants to see unasked are kept apart: each request brings six of the others."""
 
 
@@ -34,18 +35,18 @@ class Picture:
         gone: what was said when the connection was lost or refused; None while there is one.
         samples: what is drawn over time, oldest first.
         events: of all kinds, oldest first; `lost` more were overwritten before they could be read.
-        news: those of them an operator wants to see unasked, kept for longer.
+        notable: those of them an operator wants to see unasked, kept for longer.
         requests: live and recent ones, each newest first.
     """
 
     now_s: float
     interval_s: float
-    state: Mapping[str, Any] | None = None
+    state: StateDocument | None = None
     seen_s: float | None = None
     gone: Gone | None = None
     samples: Sequence[Sample] = ()
     events: Sequence[Event] = ()
-    news: Sequence[Event] = ()
+    notable: Sequence[Event] = ()
     lost: int = 0
     requests: Sequence[RequestRow] = ()
 
@@ -70,7 +71,7 @@ class Monitor:
         self._newest = Picture(now_s=0.0, interval_s=interval_s)
         self._samples: deque[Sample] = deque(maxlen=MAX_SAMPLES)
         self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
-        self._news: deque[Event] = deque(maxlen=MAX_NEWS)
+        self._notable: deque[Event] = deque(maxlen=MAX_NOTABLE)
         self._decisions = DecisionWatch()
 
     def take(self, item: Item) -> None:
@@ -87,10 +88,10 @@ class Monitor:
         frame, before = item.frame, self._newest
         self._samples.append(sample_of(frame.state, before.state))
         decision = self._decisions.see(frame.state)
-        events = [*frame.events, decision] if decision is not None else frame.events
+        events: list[Event] = [*frame.events, decision] if decision is not None else [*frame.events]
         self._events.extend(events)
-        news = [event for event in events if is_news(event)]
-        self._news.extend(news)
+        notable = [event for event in events if is_notable(event)]
+        self._notable.extend(notable)
         self._newest = replace(
             before,
             state=frame.state,
@@ -98,7 +99,7 @@ class Monitor:
             gone=None,
             samples=tuple(self._samples),
             events=tuple(self._events) if events else before.events,
-            news=tuple(self._news) if news else before.news,
+            notable=tuple(self._notable) if notable else before.notable,
             lost=before.lost + frame.lost,
             requests=before.requests if item.requests is None else tuple(item.requests),
         )

@@ -91,7 +91,7 @@ class TopApp(App[int]):
         )
         self.failure: Exception | None = None
         """A bug that has ended the source; the screen says so."""
-        self._has_news = True
+        self._has_changed = True
         self._drawn_s = float("-inf")
         self._still: Picture | None = None
         self._view = "overview"
@@ -115,7 +115,7 @@ class TopApp(App[int]):
 
     def draw(self) -> None:
         picture = self.newest()
-        self._has_news, self._drawn_s = False, self._source.now_s()
+        self._has_changed, self._drawn_s = False, self._source.now_s()
         paused = self._paused
         self.set_class(condition_of(picture, paused) not in ("live", "paused"), "-trouble")
         frame = Frame(
@@ -140,7 +140,7 @@ class TopApp(App[int]):
                         self._monitor.take(item)
                     if self._recording is not None:
                         self._recording.write(item)
-                    self._has_news = True
+                    self._has_changed = True
         except SemipdError as error:
             self._end(error)
         except Exception as error:
@@ -151,11 +151,11 @@ class TopApp(App[int]):
 
     def _end(self, why: SemipdError) -> None:
         self._monitor.take(Gone(self._source.now_s(), why.code, why.message, why.hint))
-        self._has_news = True
+        self._has_changed = True
 
     def _draw_if_due(self) -> None:
         age_s = self._source.now_s() - self._drawn_s
-        if (self._has_news and self._still is None) or age_s >= CLOCK_S or age_s < 0:
+        if (self._has_changed and self._still is None) or age_s >= CLOCK_S or age_s < 0:
             self.draw()
 
     @property

@@ -13,7 +13,7 @@ from textual.widgets import Input
 from semipd.core.state.requests import RequestRow
 from semipd_top.panels.listing import WHICH, Field, Order, Which, chosen_rows, fields_for
 from semipd_top.panels.overview import overview
-from semipd_top.picture.news import Event, describe, style_of
+from semipd_top.picture.event_text import Event, describe, style_of
 from semipd_top.picture.picture import Picture
 from semipd_top.screen.tables import Column, SyncedTable, TableRow
 from semipd_top.screen.widgets import LinesWidget
@@ -228,7 +228,7 @@ class EventsPane(SearchablePane):
                     Column("what", max(self._width - 43, 30)),
                 ]
             )
-        kept = picture.events if self.all_kinds else picture.news
+        kept = picture.events if self.all_kinds else picture.notable
         found = list(islice(filter(self._matches(), reversed(kept)), EVENT_ROWS))
         self._found = found
         self.table.sync([_event_row(event) for event in found])

@@ -5,7 +5,7 @@ from textwrap import wrap
 
 from textual.widget import Widget
 
-from semipd_top.picture.news import Event, describe, style_of
+from semipd_top.picture.event_text import Event, describe, style_of
 from semipd_top.screen.dialogs.base import Dialog, Reading
 from semipd_top.text.lines import EMPTY, Line, Span, line
 from semipd_top.text.numbers import clock

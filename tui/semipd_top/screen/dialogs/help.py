@@ -20,7 +20,7 @@ WORDS = (
     "TTFT: from arrival at the daemon to the first token leaving it. TPOT: (last - first) / (tokens - 1).",
     "Met both: of all that came in the window, refused and failed ones are misses. Goodput: such per second.",
     "Busy: share of the time in which a lane had a step. It is no measure of how full the SMs are.",
-    "Lamps: the engine's process is up; both loops turn; no step in flight is stuck.",
+    "Indicators: the engine's process is up; both loops turn; no step in flight is stuck.",
 )
 
 

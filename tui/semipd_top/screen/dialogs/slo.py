@@ -1,6 +1,7 @@
 """Change the service level targets."""
 
 from collections.abc import Callable, Iterable
+from typing import cast
 
 from textual import on
 from textual.containers import Horizontal
@@ -32,7 +33,9 @@ class SloDialog(Dialog):
         super().__init__()
         self._operator = operator
         self._newest = newest
-        self._targets: dict[str, float] = dict((newest().state or {})["slo"]["targets"])
+        state = newest().state
+        assert state is not None, "targets are asked for before any are known"
+        self._targets = cast(dict[str, float], state["slo"]["targets"])
 
     def content(self) -> Iterable[Widget]:
         for name, label in FIELDS:

@@ -1,20 +1,19 @@
 """Events in words."""
 
-from typing import Any
-
 import pytest
-from semipd_top.picture.news import (
+from semipd_top.picture.event_text import (
     COMMON,
-    DECIDED,
+    Decided,
     DecisionWatch,
-    Event,
     describe,
     event_line,
-    is_news,
+    is_notable,
     style_of,
 )
 from semipd_top.text.lines import plain
 from support.top_state import EVENTS, event, later, state, state_without_engine
+
+from semipd.core.state.daemon import StateDocument
 
 WORDS = {
     "arrived": "1.0k prompt tokens, at most 400 of output",
@@ -61,12 +60,12 @@ def test_what_is_missing_is_not_spoken_of(kind: str, changes: dict[str, object],
 def test_a_kind_of_a_later_release_shows_its_data() -> None:
     unknown = event("moon_rose", {"phase": "full", "lux": 0.25})
     assert describe(unknown) == "phase=full lux=0.25"
-    assert is_news(unknown)
+    assert is_notable(unknown)
     assert style_of("moon_rose") == ""
 
 
 def test_what_every_request_brings_is_no_news() -> None:
-    assert {kind for kind in EVENTS if not is_news(event(kind))} == COMMON
+    assert {kind for kind in EVENTS if not is_notable(event(kind))} == COMMON
 
 
 def test_a_line_has_time_kind_words_and_the_request() -> None:
@@ -81,7 +80,7 @@ def test_deaths_look_bad_and_returns_look_well() -> None:
     assert style_of("arrived") == ""
 
 
-def told(*states: dict[str, Any]) -> list[Event]:
+def told(*states: StateDocument) -> list[Decided]:
     watch = DecisionWatch()
     return [event for event in map(watch.see, states) if event is not None]
 
@@ -95,11 +94,14 @@ def test_a_decision_is_another_split_or_another_way_that_holds() -> None:
         later(first, 6, merged),
         later(first, 8, merged),
     )
-    assert [(event["kind"], event["at_s"] - first["at_s"]) for event in found] == [(DECIDED, 3), (DECIDED, 8)]
+    assert [(event["kind"], event["at_s"] - first["at_s"]) for event in found] == [
+        ("decided", 3),
+        ("decided", 8),
+    ]
     assert found[0]["data"]["split"] == [72, 60]
     assert describe(found[0]).startswith("split 72+60, predictive: 64 SMs")
     assert describe(found[1]).startswith("merged steps, predictive")
-    assert style_of(DECIDED) == "title"
+    assert style_of("decided") == "title"
 
 
 def test_what_does_not_hold_is_not_told() -> None:

@@ -1,14 +1,30 @@
 """Events in words: one line each, for the events view, the first screen and a request's timeline."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, TypedDict
 
+from semipd.core.events import EventRow
+from semipd.core.split import Units
+from semipd.core.state.daemon import StateDocument
+from semipd.core.state.partition import SharedSplit
 from semipd_top.text.lines import Line, Span, Style, line
 from semipd_top.text.numbers import count, duration, latency
 
-Data = Mapping[str, Any]
-Event = Mapping[str, Any]
-"""As the daemon sends it (docs/protocol.md)."""
+Data = Any
+"""Of one kind of event: what stands in it is in semipd.core.events."""
+
+
+class Decided(TypedDict):
+    """Not the daemon's: seen in state frames, see DecisionWatch."""
+
+    id: str
+    at_s: float
+    kind: Literal["decided"]
+    request_id: None
+    data: SharedSplit
+
+
+Event = EventRow | Decided
 
 COMMON = frozenset(
     {
@@ -25,9 +41,6 @@ COMMON = frozenset(
 """Kinds that come many times a second, shown on demand only: each request has them, and a lane that lends its
 units changes the split twice."""
 
-DECIDED = "decided"
-"""Not the daemon's: seen in state frames, see DecisionWatch."""
-
 HELD_S = 2.0
 """Near a target the policy may want one thing and another in turn, several times a second."""
 
@@ -42,7 +55,7 @@ class DecisionWatch:
         self._wanted: object = None
         self._since_s = 0.0
 
-    def see(self, state: Data) -> Event | None:
+    def see(self, state: StateDocument) -> Decided | None:
         """The event of a decision that has just held for `HELD_S`."""
         partition = state["partition"]
         if not partition or partition["mode"] != "auto":
@@ -57,7 +70,7 @@ class DecisionWatch:
         if wanted == self._told or state["at_s"] - self._since_s < HELD_S:
             return None
         self._told = wanted
-        return {"id": "", "at_s": state["at_s"], "kind": DECIDED, "request_id": None, "data": dict(shared)}
+        return {"id": "", "at_s": state["at_s"], "kind": "decided", "request_id": None, "data": shared}
 
 
 _STYLES: dict[str, Style] = {
@@ -71,7 +84,7 @@ _STYLES: dict[str, Style] = {
     "drain_changed": "warn",
     "partition_changed": "key",
     "slo_changed": "key",
-    DECIDED: "title",
+    "decided": "title",
 }
 
 
@@ -79,7 +92,7 @@ def style_of(kind: str) -> Style:
     return _STYLES.get(kind, "")
 
 
-def is_news(event: Event) -> bool:
+def is_notable(event: Event) -> bool:
     """Whether an operator wants to see it unasked."""
     return event["kind"] not in COMMON
 
@@ -100,7 +113,7 @@ def event_line(event: Event, clock: Callable[[float], str]) -> Line:
     )
 
 
-def _split(units: Any) -> str:
+def _split(units: Units) -> str:
     return f"{units[0]}+{units[1]}"
 
 
@@ -183,6 +196,6 @@ _WORDS: dict[str, Callable[[Data], str]] = {
         f"the {d['lane']} lane's worker, after {duration(d['seconds'])}, pid {d['pid']}"
     ),
     "slow_step": _slow_step,
-    DECIDED: _decided,
+    "decided": _decided,
     "drain_changed": _drain_changed,
 }
