@@ -13,7 +13,6 @@ OPS = (
     "sampling",
     "prefill_attention",
     "decode_attention",
-    "kv_copy",
 )
 """Each is a folder of this package."""
 

@@ -192,21 +192,6 @@ def _sampling(inputs: Inputs, rows: int, vocab_size: int) -> Prepared:
     return Prepared(lambda: (sample(logits, packed, stages, slots, counts, work, out=out),))
 
 
-def _kv_copy(inputs: Inputs, tokens: int, kv_heads: int, head_dim: int) -> Prepared:
-    from semipd_kernels.kv_copy import gather_kv
-
-    layer, tables = inputs.paged(1, tokens, kv_heads, head_dim)
-    pool, table = layer.unsqueeze(0), tables[0]
-    out = torch.empty(1, 2, tokens, kv_heads, head_dim, dtype=pool.dtype, device=pool.device)
-
-    def indexed() -> tuple[Tensor, ...]:
-        return (layer[:, table].transpose(2, 3).flatten(1, 2)[:, :tokens].contiguous().unsqueeze(0),)
-
-    return Prepared(
-        lambda: (gather_kv(pool, table, out, num_sms=inputs.num_sms),), {"torch": indexed}, comparable=True
-    )
-
-
 def _decode(
     inputs: Inputs,
     seqs: int,
@@ -321,7 +306,6 @@ _BUILD: dict[str, Callable[..., Prepared]] = {
     "embedding": _embedding,
     "rope_write": _rope_write,
     "sampling": _sampling,
-    "kv_copy": _kv_copy,
     "decode_attention": _decode,
     "prefill_attention": _prefill,
     "matmul": _matmul,

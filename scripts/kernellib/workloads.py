@@ -86,12 +86,6 @@ def sampling_work(rows: int, vocab_size: int) -> Work:
     return Work(rows * vocab_size * 4, 0)
 
 
-def kv_copy_work(tokens: int, kv_heads: int, head_dim: int) -> Work:
-    """One layer of one sequence, gathered: keys and values read and written, and the block table."""
-    tables = -(-tokens // BLOCK_SIZE) * INDEX_BYTES
-    return Work(4 * tokens * kv_heads * head_dim * ITEM_BYTES + tables, 0)
-
-
 def decode_attention_work(seqs: int, context: int, heads: int, kv_heads: int, head_dim: int) -> Work:
     kv_items = 2 * seqs * context * kv_heads * head_dim
     q_items = 2 * seqs * heads * head_dim
@@ -118,7 +112,6 @@ WORK: Mapping[str, Callable[..., Work]] = {
     "embedding": embedding_work,
     "rope_write": rope_write_work,
     "sampling": sampling_work,
-    "kv_copy": kv_copy_work,
     "decode_attention": decode_attention_work,
     "prefill_attention": prefill_attention_work,
     "matmul": matmul_work,
@@ -164,7 +157,6 @@ WORKLOADS = (
     prefill_workload(1, 2048, 32768),
     prefill_workload(4, 2048, 2048),
     Workload("sampling", "b64", {"rows": 64, "vocab_size": 128256}, {"rows": 5, "vocab_size": 5003}),
-    Workload("kv_copy", "t16384", {"tokens": 16384, "kv_heads": 8, "head_dim": 128}, {"tokens": 53}),
     Workload(
         "embedding",
         "t8192",

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -164,10 +164,6 @@ class Cache:
         unfinished.write_text(json.dumps({"case": asdict(case), "result": result.to_json()}, indent=1))
         unfinished.replace(path)
         return result
-
-
-def at_rate(case: Case, rate: float) -> Case:
-    return replace(case, rate=round(rate, 6))
 
 
 @cache

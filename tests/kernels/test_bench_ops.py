@@ -42,7 +42,6 @@ COMPARED = [
         "prefill_attention",
         {"seqs": 2, "query_len": 11, "context": 37, "heads": 4, "kv_heads": 4, "head_dim": 64},
     ),
-    ("kv_copy", {"tokens": 53, "kv_heads": 2, "head_dim": 64}),
 ]
 
 
