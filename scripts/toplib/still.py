@@ -4,12 +4,16 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from semipd_top.screen.app import TopApp
 from semipd_top.sources.contract import Item, Operator
+from textual.app import App
 from textual.pilot import Pilot
+
+from toplib.cells import cells
 
 LIMIT_S = 30.0
 LOOK_EVERY_S = 0.05
@@ -44,10 +48,18 @@ class StillSource:
         await asyncio.Event().wait()
 
 
+def svg(app: App[Any]) -> str:
+    return own_svg(app.export_screenshot())
+
+
 async def screenshot(
-    source: StillSource, size: tuple[int, int], *keys: str, theme: str = "textual-dark"
+    source: StillSource,
+    size: tuple[int, int],
+    *keys: str,
+    theme: str = "textual-dark",
+    draw: Callable[[App[Any]], str] = svg,
 ) -> str:
-    """SVG of the dashboard after these keys."""
+    """The dashboard after these keys, drawn as SVG or otherwise."""
     app = TopApp(source)
     app.theme = theme
     async with app.run_test(size=size) as pilot:
@@ -56,7 +68,8 @@ async def screenshot(
         for key in keys:
             await pilot.press(key)
             await _workers_end(pilot)
-        return await _steady(pilot)
+        await _steady(pilot)
+        return draw(app)
 
 
 async def _workers_end(pilot: Pilot[int]) -> None:
@@ -68,17 +81,16 @@ async def _workers_end(pilot: Pilot[int]) -> None:
         await asyncio.wait_for(pilot.app.workers.wait_for_complete(workers), LIMIT_S)
 
 
-async def _steady(pilot: Pilot[int]) -> str:
-    """The picture when nothing is under way any more: dialogs are filled when they have their size, and the
+async def _steady(pilot: Pilot[int]) -> None:
+    """Until nothing is under way any more: dialogs are filled when they have their size, and the
     footer follows the focus."""
     before, same = "", 0
     async with asyncio.timeout(LIMIT_S):
         while same < SAME or not pilot.app.screen_stack[0].query("FooterKey"):
             await _workers_end(pilot)
             await asyncio.sleep(LOOK_EVERY_S)
-            picture = own_svg(pilot.app.export_screenshot())
+            picture = cells(pilot.app)
             same, before = (same + 1 if picture == before else 0), picture
-    return before
 
 
 def own_svg(svg: str) -> str:

@@ -1,5 +1,6 @@
 """Every view and state of the dashboard, drawn from the demo at a moment of its script, looks as kept in
-tests/data/top. To draw them anew, and then to look at every difference:
+tests/data/top: the characters, and below them the style of each. To draw them anew, and then to look at every
+difference:
 
     SEMIPD_UPDATE_SNAPSHOTS=1 pytest tests/tui/test_snapshots.py
 """
@@ -11,28 +12,36 @@ from pathlib import Path
 import pytest
 from top_gallery import GALLERY, REPOSITORY
 from top_gallery import SIZE as GALLERY_SIZE
-from toplib.moments import BY_NAME, MOMENTS, still
+from toplib.cells import cells
+from toplib.moments import BY_NAME, still
 from toplib.still import in_utc, screenshot
 
 KEPT = Path(__file__).parents[1] / "data" / "top"
-SIZES = ((80, 24), (200, 50))
+SMALL, LARGE = (80, 24), (200, 50)
+OF_ANOTHER_LAYOUT = ("overview", "requests", "events", "inspect", "override", "help")
+"""These are laid out anew in a large terminal, and so kept in both sizes."""
+
+DRAWN = [(name, SMALL) for name in BY_NAME] + [(name, LARGE) for name in OF_ANOTHER_LAYOUT]
 THEMES = ("textual-light", "ansi-dark")
-ACTUAL = "actual.svg"
+ACTUAL = "actual.txt"
 
 
-@pytest.mark.parametrize("size", SIZES, ids="{0[0]}x{0[1]}".format)
-@pytest.mark.parametrize("name", BY_NAME)
+def file_name(name: str, size: tuple[int, int]) -> str:
+    return f"{name}-{size[0]}x{size[1]}"
+
+
+@pytest.mark.parametrize(("name", "size"), DRAWN, ids=[file_name(*drawn) for drawn in DRAWN])
 async def test_view_looks_as_kept(name: str, size: tuple[int, int], tmp_path: Path) -> None:
     moment = BY_NAME[name]
     with in_utc():
-        picture = await screenshot(still(moment), size, *moment.keys)
-    compare(f"{name}-{size[0]}x{size[1]}", picture, tmp_path)
+        picture = await screenshot(still(moment), size, *moment.keys, draw=cells)
+    compare(file_name(name, size), picture, tmp_path)
 
 
 @pytest.mark.parametrize("theme", THEMES)
 async def test_overview_in_another_theme(theme: str, tmp_path: Path) -> None:
     with in_utc():
-        picture = await screenshot(still(BY_NAME["overview"]), (80, 24), theme=theme)
+        picture = await screenshot(still(BY_NAME["overview"]), SMALL, theme=theme, draw=cells)
     compare(f"overview-{theme}", picture, tmp_path)
 
 
@@ -46,12 +55,12 @@ async def test_the_gallery_shows_it_as_it_is(name: str) -> None:
 
 
 def test_nothing_is_kept_that_no_test_draws() -> None:
-    drawn = {f"{moment.name}-{width}x{height}" for moment in MOMENTS for width, height in SIZES}
-    assert {path.stem for path in KEPT.glob("*.svg")} == drawn | {f"overview-{theme}" for theme in THEMES}
+    drawn = {file_name(*drawn) for drawn in DRAWN}
+    assert {path.stem for path in KEPT.iterdir()} == drawn | {f"overview-{theme}" for theme in THEMES}
 
 
 def compare(name: str, picture: str, tmp_path: Path) -> None:
-    kept = KEPT / f"{name}.svg"
+    kept = KEPT / f"{name}.txt"
     if os.environ.get("SEMIPD_UPDATE_SNAPSHOTS"):
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(picture)
