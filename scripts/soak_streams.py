@@ -30,7 +30,7 @@ from chaoslib.models import CONTEXT_TOKENS, VOCAB_SIZE, save_weightless
 from chaoslib.target import Target
 
 from semipd.core.plan import blocks_for
-from semipd.devices.fake import BLOCK_BYTES
+from semipd.devices.fake import BLOCK_BYTES, BLOCK_SIZE
 
 PROMPT_TOKENS = 24
 ANSWER_LIMIT_S = 900.0
@@ -44,7 +44,8 @@ async def main() -> int:
         model = save_weightless(folder / "model")
         options = {
             "engine.max_num_seqs": arguments.streams,
-            "kv.bytes": (2 + arguments.streams * blocks_for(PROMPT_TOKENS + arguments.tokens)) * BLOCK_BYTES,
+            "kv.bytes": (2 + arguments.streams * blocks_for(PROMPT_TOKENS + arguments.tokens, BLOCK_SIZE))
+            * BLOCK_BYTES,
             "admission.max_waiting_requests": arguments.streams,
             "server.log_level": "warning",
         }

@@ -12,7 +12,7 @@ from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.devices.cpu.math.network import CpuNetwork
 from semipd.network.config import ModelConfig
-from semipd.network.kv_layout import KvLayout
+from semipd.network.kv_layout import BLOCK_SIZE, KvLayout
 from semipd.network.rows import StepRows
 from semipd.sampling.philox import seed_words, uniforms
 
@@ -87,7 +87,7 @@ class Reference:
         return best, torch.maximum(lower - uniform, uniform - upper).clamp_min(0.0)
 
     def _logits(self, tokens: list[int]) -> Tensor:
-        pool = torch.zeros(KvLayout.of(self._config).pool_shape(blocks_for(len(tokens))))
+        pool = torch.zeros(KvLayout.of(self._config).pool_shape(blocks_for(len(tokens), BLOCK_SIZE)))
         rows = StepRows.of_prompt(tokens)
         return CpuNetwork(self._config, self._weights, pool).forward(rows, rows.positions).logits
 

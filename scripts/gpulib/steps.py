@@ -13,7 +13,7 @@ from semipd.core.sampling import SamplingParams
 from semipd.core.split import Split
 from semipd.devices.contract import Device, Lane
 from semipd.network.config import ITEM_BYTES, ModelConfig
-from semipd.network.kv_layout import KvLayout
+from semipd.network.kv_layout import BLOCK_SIZE, KvLayout
 
 STEPS = 12
 SKIPPED = 3
@@ -36,7 +36,7 @@ class StepTimer:
     def decode_ms(self, split: Split, batch: int, context_tokens: int, steps: int = STEPS) -> float:
         """Median device time of a step of `batch` sequences with about so much context each."""
         lane, length = self._device.decode, context_tokens
-        width = blocks_for(length + steps + 1)
+        width = blocks_for(length + steps + 1, BLOCK_SIZE)
         have = self._device.info.num_blocks - 1
         assert batch * width <= have, f"{batch} x {width} blocks are more than the pool's {have}"
         joins = [
@@ -53,7 +53,11 @@ class StepTimer:
         """Median device time of one chunk at the start of a context."""
         lane = self._device.prefill
         join = Join(
-            SeqId(1), [2] * num_tokens, num_tokens, _GREEDY, list(range(1, 1 + blocks_for(num_tokens)))
+            SeqId(1),
+            [2] * num_tokens,
+            num_tokens,
+            _GREEDY,
+            list(range(1, 1 + blocks_for(num_tokens, BLOCK_SIZE))),
         )
         lane.rebuild([join])
         segment = Segment(SeqId(1), 0, num_tokens, False)
@@ -114,7 +118,11 @@ def measured_profile(
     its difference of times is lost in their noise."""
     weights = plan_weights(config, config.dtype).total_bytes
     weights -= config.vocab_size * config.hidden_size * ITEM_BYTES[config.dtype]  # the table is not read
-    kv = ATTENTION_BATCH * blocks_for(ATTENTION_TOKENS) * KvLayout.of(config).block_bytes(config.dtype)
+    kv = (
+        ATTENTION_BATCH
+        * blocks_for(ATTENTION_TOKENS, BLOCK_SIZE)
+        * KvLayout.of(config).block_bytes(config.dtype)
+    )
     flops = 2 * num_parameters(config) * PREFILL_TOKENS
     curves: dict[str, list[list[float]]] = {
         "weight_bytes_per_s": [],
@@ -138,5 +146,9 @@ def bandwidth_share(rows: list[dict[str, float]], config: ModelConfig, copy_byte
     weights and KV once."""
     row = rows[-1]
     weights = plan_weights(config, config.dtype).total_bytes
-    kv = ATTENTION_BATCH * blocks_for(ATTENTION_TOKENS) * KvLayout.of(config).block_bytes(config.dtype)
+    kv = (
+        ATTENTION_BATCH
+        * blocks_for(ATTENTION_TOKENS, BLOCK_SIZE)
+        * KvLayout.of(config).block_bytes(config.dtype)
+    )
     return (weights + kv) / (row["decode_long_ms"] / 1e3) / copy_bytes_per_s

@@ -8,9 +8,6 @@ from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.split import Split
 
-BLOCK_SIZE = 16
-"""Tokens per KV block."""
-
 PADDING_BLOCK = 0
 """Never handed out: padded writes and reads go there."""
 
@@ -19,9 +16,9 @@ INVALID_LOGITS = "invalid_logits"
 """Code of a sequence whose step yields NaN or infinity, or leaves no token to choose."""
 
 
-def blocks_for(num_tokens: int) -> int:
-    """KV blocks that hold so many tokens."""
-    return -(-num_tokens // BLOCK_SIZE)
+def blocks_for(num_tokens: int, block_size: int) -> int:
+    """KV blocks that hold so many tokens; `block_size`: see DeviceInfo."""
+    return -(-num_tokens // block_size)
 
 
 class Segment(NamedTuple):
@@ -57,7 +54,8 @@ class StepPlan:
     computes its newest token (the lane feeds its own samples back, so token ids do not travel) and samples
     what follows; its block table has slots for all of it. While the batch is
     unchanged the coordinator passes the same tuple object. `segments` are prefill chunks.
-    A merged step has both. KV of token i goes to block block_table[i // 16], slot i % 16.
+    A merged step has both. KV of token i goes to slot i % block_size of block
+    block_table[i // block_size].
     """
 
     step_id: int

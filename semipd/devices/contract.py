@@ -25,6 +25,7 @@ class DeviceInfo:
             cannot be divided (then only the one-lane schedulers run).
         solo_prefill, solo_decode: one lane has every unit.
         num_blocks: size of the KV pool, block 0 (padding) included.
+        block_size: tokens per KV block.
         memory: bytes by purpose, for the start-up table.
         max_step_tokens: most tokens of one step that its memory was sized for; 0: what the settings allow.
         max_decode_tokens: most tokens that one decode step gives a sequence.
@@ -40,6 +41,7 @@ class DeviceInfo:
     solo_prefill: Split
     solo_decode: Split
     num_blocks: int
+    block_size: int
     vocab_size: int
     max_model_len: int
     dtype: str

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from semipd.core.plan import BLOCK_SIZE, INVALID_LOGITS, Join, StepPlan, StepResult, TokenLogprobs
+from semipd.core.plan import INVALID_LOGITS, Join, StepPlan, StepResult, TokenLogprobs
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.settings import EngineSettings
@@ -27,6 +27,7 @@ NUM_UNITS = 16
 DEFAULT_VOCAB_SIZE = 1000
 DEFAULT_MODEL_LEN = 2048
 DEFAULT_NUM_BLOCKS = 4096
+BLOCK_SIZE = 16
 BLOCK_BYTES = 8 * BLOCK_SIZE
 """A slot holds a chain value of 64 bits."""
 
@@ -240,6 +241,7 @@ class FakeDevice:
             solo_prefill=Split(NUM_UNITS, 0),
             solo_decode=Split(0, NUM_UNITS),
             num_blocks=num_blocks,
+            block_size=BLOCK_SIZE,
             vocab_size=vocab_size,
             max_model_len=max_model_len,
             dtype="none",

@@ -70,7 +70,13 @@ class Coordinator:
             self.policy = "chunked"  # the device cannot be divided; the engine process says so at start
         self.prefill = LaneState(device.prefill, info.max_decode_tokens)
         self.decode = LaneState(device.decode, info.max_decode_tokens)
-        limits = Limits(info.max_model_len, settings.max_num_seqs, info.num_blocks, info.max_decode_tokens)
+        limits = Limits(
+            info.max_model_len,
+            settings.max_num_seqs,
+            info.num_blocks,
+            info.block_size,
+            info.max_decode_tokens,
+        )
         self.scheduler = Scheduler(limits, self._leave_lanes)
         self.split = info.solo_decode
         table = SplitTable(info.splits, info.solo_prefill, info.solo_decode, info.num_units, info.unit)

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from semipd.core.plan import BLOCK_SIZE
 from semipd.core.state.engine import EngineStatus, KvPool, LaneNumbers
 from semipd.engine.lane_state import LaneState
 from semipd.sched.scheduler import Scheduler
@@ -40,7 +39,7 @@ def engine_status(coordinator: "Coordinator", now_ns: int) -> EngineStatus:
 def _kv(scheduler: Scheduler) -> KvPool:
     pool = scheduler.memory.pool
     return {
-        "block_tokens": BLOCK_SIZE,
+        "block_tokens": scheduler.memory.block_size,
         "total_blocks": pool.num_usable,
         "used_blocks": pool.num_usable - pool.num_free,
         "free_blocks": pool.num_free,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from semipd.core.plan import BLOCK_SIZE, blocks_for
+from semipd.core.plan import blocks_for
 from semipd.memory.pool import BlockPool
 from semipd.memory.prefix import Entry, PrefixIndex
 
@@ -17,23 +17,23 @@ class Placement:
     num_cached_tokens: int
     indexed: list[Entry]
 
-    @property
-    def num_token_slots(self) -> int:
-        return len(self.blocks) * BLOCK_SIZE
-
 
 class KVMemory:
     """One owner of every block. All methods are plain arithmetic; nothing here touches a device."""
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.block_size = block_size
         self.pool = BlockPool(num_blocks)
-        self.index = PrefixIndex()
+        self.index = PrefixIndex(block_size)
         self.num_cached_free = 0
         """Free blocks whose content can still be hit."""
 
+    def num_token_slots(self, placement: Placement) -> int:
+        return len(placement.blocks) * self.block_size
+
     def cached_tokens(self, namespace: str, tokens: Sequence[int]) -> int:
         """Tokens of a sequence that need not be computed. At least one always is: it yields the logits."""
-        return len(self._match(namespace, tokens)) * BLOCK_SIZE
+        return len(self._match(namespace, tokens)) * self.block_size
 
     def can_place(
         self, namespace: str, tokens: Sequence[int], reserve_blocks: int = 0, *, reuse: bool = True
@@ -41,7 +41,7 @@ class KVMemory:
         """Would `place` leave at least `reserve_blocks` free? Changes nothing."""
         hits = self._match(namespace, tokens) if reuse else []
         revived = sum(self.pool.is_free(entry.blocks[0]) for entry in hits)
-        fresh = blocks_for(len(tokens)) - len(hits)
+        fresh = blocks_for(len(tokens), self.block_size) - len(hits)
         return fresh + revived + reserve_blocks <= self.pool.num_free
 
     def place(self, namespace: str, tokens: Sequence[int], *, reuse: bool = True) -> Placement:
@@ -53,8 +53,8 @@ class KVMemory:
         shared = [entry.blocks[0] for entry in hits]
         self.num_cached_free -= sum(map(self.pool.is_free, shared))
         self.pool.share(shared)
-        blocks = shared + self._allocate(blocks_for(len(tokens)) - len(hits))
-        return Placement(namespace, blocks, len(hits) * BLOCK_SIZE, hits)
+        blocks = shared + self._allocate(blocks_for(len(tokens), self.block_size) - len(hits))
+        return Placement(namespace, blocks, len(hits) * self.block_size, hits)
 
     def grow(self, placement: Placement) -> int:
         """One more block at the end, returned. Ask `pool.num_free` first."""
@@ -65,8 +65,8 @@ class KVMemory:
     def commit(self, placement: Placement, tokens: Sequence[int], num_computed: int) -> None:
         """KV of the first `num_computed` tokens is written and settled: index every full block of it."""
         indexed = placement.indexed
-        for idx in range(len(indexed), num_computed // BLOCK_SIZE):
-            content = tokens[idx * BLOCK_SIZE : (idx + 1) * BLOCK_SIZE]
+        for idx in range(len(indexed), num_computed // self.block_size):
+            content = tokens[idx * self.block_size : (idx + 1) * self.block_size]
             parent = indexed[-1] if indexed else None
             indexed.append(self.index.insert(placement.namespace, parent, content, placement.blocks[idx]))
 

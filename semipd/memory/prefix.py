@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from semipd.core.plan import BLOCK_SIZE
-
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One known prefix: the parent's tokens plus these 16.
+    """One known prefix: the parent's tokens plus these of one block.
 
     Several blocks may hold the same content (two requests computed it at the same time); the entry
     lives as long as one of them does.
@@ -21,7 +19,7 @@ class Entry:
 
 
 EntryKey = tuple["Entry | str", tuple[int, ...]]
-"""(parent entry, or the namespace at the root; the block's 16 token ids): nothing to collide."""
+"""(parent entry, or the namespace at the root; the block's token ids): nothing to collide."""
 
 
 class PrefixIndex:
@@ -32,7 +30,8 @@ class PrefixIndex:
     meets leaves first: `forget` never leaves an unreachable entry behind.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
         self._entries: dict[EntryKey, Entry] = {}
         self._by_block: dict[int, Entry] = {}
 
@@ -50,8 +49,9 @@ class PrefixIndex:
         """
         found: list[Entry] = []
         parent: Entry | str = namespace
-        for start in range(0, max_tokens - BLOCK_SIZE + 1, BLOCK_SIZE):
-            entry = self._entries.get((parent, tuple(tokens[start : start + BLOCK_SIZE])))
+        size = self.block_size
+        for start in range(0, max_tokens - size + 1, size):
+            entry = self._entries.get((parent, tuple(tokens[start : start + size])))
             if entry is None:
                 break
             found.append(entry)
@@ -60,7 +60,7 @@ class PrefixIndex:
 
     def insert(self, namespace: str, parent: Entry | None, tokens: Sequence[int], block: int) -> Entry:
         """Register a computed full block under its parent (None: first block). Returns its entry."""
-        assert len(tokens) == BLOCK_SIZE, f"{len(tokens)} tokens are not a full block"
+        assert len(tokens) == self.block_size, f"{len(tokens)} tokens are not a full block"
         assert block not in self._by_block, f"block {block} is indexed already"
         key: EntryKey = (namespace if parent is None else parent, tuple(tokens))
         entry = self._entries.get(key)

@@ -3,8 +3,10 @@
 import math
 from dataclasses import dataclass
 
-from semipd.core.plan import BLOCK_SIZE
 from semipd.network.config import ITEM_BYTES, DTypeName, ModelConfig
+
+BLOCK_SIZE = 16
+"""Tokens per KV block, on the CPU and on CUDA."""
 
 
 @dataclass(frozen=True, slots=True)

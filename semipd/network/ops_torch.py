@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from semipd.core.plan import BLOCK_SIZE, blocks_for
+from semipd.core.plan import blocks_for
 from semipd.network.chunk_attention import attend_chunk
+from semipd.network.kv_layout import BLOCK_SIZE
 from semipd.network.ops import Heads
 from semipd.network.rope import normed_and_rotated, rotation
 from semipd.network.rows import ChunkPlan, ChunkRows, DecodeRows, StepRows
@@ -75,7 +76,7 @@ class TorchOps:
     ) -> None:
         q, start = qkv[:, : heads.num_q], 0
         for idx, (length, kv_len) in enumerate(zip(chunks.host_query_lens, chunks.host_kv_lens, strict=True)):
-            blocks = chunks.tables[idx, : blocks_for(kv_len)]
+            blocks = chunks.tables[idx, : blocks_for(kv_len, BLOCK_SIZE)]
             keys, values = layer_kv.index_select(1, blocks).transpose(1, 2).flatten(2, 3)[:, :, :kv_len]
             own = slice(start, start + length)
             out[own] = attend_chunk(q[own], keys, values, heads.attention_scale)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from semipd.core.plan import blocks_for
+from semipd.network.kv_layout import BLOCK_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,9 @@ class StepRows:
     def of_prompt(cls, token_ids: list[int]) -> "StepRows":
         """A whole prompt in one chunk, on the CPU; its KV goes to the blocks from 0 on."""
         everything, length = torch.arange(len(token_ids)), [len(token_ids)]
-        chunks = ChunkRows.unplanned(torch.arange(blocks_for(len(token_ids)))[None], length, length)
+        chunks = ChunkRows.unplanned(
+            torch.arange(blocks_for(len(token_ids), BLOCK_SIZE))[None], length, length
+        )
         return cls(torch.tensor(token_ids), everything, everything, None, chunks)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from semipd.core.errors import SemipdError
-from semipd.core.plan import BLOCK_SIZE, blocks_for
+from semipd.core.plan import blocks_for
 from semipd.sched.flight import Chunk
 from semipd.sched.sequence import Sequence
 
@@ -14,18 +14,19 @@ bounded so. A single token may want more."""
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`max_decode_tokens`: see DeviceInfo."""
+    """`block_size`, `max_decode_tokens`: see DeviceInfo."""
 
     max_model_len: int
     max_num_seqs: int
     num_blocks: int
+    block_size: int
     max_decode_tokens: int = 1
 
 
 def why_impossible(sequence: Sequence, limits: Limits, num_usable_blocks: int) -> SemipdError | None:
     """The refusal of a request that can never fit; None when it can."""
     most_tokens = sequence.max_total_tokens + limits.max_decode_tokens - 1
-    need, have = blocks_for(most_tokens), num_usable_blocks
+    need, have = blocks_for(most_tokens, limits.block_size), num_usable_blocks
     num_prompt, longest = len(sequence.request.prompt), limits.max_model_len
     if num_prompt >= longest:
         return SemipdError(
@@ -37,7 +38,7 @@ def why_impossible(sequence: Sequence, limits: Limits, num_usable_blocks: int) -
         return SemipdError(
             "request_too_large",
             f"The request may reach {sequence.max_total_tokens} tokens, which need {need} KV blocks of "
-            f"{BLOCK_SIZE}; the whole pool has {have}.",
+            f"{limits.block_size}; the whole pool has {have}.",
             "Lower max_tokens or raise kv.bytes.",
         )
     return None

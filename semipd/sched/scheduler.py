@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from semipd.core.errors import SemipdError
 from semipd.core.events import ADMITTED, FINISHED, FIRST_TOKEN, PREEMPTED, QUEUED, REFUSED, FinishReason
 from semipd.core.messages import Finished, PromptLogprobs
-from semipd.core.plan import BLOCK_SIZE, Segment, StepResult, TokenLogprobs
+from semipd.core.plan import Segment, StepResult, TokenLogprobs
 from semipd.core.request import Request, SeqId
 from semipd.memory.kv import KVMemory, Placement
 from semipd.sched.failures import step_failure
@@ -42,7 +42,7 @@ class Scheduler:
     """
 
     def __init__(self, limits: Limits, leave_lanes: Callable[[SeqId], None]) -> None:
-        self.memory = KVMemory(limits.num_blocks)
+        self.memory = KVMemory(limits.num_blocks, limits.block_size)
         self.waiting = WaitingQueue()
         self.prefilling: list[Sequence] = []
         self.decoding: dict[SeqId, Sequence] = {}
@@ -112,7 +112,7 @@ class Scheduler:
         """Account for every sequence of the step and emit its tokens in one message, then end who is done."""
         if result.failed:
             self._end_failed(flight, result.failed, out)
-        settled = settle(flight, result, BLOCK_SIZE, self._limits.max_decode_tokens)
+        settled = settle(flight, result, self._limits.block_size, self._limits.max_decode_tokens)
         for sequence in settled.computed:
             self._commit(sequence)
         for sequence in settled.withdrawn:
@@ -204,7 +204,7 @@ class Scheduler:
         return [(s, block) for s, block in grown if s.phase == "decoding"]
 
     def _note_slots(self, sequence: Sequence, placement: Placement) -> None:
-        room = placement.num_token_slots - self._limits.max_decode_tokens
+        room = self.memory.num_token_slots(placement) - self._limits.max_decode_tokens
         sequence.decode_limit = min(sequence.max_computed, room + 1)
 
     def _make_room(self, sequence: Sequence, num_stalled: int, out: Outbox) -> None:
@@ -328,6 +328,8 @@ class Scheduler:
         holders = [*living, *self.unsettled.values()]
         for sequence in holders:
             sequence.check_integrity()
+            slots = self.memory.num_token_slots(sequence.placement) if sequence.placement else 0
+            assert sequence.num_scheduled <= slots, f"seq {sequence.seq}: {sequence.num_scheduled} of {slots}"
         self.memory.check_integrity([s.placement for s in holders if s.placement is not None])
 
 

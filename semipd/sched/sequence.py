@@ -78,7 +78,5 @@ class Sequence:
             assert self.num_scheduled == 0, numbers
         if self.phase in ("prefilling", "decoding"):
             assert self.placement is not None, f"{numbers}, running without blocks"
-            num_slots = self.placement.num_token_slots
-            assert self.num_scheduled <= num_slots, f"{numbers} exceed {num_slots} slots"
         if self.phase == "decoding":
             assert self.num_computed == len(self.tokens) - 1, numbers

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from semipd.core.plan import BLOCK_SIZE, PADDING_BLOCK, blocks_for
+from semipd.core.plan import PADDING_BLOCK, blocks_for
 from semipd.core.request import SeqId
+from semipd.network.kv_layout import BLOCK_SIZE
 from semipd.network.rows import DecodeRows, StepRows
 from semipd.sampling.batch import SamplingBatch, SamplingRow
 from semipd.steps.residents import Resident
@@ -51,7 +52,7 @@ class DecodeBatch:
 
     def rows(self) -> StepRows:
         """Of the newest tokens; tables are just wide enough for the longest context of this step."""
-        tables = self._tables[:, : blocks_for(max(self.kv_lens))]
+        tables = self._tables[:, : blocks_for(max(self.kv_lens), BLOCK_SIZE)]
         decode = DecodeRows(tables, self.positions + 1)
         return StepRows(self.token_ids, self.positions, self._slots(), decode, None)
 

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from semipd.core.plan import BLOCK_SIZE, Join, Segment, StepPlan
+from semipd.core.plan import Join, Segment, StepPlan
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
+from semipd.network.kv_layout import BLOCK_SIZE
 
 
 @dataclass(slots=True, eq=False)

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from semipd.core.plan import BLOCK_SIZE, TokenLogprobs
+from semipd.core.plan import TokenLogprobs
 from semipd.core.request import SeqId
+from semipd.network.kv_layout import BLOCK_SIZE
 from semipd.steps.residents import Chunk, Resident
 
 Integers = np.ndarray[Any, np.dtype[np.int64]]

@@ -4,7 +4,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 from semipd.core.errors import SemipdError
-from semipd.core.plan import BLOCK_SIZE, blocks_for
+from semipd.core.plan import blocks_for
+from semipd.network.kv_layout import BLOCK_SIZE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class KvDemand(ABC):
 
     @property
     def blocks_per_seq(self) -> int:
-        return blocks_for(self.max_model_len)
+        return blocks_for(self.max_model_len, BLOCK_SIZE)
 
     @property
     def least_blocks(self) -> int:

@@ -6,6 +6,7 @@ import torch
 
 from semipd.core.plan import blocks_for
 from semipd.core.request import SeqId
+from semipd.network.kv_layout import BLOCK_SIZE
 from semipd.network.rows import ChunkRows, StepRows
 from semipd.steps.decode_batch import DecodeBatch, pad_block_tables
 from semipd.steps.failures import unsound_sequences
@@ -33,7 +34,7 @@ class Step(NamedTuple):
         kv_lens = [chunk.end for chunk in self.chunks]
         tables = [chunk.resident.block_table for chunk in self.chunks]
         chunks = ChunkRows.unplanned(
-            pad_block_tables(tables, blocks_for(max(kv_lens)), device),
+            pad_block_tables(tables, blocks_for(max(kv_lens), BLOCK_SIZE), device),
             [chunk.segment.length for chunk in self.chunks],
             kv_lens,
         )

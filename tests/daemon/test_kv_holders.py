@@ -15,7 +15,7 @@ from semipd.core.plan import blocks_for
 from semipd.core.request import Request, SeqId
 from semipd.daemon.history.records import MAX_HOLDERS
 from semipd.daemon.requests.table import LiveRequest, RequestTable
-from semipd.devices.fake import FakeDevice
+from semipd.devices.fake import BLOCK_SIZE, FakeDevice
 from semipd.system.clock import Clock
 
 
@@ -52,6 +52,7 @@ class Rig:
         self.run = Run(device, settings, check=False)
         self.link = Link()
         self.table = RequestTable(self.link, Clock(lambda: self.run.now_ns))
+        self.table.history.block_size = device.info.block_size
         self.unread: list[LiveRequest] = []
 
     def admit(self, rng: random.Random) -> None:
@@ -70,12 +71,15 @@ class Rig:
         found = []
         for live in self.unread:
             sequence = self.run.coordinator.scheduler.sequences.get(live.request.seq)
+            blocks = self.table.history.blocks_of(live.record)
             if sequence is None or sequence.phase not in ("prefilling", "decoding"):
-                assert live.record.blocks == 0, f"{live.record.state}, the engine: {sequence}"
+                assert self.table.history.blocks_of(live.record) == 0, (
+                    f"{live.record.state}, the engine: {sequence}"
+                )
                 continue
             assert live.record.state == sequence.phase
             assert sequence.placement is not None
-            found.append(live.record.blocks - len(sequence.placement.blocks))
+            found.append(blocks - len(sequence.placement.blocks))
         return found
 
 
@@ -115,7 +119,7 @@ def test_a_dead_engine_holds_nothing() -> None:
     assert rig.table.history.holders()
     rig.table.history.engine_died("test", [live.record for live in rig.unread])
     assert rig.table.history.holders() == []
-    assert [live.record.blocks for live in rig.unread] == [0, 0, 0]
+    assert [rig.table.history.blocks_of(live.record) for live in rig.unread] == [0, 0, 0]
 
 
 def test_holders_are_the_largest_first() -> None:
@@ -164,10 +168,13 @@ async def test_holders_in_frames_and_blocks_in_listings(tmp_path: Path) -> None:
         ended = await client.requests()
     assert [holder["id"] for holder in busy["holders"]] == ["long", "short"]
     for holder in busy["holders"]:
-        assert holder["blocks"] == blocks_for(holder["tokens"])
+        assert holder["blocks"] == blocks_for(holder["tokens"], BLOCK_SIZE)
         assert (holder["state"], holder["priority"]) == ("decoding", "interactive")
     assert busy["holders"][0]["tokens"] > 320
     assert busy["reserved_blocks"] == 40
-    assert all(row["blocks"] == blocks_for(row["prompt_tokens"] + row["output_tokens"]) > 0 for row in listed)
+    assert all(
+        row["blocks"] == blocks_for(row["prompt_tokens"] + row["output_tokens"], BLOCK_SIZE) > 0
+        for row in listed
+    )
     assert [row["blocks"] for row in ended] == [0, 0]
     assert kv["reserved_blocks"] == 0

@@ -11,10 +11,9 @@ from support.cuda_rig import TINY, random_weights
 from support.kernels import PagedBatch, paged_batch, randn, starts_of
 from torch import Tensor
 
-from semipd.core.plan import BLOCK_SIZE
 from semipd.devices.cuda.forward.kernel_ops import KernelOps
 from semipd.network.activations import Activations
-from semipd.network.kv_layout import KvLayout
+from semipd.network.kv_layout import BLOCK_SIZE, KvLayout
 from semipd.network.network import Network
 from semipd.network.rows import ChunkRows, DecodeRows, StepRows
 

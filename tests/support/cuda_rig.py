@@ -33,7 +33,7 @@ from semipd.devices.cuda.split.streams import Lanes
 from semipd.devices.cuda.start.assembly import build_loop, graph_splits, lane_size, reserve_memory
 from semipd.engine.coordinator import Coordinator
 from semipd.network.config import ModelConfig, RopeConfig
-from semipd.network.kv_layout import KvLayout
+from semipd.network.kv_layout import BLOCK_SIZE, KvLayout
 from semipd.network.network import Network
 from semipd.network.ops import Ops
 from semipd.network.ops_torch import TorchOps
@@ -99,7 +99,7 @@ class Oracle:
 
     def logits(self, tokens: list[int]) -> Tensor:
         """[len(tokens), vocab] of one pass over all of them."""
-        pool = torch.full(KvLayout.of(self.config).pool_shape(blocks_for(len(tokens))), torch.nan)
+        pool = torch.full(KvLayout.of(self.config).pool_shape(blocks_for(len(tokens), BLOCK_SIZE)), torch.nan)
         rows = StepRows.of_prompt(tokens)
         return CpuNetwork(self.config, self.weights, pool).forward(rows, rows.positions).logits
 
@@ -247,6 +247,7 @@ class Rig:
             solo_prefill=lanes.solo_prefill,
             solo_decode=lanes.solo_decode,
             num_blocks=self.num_blocks,
+            block_size=BLOCK_SIZE,
             vocab_size=self.config.vocab_size,
             max_model_len=MAX_MODEL_LEN,
             dtype="float32",

@@ -9,10 +9,9 @@ from torch import Tensor
 from semipd.checkpoints.config import load_model_config
 from semipd.checkpoints.layout import plan_weights
 from semipd.checkpoints.weights import TORCH_DTYPES, load_weights, weight_views
-from semipd.core.plan import BLOCK_SIZE
 from semipd.devices.cpu.math.network import CpuNetwork
 from semipd.network.config import DTypeName, ModelConfig
-from semipd.network.kv_layout import KvLayout
+from semipd.network.kv_layout import BLOCK_SIZE, KvLayout
 from semipd.network.rows import ChunkRows, DecodeRows, StepRows
 
 # Several threads on tiny matrices, on cores that others use too, spin more than they work.

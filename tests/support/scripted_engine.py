@@ -41,6 +41,7 @@ INFO: DeviceFacts = {
     "solo_prefill": [2, 0],
     "solo_decode": [0, 2],
     "num_blocks": 300,
+    "block_size": 16,
     "vocab_size": VOCAB_SIZE,
     "max_model_len": MAX_MODEL_LEN,
     "dtype": "none",

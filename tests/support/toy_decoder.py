@@ -6,7 +6,7 @@ position gives other logits.
 
 import torch
 
-from semipd.core.plan import BLOCK_SIZE
+from semipd.network.kv_layout import BLOCK_SIZE
 from semipd.network.rows import PassResult, StepRows
 
 NUM_STATES = 9973

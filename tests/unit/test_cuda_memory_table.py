@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from semipd.core.errors import SemipdError
-from semipd.core.plan import BLOCK_SIZE
 from semipd.devices.cuda.start.memory_table import MemoryDemand
+from semipd.network.kv_layout import BLOCK_SIZE
 from semipd.steps.sizing import num_kv_blocks
 
 GIB = 2**30

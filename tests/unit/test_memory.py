@@ -13,7 +13,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from semipd.core.plan import BLOCK_SIZE, blocks_for
+from semipd.core.plan import blocks_for
+from semipd.devices.fake import BLOCK_SIZE
 from semipd.memory.kv import KVMemory, Placement
 from semipd.memory.pool import BlockPool
 
@@ -45,7 +46,7 @@ class KVMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.memory = KVMemory(NUM_BLOCKS)
+        self.memory = KVMemory(NUM_BLOCKS, BLOCK_SIZE)
         self.oracle = Oracle()
         self.sequences: dict[int, tuple[Placement, list[int], int]] = {}
         self.next_id = 0
@@ -71,7 +72,7 @@ class KVMachine(RuleBasedStateMachine):
         free_before = self.memory.pool.num_free
         fits = self.memory.can_place(namespace, tokens, reserve, reuse=reuse)
         assert self.memory.pool.num_free == free_before
-        fresh = blocks_for(len(tokens)) - hit // BLOCK_SIZE
+        fresh = blocks_for(len(tokens), BLOCK_SIZE) - hit // BLOCK_SIZE
         if not fits:
             # a refusal is only right if even the best choice of hit blocks leaves too little
             assert fresh + reserve > free_before - hit // BLOCK_SIZE
@@ -114,7 +115,7 @@ class KVMachine(RuleBasedStateMachine):
         assert self.oracle.owners[block] == 0
         self.oracle.content.pop(block, None)
         self._own([block])
-        tokens = tokens + [7] * (placement.num_token_slots - len(tokens))
+        tokens = tokens + [7] * (self.memory.num_token_slots(placement) - len(tokens))
         self.sequences[seq] = (placement, tokens, computed)
 
     @rule(seq=consumes(live))
@@ -164,7 +165,7 @@ def test_integrity_check_notices_a_leak() -> None:
 
 
 def test_integrity_check_notices_a_forged_index() -> None:
-    memory = KVMemory(6)
+    memory = KVMemory(6, BLOCK_SIZE)
     placement = memory.place("", [1] * 40)
     memory.commit(placement, [1] * 40, 32)
     memory.check_integrity([placement])

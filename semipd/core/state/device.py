@@ -98,6 +98,7 @@ class DeviceFacts(TypedDict):
     solo_prefill: Units
     solo_decode: Units
     num_blocks: int
+    block_size: int
     vocab_size: int
     max_model_len: int
     dtype: str

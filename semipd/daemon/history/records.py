@@ -87,12 +87,6 @@ class RequestRecord:
         return self.prompt_tokens + self.output_tokens
 
     @property
-    def blocks(self) -> int:
-        """KV blocks it holds, shared ones included: computed from its tokens. The engine may have one more
-        or one less, and blocks that a step in flight still reads stay taken until that has settled."""
-        return blocks_for(self.tokens) if self.is_placed else 0
-
-    @property
     def queue_ms(self) -> float | None:
         """From arrival to the first admission to the KV pool."""
         return _between_ms(self.arrival_ns, self.admitted_ns)
@@ -129,6 +123,8 @@ class RequestHistory:
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self.journal = Journal(clock=clock)
+        self.block_size = 0
+        """Tokens per KV block of the engine; 0: none has been ready."""
         self.prompt_tokens = 0
         """Of requests that have been prefilled, cached ones included."""
         self.output_tokens = 0
@@ -306,6 +302,11 @@ class RequestHistory:
         """The caller's records with this public id: a request of several choices has several sequences."""
         return [r for r in self._newest_first() if r.request_id == request_id and caller.owns(r.owner)]
 
+    def blocks_of(self, record: RequestRecord) -> int:
+        """KV blocks it holds, shared ones included: computed from its tokens. The engine may have one more
+        or one less, and blocks that a step in flight still reads stay taken until that has settled."""
+        return blocks_for(record.tokens, self.block_size) if record.is_placed and self.block_size else 0
+
     def holders(self, limit: int = MAX_HOLDERS) -> list[RequestRecord]:
         """Live requests with KV blocks, those with the most first."""
         placed = [record for record in self._live.values() if record.is_placed]
@@ -326,7 +327,7 @@ class RequestHistory:
             "cached_tokens": record.cached_tokens,
             "output_tokens": record.output_tokens,
             "max_tokens": record.max_tokens,
-            "blocks": record.blocks,
+            "blocks": self.blocks_of(record),
             "preemptions": record.preemptions,
             "queue_ms": record.queue_ms,
             "prefill_ms": record.prefill_ms,

@@ -213,6 +213,7 @@ class GenerationService:
 
     def engine_is_ready(self, limits: Limits) -> None:
         self._limits = limits
+        self.table.history.block_size = limits.block_size
 
     @property
     def limits(self) -> Limits:

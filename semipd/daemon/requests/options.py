@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from semipd.core.errors import SemipdError
-from semipd.core.plan import BLOCK_SIZE, blocks_for
+from semipd.core.plan import blocks_for
 from semipd.core.sampling import SMALLEST, SamplingParams, check_ids
 from semipd.daemon.model.served_model import ServedModel
 from semipd.daemon.requests.schema import WHOLE_VOCABULARY, SamplingOptions
@@ -25,16 +25,19 @@ _PLAIN_FIELDS = (
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The engine's, known when it is ready. `pool_tokens`: what the KV pool holds."""
+    """The engine's, known when it is ready. `pool_tokens`: what the KV pool holds; `block_size`: tokens per
+    block."""
 
     vocab_size: int
     max_model_len: int
     pool_tokens: int
+    block_size: int
 
     @classmethod
     def of(cls, info: Mapping[str, Any]) -> Self:
         """From devices.contract.DeviceInfo as a map. Block 0 of the pool is never handed out."""
-        return cls(info["vocab_size"], info["max_model_len"], (info["num_blocks"] - 1) * BLOCK_SIZE)
+        size = info["block_size"]
+        return cls(info["vocab_size"], info["max_model_len"], (info["num_blocks"] - 1) * size, size)
 
     @property
     def max_tokens(self) -> int:
@@ -125,10 +128,11 @@ def _max_tokens(asked: int | None, default: int | None, num_prompt_tokens: int, 
 
 
 def _too_large(num_tokens: int, limits: Limits, hint: str, param: str) -> SemipdError:
+    size = limits.block_size
     return SemipdError(
         "request_too_large",
-        f"The request may reach {num_tokens} tokens, which need {blocks_for(num_tokens)} KV blocks of "
-        f"{BLOCK_SIZE}; the whole pool has {limits.pool_tokens // BLOCK_SIZE}.",
+        f"The request may reach {num_tokens} tokens, which need {blocks_for(num_tokens, size)} KV blocks of "
+        f"{size}; the whole pool has {limits.pool_tokens // size}.",
         hint,
         param=param,
     )

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, get_args
 
 from semipd import __version__
 from semipd.config.sections import KvConfig
-from semipd.core.plan import BLOCK_SIZE
 from semipd.core.split import LaneName, PartitionMode
 from semipd.core.state.daemon import Indicators, KvHolder, KvState, RequestsState, StateDocument
 from semipd.core.state.device import DeviceFacts, DeviceState
@@ -116,7 +115,7 @@ def _kv(state: "DaemonState", engine: EngineStatus | None) -> KvState | None:
         {
             "id": record.request_id,
             "state": record.state,
-            "blocks": record.blocks,
+            "blocks": state.history.blocks_of(record),
             "tokens": record.tokens,
             "priority": record.priority,
         }
@@ -217,7 +216,14 @@ def _cache_facts(kv: KvConfig, info: DeviceFacts) -> tuple[str, ...]:
     """In the order of the labels. Block 0 holds nothing, so it is no block of the pool."""
     fraction = "None" if kv.bytes else f"{kv.fraction:g}" if kv.fraction else "auto"
     kv_bytes = info["memory"].get("kv_pool")
-    return (str(BLOCK_SIZE), info["dtype"], "True", fraction, str(kv_bytes), str(info["num_blocks"] - 1))
+    return (
+        str(info["block_size"]),
+        info["dtype"],
+        "True",
+        fraction,
+        str(kv_bytes),
+        str(info["num_blocks"] - 1),
+    )
 
 
 def _partition_samples(partition: EnginePartition) -> Iterator[Sample]:

@@ -25,7 +25,7 @@ from semipd.devices.cpu.process import Worker, wait_for_all
 from semipd.devices.cpu.sizing import DEFAULT_KV_FRACTION, MemoryDemand
 from semipd.network.activations import row_elements
 from semipd.network.config import DTypeName, ModelConfig
-from semipd.network.kv_layout import KvLayout
+from semipd.network.kv_layout import BLOCK_SIZE, KvLayout
 from semipd.steps.sizing import num_kv_blocks
 
 _READ_LIMIT_S = 10.0
@@ -247,6 +247,7 @@ def _info(
         solo_prefill=_solo("prefill", len(cores)),
         solo_decode=_solo("decode", len(cores)),
         num_blocks=num_blocks,
+        block_size=BLOCK_SIZE,
         vocab_size=model.config.vocab_size,
         max_model_len=model.max_model_len,
         dtype=model.dtype,

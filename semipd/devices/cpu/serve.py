@@ -10,7 +10,7 @@ from semipd.checkpoints.config import load_model_config
 from semipd.checkpoints.layout import plan_weights
 from semipd.checkpoints.weights import TORCH_DTYPES
 from semipd.core.errors import SemipdError
-from semipd.core.plan import BLOCK_SIZE, PADDING_BLOCK, Join, Segment, StepPlan, StepResult, blocks_for
+from semipd.core.plan import PADDING_BLOCK, Join, Segment, StepPlan, StepResult, blocks_for
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.split import Split
@@ -27,7 +27,7 @@ from semipd.devices.cpu.messages import (
     rebuild_from_wire,
     result_to_wire,
 )
-from semipd.network.kv_layout import KvLayout
+from semipd.network.kv_layout import BLOCK_SIZE, KvLayout
 from semipd.steps.failures import check_trial
 from semipd.steps.runner import StepRunner
 from semipd.wire.frames import FrameReader, encode_frame
@@ -90,7 +90,7 @@ class Executor:
 
 def warm_up_blocks(setup: Setup) -> int:
     """Blocks of the warm-up's pool, padding included."""
-    return min(setup.num_blocks, 1 + max(blocks_for(setup.warm_up_tokens), _WARM_UP_BATCHES[-1]))
+    return min(setup.num_blocks, 1 + max(blocks_for(setup.warm_up_tokens, BLOCK_SIZE), _WARM_UP_BATCHES[-1]))
 
 
 def warm_up_plans(setup: Setup, vocab_size: int) -> list[StepPlan]:
@@ -98,7 +98,7 @@ def warm_up_plans(setup: Setup, vocab_size: int) -> list[StepPlan]:
     params = SamplingParams(max_tokens=1, seed=0, top_p=0.9)
     pool = list(range(PADDING_BLOCK + 1, warm_up_blocks(setup)))
     length = min(setup.warm_up_tokens, setup.max_model_len, len(pool) * BLOCK_SIZE)
-    join = Join(SeqId(0), [0] * length, length, params, pool[: blocks_for(length)])
+    join = Join(SeqId(0), [0] * length, length, params, pool[: blocks_for(length, BLOCK_SIZE)])
     plans = [StepPlan(0, setup.split, segments=(Segment(SeqId(0), 0, length, True),), joins=(join,))]
     for size in _WARM_UP_BATCHES:
         if size <= len(pool):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from semipd.core.errors import SemipdError
-from semipd.core.plan import BLOCK_SIZE, StepResult
+from semipd.core.plan import StepResult
 from semipd.core.settings import EngineSettings
 from semipd.core.split import LaneName, Split
 from semipd.core.state.device import DeviceStats
@@ -20,6 +20,9 @@ from semipd.devices.sim.profile import Profile, load_profile
 
 DECODE_DEPTH = 2
 """Like CUDA: the host runs one decode step behind, so that the GPU never waits for it."""
+
+BLOCK_SIZE = 16
+"""Tokens per KV block."""
 
 DEVICE_PREFIX = "sim:"
 
@@ -212,6 +215,7 @@ def _info(
         solo_prefill=Split(gpu.num_sms, 0),
         solo_decode=Split(0, gpu.num_sms),
         num_blocks=num_blocks,
+        block_size=BLOCK_SIZE,
         vocab_size=vocab_size or model.vocab_size,
         max_model_len=max_model_len or model.max_model_len,
         dtype="bfloat16",

@@ -11,10 +11,11 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional
 
-from semipd.core.plan import BLOCK_SIZE, blocks_for
+from semipd.core.plan import blocks_for
 from semipd.devices.cpu.math.packing import linear
 from semipd.devices.cpu.math.paged_decode import PagedDecode
 from semipd.network.chunk_attention import attend_chunk
+from semipd.network.kv_layout import BLOCK_SIZE
 from semipd.network.ops import Heads
 from semipd.network.rope import normed_and_rotated, rotation
 from semipd.network.rows import ChunkPlan, ChunkRows, DecodeRows, StepRows
@@ -132,7 +133,7 @@ class CpuOps:
 
 def _context(layer_kv: Tensor, table: Tensor, kv_len: int) -> Tensor:
     """Keys and values [2, kv heads, kv_len, head_dim], copied out of the pool."""
-    blocks = layer_kv.index_select(1, table[: blocks_for(kv_len)])
+    blocks = layer_kv.index_select(1, table[: blocks_for(kv_len, BLOCK_SIZE)])
     return blocks.transpose(1, 2).flatten(2, 3)[:, :, :kv_len]
 
 

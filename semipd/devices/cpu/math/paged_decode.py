@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from semipd.core.plan import BLOCK_SIZE
+from semipd.network.kv_layout import BLOCK_SIZE
 
 Ints = NDArray[np.int64]
 

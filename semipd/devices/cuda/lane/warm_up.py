@@ -4,10 +4,11 @@ their handles, buffers reach their sizes, and a device that cannot compute fails
 from collections.abc import Iterator
 from itertools import count
 
-from semipd.core.plan import BLOCK_SIZE, PADDING_BLOCK, Join, Segment, StepPlan, blocks_for
+from semipd.core.plan import PADDING_BLOCK, Join, Segment, StepPlan, blocks_for
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.split import Split
+from semipd.network.kv_layout import BLOCK_SIZE
 
 _GOLDEN = 0.618
 _GREEDY = SamplingParams(max_tokens=4, seed=0, temperature=0.0)
@@ -45,7 +46,7 @@ def warm_up_plans(
     blocks = list(range(PADDING_BLOCK + 1, num_blocks))
     step_id = 0
     for params in (_GREEDY, _EVERYTHING):
-        table = blocks[: min(blocks_for(length + 1), usable)]
+        table = blocks[: min(blocks_for(length + 1, BLOCK_SIZE), usable)]
         join = Join(SeqId(1), [next(tokens)] * length, length, params, table)
         segment = Segment(SeqId(1), 0, length, True, params.prompt_logprobs)
         yield StepPlan(step_id, split, segments=(segment,), joins=(join,))

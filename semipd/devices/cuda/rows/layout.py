@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semipd.core.plan import BLOCK_SIZE, blocks_for
+from semipd.core.plan import blocks_for
 from semipd.devices.cuda.rows.slots import SlotState
 from semipd.devices.cuda.rows.staging import Packer
+from semipd.network.kv_layout import BLOCK_SIZE
 from semipd.network.rows import ChunkPlan, ChunkRows, DecodeRows, StepRows
 from semipd.sampling.parameters import Column
 from semipd.sampling.stages import StagePlan, Stages
@@ -107,9 +108,9 @@ class StepLayout:
         """Blocks whose keys and values a step attends to, given the contexts of its decodes."""
         blocks = set[int]()
         for resident, kv_len in zip(self.decoding, decode_lens, strict=True):
-            blocks.update(resident.block_table[: blocks_for(kv_len)])
+            blocks.update(resident.block_table[: blocks_for(kv_len, BLOCK_SIZE)])
         for chunk in self.chunks:
-            blocks.update(chunk.resident.block_table[: blocks_for(chunk.end)])
+            blocks.update(chunk.resident.block_table[: blocks_for(chunk.end, BLOCK_SIZE)])
         return blocks
 
     def kv_writes(self, decode_lens: Sequence[int]) -> set[int]:
@@ -117,7 +118,7 @@ class StepLayout:
         blocks = {resident.block_table[(kv_len - 1) // BLOCK_SIZE] for resident, kv_len in pairs}
         for chunk in self.chunks:
             first = chunk.segment.start // BLOCK_SIZE
-            blocks.update(chunk.resident.block_table[first : blocks_for(chunk.end)])
+            blocks.update(chunk.resident.block_table[first : blocks_for(chunk.end, BLOCK_SIZE)])
         return blocks
 
 

@@ -15,6 +15,7 @@ from semipd.devices.cuda.sampler.sampler import Sampler
 from semipd.devices.cuda.split.streams import Lanes
 from semipd.network.activations import Activations
 from semipd.network.config import DTypeName, ModelConfig
+from semipd.network.kv_layout import BLOCK_SIZE
 
 GROUP_LAYERS = 4
 """Layers of a prefill launched at once: about 0.5 ms of launching at ten kernels a layer, well below a decode
@@ -27,7 +28,7 @@ def lane_size(lane: LaneName, settings: EngineSettings, config: ModelConfig, max
     return LaneSize(
         max_rows=max(merged if lane == "decode" else settings.max_num_seqs, settings.prefill_chunk_tokens),
         max_num_seqs=settings.max_num_seqs,
-        max_blocks_per_seq=blocks_for(max_model_len),
+        max_blocks_per_seq=blocks_for(max_model_len, BLOCK_SIZE),
         max_tokens_per_seq=max_model_len,
         vocab_size=config.vocab_size,
         buckets=batch_buckets(settings.max_num_seqs),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from semipd.core.plan import BLOCK_SIZE
+from semipd.network.kv_layout import BLOCK_SIZE
 from semipd.steps.sizing import KvDemand
 
 _GIB = 2**30

@@ -35,7 +35,7 @@ from semipd.devices.cuda.start.memory_table import DEFAULT_KV_FRACTION, MemoryDe
 from semipd.devices.cuda.start.model import ModelSource
 from semipd.devices.cuda.start.nvml import Nvml
 from semipd.devices.cuda.start.platform import Platform
-from semipd.network.kv_layout import KvLayout
+from semipd.network.kv_layout import BLOCK_SIZE, KvLayout
 from semipd.network.network import Network
 from semipd.steps.failures import check_trial
 from semipd.steps.sizing import num_kv_blocks
@@ -251,6 +251,7 @@ class Opening:
             solo_prefill=lanes.solo_prefill,
             solo_decode=lanes.solo_decode,
             num_blocks=num_blocks,
+            block_size=BLOCK_SIZE,
             vocab_size=model.config.vocab_size,
             max_model_len=model.max_model_len,
             dtype=model.dtype,
