@@ -20,7 +20,8 @@ from semipd.core.events import ADMITTED, Event
 from semipd.core.request import Priority, Request, SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.daemon.access.terms import Terms
-from semipd.daemon.history.records import RequestHistory, RequestRecord
+from semipd.daemon.history.record import RequestRecord
+from semipd.daemon.history.records import RequestHistory
 from semipd.daemon.requests.admission import MAX_RETRY_S, Admission, Place
 from semipd.daemon.requests.schema import SamplingOptions
 from semipd.system import clock

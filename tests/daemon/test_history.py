@@ -24,7 +24,8 @@ from semipd.daemon.history import slo
 from semipd.daemon.history.journal import Journal
 from semipd.daemon.history.metric_names import DEFINITIONS
 from semipd.daemon.history.metrics import Histogram, Metrics
-from semipd.daemon.history.records import RequestHistory, RequestRecord, timing_to_wire
+from semipd.daemon.history.record import RequestRecord, timing_to_wire
+from semipd.daemon.history.records import RequestHistory
 from semipd.daemon.history.slo import SloWindow
 from semipd.system import clock
 

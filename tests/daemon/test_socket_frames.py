@@ -19,7 +19,7 @@ from support.eventually import eventually
 from semipd.client import AsyncClient, Client
 from semipd.core.errors import ProtocolError, SemipdError
 from semipd.daemon.history.listing import SLICE_RECORDS, Listings
-from semipd.daemon.history.records import RequestRecord
+from semipd.daemon.history.record import RequestRecord
 from semipd.daemon.servers import unix_socket
 from semipd.system.readiness import any_readable, has_hung_up, writable
 from semipd.wire.client_protocol import check_hello, hello

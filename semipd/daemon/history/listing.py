@@ -5,7 +5,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from semipd.daemon.history.records import RequestRecord
+from semipd.daemon.history.record import RequestRecord
 
 SLICE_RECORDS = 64
 """Less than a millisecond."""

@@ -11,7 +11,8 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from semipd.daemon.history.metric_names import DEFINITIONS, TOKENS, VLLM_LABELS, Definition
-from semipd.daemon.history.records import RequestHistory, RequestRecord
+from semipd.daemon.history.record import RequestRecord
+from semipd.daemon.history.records import RequestHistory
 
 _FINISHED_REASONS = {"stop": "stop", "length": "length", "cancelled": "abort", "error": "error"}
 """Ours to vLLM's."""

@@ -1,9 +1,8 @@
-"""What happened to each request: one record per live and recent request, never its text."""
+"""What happened to each request: one record per live and recent sequence."""
 
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from heapq import nlargest
 from operator import attrgetter
 from typing import get_args
@@ -26,12 +25,12 @@ from semipd.core.events import (
     Told,
 )
 from semipd.core.plan import blocks_for
-from semipd.core.request import Priority, Request, RequestStage, SeqId
+from semipd.core.request import Request, RequestStage, SeqId
 from semipd.core.state.requests import RequestRow
 from semipd.daemon.access.callers import OPERATOR, Caller
 from semipd.daemon.access.terms import DEFAULT_TERMS, Terms
-from semipd.daemon.history.journal import Entry, Journal
-from semipd.daemon.history.usage import Timing
+from semipd.daemon.history.journal import Journal
+from semipd.daemon.history.record import RequestRecord
 from semipd.system.clock import SYSTEM_CLOCK, Clock
 
 log = logging.getLogger(__name__)
@@ -45,77 +44,6 @@ MAX_HOLDERS = 8
 
 MAX_TIMELINE = 64
 """Entries a record keeps; a request preempted again and again must not grow without bound."""
-
-
-@dataclass(slots=True, eq=False)
-class RequestRecord:
-    """Times are CLOCK_MONOTONIC in ns, 0 until they happen.
-
-    "Sent" is when a token leaves the daemon: its text has been written to the client's connection or, for an
-    answer that is sent as a whole, has been added to it. `is_placed`: an engine has it in its KV pool.
-    `num_choices`: see request_rules.Terms.
-    """
-
-    request_id: str
-    seq: SeqId
-    prompt_tokens: int
-    max_tokens: int
-    arrival_ns: int
-    owner: str = ""
-    priority: Priority = "interactive"
-    delay_ns: int = 0
-    num_choices: int = 1
-    state: RequestStage = "waiting"
-    is_placed: bool = False
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    sent_tokens: int = 0
-    preemptions: int = 0
-    admitted_ns: int = 0
-    first_token_ns: int = 0
-    last_token_ns: int = 0
-    first_sent_ns: int = 0
-    last_sent_ns: int = 0
-    finished_ns: int = 0
-    finish_reason: FinishReason | None = None
-    error_code: str | None = None
-    timeline: list[Entry] = field(default_factory=list)
-
-    @property
-    def tokens(self) -> int:
-        """The prompt's and those generated so far."""
-        return self.prompt_tokens + self.output_tokens
-
-    @property
-    def queue_ms(self) -> float | None:
-        """From arrival to the first admission to the KV pool."""
-        return _between_ms(self.arrival_ns, self.admitted_ns)
-
-    @property
-    def prefill_ms(self) -> float | None:
-        """From the first admission to the engine's first token."""
-        return _between_ms(self.admitted_ns, self.first_token_ns)
-
-    @property
-    def inference_ms(self) -> float | None:
-        """From the first admission to the engine's last token."""
-        return _between_ms(self.admitted_ns, self.last_token_ns)
-
-    @property
-    def ttft_ms(self) -> float | None:
-        """From arrival at the daemon to the first token leaving it."""
-        return _between_ms(self.arrival_ns, self.first_sent_ns)
-
-    @property
-    def tpot_ms(self) -> float | None:
-        """(last - first) / (tokens - 1); a request of one token has none."""
-        if self.sent_tokens < 2 or not self.first_sent_ns:
-            return None
-        return (self.last_sent_ns - self.first_sent_ns) / 1e6 / (self.sent_tokens - 1)
-
-    def total_ms(self, now_ns: int) -> float:
-        """From arrival to the end, or until now."""
-        return ((self.finished_ns or now_ns) - self.arrival_ns) / 1e6
 
 
 class RequestHistory:
@@ -150,8 +78,6 @@ class RequestHistory:
         self._clock_ns = clock.monotonic_ns
         self._live: dict[SeqId, RequestRecord] = {}
         self._recent: deque[RequestRecord] = deque(maxlen=MAX_RECENT)
-
-    # ---- told by the table ---------------------------------------------------------------------
 
     def arrived(self, request: Request, terms: Terms = DEFAULT_TERMS) -> RequestRecord:
         num_prompt, most = len(request.prompt), request.params.max_tokens
@@ -288,8 +214,6 @@ class RequestHistory:
     def close(self) -> None:
         self.journal.close()
 
-    # ---- asked ---------------------------------------------------------------------------------
-
     def records(
         self, state: str | None = None, limit: int = MAX_RECENT, caller: Caller = OPERATOR
     ) -> list[RequestRecord]:
@@ -375,26 +299,5 @@ class RequestHistory:
         log.debug("%s", told.kind, extra={**facts, "data": told.data})
 
 
-def timing_to_wire(records: Sequence[RequestRecord], now_ns: int) -> Timing:
-    """`usage.timing` of one request. Of several choices: the one whose first token left first, the mean TPOT,
-    the longest total, and the sums of preemptions and cached tokens. What has not left does so now."""
-    first = min(records, key=lambda record: record.first_sent_ns or now_ns)
-    first_sent_ns = first.first_sent_ns or now_ns
-    tpots_ms = [record.tpot_ms for record in records if record.tpot_ms is not None]
-    return {
-        "queue_ms": first.queue_ms,
-        "prefill_ms": first.prefill_ms,
-        "ttft_ms": _between_ms(first.arrival_ns, first_sent_ns),
-        "tpot_ms": sum(tpots_ms) / len(tpots_ms) if tpots_ms else None,
-        "total_ms": max(record.total_ms(now_ns) for record in records),
-        "preemptions": sum(record.preemptions for record in records),
-        "cached_tokens": sum(record.cached_tokens for record in records),
-    }
-
-
 def _matches(record: RequestRecord, state: str | None) -> bool:
     return state is None or record.state == state or (state == "live" and record.state != "finished")
-
-
-def _between_ms(start_ns: int, end_ns: int) -> float | None:
-    return (end_ns - start_ns) / 1e6 if start_ns and end_ns else None

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from semipd.core.percentile import percentile
 from semipd.core.slo import Slo
 from semipd.core.state.partition import Percentiles, SloState
-from semipd.daemon.history.records import RequestRecord
+from semipd.daemon.history.record import RequestRecord
 
 MAX_OUTCOMES = 4096
 """Beyond that many in a window, the window covers the latest of them."""

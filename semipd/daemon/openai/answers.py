@@ -12,7 +12,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from semipd.core.errors import SemipdError
-from semipd.daemon.history.records import timing_to_wire
+from semipd.daemon.history.record import timing_to_wire
 from semipd.daemon.history.usage import Usage
 from semipd.daemon.openai.bodies import AnswerOptions, HttpBody, StreamOptions
 from semipd.daemon.openai.logprobs import INLINE_LOGPROBS

@@ -19,7 +19,8 @@ from semipd.config.sections import AdmissionConfig
 from semipd.core.errors import SemipdError
 from semipd.core.request import Priority, SeqId
 from semipd.core.state.daemon import AdmissionState
-from semipd.daemon.history.records import RequestHistory, RequestRecord
+from semipd.daemon.history.record import RequestRecord
+from semipd.daemon.history.records import RequestHistory
 
 RATE_WINDOW_S = 30
 MIN_RETRY_S = 1.0

@@ -10,7 +10,7 @@ from typing import NamedTuple, Self, TypeVar
 from semipd.core.errors import SemipdError
 from semipd.core.plan import TokenLogprobs
 from semipd.daemon.access.callers import Caller
-from semipd.daemon.history.records import RequestRecord
+from semipd.daemon.history.record import RequestRecord
 from semipd.daemon.requests.admission import Place
 from semipd.daemon.requests.generation import Generation, GenerationService, Piece, Prepared, Usage
 from semipd.daemon.requests.logprob_limits import ALTERNATIVE_BYTES, AnswerAlternatives, num_alternatives

@@ -13,7 +13,7 @@ from semipd.core.events import FinishReason
 from semipd.core.plan import TokenLogprobs
 from semipd.core.sampling import MAX_SEED, SamplingParams
 from semipd.daemon.access.callers import OPERATOR, Caller
-from semipd.daemon.history.records import RequestRecord
+from semipd.daemon.history.record import RequestRecord
 from semipd.daemon.model.served_model import ServedModel
 from semipd.daemon.model.text import TextStream
 from semipd.daemon.model.text_bounds import TextBound

@@ -22,7 +22,8 @@ from semipd.core.sampling import SamplingParams
 from semipd.daemon.access.callers import OPERATOR, Caller
 from semipd.daemon.access.terms import DEFAULT_TERMS, Terms
 from semipd.daemon.engine.ready import EngineReady
-from semipd.daemon.history.records import RequestHistory, RequestRecord
+from semipd.daemon.history.record import RequestRecord
+from semipd.daemon.history.records import RequestHistory
 from semipd.daemon.requests.resume import Resumption
 from semipd.daemon.requests.rules import slow_reader
 from semipd.system.clock import SYSTEM_CLOCK, Clock

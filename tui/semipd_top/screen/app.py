@@ -96,8 +96,6 @@ class TopApp(App[int]):
         self._still: Picture | None = None
         self._view = "overview"
 
-    # ---- what is on the screen -----------------------------------------------------------------
-
     def compose(self) -> ComposeResult:
         yield LinesWidget(id="header")
         with ContentSwitcher(initial="overview"):
@@ -162,8 +160,6 @@ class TopApp(App[int]):
     def _paused(self) -> bool:
         return self._still is not None or (isinstance(self._source, Playback) and self._source.paused)
 
-    # ---- views and time ------------------------------------------------------------------------
-
     def action_view(self, name: str) -> None:
         self._view = name
         self.query_one(ContentSwitcher).current = name
@@ -222,8 +218,6 @@ class TopApp(App[int]):
             await self.run_action(binding.action)
 
         return run
-
-    # ---- acts ----------------------------------------------------------------------------------
 
     def _operator(self) -> Operator:
         """Raises SemipdError: nothing may be changed here, or nobody is there."""

@@ -140,8 +140,6 @@ class SyncedTable(ScrollView, can_focus=True, inherit_bindings=False):
             segments = palette_of(self).segments(self._line(self.rows[idx].cells), base)
         return Strip(segments).crop_extend(left, left + width, base)
 
-    # ---- keys and mouse ------------------------------------------------------------------------
-
     def action_move(self, step: int) -> None:
         self._put_cursor(self.cursor_row + step)
 
@@ -171,8 +169,6 @@ class SyncedTable(ScrollView, can_focus=True, inherit_bindings=False):
         for idx in (before, row):
             self.refresh(Region(0, idx - top + 1, self.size.width, 1))
         self.scroll_to(y=min(max(top, row - self._num_seen + 1), row), animate=False, force=True)
-
-    # ---- what is seen --------------------------------------------------------------------------
 
     @property
     def _num_seen(self) -> int:

@@ -97,8 +97,6 @@ class ReplaySource:
     def now_s(self) -> float:
         return self._clock.now_s()
 
-    # ---- for who watches -----------------------------------------------------------------------
-
     @property
     def speed(self) -> float:
         return self._clock.speed
@@ -130,8 +128,6 @@ class ReplaySource:
         """Forward: what was recorded meanwhile comes at once. There is no way back but another source."""
         assert seconds >= 0, f"skip({seconds})"
         self._clock.set(at_s=self.now_s() + seconds)
-
-    # ---- the source ----------------------------------------------------------------------------
 
     async def items(self) -> AsyncGenerator[Item, None]:
         is_first = True
