@@ -57,10 +57,19 @@ def test_frames_do_not_depend_on_how_often_somebody_looks(first_day: list[Seen])
 
 
 def test_numbers_agree_all_day(first_day: list[Seen]) -> None:
+    check_numbers(first_day)
+
+
+@pytest.mark.soak
+def test_numbers_agree_for_an_hour() -> None:
+    check_numbers(watched(3600))
+
+
+def check_numbers(day: list[Seen]) -> None:
     before: Any = None
     finished: dict[int, Any] = {}
     events: list[Any] = []
-    for seen in first_day:
+    for seen in day:
         state = seen.frame.state
         assert seen.requests is not None
         events += seen.frame.events
@@ -173,6 +182,8 @@ def test_the_first_day_has_everything_worth_seeing(first_day: list[Seen]) -> Non
     attained = [sample.attainment_frac for sample in picture.samples if sample.attainment_frac is not None]
     assert min(attained) < 0.5 < 0.99 < max(attained)
     assert set(states[-1]["refused"]) >= {"overloaded", "draining"}
+    assert set(states[-1]["requests"]["totals"]) == {"admitted", "stop", "length", "cancelled", "error"}
+    assert {row["error_code"] for seen in first_day for row in seen.requests or ()} == {None, "slow_reader"}
     assert not all(state["lamps"]["progress"]["ok"] for state in states)
 
 
