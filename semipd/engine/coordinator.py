@@ -92,7 +92,7 @@ class Coordinator:
         out = Outbox(now_ns)
         self._receive(inbox, out)
         self._settle(out)
-        self._mend(out)
+        self._restore_lanes(out)
         self._expire(out)
         self._launch(out)
         return Turn(out.messages, self._wake_at_ns(), self.scheduler.idle)
@@ -102,8 +102,6 @@ class Coordinator:
         if device_ns is None or control_ns is None:
             return control_ns if device_ns is None else device_ns
         return min(device_ns, control_ns)
-
-    # ---- receive -------------------------------------------------------------------------------
 
     def _receive(self, inbox: Iterable[Inbound], out: Outbox) -> None:
         for message in inbox:
@@ -138,8 +136,6 @@ class Coordinator:
         except SemipdError as error:
             out.send(Status(message.nonce, {}, refusal_of(error)))
 
-    # ---- settle --------------------------------------------------------------------------------
-
     def _settle(self, out: Outbox) -> None:
         for state in (self.decode, self.prefill):
             for result in state.lane.poll(out.now_ns):
@@ -161,9 +157,7 @@ class Coordinator:
         for sequence, _ in settled.ended:
             self.control.finished(out.now_ns, _tpot_ms(sequence, out.now_ns), sequence.num_output_tokens)
 
-    # ---- lost executors ------------------------------------------------------------------------
-
-    def _mend(self, out: Outbox) -> None:
+    def _restore_lanes(self, out: Outbox) -> None:
         """A lane that has lost its executor gets its steps back as soon as it has another and their units are
         free. Until then one split holds, so that the other lane goes on with its share."""
         for state in (self.decode, self.prefill):
@@ -185,8 +179,6 @@ class Coordinator:
 
     def _may_restore(self, state: LaneState) -> bool:
         return self._units_held(state) + self._units_of_other(state) <= self.device.info.num_units
-
-    # ---- decide and launch ---------------------------------------------------------------------
 
     def _expire(self, out: Outbox) -> None:
         change = self.control.expire(out.now_ns)
@@ -287,8 +279,6 @@ class Coordinator:
         other = self.prefill if state is self.decode else self.decode
         for sequence, _ in chunks:
             other.leave(sequence.seq)
-
-    # ---- the rest ------------------------------------------------------------------------------
 
     def _leave_lanes(self, seq: SeqId) -> None:
         self.prefill.leave(seq)

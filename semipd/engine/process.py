@@ -25,7 +25,7 @@ from semipd.wire.engine_link import LINK_FRAME_BYTES, inbound_from_wire, outboun
 SETTINGS_LIMIT_S = 600.0
 """They are sent at once; a daemon that is stopped in between sends them when it goes on."""
 
-LAST_WORD_LIMIT_S = 2.0
+FAILURE_LIMIT_S = 2.0
 IDLE_WAIT_S = 60.0
 
 log = logging.getLogger("semipd.engine")
@@ -35,8 +35,8 @@ Report = Callable[[str, float], None]
 
 
 def run_engine(link_fd: int) -> int:
-    """Whole life of the process. Returns the exit code: 0 after the daemon's goodbye, 1 on failure. A failure
-    is told before the device is closed: that may hang when the device is what failed."""
+    """Whole life of the process. Returns the exit code: 0 when the daemon has closed the link, 1 on failure.
+    A failure is told before the device is closed: that may hang when the device is what failed."""
     configure_logging("text")
     stop = _StopFlag()
     with socket.socket(fileno=link_fd) as sock, ExitStack() as opened:
@@ -148,9 +148,9 @@ def _receive_settings(link: Channel) -> EngineSettings:
 
 
 def _fail(link: Channel, code: str, message: str, hint: str) -> int:
-    """The last word to the daemon; the process's exit code."""
+    """Tell the daemon why the process ends. Returns its exit code."""
     link.send({"op": "failed", "code": code, "message": message, "hint": hint})
-    link.flush_within(LAST_WORD_LIMIT_S)
+    link.flush_within(FAILURE_LIMIT_S)
     return 1
 
 

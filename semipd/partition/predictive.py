@@ -68,9 +68,6 @@ class PredictivePolicy:
         return _least_loss(s, slo, ways)
 
 
-# ---- choosing --------------------------------------------------------------------------------------
-
-
 def merge_sizes(s: Snapshot) -> list[int]:
     """Token budgets of merged steps worth a look, rising; none when merging is not allowed."""
     sizes = {min(tokens, s.merge_tokens) for tokens in MERGE_SIZES}
@@ -134,9 +131,6 @@ def _first(steps_ms: Sequence[float], limit_ms: float) -> int | None:
 
 def _decision(found: Outlook, reason: str) -> Decision:
     return Decision(found.split, reason, found.merged_tokens, found.ttft_ms, found.step_ms, found.watched)
-
-
-# ---- reasons ---------------------------------------------------------------------------------------
 
 
 def _merged_reason(slo: Slo, found: Outlook) -> str:

@@ -181,8 +181,6 @@ class StepModel:
         ]
         return gram, [moments[i // n][1 + i % n] for i in range(size)]
 
-    # ---- to and from plain data ----------------------------------------------------------------
-
     def to_plain(self) -> list[list[float]]:
         """One row per cell: its key, then its sums."""
         return [[*cell, *sums] for cell, sums in self._cells.items()]

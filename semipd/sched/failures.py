@@ -6,7 +6,7 @@ from semipd.core.sampling import SamplingParams
 from semipd.sched.sequence import Sequence
 
 _OFF = SamplingParams(max_tokens=1, seed=0)
-_SUSPECTS = (
+_CHANGE_LOGITS = (
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
@@ -32,7 +32,9 @@ def step_failure(code: str, sequence: Sequence) -> SemipdError:
 
 def _advice(params: SamplingParams) -> str:
     model = "the checkpoint and engine.dtype (float16 overflows where bfloat16 and float32 do not)"
-    changed = [_shown(name, params) for name in _SUSPECTS if getattr(params, name) != getattr(_OFF, name)]
+    changed = [
+        _shown(name, params) for name in _CHANGE_LOGITS if getattr(params, name) != getattr(_OFF, name)
+    ]
     return f"Look at {', '.join(changed)}, then at {model}." if changed else f"Look at {model}."
 
 

@@ -1,4 +1,4 @@
-"""What one turn of the loop has to say, in order."""
+"""The messages of one turn of the loop, in order."""
 
 from semipd.core.events import Event, Told
 from semipd.core.messages import Outbound

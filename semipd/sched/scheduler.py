@@ -65,8 +65,6 @@ class Scheduler:
         """Free blocks that admission keeps for the growth of what runs; 0 when nothing does."""
         return self._watermark if self.prefilling or self.decoding or self.unsettled else 0
 
-    # ---- in and out ----------------------------------------------------------------------------
-
     def submit(self, request: Request, out: Outbox) -> None:
         """Queue a request; one that can never fit is answered at once with the arithmetic."""
         assert request.seq not in self.sequences, f"seq {request.seq} submitted twice"
@@ -105,8 +103,6 @@ class Scheduler:
         num_tokens = sequence.num_output_tokens
         out.event(FINISHED({"reason": finished.reason, "output_tokens": num_tokens}), sequence)
         self._retire(sequence)
-
-    # ---- finished steps ------------------------------------------------------------------------
 
     def settle(self, flight: Flight, result: StepResult, out: Outbox) -> Settled:
         """Account for every sequence of the step and emit its tokens in one message, then end who is done."""
@@ -166,8 +162,6 @@ class Scheduler:
             sequence.phase = "waiting"
             sequence.num_scheduled = sequence.num_computed = sequence.decode_limit = 0
             self.waiting.add(sequence)
-
-    # ---- the decode set ------------------------------------------------------------------------
 
     def take_decodes(self, out: Outbox) -> tuple[list[Sequence], list[Growth]]:
         """Sequences that advance, each with slots for it, and the blocks that were added.
@@ -236,8 +230,6 @@ class Scheduler:
             case "decoding":
                 del self.decoding[sequence.seq]
         self._leave_lanes(sequence.seq)
-
-    # ---- the prefill queue ---------------------------------------------------------------------
 
     def has_prefill_work(self) -> bool:
         if any(s.num_scheduled < len(s.tokens) for s in self.prefilling):
@@ -309,8 +301,6 @@ class Scheduler:
             self.num_prompt_tokens += len(sequence.request.prompt)
             self.num_cached_tokens += cached
         out.event(ADMITTED({"cached_tokens": cached, "tokens": len(sequence.tokens)}), sequence)
-
-    # ---- integrity ------------------------------------------------------------------
 
     def check_integrity(self) -> None:
         """Recompute sets, blocks and counters from nothing; AssertionError with the numbers on a mismatch."""

@@ -109,8 +109,6 @@ class CostModel:
             )
         return found
 
-    # ---- rates by SM count ---------------------------------------------------------------------
-
     def _weight_rate(self, sms: int) -> float:
         curve = self.profile.curves.get("weight_bytes_per_s")
         if curve:
@@ -131,8 +129,6 @@ class CostModel:
             return interpolate(curve, sms) / 1e9
         gpu = self.profile.gpu
         return gpu.peak_flops * self.profile.kernels.gemm_frac * sms / gpu.num_sms / 1e9
-
-    # ---- classes of operations -----------------------------------------------------------------
 
     def _without_attention(self, tokens: int, head_rows: int, sms: int) -> StepCost:
         """Everything that depends on the number of tokens only, gaps between kernels included."""

@@ -103,8 +103,6 @@ class SimDevice:
         self._balance(now_ns)
         return True
 
-    # ---- the clock -----------------------------------------------------------------------------
-
     def _lane(self, name: LaneName, depth: int, prompts_arrive: bool) -> SimLane:
         return SimLane(
             name,

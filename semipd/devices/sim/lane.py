@@ -87,8 +87,6 @@ class SimLane:
         self._batch = _DecodeBatch((), [])
         self.residents = {join.seq: _resident(join) for join in residents}
 
-    # ---- launching -----------------------------------------------------------------------------
-
     def _apply(self, plan: StepPlan) -> None:
         """Leaves and joins; then the batch, which is kept while its tuple is the same object."""
         changed = plan.decode is not self._batch.seqs
