@@ -45,7 +45,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/python scripts/kernel_report.py --summary --cache .kernel_cache
 
 soak: $(VENV)/.installed-dev
-	$(BIN)/pytest -m soak --timeout 3600
+	$(BIN)/pytest -m soak --timeout 3600 $(PARALLEL)
 	@set -e; for script in $(wildcard scripts/soak_*.py scripts/fuzz.py scripts/fuzz_commands.py scripts/chaos.py); do \
 		echo "$$script"; $(BIN)/python $$script; done
 	$(BIN)/python scripts/chaos.py --device cpu

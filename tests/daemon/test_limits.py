@@ -16,7 +16,7 @@ from support.keys import ANN, BOB, OPS, key_settings
 from semipd.client import AsyncClient
 from semipd.core.errors import SemipdError
 from semipd.daemon.access.rates import MAX_BUCKETS, RateLimiter
-from semipd.daemon.servers import http
+from semipd.daemon.servers import guard
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ async def test_what_is_no_http_is_answered_in_our_shape(
 
 
 async def test_a_bound_on_bodies_that_are_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MAX_ARRIVING_BYTES", 150_000)
+    monkeypatch.setattr(guard, "MAX_ARRIVING_BYTES", 150_000)
     head = "POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     async with running(tmp_path) as daemon:
         async with raw(daemon) as (_, slow):

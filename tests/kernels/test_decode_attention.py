@@ -203,7 +203,7 @@ def test_the_number_of_splits_does_not_change_the_result(seed: int) -> None:
 
 
 @pytest.mark.soak
-@each_seed(range(60), soak=range(60, 150))
+@each_seed(range(150))
 def test_random_batches(seed: int) -> None:
     rng = random.Random(1000 + seed)
     longest = rng.choice([20, 100, 700])
