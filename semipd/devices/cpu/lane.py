@@ -70,8 +70,6 @@ class CpuLane:
         self._deaths = Deaths(self.name)
         self._news: list[WorkerNews] = []
 
-    # ---- the contract --------------------------------------------------------------------------
-
     def capacity(self) -> int:
         return 1 if self._step is None and self.state == "up" else 0
 
@@ -108,8 +106,6 @@ class CpuLane:
         news, self._news = self._news, []
         return news
 
-    # ---- for the device ------------------------------------------------------------------------
-
     def files(self) -> list[int]:
         """A worker on its way out has none: its link would be readable for ever."""
         return [] if self.state == "ending" else [self.worker.channel.fileno()]
@@ -119,8 +115,6 @@ class CpuLane:
 
     def end(self) -> None:
         self.worker.end()
-
-    # ---- from one worker to the next -----------------------------------------------------------
 
     def _settle(self, result: StepResult) -> None:
         assert self._step is not None, f"{self.name}: result of {result.step_id}, but nothing is in flight"

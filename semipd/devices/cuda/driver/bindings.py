@@ -109,8 +109,6 @@ class CudaDriver:
         free, total = self._call("cuMemGetInfo")
         return free, total
 
-    # ---- partitioning --------------------------------------------------------------------------
-
     def sm_resource(self) -> SmResource:
         return _resource(self._call("cuDeviceGetDevResource", self._device, self._sm_type))
 
@@ -165,8 +163,6 @@ class CudaDriver:
             self._torch.cuda.synchronize()
         return buffer[:num_ctas]
 
-    # ---- streams and events --------------------------------------------------------------------
-
     def priority_range(self) -> tuple[int, int]:
         least, greatest = self._call("cuCtxGetStreamPriorityRange")
         return least, greatest
@@ -215,8 +211,6 @@ class CudaDriver:
 
     def destroy_event(self, event: Event) -> None:
         self._call("cuEventDestroy", event)
-
-    # ---- launching -----------------------------------------------------------------------------
 
     @contextmanager
     def on(self, stream: Stream) -> Iterator[None]:

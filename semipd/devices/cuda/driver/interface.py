@@ -88,8 +88,6 @@ class Driver(Protocol):
     def memory_bytes(self) -> tuple[int, int]:
         """Free and total bytes of the device, all processes counted (cuMemGetInfo)."""
 
-    # ---- partitioning --------------------------------------------------------------------------
-
     def sm_resource(self) -> SmResource:
         """Every SM of the device (cuDeviceGetDevResource)."""
 
@@ -113,8 +111,6 @@ class Driver(Protocol):
 
     def occupy(self, stream: Stream, num_ctas: int, spin_ns: int) -> None:
         """Launch such CTAs and do not wait for them."""
-
-    # ---- streams and events --------------------------------------------------------------------
 
     def priority_range(self) -> tuple[int, int]:
         """Least and greatest priority; a lower number is more urgent, so the second is the smaller."""
@@ -147,8 +143,6 @@ class Driver(Protocol):
         """Device time between two done events made with `timing`."""
 
     def destroy_event(self, event: Event) -> None: ...
-
-    # ---- launching -----------------------------------------------------------------------------
 
     def on(self, stream: Stream) -> AbstractContextManager[None]:
         """What torch and Triton launch inside goes to this stream."""

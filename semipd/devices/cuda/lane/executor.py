@@ -50,8 +50,6 @@ class LaneExecutor:
         self._work = LaneWork(name, shared, size, memory, graphs)
         self._cached: StepLayout | None = None
 
-    # ---- begin ---------------------------------------------------------------------------------
-
     def begin(self, plan: StepPlan) -> None:
         """Take a plan: the host's part of it. Its pieces wait to be launched."""
         self.residents.apply(plan)
@@ -140,8 +138,6 @@ class LaneExecutor:
             step.take(staging, num_rows * num_top),
             step.take(staging, num_rows),
         )
-
-    # ---- launch and settle ---------------------------------------------------------------------
 
     @property
     def next_step(self) -> LaneStep | None:

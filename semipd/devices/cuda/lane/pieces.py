@@ -34,8 +34,6 @@ class LaneWork:
         self._graphs = graphs
         self._bound: BoundLayout | None = None
 
-    # ---- uploads -------------------------------------------------------------------------------
-
     def uploads(self, step: LaneStep, changes: Changes, layout: StepLayout | None) -> list[Piece]:
         """What has to reach the device before the step computes; staged now, since the host moves on."""
         uploads = list[Piece]()
@@ -96,8 +94,6 @@ class LaneWork:
 
         touched = self._touched({("pinned", id(buffer)), "slots"}, {"metadata", "rows"})
         return lambda place: self._shared.submit(place.stream, "layout", body, touched)
-
-    # ---- pieces --------------------------------------------------------------------------------
 
     def decode_piece(
         self, step: LaneStep, layout: StepLayout, lens: list[int], uploads: list[Piece]
@@ -237,8 +233,6 @@ class LaneWork:
         outputs = {("pinned", id(step.tokens)), *_pinned(step.logprobs)}
         touched = self._touched({"metadata", "rows"}, {"logits", "slots", "history", *outputs})
         self._shared.submit(place.stream, "sample", body, touched)
-
-    # ---- what is touched -----------------------------------------------------------------------
 
     def _touched(self, reads: set[Hashable], writes: set[Hashable]) -> Callable[[], Touched]:
         return lambda: Touched(self._named(reads), self._named(writes))

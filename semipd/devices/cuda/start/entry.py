@@ -1,4 +1,4 @@
-"""The door to this device: prepares the process before torch is imported, then opens it."""
+"""The entry of this device: prepares the process before torch is imported, then opens it."""
 
 import os
 import sys

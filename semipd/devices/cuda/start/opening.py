@@ -100,8 +100,6 @@ class Opening:
         self._stack.callback(nvml.close)
         return Opened(self._info(num_blocks, demand.rows(num_blocks)), self._lanes, graphs, thread, nvml)
 
-    # ---- the parts -----------------------------------------------------------------------------
-
     def _warm_libraries(self) -> None:
         """cuBLAS makes its handle in the context that is current: it must be the primary one."""
         dtype = TORCH_DTYPES[self._model.dtype]
