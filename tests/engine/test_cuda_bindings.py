@@ -39,11 +39,11 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_splits_through_the_real_bindings(found: dict[str, Any]) -> None:
-    assert found["splits"] == [[132 - sms, sms] for sms in (16, 24, 32, 40, 48, 64, 80)], found["text"]
+    assert found["splits"] == [[132 - sms, sms] for sms in (16, 24, 32, 40, 48, 64, 80)], found["reason"]
     assert found["disjoint"]
     assert found["split_calls"] == 1
     assert found["priorities"] == [0, -1]
-    assert "15 groups of 8 SMs, 12 left over" in found["text"]
+    assert found["shape"] == [15, 8, 12]
 
 
 def test_nothing_is_left_in_the_driver(found: dict[str, Any]) -> None:
@@ -114,9 +114,9 @@ def test_a_failing_query_is_not_taken_for_running_work() -> None:
     assert driver_of(cuEventQuery=(600,)).event_done(1) is False  # type: ignore[arg-type]
 
 
-def test_a_census_that_cannot_run_is_an_answer() -> None:
+def test_a_placement_check_that_cannot_run_is_an_answer() -> None:
     """Triton fails in many ways; none of them may end the engine."""
     broken = SimpleNamespace(cuda=SimpleNamespace(set_device=lambda _: None))  # no torch.empty
-    with pytest.raises(SemipdError, match="census kernel did not run") as raised:
-        CudaDriver(Api(), broken, 0).census(1, 4, 1000)  # type: ignore[arg-type]
-    assert raised.value.code == "census_failed"
+    with pytest.raises(SemipdError, match="placement kernel did not run") as raised:
+        CudaDriver(Api(), broken, 0).placement(1, 4, 1000)  # type: ignore[arg-type]
+    assert raised.value.code == "placement_failed"

@@ -293,10 +293,10 @@ def test_times_need_timing_and_done_events(cuda: FakeCuda, stream: Stream) -> No
         cuda.elapsed_ms(start, plain)
 
 
-def test_a_census_sees_only_the_sms_of_its_context(
+def test_a_placement_check_sees_only_the_sms_of_its_context(
     cuda: FakeCuda, context: GreenContext, stream: Stream
 ) -> None:
     confined = cuda.create_stream(0, context)
-    assert cuda.census(confined, 528, 200_000) == set(range(16))
-    assert len(cuda.census(stream, 528, 200_000)) == 132
-    assert len(cuda.census(stream, 528, 0)) == 1
+    assert cuda.placement(confined, 528, 200_000) == set(range(16))
+    assert len(cuda.placement(stream, 528, 200_000)) == 132
+    assert len(cuda.placement(stream, 528, 0)) == 1

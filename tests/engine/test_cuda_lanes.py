@@ -9,6 +9,7 @@ from support.fake_cuda import FakeCuda
 from semipd.core.errors import SemipdError
 from semipd.core.split import LaneName
 from semipd.devices.cuda.driver.interface import Event
+from semipd.devices.cuda.driver.timing_events import EventPool
 from semipd.devices.cuda.split.streams import Lanes
 
 
@@ -25,7 +26,7 @@ def lanes(cuda: FakeCuda) -> Lanes:
 
 
 def step(cuda: FakeCuda, lanes: Lanes, lane: LaneName, label: str = "step", **touched: Any) -> None:
-    with cuda.on(lanes.current(lane)):
+    with cuda.on(lanes._current[lane]):
         cuda.launch(label, **touched)
 
 
@@ -58,7 +59,7 @@ def test_without_its_event_a_move_is_a_race(
 def test_a_move_goes_to_the_split_asked_for_and_waits_for_nothing(cuda: FakeCuda, lanes: Lanes) -> None:
     for split in (*lanes.splits, lanes.solo_decode, lanes.splits[3]):
         stream = lanes.move("decode", split)
-        assert stream == lanes.current("decode") == lanes.stream("decode", split)
+        assert stream == lanes._current["decode"] == lanes.stream("decode", split)
         assert len(cuda.stream_sms(stream)) == lanes.num_sms("decode", split) == split.decode_units
     cuda.trace.clear()
     lanes.move("decode", lanes.splits[2])
@@ -82,15 +83,15 @@ def test_switches_are_measured(lanes: Lanes) -> None:
     assert 0 < stats.last_ns <= stats.max_ns <= stats.total_ns
 
 
-def test_a_lane_waits_for_what_the_other_had_launched_when_it_was_marked(
+def test_a_lane_waits_for_what_the_other_had_launched_when_it_was_recorded(
     cuda: FakeCuda, lanes: Lanes
 ) -> None:
-    lanes.move("prefill", lanes.splits[0])
-    lanes.move("decode", lanes.splits[0])
+    events = EventPool(cuda)
+    prefill, decode = lanes.move("prefill", lanes.splits[0]), lanes.move("decode", lanes.splits[0])
     step(cuda, lanes, "prefill", writes=["block 7"])
-    written = lanes.mark("prefill")
+    written = events.record(prefill)
     step(cuda, lanes, "prefill", writes=["block 8"])
-    lanes.wait("decode", written)
+    cuda.wait_event(decode, written)
     step(cuda, lanes, "decode", reads=["block 7"])
     cuda.check_order()
     step(cuda, lanes, "decode", reads=["block 8"])
@@ -98,29 +99,33 @@ def test_a_lane_waits_for_what_the_other_had_launched_when_it_was_marked(
         cuda.check_order()
 
 
-def test_a_released_event_is_used_again_and_old_waits_stay(cuda: FakeCuda, lanes: Lanes) -> None:
+def test_an_event_given_back_is_used_again_and_old_waits_stay(cuda: FakeCuda, lanes: Lanes) -> None:
+    events = EventPool(cuda)
+    prefill, decode = lanes.move("prefill", lanes.splits[0]), lanes.move("decode", lanes.splits[0])
     step(cuda, lanes, "prefill", writes=["block 7"])
-    written = lanes.mark("prefill")
-    lanes.wait("decode", written)
-    lanes.release(written)
-    assert lanes.mark("decode") == written
+    written = events.record(prefill)
+    cuda.wait_event(decode, written)
+    events.give_back(written)
+    assert events.record(decode) == written
     step(cuda, lanes, "decode", reads=["block 7"])
     cuda.check_order()
 
 
-def test_an_event_cannot_be_released_twice(lanes: Lanes) -> None:
-    event = lanes.mark("decode")
-    lanes.release(event)
-    with pytest.raises(AssertionError, match="released twice"):
-        lanes.release(event)
+def test_an_event_cannot_be_given_back_twice(cuda: FakeCuda, lanes: Lanes) -> None:
+    events = EventPool(cuda)
+    event = events.record(lanes.move("decode", lanes.splits[0]))
+    events.give_back(event)
+    with pytest.raises(AssertionError, match="given back twice"):
+        events.give_back(event)
 
 
 def test_events_are_not_made_over_and_over(cuda: FakeCuda, lanes: Lanes) -> None:
+    events, stream = EventPool(cuda), lanes.move("decode", lanes.splits[0])
     held: list[Event] = []
     for _ in range(100):
-        held.append(lanes.mark("decode"))
+        held.append(events.record(stream))
         if len(held) > 3:
-            lanes.release(held.pop(0))
+            events.give_back(held.pop(0))
     assert len([thing for thing in cuda.alive() if thing.startswith("event")]) == 2 + 4
 
 

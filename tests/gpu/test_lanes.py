@@ -1,4 +1,4 @@
-"""Splits, lanes and census on a real GPU."""
+"""Splits, lanes and placement on a real GPU."""
 
 import os
 import subprocess
@@ -13,6 +13,7 @@ from support.known import known
 from semipd.core.split import LaneName
 from semipd.devices.cuda.driver.bindings import CudaDriver
 from semipd.devices.cuda.driver.interface import Stream
+from semipd.devices.cuda.driver.timing_events import EventPool
 from semipd.devices.cuda.split.placement import CTAS_PER_SM, SPINS_NS
 from semipd.devices.cuda.split.streams import Lanes
 from semipd.devices.cuda.start.nvml import Nvml
@@ -33,7 +34,7 @@ def driver() -> CudaDriver:
 @pytest.fixture(scope="module")
 def lanes(driver: CudaDriver) -> Iterator[Lanes]:
     lanes = Lanes.open(driver)
-    print(lanes.capability.text())
+    print(lanes.capability)
     if not lanes.capability.can_partition:
         pytest.skip(lanes.capability.reason)
     yield lanes
@@ -41,7 +42,7 @@ def lanes(driver: CudaDriver) -> Iterator[Lanes]:
 
 
 def seen(driver: CudaDriver, stream: Stream, num_sms: int) -> frozenset[int]:
-    return driver.census(stream, CTAS_PER_SM * num_sms, SPINS_NS[0])
+    return driver.placement(stream, CTAS_PER_SM * num_sms, SPINS_NS[0])
 
 
 def test_every_lane_runs_on_its_own_sms(driver: CudaDriver, lanes: Lanes) -> None:
@@ -73,22 +74,23 @@ def test_torch_work_goes_to_the_lane_and_moves_keep_its_order(driver: CudaDriver
     torch.cuda.synchronize()
     expected = 0.0
     for turn in range(24):
-        with driver.on(lanes.move("decode", lanes.splits[turn * 3 % len(lanes.splits)])):
+        stream = lanes.move("decode", lanes.splits[turn * 3 % len(lanes.splits)])
+        with driver.on(stream):
             numbers.mul_(2).add_(1)
         expected = expected * 2 + 1
-    driver.synchronize_stream(lanes.current("decode"))
+    driver.synchronize_stream(stream)
     assert torch.equal(numbers, torch.full_like(numbers, expected))
 
 
 def test_a_graph_keeps_the_sms_of_its_capture(driver: CudaDriver, lanes: Lanes) -> None:
-    from semipd.devices.cuda.driver.placement_kernel import launch_census
+    from semipd.devices.cuda.driver.placement_kernel import launch_placement
 
     split, num_sms = lanes.splits[0], lanes.capability.num_sms
     own, other = lanes.stream("decode", split), lanes.stream("prefill", split)
     smids = torch.full((CTAS_PER_SM * num_sms,), -1, dtype=torch.int32, device="cuda")
-    launch_census(smids, SPINS_NS[0])
+    launch_placement(smids, SPINS_NS[0])
     torch.cuda.synchronize()
-    graph = driver.capture(own, lambda: launch_census(smids, SPINS_NS[0]))
+    graph = driver.capture(own, lambda: launch_placement(smids, SPINS_NS[0]))
     expected = seen(driver, own, num_sms)
     for stream in (own, other, lanes.stream("decode", lanes.solo_decode)):
         smids.fill_(-1)
@@ -104,18 +106,19 @@ def test_no_lane_waits_for_the_other(lanes: Lanes) -> None:
     assert [note for note in lanes.capability.notes if "wait for each other" in note] == []
 
 
-def test_events_of_marks_order_the_lanes(driver: CudaDriver, lanes: Lanes) -> None:
+def test_events_order_the_lanes(driver: CudaDriver, lanes: Lanes) -> None:
+    events = EventPool(driver)
     numbers = torch.zeros(1 << 24, device="cuda")
     torch.cuda.synchronize()
     for turn in range(20):
         writer, reader = BOTH if turn % 2 else BOTH[::-1]
         split = lanes.splits[turn % len(lanes.splits)]
-        with driver.on(lanes.move(writer, split)):
+        stream = lanes.move(writer, split)
+        with driver.on(stream):
             numbers.add_(1)
-        written = lanes.mark(writer)
-        lanes.move(reader, split)
-        lanes.wait(reader, written)
-        lanes.release(written)
+        written = events.record(stream)
+        driver.wait_event(lanes.move(reader, split), written)
+        events.give_back(written)
     torch.cuda.synchronize()
     assert torch.equal(numbers, torch.full_like(numbers, 20.0))
 
@@ -146,6 +149,7 @@ import os
 from semipd.devices.cuda.driver.environment import cuda_environment
 os.environ.update(cuda_environment(os.environ))
 from semipd.devices.cuda.driver.bindings import CudaDriver
+from semipd.devices.cuda.driver.timing_events import EventPool
 from semipd.devices.cuda.split.streams import Lanes
 driver = CudaDriver.open()
 Lanes.open(driver).close()

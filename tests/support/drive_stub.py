@@ -24,7 +24,7 @@ def sms_of(stream: Stream) -> frozenset[int]:
 class StubDriver(CudaDriver):
     """There are no kernels, so the stub tells the SMs itself."""
 
-    def census(self, stream: Stream, num_ctas: int, spin_ns: int) -> frozenset[int]:
+    def placement(self, stream: Stream, num_ctas: int, spin_ns: int) -> frozenset[int]:
         return sms_of(stream)
 
     def occupy(self, stream: Stream, num_ctas: int, spin_ns: int) -> None:
@@ -42,7 +42,12 @@ def main() -> dict[str, Any]:
         "uuid": driver.device_uuid(),
         "memory": driver.memory_bytes(),
         "driver": driver.versions().driver,
-        "text": lanes.capability.text(),
+        "reason": lanes.capability.reason,
+        "shape": [
+            lanes.capability.num_groups,
+            lanes.capability.group_sms,
+            lanes.capability.remainder_sms,
+        ],
         "split_calls": stub.stub_split_calls(),
         "splits": [
             [len(sms_of(lanes.stream(lane, s))) for lane in ("prefill", "decode")] for s in lanes.splits
@@ -64,16 +69,15 @@ def main() -> dict[str, Any]:
 
 
 def events(driver: CudaDriver, lanes: Lanes) -> dict[str, Any]:
-    for split in lanes.splits:
-        lanes.move("decode", split)
+    streams = [lanes.move("decode", split) for split in lanes.splits]
     start, end = driver.create_event(timing=True), driver.create_event(timing=True)
-    driver.record_event(start, lanes.current("decode"))
-    driver.record_event(end, lanes.current("decode"))
+    driver.record_event(start, streams[-1])
+    driver.record_event(end, streams[-1])
     asked = [driver.event_done(end), driver.event_done(end)]
     driver.synchronize_event(end)
     elapsed_ms = driver.elapsed_ms(start, end)
-    mark = lanes.mark("prefill")
-    lanes.wait("decode", mark)
+    driver.record_event(start, lanes.stream("prefill", lanes.solo_prefill))
+    driver.wait_event(streams[-1], start)
     driver.destroy_event(start)
     driver.destroy_event(end)
     return {"asked": asked, "elapsed_ms": elapsed_ms, "moves": lanes.switches["decode"].count}

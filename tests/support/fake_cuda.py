@@ -33,6 +33,8 @@ from semipd.devices.cuda.driver.interface import (
 
 STREAM_CAPTURE_UNSUPPORTED = 900
 
+PlacementOf = Callable[[GreenContext | None, frozenset[int]], frozenset[int]]
+
 
 class FakeCuda(FakeSms):
     """See semipd.devices.cuda.driver.interface.Driver.
@@ -43,7 +45,7 @@ class FakeCuda(FakeSms):
         log: creations and destructions, e.g. "create stream 7".
         partition: the SMs, and whether the driver merges resources (`partition.can_merge`).
         memory: free and total bytes.
-        census_of: what the census of a context answers, given the truth.
+        placement_of: what the placement of a context answers, given the truth.
         serialises: (busy, other): whether work of the other stream waits for that of the busy one.
     """
 
@@ -57,7 +59,9 @@ class FakeCuda(FakeSms):
         """`random_progress`: an event is only sometimes seen to be done; without it, at once."""
         super().__init__(shape or Shape())
         self.memory = (130 * 2**30, 140 * 2**30)
-        self.census_of: Callable[[GreenContext | None, frozenset[int]], frozenset[int]] = lambda _, ids: ids
+        self.placement_of: Callable[[GreenContext | None, frozenset[int]], frozenset[int]] = lambda _, ids: (
+            ids
+        )
         self.serialises: Callable[[Stream, Stream], bool] = lambda busy, other: busy == other
         self.trace: list[Op] = []
         self.priorities: dict[Stream, int] = {}
@@ -147,11 +151,11 @@ class FakeCuda(FakeSms):
         del self._contexts[context]
         self.log.append(f"destroy context {context}")
 
-    def census(self, stream: Stream, num_ctas: int, spin_ns: int) -> frozenset[int]:
+    def placement(self, stream: Stream, num_ctas: int, spin_ns: int) -> frozenset[int]:
         """CTAs that do not stay do not spread: without spinning a few SMs do all the work."""
-        self._called("census")
+        self._called("placement")
         state = self._stream(stream)
-        truth = sorted(self.census_of(state.context, self.stream_sms(stream)))
+        truth = sorted(self.placement_of(state.context, self.stream_sms(stream)))
         self._busy = {busy for busy in self._busy if not self.serialises(busy, stream)}
         self.synchronize_stream(stream)
         return frozenset(truth[: num_ctas if spin_ns > 0 else 1])

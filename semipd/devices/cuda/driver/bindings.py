@@ -130,32 +130,32 @@ class CudaDriver:
     def destroy_green_context(self, context: GreenContext) -> None:
         self._call("cuGreenCtxDestroy", context)
 
-    def census(self, stream: Stream, num_ctas: int, spin_ns: int) -> frozenset[int]:
-        smids = self._launch_census("census", stream, num_ctas, spin_ns)
+    def placement(self, stream: Stream, num_ctas: int, spin_ns: int) -> frozenset[int]:
+        smids = self._launch_placement("placement", stream, num_ctas, spin_ns)
         with self.on(stream):
             return frozenset(smids.tolist())
 
     def occupy(self, stream: Stream, num_ctas: int, spin_ns: int) -> None:
-        self._launch_census("occupy", stream, num_ctas, spin_ns)
+        self._launch_placement("occupy", stream, num_ctas, spin_ns)
 
-    def _launch_census(self, purpose: str, stream: Stream, num_ctas: int, spin_ns: int) -> Any:
+    def _launch_placement(self, purpose: str, stream: Stream, num_ctas: int, spin_ns: int) -> Any:
         """int32 [num_ctas], which the kernel fills."""
         try:
-            from semipd.devices.cuda.driver.placement_kernel import launch_census
+            from semipd.devices.cuda.driver.placement_kernel import launch_placement
 
             smids = self._buffer(purpose, num_ctas)
             with self.on(stream):
-                launch_census(smids, spin_ns)
+                launch_placement(smids, spin_ns)
         except Exception as error:
             # Triton has many ways to fail: no compiler, no folder for its cache, a version we do not know.
-            message = f"The census kernel did not run ({type(error).__name__}: {error})."
+            message = f"The placement kernel did not run ({type(error).__name__}: {error})."
             hint = "Triton needs a C compiler and a writable cache folder (TRITON_CACHE_DIR)."
-            raise SemipdError("census_failed", message, hint) from error
+            raise SemipdError("placement_failed", message, hint) from error
         return smids
 
     def _buffer(self, purpose: str, num_ctas: int) -> Any:
-        """One for counting and one for keeping a lane busy meanwhile, whatever the stream: a census ends
-        before the next one starts, and what busy lanes write nobody reads."""
+        """One for counting and one for keeping a lane busy meanwhile, whatever the stream: a placement check
+        ends before the next one starts, and what busy lanes write nobody reads."""
         buffer = self._buffers.get(purpose)
         if buffer is None or buffer.numel() < num_ctas:
             buffer = self._torch.empty(num_ctas, dtype=self._torch.int32, device=f"cuda:{self._ordinal}")

@@ -105,7 +105,7 @@ class Driver(Protocol):
     def destroy_green_context(self, context: GreenContext) -> None:
         """Its streams are destroyed and its work is done."""
 
-    def census(self, stream: Stream, num_ctas: int, spin_ns: int) -> frozenset[int]:
+    def placement(self, stream: Stream, num_ctas: int, spin_ns: int) -> frozenset[int]:
         """The SMs (%smid) on which CTAs launched on the stream really ran. Each of `num_ctas` stays
         `spin_ns`, so that they spread over every SM they may use. Blocks until they are done."""
 

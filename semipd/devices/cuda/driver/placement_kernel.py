@@ -1,4 +1,4 @@
-"""The kernel behind `Driver.census`. Imported only where there is a GPU: needs torch and triton."""
+"""The kernel behind `Driver.placement`. Imported only where there is a GPU: needs torch and triton."""
 
 # mypy: disallow-untyped-decorators=False, disallow-untyped-defs=False, disallow-incomplete-defs=False
 
@@ -25,7 +25,7 @@ def _where(out_ptr, SPIN_NS: tl.constexpr):  # noqa: N803
     tl.store(out_ptr + pid, smid)
 
 
-def launch_census(smids: torch.Tensor, spin_ns: int) -> None:
+def launch_placement(smids: torch.Tensor, spin_ns: int) -> None:
     """Launch one CTA per element of `smids`, int32 on the device, on the current stream; each writes its SM's
     number there."""
     _where[(smids.numel(),)](smids, SPIN_NS=spin_ns, num_warps=1)

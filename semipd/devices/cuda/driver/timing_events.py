@@ -21,6 +21,7 @@ class EventPool:
 
     def give_back(self, event: Event) -> None:
         """Waits already enqueued keep what they wait for."""
+        assert event not in self._free, f"event {event} is given back twice"
         self._free.append(event)
 
     def close(self) -> None:

@@ -1,5 +1,5 @@
 """Log-probabilities in two halves: what the device computes, and the entries made of it once it is done.
-See models.logprobs for their meaning."""
+See semipd.sampling.logprobs for their meaning."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from semipd.core.split import Split
-from semipd.devices.cuda.driver.interface import Versions, cuda_version
+from semipd.devices.cuda.driver.interface import Versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +29,3 @@ class Capability:
     @property
     def can_partition(self) -> bool:
         return not self.reason
-
-    def text(self) -> str:
-        """For the log, several lines."""
-        cuda, bindings = cuda_version(self.versions.driver), self.versions.bindings
-        lines = [f"{self.device_name}: {self.num_sms} SMs, driver CUDA {cuda}, cuda-bindings {bindings}"]
-        if self.num_groups:
-            left = f", {self.remainder_sms} left over" if self.remainder_sms else ""
-            lines.append(f"division by the driver: {self.num_groups} groups of {self.group_sms} SMs{left}")
-        if self.can_partition:
-            lines.append(f"splits (prefill + decode SMs): {', '.join(map(str, self.splits))}")
-        else:
-            lines.append(f"cannot be divided: {self.reason}")
-            lines.append(f"used instead: scheduler chunked on all {self.num_sms} SMs")
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])

@@ -23,7 +23,7 @@ TRIES = 3
 def check_pairs(driver: Driver, pairs: Sequence[LanePair], num_sms: int) -> tuple[str, ...]:
     """Count the SMs of every lane. Returns what an operator should know though it stops nothing.
 
-    Raises SemipdError(`census_failed`) when a lane has not the SMs it should have, or two lanes of a split
+    Raises SemipdError(`placement_failed`) when a lane has not the SMs it should have, or two lanes of a split
     share one; CudaError.
     """
     notes: list[str] = []
@@ -73,7 +73,7 @@ def _waits(driver: Driver, busy: LaneStream, other: LaneStream) -> bool:
             for _ in range(BUSY_LAUNCHES):
                 driver.occupy(busy.stream, busy.num_sms, BUSY_NS)
             driver.record_event(event, busy.stream)
-            driver.census(other.stream, 1, SPINS_NS[0])
+            driver.placement(other.stream, 1, SPINS_NS[0])
             is_running = not driver.event_done(event)
             driver.synchronize_event(event)
             if is_running:
@@ -84,7 +84,7 @@ def _waits(driver: Driver, busy: LaneStream, other: LaneStream) -> bool:
 
 
 def check_solo(driver: Driver, stream: Stream, num_sms: int) -> tuple[str, ...]:
-    """A stream of the whole device reaches every SM. As above, but it stops nothing."""
+    """A note for the operator if a stream of the whole device does not reach every SM."""
     seen = len(_count(driver, stream, num_sms, num_sms))
     if seen == num_sms:
         return ()
@@ -106,11 +106,11 @@ def _count(driver: Driver, stream: Stream, want: int, num_sms: int) -> frozenset
     """CTAs enough for the whole device, so that a lane that is not confined shows it."""
     seen = frozenset[int]()
     for spin_ns in SPINS_NS:
-        seen = driver.census(stream, CTAS_PER_SM * num_sms, spin_ns)
+        seen = driver.placement(stream, CTAS_PER_SM * num_sms, spin_ns)
         if len(seen) >= want:
             break
     return seen
 
 
 def _failed(message: str) -> SemipdError:
-    return SemipdError("census_failed", message)
+    return SemipdError("placement_failed", message)

@@ -59,7 +59,6 @@ class Lanes:
         self.switches: dict[LaneName, SwitchStats] = {"prefill": SwitchStats(), "decode": SwitchStats()}
         self._driver = driver
         self._owned = owned
-        self._spare: list[Event] = []
         self._streams: dict[LaneName, dict[Split, LaneStream]] = {
             "prefill": {pair.split: pair.prefill for pair in pairs} | {self.solo_prefill: solo.prefill},
             "decode": {pair.split: pair.decode for pair in pairs} | {self.solo_decode: solo.decode},
@@ -115,25 +114,6 @@ class Lanes:
             self._current[lane] = stream
             self.switches[lane].add(time.perf_counter_ns() - started_ns)
         return stream
-
-    def current(self, lane: LaneName) -> Stream:
-        """What `move` returned last; before that, the lane's solo stream."""
-        return self._current[lane]
-
-    def mark(self, lane: LaneName) -> Event:
-        """An event for all the lane has launched so far. Give it back with `release`."""
-        event = self._spare.pop() if self._spare else self._event()
-        self._driver.record_event(event, self._current[lane])
-        return event
-
-    def wait(self, lane: LaneName, event: Event) -> None:
-        """The lane's next launches wait for the event."""
-        self._driver.wait_event(self._current[lane], event)
-
-    def release(self, event: Event) -> None:
-        """`mark` may hand the event out again. Waits already enqueued keep what they wait for."""
-        assert event not in self._spare, f"event {event} is released twice"
-        self._spare.append(event)
 
     def _event(self) -> Event:
         return self._owned[-1].event()

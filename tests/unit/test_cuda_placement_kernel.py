@@ -1,4 +1,4 @@
-"""The census kernel compiles for a GPU that is not here."""
+"""The placement kernel compiles for a GPU that is not here."""
 
 import pytest
 
