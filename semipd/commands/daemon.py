@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import socket
-import struct
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +25,7 @@ from semipd.commands.status_text import drain_text, status_lines
 from semipd.config.config import SPECS, Config, Override, load_config
 from semipd.core.errors import SemipdError
 from semipd.core.state.daemon import DrainState, Status
+from semipd.daemon.access.peers import peer_of
 from semipd.system.readiness import any_readable
 from semipd.wire.address import connect_error
 
@@ -36,7 +36,6 @@ STOP_LIMIT_S = 60.0
 
 REFUSED_LIMIT_S = 5.0
 CONNECT_LIMIT_S = 5.0
-_UCRED = struct.Struct("3i")
 
 _FLAGS = {
     "--model": "model.name",
@@ -298,8 +297,7 @@ def _peer_pid(path: Path) -> int:
             peer.connect(os.fspath(path))
         except OSError as error:
             raise connect_error(path, error) from error
-        pid, _uid, _gid = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        return int(pid)
+        return peer_of(peer).pid
 
 
 async def _ask_to_stop(path: Path, asked: Mapping[str, Any]) -> DrainState:

@@ -1,9 +1,18 @@
 """The one exception type for everything a user, a file or a device can cause."""
 
+from typing import TypedDict
+
 from semipd.core.brief import sayable
 
 MAX_SAID_CHARS = 2000
 """Of a message, and of a hint: they may hold what a client, a file or a template said."""
+
+
+class Refusal(TypedDict):
+    code: str
+    message: str
+    hint: str
+    param: str | None
 
 
 class SemipdError(Exception):
@@ -34,6 +43,11 @@ class SemipdError(Exception):
         self.hint = hint
         self.param = None if param is None else sayable(param, MAX_SAID_CHARS)
         self.retry_after_s = retry_after_s
+
+    @property
+    def details(self) -> Refusal:
+        """As it travels; arguments of another SemipdError."""
+        return {"code": self.code, "message": self.message, "hint": self.hint, "param": self.param}
 
 
 class ProtocolError(SemipdError):

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Any, Generic, TypeVar
 
-from semipd.core.errors import SemipdError
+from semipd.core.errors import Refusal
 from semipd.core.events import Event, FinishReason
 from semipd.core.plan import TokenLogprobs
 from semipd.core.request import Request, SeqId
@@ -107,17 +107,6 @@ class Finished:
     code: str = ""
     message: str = ""
     hint: str = ""
-
-
-class Refusal(TypedDict):
-    code: str
-    message: str
-    hint: str
-    param: str | None
-
-
-def refusal_of(error: SemipdError) -> Refusal:
-    return {"code": error.code, "message": error.message, "hint": error.hint, "param": error.param}
 
 
 @dataclass(frozen=True, slots=True)

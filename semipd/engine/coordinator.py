@@ -25,7 +25,6 @@ from semipd.core.messages import (
     SetSlo,
     Status,
     Submit,
-    refusal_of,
 )
 from semipd.core.plan import StepResult
 from semipd.core.request import SeqId
@@ -134,7 +133,7 @@ class Coordinator:
                         out.event(SLO_CHANGED({"actor": actor, "reason": reason, **levels["targets"]}))
                     out.send(Status(nonce, levels))
         except SemipdError as error:
-            out.send(Status(message.nonce, {}, refusal_of(error)))
+            out.send(Status(message.nonce, {}, error.details))
 
     def _settle(self, out: Outbox) -> None:
         for state in (self.decode, self.prefill):

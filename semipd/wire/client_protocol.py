@@ -185,12 +185,7 @@ def check_hello(message: dict[str, Any]) -> None:
 
 def error_frame(request_id: RequestId | None, error: SemipdError, *, closing: bool = False) -> dict[str, Any]:
     """`closing`: the connection ends because of it."""
-    details: dict[str, Any] = {
-        "code": error.code,
-        "message": error.message,
-        "hint": error.hint,
-        "param": error.param,
-    }
+    details: dict[str, Any] = dict(error.details)
     if error.retry_after_s is not None:
         details["retry_after_s"] = error.retry_after_s
     return {"id": request_id, "error": details} | ({"closing": True} if closing else {})

@@ -22,7 +22,7 @@ from semipd.core.sampling import SamplingParams
 from semipd.daemon.access.terms import Terms
 from semipd.daemon.history.record import RequestRecord
 from semipd.daemon.history.records import RequestHistory
-from semipd.daemon.requests.admission import MAX_RETRY_S, Admission, Place
+from semipd.daemon.requests.admission import MAX_RETRY_S, Admission, Reservation
 from semipd.daemon.requests.schema import SamplingOptions
 from semipd.system import clock
 
@@ -208,7 +208,7 @@ def test_an_old_rate_is_forgotten() -> None:
 def test_counts_agree_with_a_count_from_nothing_whatever_happens() -> None:
     rng = random.Random(5)
     desk = Desk(max_waiting_requests=20, max_waiting_tokens=2000)
-    places: list[Place] = []
+    places: list[Reservation] = []
     live: list[RequestRecord] = []
     for _ in range(3000):
         desk.clock.now_s += rng.random()

@@ -15,8 +15,8 @@ from support.daemon import Running, running, until
 from semipd.client import AsyncClient
 from semipd.core.sampling import SamplingParams
 from semipd.daemon.access.callers import OPERATOR
+from semipd.daemon.requests.live import LiveRequest
 from semipd.daemon.requests.rules import RequestRules
-from semipd.daemon.requests.table import LiveRequest
 from semipd.daemon.web import streaming
 from semipd.daemon.web.connections import UNSENT_BYTES
 from semipd.wire.client_protocol import hello

@@ -19,7 +19,7 @@ from semipd.daemon.history.metric_names import DEFINITIONS
 from semipd.daemon.history.records import MAX_RECENT, STATES
 from semipd.daemon.history.usage import Timing
 from semipd.daemon.requests import schema
-from semipd.daemon.servers import frame_stream, socket_session, subscription, unix_socket
+from semipd.daemon.servers import frame_stream, socket_connection, socket_session, subscription
 from semipd.daemon.servers.socket_operations import TABLE
 from semipd.daemon.web import streaming
 from semipd.engine import slow_steps
@@ -91,7 +91,7 @@ def test_limits_are_those_in_force() -> None:
             LimitsConfig().max_body_values
         ),
         "characters of a request's id": schema.MAX_ID_CHARS,
-        "requests in flight on a connection": unix_socket.MAX_IN_FLIGHT,
+        "requests in flight on a connection": socket_connection.MAX_IN_FLIGHT,
         "seconds until the hello must have come": HELLO_LIMIT_S,
         "seconds until a frame that has begun must have come": frame_stream.FRAME_LIMIT_S,
         "seconds a reader of `generate` may take nothing": streaming.WRITE_LIMIT_S,

@@ -14,7 +14,8 @@ from semipd.core.messages import Cancel, GetStatus, Inbound, Status, Submit
 from semipd.core.plan import blocks_for
 from semipd.core.request import Request, SeqId
 from semipd.daemon.history.records import MAX_HOLDERS
-from semipd.daemon.requests.table import LiveRequest, RequestTable
+from semipd.daemon.requests.live import LiveRequest
+from semipd.daemon.requests.table import RequestTable
 from semipd.devices.fake import BLOCK_SIZE, FakeDevice
 from semipd.system.clock import Clock
 

@@ -12,7 +12,8 @@ from semipd.core.plan import TokenLogprobs
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.daemon.engine.ready import EngineReady
-from semipd.daemon.requests.table import LiveRequest, RequestTable
+from semipd.daemon.requests.live import LiveRequest
+from semipd.daemon.requests.table import RequestTable
 
 DEATH = SemipdError("engine_crashed", "The engine ended.")
 READY = EngineReady({**INFO, "name": "another one"}, "semipd", (), "0")

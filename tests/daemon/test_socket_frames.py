@@ -20,7 +20,7 @@ from semipd.client import AsyncClient, Client
 from semipd.core.errors import ProtocolError, SemipdError
 from semipd.daemon.history.listing import SLICE_RECORDS, Listings
 from semipd.daemon.history.record import RequestRecord
-from semipd.daemon.servers import unix_socket
+from semipd.daemon.servers import socket_connection
 from semipd.system.readiness import any_readable, has_hung_up, writable
 from semipd.wire.client_protocol import check_hello, hello
 from semipd.wire.frames import HEADER, FrameReader, encode_frame
@@ -247,7 +247,7 @@ async def test_pipelined_frames_are_served_one_in_a_turn(
 ) -> None:
     async with running(tmp_path, start=False) as daemon:
         ticks, begun, refused = Ticks(), Counter[int](), Counter[int]()
-        answer, refuse = unix_socket._Connection._answer, unix_socket._Connection._refuse
+        answer, refuse = socket_connection.Connection._answer, socket_connection.Connection._refuse
 
         async def counted(self: Any, *args: Any) -> None:
             begun[ticks.count] += 1
@@ -257,8 +257,8 @@ async def test_pipelined_frames_are_served_one_in_a_turn(
             refused[ticks.count] += 1
             await refuse(self, *args)
 
-        monkeypatch.setattr(unix_socket._Connection, "_answer", counted)
-        monkeypatch.setattr(unix_socket._Connection, "_refuse", counted_refusal)
+        monkeypatch.setattr(socket_connection.Connection, "_answer", counted)
+        monkeypatch.setattr(socket_connection.Connection, "_refuse", counted_refusal)
         wrong = framed(b"\xc1") + encode_frame({})
         frames = b"".join(encode_frame({"id": idx, "op": "models"}) + wrong for idx in range(100))
         talk = await Talk.begin(daemon.socket_path, frames)

@@ -19,7 +19,8 @@ from semipd.core.sampling import SamplingParams
 from semipd.daemon.engine import link
 from semipd.daemon.engine.ready import EngineReady
 from semipd.daemon.requests.admission import Admission
-from semipd.daemon.requests.table import LiveRequest, RequestTable
+from semipd.daemon.requests.live import LiveRequest
+from semipd.daemon.requests.table import RequestTable
 from semipd.wire.engine_link import request_to_wire
 from semipd.wire.frames import encode_frame
 

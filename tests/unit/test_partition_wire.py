@@ -2,7 +2,8 @@
 
 import pytest
 
-from semipd.core.messages import GetPartition, Inbound, Refusal, SetPartition, SetSlo, Status
+from semipd.core.errors import Refusal
+from semipd.core.messages import GetPartition, Inbound, SetPartition, SetSlo, Status
 from semipd.wire.engine_link import inbound_from_wire, inbound_to_wire, outbound_from_wire, outbound_to_wire
 from semipd.wire.frames import HEADER, decode_body, encode_frame
 

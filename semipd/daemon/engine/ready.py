@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from semipd.core.errors import SemipdError
-from semipd.core.messages import Refusal
+from semipd.core.errors import Refusal, SemipdError
 from semipd.core.state.device import DeviceFacts
 
 

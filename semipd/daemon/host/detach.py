@@ -113,7 +113,7 @@ class Report:
         self._say({"ready": announcement})
 
     def failed(self, error: SemipdError) -> None:
-        self._say({"failed": {"code": error.code, "message": error.message, "hint": error.hint}})
+        self._say({"failed": error.details})
 
     def _say(self, word: dict[str, Any]) -> None:
         if self._descriptor >= 0:

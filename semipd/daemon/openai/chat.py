@@ -21,7 +21,7 @@ from semipd.daemon.openai.answers import answer, parse
 from semipd.daemon.openai.bodies import ChatCompletionRequest, TemplateFields
 from semipd.daemon.openai.logprobs import chat_logprobs, prompt_logprobs
 from semipd.daemon.prompts.prompt import Prompt, Prompts
-from semipd.daemon.requests.choices import Choice, Choices, Sender
+from semipd.daemon.requests.choices import Choice, Choices, Origin
 from semipd.daemon.requests.generation import Piece
 from semipd.daemon.requests.messages import ChatMessage
 from semipd.daemon.state.services import Services
@@ -34,14 +34,14 @@ MESSAGES_AT_ONCE = 500
 async def create_chat_completion(services: Services, request: web.Request) -> web.StreamResponse:
     body = parse(ChatCompletionRequest, await request.read(), services)
     service, request_id = services.generation, request[REQUEST_ID]
-    with services.enter(body.priority, body.num_choices) as place:
+    with services.enter(body.priority, body.num_choices) as reservation:
         async with service.preparing(body, request[ARRIVAL_NS]):
             prompt = await conversation_prompt(
                 service.prompts, body.messages, body, service.prompt_bound(body)
             )
         prepared = service.prepare(prompt, body)
-        sender = Sender(request_id, request[ARRIVAL_NS], request[CALLER])
-        choices = Choices(service, sender, [prepared], body.num_choices, place)
+        origin = Origin(request_id, request[ARRIVAL_NS], request[CALLER])
+        choices = Choices(service, origin, [prepared], body.num_choices, reservation)
         shape = _ChatShape(f"chatcmpl-{request_id}", services.model_name, body, service.texts)
         return await answer(request, choices, shape, body)
 

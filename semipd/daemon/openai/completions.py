@@ -17,7 +17,7 @@ from semipd.daemon.openai.logprobs import (
     prompt_logprobs,
 )
 from semipd.daemon.prompts.prompt import Prompt
-from semipd.daemon.requests.choices import Choice, Choices, Sender
+from semipd.daemon.requests.choices import Choice, Choices, Origin
 from semipd.daemon.requests.generation import Piece
 from semipd.daemon.state.services import Services
 from semipd.daemon.web.errors import ARRIVAL_NS, CALLER, REQUEST_ID
@@ -32,14 +32,14 @@ async def create_completion(services: Services, request: web.Request) -> web.Str
     special = body.add_special_tokens is not False
     num_known_tokens = sum(len(prompt) for prompt in body.prompts if isinstance(prompt, list))
     num_sequences = len(body.prompts) * body.num_choices
-    with services.enter(body.priority, num_sequences, num_known_tokens * body.num_choices) as place:
+    with services.enter(body.priority, num_sequences, num_known_tokens * body.num_choices) as reservation:
         async with service.preparing(body, request[ARRIVAL_NS]):
             prompts = await service.prompts.of(
                 body.prompts, service.prompt_bound(body), add_special_tokens=special
             )
         prepared = [service.prepare(prompt, body, DEFAULT_MAX_TOKENS) for prompt in prompts]
-        sender = Sender(request_id, request[ARRIVAL_NS], request[CALLER])
-        choices = Choices(service, sender, prepared, body.num_choices, place)
+        origin = Origin(request_id, request[ARRIVAL_NS], request[CALLER])
+        choices = Choices(service, origin, prepared, body.num_choices, reservation)
         shape = CompletionShape(f"cmpl-{request_id}", services.model_name, body, service.texts)
         return await answer(request, choices, shape, body)
 

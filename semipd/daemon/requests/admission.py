@@ -65,7 +65,7 @@ class RateMeter:
 
 
 @dataclass(slots=True, eq=False)
-class Place:
+class Reservation:
     """Held by a request for its sequences that the engine has not been given; as a context manager it is
     given up at the end."""
 
@@ -106,7 +106,7 @@ class Admission:
         self._config = config
         self._clock_s = clock_s
         self._waiting: dict[SeqId, RequestRecord] = {}
-        self._preparing: set[Place] = set()
+        self._preparing: set[Reservation] = set()
         self._load: dict[Priority, Load] = {"interactive": Load(), "batch": Load()}
         self._meter = RateMeter()
         self._promised_s = -math.inf
@@ -119,33 +119,33 @@ class Admission:
     def waiting(self) -> Load:
         return self._load["interactive"].plus(self._load["batch"])
 
-    def enter(self, priority: Priority, num_sequences: int = 1, num_tokens: int = 0) -> Place:
+    def enter(self, priority: Priority, num_sequences: int = 1, num_tokens: int = 0) -> Reservation:
         """A place for a request. `num_tokens`: what is known of the prompts of all its sequences so far.
         Raises SemipdError: `overloaded`, which carries when to come again, and `request_too_large`."""
-        place = Place(self, priority, Load(num_sequences, num_tokens))
-        self._check(priority, place.load)
-        self._preparing.add(place)
-        self._count(priority, place.load)
-        return place
+        reservation = Reservation(self, priority, Load(num_sequences, num_tokens))
+        self._check(priority, reservation.load)
+        self._preparing.add(reservation)
+        self._count(priority, reservation.load)
+        return reservation
 
-    def change(self, place: Place, load: Load) -> None:
-        if place not in self._preparing:
+    def change(self, reservation: Reservation, load: Load) -> None:
+        if reservation not in self._preparing:
             return
-        self._count(place.priority, place.load, -1)
-        place.load = Load()
-        self._check(place.priority, load)
-        place.load = load
-        self._count(place.priority, load)
+        self._count(reservation.priority, reservation.load, -1)
+        reservation.load = Load()
+        self._check(reservation.priority, load)
+        reservation.load = load
+        self._count(reservation.priority, load)
 
-    def shrink(self, place: Place, part: Load) -> None:
-        assert place in self._preparing, "a sequence that held no place was handed over"
-        self._count(place.priority, part, -1)
-        place.load = place.load.plus(part, -1)
+    def shrink(self, reservation: Reservation, part: Load) -> None:
+        assert reservation in self._preparing, "a sequence that held no place was handed over"
+        self._count(reservation.priority, part, -1)
+        reservation.load = reservation.load.plus(part, -1)
 
-    def leave(self, place: Place) -> None:
-        if place in self._preparing:
-            self._preparing.remove(place)
-            self._count(place.priority, place.load, -1)
+    def leave(self, reservation: Reservation) -> None:
+        if reservation in self._preparing:
+            self._preparing.remove(reservation)
+            self._count(reservation.priority, reservation.load, -1)
 
     def check_room(self) -> None:
         """Before anything of a request is known. Raises SemipdError(`overloaded`)."""
@@ -166,7 +166,7 @@ class Admission:
         """Recompute the loads from nothing; AssertionError with the numbers on a mismatch."""
         for priority, counted in self._load.items():
             records = [r for r in self._waiting.values() if r.priority == priority]
-            places = [place.load for place in self._preparing if place.priority == priority]
+            places = [held.load for held in self._preparing if held.priority == priority]
             requests = len(records) + sum(load.requests for load in places)
             tokens = sum(r.prompt_tokens for r in records) + sum(load.tokens for load in places)
             assert counted == (requests, tokens), f"{priority}: {counted} counted, {requests}, {tokens} found"

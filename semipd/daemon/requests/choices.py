@@ -11,7 +11,7 @@ from semipd.core.errors import SemipdError
 from semipd.core.plan import TokenLogprobs
 from semipd.daemon.access.callers import Caller
 from semipd.daemon.history.record import RequestRecord
-from semipd.daemon.requests.admission import Place
+from semipd.daemon.requests.admission import Reservation
 from semipd.daemon.requests.generation import Generation, GenerationService, Piece, Prepared, Usage
 from semipd.daemon.requests.logprob_limits import ALTERNATIVE_BYTES, AnswerAlternatives, num_alternatives
 
@@ -43,7 +43,7 @@ class Choice:
 Update = tuple[Choice, Piece]
 
 
-class Sender(NamedTuple):
+class Origin(NamedTuple):
     """Of a request: its public id, when it arrived (CLOCK_MONOTONIC), and who sent it."""
 
     request_id: str
@@ -61,22 +61,22 @@ class Choices:
     def __init__(
         self,
         service: GenerationService,
-        sender: Sender,
+        origin: Origin,
         prompts: Sequence[Prepared],
         num_per_prompt: int,
-        place: Place,
+        reservation: Reservation,
     ) -> None:
-        """`place`: held in the waiting queue for the choices that have not been handed to the engine. Raises
-        what Place.fill does."""
+        """`reservation`: in the waiting queue, for the choices that the engine has not got yet. Raises
+        what Reservation.fill does."""
         self._service = service
-        self._sender = sender
+        self._origin = origin
         self._news = asyncio.Event()
         self._running: list[Choice] = []
         self._is_cancelled = False
         self._num_per_prompt = num_per_prompt
-        self._place = place
+        self._reservation = reservation
         num_tokens = sum(len(prepared.prompt.token_ids) for prepared in prompts)
-        place.fill(len(prompts) * num_per_prompt, num_tokens * num_per_prompt)
+        reservation.fill(len(prompts) * num_per_prompt, num_tokens * num_per_prompt)
         self.all = _lay_out(prompts, num_per_prompt)
         told = [one.told for one in prompts]
         self._alternatives = AnswerAlternatives(service.alternatives, num_alternatives(told))
@@ -203,15 +203,15 @@ class Choices:
 
     def _admit(self, choices: Sequence[Choice]) -> None:
         for choice in choices:
-            request_id, arrival_ns, caller = self._sender
+            request_id, arrival_ns, caller = self._origin
             choice.generation = self._service.admit(
                 request_id, choice.prepared, arrival_ns, self._news, caller
             )
             self._running.append(choice)
-            self._place.hand_over(len(choice.prepared.prompt.token_ids))
+            self._reservation.hand_over(len(choice.prepared.prompt.token_ids))
 
     def _close(self) -> None:
-        self._place.give_up()
+        self._reservation.give_up()
         self._alternatives.end()
         self._service.prompts.heap.note(self._num_bytes)
         for choice in self._running:

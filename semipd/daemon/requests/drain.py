@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from semipd.core.errors import SemipdError
 from semipd.core.events import DrainStage
 from semipd.core.state.daemon import DrainState
-from semipd.daemon.requests.table import LiveRequest, RequestTable
+from semipd.daemon.requests.live import LiveRequest
+from semipd.daemon.requests.table import RequestTable
 from semipd.system.clock import SYSTEM_CLOCK, Clock
 
 log = logging.getLogger(__name__)

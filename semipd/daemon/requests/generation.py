@@ -19,11 +19,12 @@ from semipd.daemon.model.text import TextStream
 from semipd.daemon.model.text_bounds import TextBound
 from semipd.daemon.model.token_texts import TokenTexts
 from semipd.daemon.prompts.prompt import MAX_TOKENIZED, Prompt, Prompts
+from semipd.daemon.requests.live import LiveRequest
 from semipd.daemon.requests.logprob_limits import EXPECTED_TOKENS, HeldAlternatives, Told
 from semipd.daemon.requests.options import Limits, sampling_params
 from semipd.daemon.requests.rules import RequestRules, deadline_exceeded
 from semipd.daemon.requests.schema import SamplingOptions
-from semipd.daemon.requests.table import LiveRequest, RequestTable
+from semipd.daemon.requests.table import RequestTable
 from semipd.daemon.requests.truncation import truncated
 
 log = logging.getLogger(__name__)

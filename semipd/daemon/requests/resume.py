@@ -11,7 +11,7 @@ one at a time. A suspect is *cleared* when it has passed the point where the cra
 first new token, or with its end; only then the next one follows. Requests that were not in flight are
 submitted when every suspect is cleared.
 
-A suspect that an engine dies of a second time, uncleared, is guilty if nothing else was in flight. If there
+A suspect that an engine dies of a second time, uncleared, is failed if nothing else was in flight. If there
 was, nobody can tell: it might have been one that was cleared too early. Then it is tried again, first and
 alone.
 """
@@ -87,20 +87,21 @@ class Resumption:
         self._clear(seq)
 
     def crashed(self, stages: Mapping[SeqId, Stage]) -> list[SeqId]:
-        """The engine has died. `stages` of at least those in flight. Returns who is guilty and forgotten."""
+        """The engine has died. `stages` of at least those in flight. Returns those that are to fail for it;
+        they are forgotten."""
         was_alone = len(self._in_flight) == 1
         for seq in self._in_flight:
             before = self._suspects.get(seq)
             self._suspects[seq] = _Suspect((before.crashes if before else 0) + 1, _rank(seq, stages[seq]))
         on_trial, self.on_trial = self.on_trial, None
         self._in_flight.clear()
-        guilty = []
+        culprits = []
         if on_trial is not None and was_alone and self._suspects[on_trial].crashes > 1:
-            guilty = [on_trial]
+            culprits = [on_trial]
             del self._suspects[on_trial]
         order = sorted(self._suspects.items(), key=lambda item: (-item[1].crashes, item[1].rank))
         self._untried = OrderedDict((seq, None) for seq, _ in order)
-        return guilty
+        return culprits
 
     def check_integrity(self) -> None:
         """AssertionError with the numbers on a mismatch."""

@@ -9,14 +9,12 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import repeat
 from typing import Protocol
 
 from semipd.core.errors import SemipdError
 from semipd.core.events import Event, FinishReason
 from semipd.core.messages import Finished, Outbound, PromptLogprobs, StepTokens
-from semipd.core.plan import TokenLogprobs
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.daemon.access.callers import OPERATOR, Caller
@@ -24,6 +22,7 @@ from semipd.daemon.access.terms import DEFAULT_TERMS, Terms
 from semipd.daemon.engine.ready import EngineReady
 from semipd.daemon.history.record import RequestRecord
 from semipd.daemon.history.records import RequestHistory
+from semipd.daemon.requests.live import LiveRequest
 from semipd.daemon.requests.resume import Resumption
 from semipd.daemon.requests.rules import slow_reader
 from semipd.system.clock import SYSTEM_CLOCK, Clock
@@ -46,110 +45,6 @@ class EngineLink(Protocol):
 
     def cancel(self, seq: SeqId) -> None:
         """Best effort: an engine that is gone has cancelled everything."""
-
-
-class LiveRequest:
-    """One request in the table. `tokens` only grows; one consumer reads it at its own pace.
-
-    `news` is set whenever something has changed; requests that one consumer reads together share it.
-    `logprobs` has an entry per token if the request asked for them; `prompt_logprobs` likewise has one
-    per prompt token but the first, all of them before the first token. `num_read`: tokens the consumer has
-    taken. While it waits for its client to take them (`is_blocked`), it may leave `max_unread` behind (0: any
-    number).
-    """
-
-    __slots__ = (
-        "cached_tokens",
-        "error",
-        "finish_reason",
-        "is_blocked",
-        "logprobs",
-        "max_unread",
-        "news",
-        "num_read",
-        "num_submissions",
-        "prompt_logprobs",
-        "record",
-        "request",
-        "stop_token",
-        "tokens",
-    )
-
-    def __init__(
-        self,
-        request: Request,
-        record: RequestRecord,
-        news: asyncio.Event | None = None,
-        max_unread: int = 0,
-    ) -> None:
-        self.request = request
-        self.max_unread = max_unread
-        self.num_read = 0
-        self.is_blocked = False
-        self.num_submissions = 0
-        self.record = record
-        self.news = news or asyncio.Event()
-        self.tokens: list[int] = []
-        self.logprobs: list[TokenLogprobs] = []
-        self.prompt_logprobs: list[TokenLogprobs] = []
-        self.cached_tokens = 0
-        self.finish_reason: FinishReason | None = None
-        self.stop_token: int | None = None
-        self.error: SemipdError | None = None
-
-    @property
-    def is_over(self) -> bool:
-        return self.finish_reason is not None
-
-    @property
-    def is_neglected(self) -> bool:
-        """Its client leaves too much unread. A busy daemon may have as many tokens at once, of a client that
-        waits for them."""
-        return self.is_blocked and 0 < self.max_unread < len(self.tokens) - self.num_read
-
-    def add(self, token: int, logprobs: TokenLogprobs | None = None) -> None:
-        self.tokens.append(token)
-        if logprobs is not None:
-            self.logprobs.append(logprobs)
-        self.news.set()
-
-    def finish(self, reason: FinishReason, error: SemipdError | None = None) -> None:
-        """The first end counts; later ones are ignored."""
-        if self.finish_reason is None:
-            self.finish_reason = reason
-            self.error = error
-            self.news.set()
-
-    def submission(self) -> Request:
-        """What an engine needs to produce the rest of it, and only the rest."""
-        request, params = self.request, self.request.params
-        if params.prompt_logprobs is not None and self._has_prompt_logprobs:
-            params = replace(params, prompt_logprobs=None)
-        return replace(request, params=params, emitted=tuple(self.tokens))
-
-    def lose_engine(self) -> None:
-        """Its engine is dead. Its end may have been among what got lost, although its last token was not."""
-        params = self.request.params
-        if not self._has_prompt_logprobs:
-            # nobody has read them: they count from the first token on
-            self.prompt_logprobs.clear()
-        if not self.tokens or self.is_over:
-            return
-        if self.tokens[-1] in params.stop_token_ids and len(self.tokens) >= params.min_tokens:
-            self.stop_token = self.tokens[-1]
-            self.finish("stop")
-        elif len(self.tokens) >= params.max_tokens:
-            self.finish("length")
-
-    @property
-    def _has_prompt_logprobs(self) -> bool:
-        return bool(self.tokens) or len(self.prompt_logprobs) == len(self.request.prompt) - 1
-
-    async def changed(self, num_seen: int) -> None:
-        """Wait until there are more than `num_seen` tokens or the request is over."""
-        while len(self.tokens) <= num_seen and not self.is_over:
-            self.news.clear()
-            await self.news.wait()
 
 
 class RequestTable:
@@ -280,8 +175,6 @@ class RequestTable:
                 live.finish("error", error)
                 self._withdraw(live)
 
-    # ---- told by the supervisor ----------------------------------------------------------------
-
     def on_message(self, message: Outbound) -> None:
         match message:
             case StepTokens():
@@ -297,23 +190,23 @@ class RequestTable:
             self._submit_due()
 
     def engine_died(self, error: SemipdError) -> bool:
-        """Whoever was in flight is a suspect. Returns whether one of them was found guilty."""
+        """Whoever was in flight is a suspect. Returns whether one of them is failed for it."""
         in_flight = [live for seq, live in self._live.items() if self._resumption.is_in_flight(seq)]
         for live in in_flight:
             live.lose_engine()
             if live.is_over:
                 self._resumption.ended(live.request.seq)
-        guilty = self._resumption.crashed({live.request.seq: live.record.state for live in in_flight})
+        culprits = self._resumption.crashed({live.request.seq: live.record.state for live in in_flight})
         self.history.engine_died(error.message, [live.record for live in in_flight])
-        for seq in guilty:
-            self._condemn(self._live[seq], error)
-        return bool(guilty)
+        for seq in culprits:
+            self._fail_culprit(self._live[seq], error)
+        return bool(culprits)
 
     def engine_ready(self, ready: EngineReady, outage_s: float) -> None:
         self.history.engine_restarted(outage_s, ready.info["name"])
         self._submit_due()
 
-    def _condemn(self, live: LiveRequest, error: SemipdError) -> None:
+    def _fail_culprit(self, live: LiveRequest, error: SemipdError) -> None:
         request_id = live.request.request_id
         log.error("the engine died twice of this request", extra={"request_id": request_id})
         live.finish(
@@ -325,8 +218,6 @@ class RequestTable:
                 "Do not send it again as it is; please report it.",
             ),
         )
-
-    # ---- to the engine -------------------------------------------------------------------------
 
     def _submit_due(self) -> None:
         while self._engine.can_submit and (seq := self._resumption.next_due()) is not None:
@@ -352,8 +243,6 @@ class RequestTable:
         self._resumption.ended(seq)
         if self._closed is None and self._resumption.num_held:
             self._submit_due()
-
-    # ---- messages ------------------------------------------------------------------------------
 
     def _add_tokens(self, step: StepTokens) -> None:
         live_requests = self._live

@@ -12,7 +12,7 @@ from semipd.daemon.openai.chat import prompt_of
 from semipd.daemon.openai.completions import CompletionShape
 from semipd.daemon.openai.logprobs import INLINE_LOGPROBS
 from semipd.daemon.prompts.prompt import beside_loop
-from semipd.daemon.requests.choices import Choice, Choices, Sender
+from semipd.daemon.requests.choices import Choice, Choices, Origin
 from semipd.daemon.requests.generation import Piece
 from semipd.daemon.requests.schema import WHOLE_VOCABULARY
 from semipd.daemon.servers.socket_bodies import GenerateRequest
@@ -43,12 +43,12 @@ async def _generate_as(request_id: str, session: Session, request: GenerateReque
     num_known_tokens = len(request.prompt) if isinstance(request.prompt, list) else 0
     with services.enter(
         request.priority, request.num_choices, num_known_tokens * request.num_choices
-    ) as place:
+    ) as reservation:
         async with service.preparing(request, arrival_ns):
             prompt = await prompt_of(service.prompts, request, request, service.prompt_bound(request))
         prepared = service.prepare(prompt, request)
-        sender = Sender(request_id, arrival_ns, session.caller)
-        choices = Choices(service, sender, [prepared], request.num_choices, place)
+        origin = Origin(request_id, arrival_ns, session.caller)
+        choices = Choices(service, origin, [prepared], request.num_choices, reservation)
         with choices:
             session.generations[request.id] = choices
             try:

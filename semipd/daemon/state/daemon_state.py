@@ -12,7 +12,7 @@ from semipd.daemon.access.callers import OPERATOR, Caller
 from semipd.daemon.engine.life import EngineLife
 from semipd.daemon.history.slo import SloWindow
 from semipd.daemon.history.vitals import Vitals
-from semipd.daemon.requests.admission import Admission, Place
+from semipd.daemon.requests.admission import Admission, Reservation
 from semipd.daemon.requests.drain import Drain
 from semipd.daemon.requests.table import RequestTable
 from semipd.daemon.web.status_codes import is_clients_fault
@@ -70,7 +70,7 @@ class DaemonState:
         self.drain.check()
         self.admission.check_room()
 
-    def enter(self, priority: Priority | None, num_sequences: int = 1, num_tokens: int = 0) -> Place:
+    def enter(self, priority: Priority | None, num_sequences: int = 1, num_tokens: int = 0) -> Reservation:
         """A place in the waiting queue, held until all of the request has been handed to the engine. Raises
         what `check_open` and Admission.enter do."""
         self.drain.check()

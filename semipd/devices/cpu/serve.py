@@ -136,7 +136,7 @@ def serve(sock: socket.socket) -> int:
     except (EOFError, ConnectionError):
         return 0
     except SemipdError as error:
-        link.send({"op": "error", "code": error.code, "message": error.message, "hint": error.hint})
+        link.send({"op": "error", **error.details})
     except Exception as error:
         traceback.print_exc()
         message = f"{type(error).__name__}: {error}"

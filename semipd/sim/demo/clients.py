@@ -7,8 +7,8 @@ from semipd.core.errors import SemipdError
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.daemon.access.callers import Caller
+from semipd.daemon.requests.live import LiveRequest
 from semipd.daemon.requests.rules import RequestRules
-from semipd.daemon.requests.table import LiveRequest
 from semipd.daemon.state.daemon_state import DaemonState
 from semipd.sim.demo.load import Draft
 from semipd.sim.demo.timeline import Timeline
@@ -62,9 +62,9 @@ class Clients:
         params = SamplingParams(max_tokens=draft.max_tokens, seed=self._rng.getrandbits(32))
         namespace = self._rules.namespace(caller, None)
         terms = self._rules.terms(caller, draft.priority, params)
-        with self._state.enter(draft.priority, 1, len(prompt)) as place:
+        with self._state.enter(draft.priority, 1, len(prompt)) as reservation:
             live = self._state.table.admit(request_id, prompt, params, namespace, arrival_ns, terms=terms)
-            place.hand_over(len(prompt))
+            reservation.hand_over(len(prompt))
         return live
 
     def _prompt(self, draft: Draft) -> list[int]:
