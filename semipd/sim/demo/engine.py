@@ -54,9 +54,11 @@ NO_MEMORY = SemipdError(
 
 
 class DemoEngine(EngineLife):
-    """Started at once. Set `observer` before time passes."""
+    """Started at once. Set `observer` and `on_ready` before time passes."""
 
     observer: Observer
+    on_ready: Callable[[EngineReady], None]
+    """Called for every engine, the first one included."""
 
     def __init__(
         self,
@@ -167,6 +169,7 @@ class DemoEngine(EngineLife):
         facts = cast(DeviceFacts, asdict(device.info))
         self.ready = EngineReady(facts, self.coordinator.policy, (), __version__)
         self.state, self._ready_since_s = "ready", self._timeline.seconds
+        self.on_ready(self.ready)
         for setting in self.live_settings.to_repeat():
             self._send(setting)
         if self.outage is not None:

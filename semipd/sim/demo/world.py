@@ -17,6 +17,7 @@ from semipd.config.sections import (
 )
 from semipd.core.messages import SetPartition
 from semipd.core.state.requests import RequestRow
+from semipd.daemon.engine.ready import EngineReady
 from semipd.daemon.history.vitals import SAMPLE_INTERVAL_S
 from semipd.daemon.requests.drain import POLL_S
 from semipd.daemon.requests.rules import RequestRules
@@ -66,6 +67,7 @@ class DemoWorld:
         self._sensors = Sensors(random.Random(seed + 1))
         self._engine = DemoEngine(settings, CONFIG.supervision, timeline, self._sensors)
         self._engine.observer = table = RequestTable(self._engine, timeline.clock)
+        self._engine.on_ready = self._engine_is_ready
         self.state = DaemonState(
             CONFIG.served_model_name, self._engine, table, CONFIG, lambda _why: None, timeline.clock
         )
@@ -124,6 +126,9 @@ class DemoWorld:
     def rows(self, limit: int) -> list[RequestRow]:
         """Live and recent requests, as the daemon lists them."""
         return self.state.history.all_to_wire(self.state.history.records(limit=limit))
+
+    def _engine_is_ready(self, ready: EngineReady) -> None:
+        self.state.history.block_size = ready.info["block_size"]
 
     def _plan_load(self) -> None:
         now_s = self._timeline.seconds
