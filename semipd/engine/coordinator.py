@@ -38,7 +38,7 @@ from semipd.engine.status import engine_status
 from semipd.engine.work import work_at_hand
 from semipd.partition.control import Control
 from semipd.partition.interface import Work
-from semipd.partition.models import Models
+from semipd.partition.step_times.models import Models
 from semipd.partition.table import SplitTable
 from semipd.sched.flight import Chunk, Flight
 from semipd.sched.limits import Limits

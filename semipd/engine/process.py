@@ -15,7 +15,7 @@ from semipd.core.settings import EngineSettings
 from semipd.devices.contract import Device
 from semipd.engine.coordinator import Coordinator
 from semipd.engine.saved_times import SAVE_EVERY_S, SavedTimes
-from semipd.partition.models import Models
+from semipd.partition.step_times.models import Models
 from semipd.system.children import follow_parents_log, ignore_signals, release_signals
 from semipd.system.logs import configure_logging
 from semipd.system.readiness import any_readable

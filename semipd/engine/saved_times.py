@@ -14,7 +14,7 @@ from typing import Any
 from semipd import __version__
 from semipd.core.settings import EngineSettings
 from semipd.devices.contract import DeviceInfo
-from semipd.partition.models import Models
+from semipd.partition.step_times.models import Models
 from semipd.system.safe_files import make_folder, open_safely
 
 SAVE_EVERY_S = 60.0

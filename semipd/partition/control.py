@@ -23,9 +23,9 @@ from semipd.partition.deciding import Deciding
 from semipd.partition.decision_log import Change, DecisionLog
 from semipd.partition.interface import StepRecord, Work
 from semipd.partition.latency_window import LatencyWindow
-from semipd.partition.models import Models
 from semipd.partition.modes import Choice, Modes
 from semipd.partition.overrides import check_targets
+from semipd.partition.step_times.models import Models
 from semipd.partition.table import SplitTable
 
 GetWork = Callable[[], Work]

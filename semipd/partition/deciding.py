@@ -6,10 +6,10 @@ from semipd.core.settings import EngineSettings
 from semipd.core.slo import Slo
 from semipd.partition.interface import Decision, Policy, Snapshot, Work
 from semipd.partition.latency_window import LatencyWindow
-from semipd.partition.models import Models
 from semipd.partition.modes import Modes
-from semipd.partition.paper import PaperPolicy
-from semipd.partition.predictive import PredictivePolicy
+from semipd.partition.policies.paper import PaperPolicy
+from semipd.partition.policies.predictive import PredictivePolicy
+from semipd.partition.step_times.models import Models
 from semipd.partition.table import SplitTable
 
 DECIDE_EVERY_NS = 10_000_000

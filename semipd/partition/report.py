@@ -5,11 +5,11 @@ from semipd.core.split import Split
 from semipd.core.state.partition import EnginePartition, EnginePartitionDocument, Forecast, SloDocument
 from semipd.partition.deciding import Deciding
 from semipd.partition.decision_log import Change, DecisionLog
-from semipd.partition.forecast import merged_outlook, prefill_steps, split_outlook
 from semipd.partition.interface import Snapshot
 from semipd.partition.latency_window import LatencyWindow
-from semipd.partition.models import Models
 from semipd.partition.modes import Modes
+from semipd.partition.policies.forecast import merged_outlook, prefill_steps, split_outlook
+from semipd.partition.step_times.models import Models
 from semipd.partition.table import SplitTable
 
 

@@ -14,7 +14,7 @@ from semipd.devices.fake import FakeDevice
 from semipd.engine.coordinator import Coordinator
 from semipd.engine.saved_times import SavedTimes, state_dir
 from semipd.partition.interface import StepRecord
-from semipd.partition.models import Models
+from semipd.partition.step_times.models import Models
 
 INFO = FakeDevice().info
 

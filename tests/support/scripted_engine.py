@@ -24,7 +24,7 @@ from semipd.core.state.engine import EngineStatus, LaneNumbers
 from semipd.engine.launcher import EngineChild
 from semipd.engine.step_sizes import StepSizes
 from semipd.partition.control import Control
-from semipd.partition.models import Models
+from semipd.partition.step_times.models import Models
 from semipd.partition.table import SplitTable
 from semipd.wire.engine_link import inbound_from_wire, outbound_to_wire
 from semipd.wire.frames import FrameReader, encode_frame

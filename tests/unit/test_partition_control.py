@@ -21,8 +21,8 @@ from semipd.partition.deciding import DECIDE_AGAIN_NS, DECIDE_EVERY_NS
 from semipd.partition.decision_log import BUCKETS_MS, SwitchTimes
 from semipd.partition.interface import Prompt, StepRecord, Work
 from semipd.partition.latency_window import CLOSE_AFTER_REQUESTS, LatencyWindow
-from semipd.partition.models import Models
 from semipd.partition.modes import Choice
+from semipd.partition.step_times.models import Models
 
 MS = 1_000_000
 SOLO_PREFILL, SOLO_DECODE = TABLE.solo_prefill, TABLE.solo_decode

@@ -10,9 +10,9 @@ import pytest
 from support.seeds import each_seed
 
 from semipd.partition.interface import StepRecord
-from semipd.partition.models import Models
-from semipd.partition.nnls import solve_nonnegative
-from semipd.partition.step_model import CONFIDENT_STEPS, StepModel
+from semipd.partition.step_times.models import Models
+from semipd.partition.step_times.nnls import solve_nonnegative
+from semipd.partition.step_times.step_model import CONFIDENT_STEPS, StepModel
 
 Point = tuple[float, ...]
 Row = Sequence[float]

@@ -8,7 +8,7 @@ from support.partition import snapshot
 from semipd.core.slo import Slo
 from semipd.core.split import Split
 from semipd.partition.interface import ClosedWindow
-from semipd.partition.paper import PUBLISHED_TPOT, PUBLISHED_TTFT, PaperPolicy
+from semipd.partition.policies.paper import PUBLISHED_TPOT, PUBLISHED_TTFT, PaperPolicy
 
 POLICY = PaperPolicy()
 SLO = Slo(300.0, 60.0, 90.0, 60.0)

@@ -13,9 +13,9 @@ from support.seeds import each_seed
 
 from semipd.core.slo import Slo
 from semipd.core.split import Split
-from semipd.partition.forecast import EXACT_STEPS, prefill_steps, split_outlook
 from semipd.partition.interface import Observed, Prompt, Snapshot
-from semipd.partition.predictive import PredictivePolicy, merge_sizes
+from semipd.partition.policies.forecast import EXACT_STEPS, prefill_steps, split_outlook
+from semipd.partition.policies.predictive import PredictivePolicy, merge_sizes
 
 POLICY = PredictivePolicy()
 

@@ -20,7 +20,7 @@ from semipd.daemon.engine.ready import EngineReady, PhaseTime, refusal
 from semipd.daemon.engine.supervisor import Observer
 from semipd.engine.coordinator import Coordinator
 from semipd.engine.status import engine_status
-from semipd.partition.models import Models
+from semipd.partition.step_times.models import Models
 from semipd.sim.demo.device import DemoDevice, Sensors
 from semipd.sim.demo.timeline import Timeline
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from operator import add, mul
 from typing import Any
 
-from semipd.partition.nnls import solve_nonnegative
+from semipd.partition.step_times.nnls import solve_nonnegative
 
 FORGETTING = 0.98
 """A cell remembers about its last 50 steps."""

@@ -4,7 +4,7 @@
 
 What the paper leaves open, and what is done here:
 
-* window: requests that finished under one split (window.CLOSE_AFTER_REQUESTS); the paper gives no size.
+* window: requests that finished under one split (latency_window.CLOSE_AFTER_REQUESTS); the paper gives none.
 * step and bound: one entry of the split table, at most `MAX_STEPS` per window, as the released code; the
   pseudo-code never increments its step counter, here it does.
 * x' is used before it is set in the pseudo-code; lanes are disjoint here, so x' = x / (x + y) = x.
@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from semipd.core.slo import Slo
 from semipd.core.split import PolicyName, Split
 from semipd.partition.interface import ClosedWindow, Decision, Snapshot
-from semipd.partition.nnls import solve_nonnegative
+from semipd.partition.step_times.nnls import solve_nonnegative
 
 MAX_STEPS = 3
 RIDGE = 1e-9

@@ -5,7 +5,7 @@ from typing import Any
 from semipd.core.split import LaneName
 from semipd.core.state.partition import Phase, PhaseModel
 from semipd.partition.interface import Line, StepRecord
-from semipd.partition.step_model import StepModel
+from semipd.partition.step_times.step_model import StepModel
 
 FIT_EVERY_NS = 200_000_000
 """Between two fits of a phase; the running ratios follow every step."""

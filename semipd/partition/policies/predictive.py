@@ -19,7 +19,8 @@ from collections.abc import Sequence
 
 from semipd.core.slo import Slo
 from semipd.core.split import PolicyName, Split
-from semipd.partition.forecast import (
+from semipd.partition.interface import Decision, Snapshot
+from semipd.partition.policies.forecast import (
     Outlook,
     PrefillSteps,
     decode_step_ms,
@@ -28,7 +29,6 @@ from semipd.partition.forecast import (
     split_outlook,
     split_tpot_ms,
 )
-from semipd.partition.interface import Decision, Snapshot
 
 MARGIN_FRAC = 0.1
 """Kept free below the TPOT target: predictions of a step are off by a few percent."""

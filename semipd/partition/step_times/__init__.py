@@ -1,0 +1,1 @@
+"""How long steps take on so many units: models fitted while the lanes run."""
