@@ -17,9 +17,9 @@ from support.keys import ANN, BOB, OPS, key_settings, write_keys
 from semipd.client import AsyncClient
 from semipd.config.config import default_engine_settings
 from semipd.core.errors import SemipdError
+from semipd.daemon.access import peers
 from semipd.daemon.access.addresses import claim_http, claim_socket
 from semipd.daemon.access.peers import Peer, group_id, peer_of
-from semipd.daemon.servers import unix_socket
 
 
 async def complete(daemon: Running, key: str, **body: Any) -> dict[str, Any]:
@@ -114,7 +114,7 @@ async def test_guests_of_the_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         own = await AsyncClient.connect(daemon.socket_path)
         stream = own.generate([97], max_tokens=50, request_id="mine")
         await anext(stream)
-        monkeypatch.setattr(unix_socket, "peer_of", lambda _: Peer(7, os.getuid() + 5, frozenset({group})))
+        monkeypatch.setattr(peers, "peer_of", lambda _: Peer(7, os.getuid() + 5, frozenset({group})))
         async with await AsyncClient.connect(daemon.socket_path) as guest:
             other = guest.generate([98], max_tokens=50, request_id="guests")
             await anext(other)
@@ -136,9 +136,7 @@ async def test_guests_of_the_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             assert await own.cancel_request("guests") == "cancelled"
         seen = await daemon.engine()
         assert len({submitted["namespace"] for submitted in seen["submitted"]}) == 2
-        monkeypatch.setattr(
-            unix_socket, "peer_of", lambda _: Peer(7, os.getuid() + 5, frozenset({group + 1}))
-        )
+        monkeypatch.setattr(peers, "peer_of", lambda _: Peer(7, os.getuid() + 5, frozenset({group + 1})))
         with pytest.raises(SemipdError) as refused:
             await AsyncClient.connect(daemon.socket_path)
         assert refused.value.code == "peer_not_allowed"
@@ -152,7 +150,7 @@ async def test_guests_leave_connections_to_the_daemons_user(
     async with running(tmp_path, settings={"limits.max_connections": 8}) as daemon:
         daemon.services.auth.guests_gid = 4321
         with monkeypatch.context() as patched:
-            patched.setattr(unix_socket, "peer_of", lambda _: guest)
+            patched.setattr(peers, "peer_of", lambda _: guest)
             clients = [await AsyncClient.connect(daemon.socket_path) for _ in range(7)]
             with pytest.raises(SemipdError) as refused:
                 await AsyncClient.connect(daemon.socket_path)

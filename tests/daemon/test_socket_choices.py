@@ -11,8 +11,9 @@ from support.daemon import Running, running
 
 from semipd.client import AsyncClient, GenerateStream
 from semipd.core.errors import SemipdError
+from semipd.daemon.access import peers
 from semipd.daemon.access.peers import Peer
-from semipd.daemon.servers import socket_generate, unix_socket
+from semipd.daemon.servers import socket_generate
 from semipd.daemon.servers.socket_generate import split
 from semipd.wire.client_protocol import GenerateItem
 from semipd.wire.client_results import Logprobs
@@ -197,7 +198,7 @@ async def test_a_guest_learns_what_is_here(daemon: Running, monkeypatch: pytest.
         assert own.greeting.role == "operator"
         assert "shutdown" in own.greeting.operations
     daemon.services.auth.guests_gid = 4321
-    monkeypatch.setattr(unix_socket, "peer_of", lambda _: Peer(7, os.getuid() + 5, frozenset({4321})))
+    monkeypatch.setattr(peers, "peer_of", lambda _: Peer(7, os.getuid() + 5, frozenset({4321})))
     async with await AsyncClient.connect(daemon.socket_path) as guest:
         greeting = guest.greeting
         [model] = await guest.models()

@@ -15,8 +15,9 @@ from support.daemon_process import scripted_process
 
 from semipd.client import AsyncClient, Client
 from semipd.core.errors import SemipdError
+from semipd.daemon.access import peers
 from semipd.daemon.access.peers import Peer
-from semipd.daemon.servers import frame_stream, unix_socket
+from semipd.daemon.servers import frame_stream, socket_connection
 from semipd.daemon.servers.frame_stream import Arriving, answer_frame
 from semipd.wire.client_protocol import hello
 from semipd.wire.frames import HEADER, FrameReader, encode_frame
@@ -64,7 +65,7 @@ class Plain:
 async def test_a_hello_that_does_not_come_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
-    monkeypatch.setattr(unix_socket, "HELLO_LIMIT_S", 0.3)
+    monkeypatch.setattr(socket_connection, "HELLO_LIMIT_S", 0.3)
     async with running(tmp_path, start=False) as daemon:
         late = await Plain.connect(daemon.socket_path, said)
         assert await late.why() == "hello_expected"
@@ -252,7 +253,7 @@ async def test_guests_leave_room_for_operators(tmp_path: Path, monkeypatch: pyte
     async with running(tmp_path, start=False, settings=limit) as daemon, AsyncExitStack() as stack:
         daemon.services.auth.guests_gid = 4321
         guest = Peer(7, os.getuid() + 5, frozenset({4321}))
-        monkeypatch.setattr(unix_socket, "peer_of", lambda _: guest)
+        monkeypatch.setattr(peers, "peer_of", lambda _: guest)
         for _ in range(7):
             await stack.enter_async_context(await AsyncClient.connect(daemon.socket_path))
         with pytest.raises(SemipdError) as refused:

@@ -15,9 +15,9 @@ from support.daemon import running
 
 from semipd.client import AsyncClient, GenerateStream
 from semipd.core.errors import SemipdError
+from semipd.daemon.access import peers
 from semipd.daemon.access.peers import Peer
 from semipd.daemon.requests.schema import MAX_ID_CHARS
-from semipd.daemon.servers import unix_socket
 from semipd.wire.client_protocol import hello
 from semipd.wire.frames import MAX_FRAME_BYTES, FrameReader, encode_frame
 
@@ -245,7 +245,7 @@ async def test_other_protocols_and_missing_hellos_are_refused(
 
 
 async def test_a_peer_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unix_socket, "peer_of", lambda _socket: Peer(1, os.getuid() + 1))
+    monkeypatch.setattr(peers, "peer_of", lambda _socket: Peer(1, os.getuid() + 1))
     async with running(tmp_path) as daemon:
         with pytest.raises(SemipdError) as refused:
             await AsyncClient.connect(daemon.socket_path)

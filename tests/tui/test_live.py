@@ -19,8 +19,8 @@ from support.events import told
 from semipd.client import AsyncClient
 from semipd.config.config import default_engine_settings
 from semipd.core.errors import SemipdError
+from semipd.daemon.access import peers
 from semipd.daemon.access.peers import Peer
-from semipd.daemon.servers import unix_socket
 from semipd.wire.client_protocol import hello
 from semipd.wire.frames import encode_frame
 
@@ -165,7 +165,7 @@ async def test_a_daemon_that_stops_turning_is_given_up(
 async def test_guests_are_told_once_and_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(tmp_path, fake=FAKE) as daemon:
         daemon.services.auth.guests_gid = group = 4321
-        monkeypatch.setattr(unix_socket, "peer_of", lambda _: Peer(7, os.getuid() + 5, frozenset({group})))
+        monkeypatch.setattr(peers, "peer_of", lambda _: Peer(7, os.getuid() + 5, frozenset({group})))
         found = [item async for item in LiveSource(daemon.socket_path, 0.1).items()]
     assert [(type(item), item.code, item.retry_s) for item in found] == [(Gone, "operator_required", None)]  # type: ignore[union-attr]
 

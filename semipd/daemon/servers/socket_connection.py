@@ -10,8 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from semipd.core.brief import brief
 from semipd.core.errors import ProtocolError, SemipdError
+from semipd.daemon.access import peers
 from semipd.daemon.access.callers import OPERATOR
-from semipd.daemon.access.peers import peer_of
 from semipd.daemon.host.process_limits import exhausted
 from semipd.daemon.openai.models import model_card
 from semipd.daemon.requests.schema import SocketId, SocketRequest, check_names, refusal
@@ -114,7 +114,7 @@ class Connection:
 
     async def _greet(self) -> None:
         session = self._session
-        session.peer = peer_of(self._stream.writer.get_extra_info("socket"))
+        session.peer = peers.peer_of(self._stream.writer.get_extra_info("socket"))
         session.caller = session.peer.caller(session.services.auth.guests_gid)
         await self._stream.say(_welcome(session))
         try:

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from semipd.core.errors import SemipdError
+from semipd.daemon.access import peers
 from semipd.daemon.access.addresses import DEFAULT_BACKLOG
-from semipd.daemon.access.peers import peer_of
 from semipd.daemon.servers.frame_stream import (
     LAST_WORDS_LIMIT_S,
     Arriving,
@@ -85,7 +85,7 @@ class _Connections:
         """Connections of all that may be open when this one comes. Guests leave some to operators."""
         limit = self._services.connection_room.max_connections
         try:
-            is_ours = peer_of(writer.get_extra_info("socket")).uid in (os.getuid(), 0)
+            is_ours = peers.peer_of(writer.get_extra_info("socket")).uid in (os.getuid(), 0)
         except OSError:  # it has gone
             is_ours = True
         return limit if is_ours else limit - min(RESERVED_CONNECTIONS, limit // 8)
