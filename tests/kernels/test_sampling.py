@@ -15,7 +15,8 @@ import torch
 import triton
 import triton.language as tl
 from semipd_kernels.sampling import SamplingWorkspace, sample, shape, token_logprobs
-from semipd_kernels.sampling.kernel import _coarse_bin, _first_bits, _threshold, _uniform_bits
+from semipd_kernels.sampling.filters.kernel import _coarse_bin, _first_bits
+from semipd_kernels.sampling.kernel import _threshold, _uniform_bits
 from semipd_kernels.sampling.reference import sample_reference, token_logprobs_reference
 from torch import Tensor
 

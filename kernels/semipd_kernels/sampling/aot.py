@@ -5,6 +5,7 @@ from typing import Any
 
 from semipd_kernels.aot import AotCase
 from semipd_kernels.sampling import kernel, shape
+from semipd_kernels.sampling.filters import kernel as filters
 from semipd_kernels.sampling.logprobs import kernel as logprobs
 
 VOCABULARIES = {"128k": 32, "152k": 38, "262k": 64}
@@ -60,8 +61,8 @@ def cases() -> Iterator[AotCase]:
         yield from _row_cases(name, shape.power_of_2(tiles))
     for last in (False, True):
         name = f"sampling/select_fine{'/last' if last else ''}"
-        yield _case(name, kernel.select_fine_kernel, {"LAST": last}, shape.NUM_WARPS)
-    yield _case("sampling/select_coarse", kernel.select_coarse_kernel, {}, shape.NUM_WARPS)
+        yield _case(name, filters.select_fine_kernel, {"LAST": last}, shape.NUM_WARPS)
+    yield _case("sampling/select_coarse", filters.select_coarse_kernel, {}, shape.NUM_WARPS)
 
 
 def _dense_cases(dtype: str, aligned: bool) -> Iterator[AotCase]:
@@ -69,9 +70,9 @@ def _dense_cases(dtype: str, aligned: bool) -> Iterator[AotCase]:
     tile: dict[str, Any] = {"TILE": shape.TILE}
     kernels: list[tuple[str, Any, dict[str, Any]]] = [
         ("adjust", kernel.adjust_kernel, {"EDITS": shape.EDITS}),
-        ("coarse", kernel.coarse_kernel, {}),
-        ("refine", kernel.refine_kernel, {"LAST": False}),
-        ("refine/last", kernel.refine_kernel, {"LAST": True}),
+        ("coarse", filters.coarse_kernel, {}),
+        ("refine", filters.refine_kernel, {"LAST": False}),
+        ("refine/last", filters.refine_kernel, {"LAST": True}),
         ("weigh", kernel.weigh_kernel, {}),
         ("logprobs/tile", logprobs.tile_logprobs_kernel, {"MAX_TOP": 20}),
     ]

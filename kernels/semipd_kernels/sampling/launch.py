@@ -10,6 +10,7 @@ from torch import Tensor
 from semipd.sampling.parameters import RowParams
 from semipd.sampling.stages import Stages
 from semipd_kernels.sampling import kernel, shape
+from semipd_kernels.sampling.filters import kernel as filters
 from semipd_kernels.sampling.workspace import SamplingWorkspace
 
 NO_SLOT = -1
@@ -33,8 +34,8 @@ def launch(
     sizes = (logits.stride(0), vocab_size, tiles)
     if stages.filters:
         histogram = (work.coarse_count, work.coarse_mass)
-        _per_tile(kernel.coarse_kernel, len(rows), tiles)(*source, work.best, work.state, *histogram, *sizes)
-        select = _per_row(kernel.select_coarse_kernel, len(rows), shape.NUM_WARPS)
+        _per_tile(filters.coarse_kernel, len(rows), tiles)(*source, work.best, work.state, *histogram, *sizes)
+        select = _per_row(filters.select_coarse_kernel, len(rows), shape.NUM_WARPS)
         select(rows.top_k, rows.top_p, work.state, *histogram)
     for _ in range(stages.filters):
         for last in (False, True):
@@ -104,9 +105,9 @@ def _refine(
     last: bool,
 ) -> None:
     histogram = (work.fine_count, work.fine_mass)
-    refine = _per_tile(kernel.refine_kernel, len(rows), sizes[2], LAST=last)
+    refine = _per_tile(filters.refine_kernel, len(rows), sizes[2], LAST=last)
     refine(*source, work.best, work.state, *histogram, *sizes)
-    select = _per_row(kernel.select_fine_kernel, len(rows), shape.NUM_WARPS)
+    select = _per_row(filters.select_fine_kernel, len(rows), shape.NUM_WARPS)
     select(rows.top_k, rows.top_p, work.state, work.coarse_mass, *histogram, LAST=last)
 
 
