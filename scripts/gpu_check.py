@@ -54,9 +54,6 @@ def first_contact_part() -> Part:
     return Part("first_contact", [sys.executable, str(script), "--out"], LIMITS_S["first_contact"])
 
 
-# ---- parity -------------------------------------------------------------------------------------
-
-
 def parity(results: Results) -> None:
     """Both dtypes of interest: bfloat16 as served; float32 with a tolerance that hides nothing."""
     from gpulib.models import MODELS, RandomModel, cpu_weights
@@ -117,9 +114,6 @@ def random_switches(device: "Device") -> Callable[[int], list[Inbound]]:
         return [SetPartition(1, "fixed", "gpu_check", prefill_units=split.prefill_units)]
 
     return meddle
-
-
-# ---- the large model ----------------------------------------------------------------------------
 
 
 def device_part(results: Results) -> None:

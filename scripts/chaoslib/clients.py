@@ -84,9 +84,6 @@ def _note_error(outcome: Outcome, code: str, detail: str) -> None:
         outcome.end("refused" if code in REFUSALS else "failed", code, detail)
 
 
-# ---- HTTP ------------------------------------------------------------------------------------------
-
-
 async def _plain(outcome: Outcome, url: str, is_greedy: bool) -> None:
     job = outcome.job
     exchange = await HttpExchange.open(
@@ -200,9 +197,6 @@ class Actor:
         if self._cancelling is not None:
             self._cancelling.cancel()
             await asyncio.wait([self._cancelling])
-
-
-# ---- the Unix socket -------------------------------------------------------------------------------
 
 
 async def connected(path: str) -> AsyncClient:

@@ -81,8 +81,6 @@ class Target:
             said += line
         return said
 
-    # ---- what it says --------------------------------------------------------------------------
-
     @property
     def has_ended(self) -> bool:
         return self._process.poll() is not None
@@ -127,8 +125,6 @@ class Target:
     def log_tail(self, num_lines: int = 15) -> str:
         return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-num_lines:])
 
-    # ---- its processes -------------------------------------------------------------------------
-
     @property
     def pid(self) -> int:
         return self._process.pid
@@ -157,8 +153,6 @@ class Target:
         """Processes of this run that live, whoever their parent is now."""
         return processes_with(_MARK, self._mark)
 
-    # ---- a full disk ---------------------------------------------------------------------------
-
     def fill_log(self) -> None:
         """From now on every write of the daemon to its log fails, as on a full disk (EFBIG)."""
         self._limit_files(self.log_path.stat().st_size)
@@ -169,8 +163,6 @@ class Target:
     def _limit_files(self, num_bytes: int) -> None:
         _, hard = resource.prlimit(self.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (num_bytes, hard))
-
-    # ---- the end -------------------------------------------------------------------------------
 
     async def stopped(self) -> int | None:
         """SIGTERM. The exit code; None when it had to be killed."""

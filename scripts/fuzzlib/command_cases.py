@@ -113,8 +113,6 @@ class _Maker:
             )
         )
 
-    # ---- the commands' own words ---------------------------------------------------------------
-
     def _where(self, place: str) -> list[str]:
         """The good daemon is always named: without a name, it would be whatever runs on this machine."""
         return ["--socket", self._places[place]] if place == GOOD or self._chance(0.9) else []

@@ -32,7 +32,7 @@ from semipd.wire.address import default_socket_path
 from semipd.wire.client_protocol import GenerateItem, StateFrame
 from semipd.wire.client_results import Greeting
 
-LOOK_AFTER_S = 15.0
+SILENCE_LIMIT_S = 15.0
 """A daemon that has been silent for so long while a stream is read is asked whether it is there."""
 
 P = ParamSpec("P")
@@ -245,7 +245,7 @@ class Client:
         a daemon that answers other questions may take its time."""
         while (answer := self._core.answer(request_id)) is None:
             try:
-                self._read_once(limit_s or LOOK_AFTER_S)
+                self._read_once(limit_s or SILENCE_LIMIT_S)
             except TimeoutError:
                 if limit_s is not None:
                     raise

@@ -320,7 +320,7 @@ def test_every_command_ends_alike(places: dict[str, str]) -> None:
 def test_a_daemon_that_falls_silent_is_noticed(
     places: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocking, "LOOK_AFTER_S", 0.1)
+    monkeypatch.setattr(blocking, "SILENCE_LIMIT_S", 0.1)
     monkeypatch.setattr(blocking, "ANSWER_LIMIT_S", 0.2)
     with blocking.Client.connect(places["greeting and silent"]) as client:
         with pytest.raises(SemipdError) as silent:
@@ -331,7 +331,7 @@ def test_a_daemon_that_falls_silent_is_noticed(
 def test_a_daemon_that_takes_its_time_is_waited_for(
     daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocking, "LOOK_AFTER_S", 0.05)
+    monkeypatch.setattr(blocking, "SILENCE_LIMIT_S", 0.05)
     with blocking.Client.connect(daemon.socket_path) as client:
         states = client.subscribe(interval_ms=1000)
         assert [next(states).state["state"] for _ in range(2)] == ["ready", "ready"]

@@ -158,8 +158,6 @@ class EngineRun:
             await asyncio.wait([self._reading])
         self._link.close()
 
-    # ---- the start -----------------------------------------------------------------------------
-
     async def _handshake(self) -> EngineReady:
         while True:
             phase, message = self.phase, await self._next_word()
@@ -207,8 +205,6 @@ class EngineRun:
                     "Look for a hung disk, device or process; on a very slow machine raise "
                     f"supervision.start_patience (it is {self._settings.start_patience:g}).",
                 )
-
-    # ---- messages ------------------------------------------------------------------------------
 
     async def _read(self) -> str:
         """Until the link ends; returns why, in a sentence."""

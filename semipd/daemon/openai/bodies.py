@@ -231,7 +231,7 @@ class TemplateFields(BaseModel):
     """Default: a text gets them, a conversation has them from its template."""
 
     @property
-    def wishes(self) -> dict[str, object]:
+    def template_options(self) -> dict[str, object]:
         """What OpenAI's fields say of the answer, for a template that reads it."""
         return {}
 
@@ -248,7 +248,7 @@ class TemplateFields(BaseModel):
 
 class TemplateOptions(HttpBody, TemplateFields):
     @property
-    def wishes(self) -> dict[str, object]:
+    def template_options(self) -> dict[str, object]:
         effort, verbosity = self.reasoning_effort, self.verbosity
         thinks = None if effort is None else effort != "none"
         return {"reasoning_effort": effort, "enable_thinking": thinks, "verbosity": verbosity}

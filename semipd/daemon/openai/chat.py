@@ -76,7 +76,7 @@ async def conversation_prompt(
         continue_final_message=bool(options.continue_final_message),
         add_special_tokens=bool(options.add_special_tokens),
         template_kwargs=options.chat_template_kwargs,
-        wishes=options.wishes,
+        template_options=options.template_options,
     )
 
 

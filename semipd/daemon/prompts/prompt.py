@@ -95,17 +95,17 @@ class Prompts:
         continue_final_message: bool = False,
         add_special_tokens: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
-        wishes: Mapping[str, object] | None = None,
+        template_options: Mapping[str, object] | None = None,
     ) -> Prompt:
-        """The conversation as the checkpoint's chat template writes it, special tokens included. `wishes`:
-        variables for a template that names them; None stands for none.
+        """The conversation as the checkpoint's chat template writes it, special tokens included.
+        `template_options`: variables for a template that names them; None stands for none.
 
         Raises SemipdError: `no_chat_template`, and what `of` and Renderer.render raise.
         """
         template, renderer = self._template()
         known = [_with_known_role(message, template) for message in messages]
-        named = {name: wish for name, wish in (wishes or {}).items() if wish is not None}
-        extra = {name: wish for name, wish in named.items() if template.names(name)}
+        named = {name: value for name, value in (template_options or {}).items() if value is not None}
+        extra = {name: value for name, value in named.items() if template.names(name)}
         extra |= _checked(template_kwargs or {})
         conversation = Conversation(known, add_generation_prompt, continue_final_message, extra)
         text = await renderer.render(conversation)

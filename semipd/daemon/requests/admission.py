@@ -171,8 +171,6 @@ class Admission:
             tokens = sum(r.prompt_tokens for r in records) + sum(load.tokens for load in places)
             assert counted == (requests, tokens), f"{priority}: {counted} counted, {requests}, {tokens} found"
 
-    # ---- told by the history -------------------------------------------------------------------
-
     def _arrived(self, record: RequestRecord) -> None:
         self._waiting[record.seq] = record
         self._count(record.priority, Load(1, record.prompt_tokens))
@@ -187,8 +185,6 @@ class Admission:
 
     def _count(self, priority: Priority, load: Load, sign: int = 1) -> None:
         self._load[priority] = self._load[priority].plus(load, sign)
-
-    # ---- the bounds ----------------------------------------------------------------------------
 
     def _check_share(self, priority: Priority, asked: Load) -> None:
         """One sequence may fill the queue: how long its prompt can be is bounded elsewhere."""

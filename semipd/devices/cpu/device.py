@@ -107,7 +107,7 @@ class CpuDevice:
             token_ns = _bring_up(workers, packed, report, settings.start_patience)
             lanes = []
             for worker in workers:
-                start = _successor(setup, worker.lane, packed)
+                start = _replacement_start(setup, worker.lane, packed)
                 words = _start_words(settings.start_patience)
                 lanes.append(CpuLane(worker, start, words, settings.worker_step_limit_s, token_ns))
                 stack.callback(lanes[-1].end)
@@ -189,7 +189,9 @@ def _start(stack: ExitStack, setup_of: Callable[[LaneName], Setup], lane: LaneNa
     return worker
 
 
-def _successor(setup_of: Callable[[LaneName], Setup], lane: LaneName, packed: Packed) -> Callable[[], Worker]:
+def _replacement_start(
+    setup_of: Callable[[LaneName], Setup], lane: LaneName, packed: Packed
+) -> Callable[[], Worker]:
     """Starts another worker of the lane: the weights are there, so it may warm up as soon as it can."""
 
     def start() -> Worker:

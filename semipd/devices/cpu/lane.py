@@ -85,7 +85,7 @@ class CpuLane:
                 self._bury(now_ns)
                 return []
             case "starting":
-                self._look_at_successor(now_ns)
+                self._check_replacement(now_ns)
                 return []
         results = []
         for message in self.worker.receive():
@@ -95,7 +95,7 @@ class CpuLane:
             self._end(now_ns)
         elif self._step is not None and (why := self._looked(now_ns)):
             self._due_ns = None
-            self.worker.condemn(f"did not finish step {self._step.step_id} {why} and was killed")
+            self.worker.kill(f"did not finish step {self._step.step_id} {why} and was killed")
         return results
 
     def rebuild(self, residents: Sequence[Join]) -> None:
@@ -157,7 +157,7 @@ class CpuLane:
         self._awaited = deque(self._start_words)
         self._watch_start(now_ns)
 
-    def _look_at_successor(self, now_ns: int) -> None:
+    def _check_replacement(self, now_ns: int) -> None:
         for message in self.worker.receive():
             word = self._awaited.popleft()
             assert message["op"] == word.op, f"{self.name} worker said {message['op']}, not {word.op}"

@@ -60,7 +60,7 @@ class Worker:
         self.lane = lane
         self._stderr_tail = b""
         self._failure = ""
-        self._verdict = ""
+        self._killed_why = ""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             try:
@@ -119,9 +119,9 @@ class Worker:
             raise self._died_within(_KILL_GRACE_S)
         return None
 
-    def condemn(self, why: str) -> None:
+    def kill(self, why: str) -> None:
         """Kill a worker that does not move. `why` completes "the worker ..."; it is lost soon after."""
-        self._verdict = why
+        self._killed_why = why
         self.process.kill()
 
     def reap(self) -> Death | None:
@@ -163,8 +163,8 @@ class Worker:
 
     def _death(self, status: int) -> Death:
         ended_by = signal.Signals(-status).name if status < 0 else ""
-        if self._verdict:
-            return Death(self._verdict, ended_by, "")
+        if self._killed_why:
+            return Death(self._killed_why, ended_by, "")
         if self._failure:
             return Death(f"failed: {self._failure}", ended_by, "See the traceback above.", STEP_FAILED)
         last = self._stderr_tail.decode(errors="replace").strip().splitlines()[-3:]
