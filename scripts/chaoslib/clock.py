@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from semipd.system.patience import GrantedTime
-from semipd.system.process_usage import Usage, process_usage, tree_usage
+from semipd.system.process_usage import ProcessUsage, process_usage, tree_usage
 
 LOOK_EVERY_S = 0.2
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 class MachineClock:
     """Looks when it is asked. A process that was stopped waits for no core: its time counts in full."""
 
-    def __init__(self, usage: Callable[[], Usage]) -> None:
+    def __init__(self, usage: Callable[[], ProcessUsage]) -> None:
         """`usage`: of the daemon's processes so far."""
         self._usage = usage
         self._granted = GrantedTime()
@@ -54,6 +54,6 @@ class MachineClock:
                 await task
 
 
-def usage_with_ours(daemon_pid: int) -> Usage:
+def usage_with_ours(daemon_pid: int) -> ProcessUsage:
     """The daemon's processes; and ourselves, because the clients are here, without the busy loops."""
-    return Usage.of([tree_usage(daemon_pid), process_usage(os.getpid())])
+    return ProcessUsage.of([tree_usage(daemon_pid), process_usage(os.getpid())])

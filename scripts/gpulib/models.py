@@ -9,7 +9,7 @@ from torch import Tensor
 from semipd.checkpoints.progress import Report
 from semipd.checkpoints.weights import weight_views
 from semipd.core.settings import EngineSettings
-from semipd.devices.cuda.start.model import ServedModel
+from semipd.devices.cuda.start.model import DeviceModel
 from semipd.network.config import ModelConfig, RopeConfig
 from semipd.network.params import layer_params
 
@@ -58,10 +58,10 @@ class RandomModel:
         self.config = config
         self._seed = seed
 
-    def read(self, settings: EngineSettings) -> ServedModel:
-        return ServedModel.of(self.config, settings)
+    def read(self, settings: EngineSettings) -> DeviceModel:
+        return DeviceModel.of(self.config, settings)
 
-    def load(self, model: ServedModel, buffer: Tensor, report: Report) -> None:
+    def load(self, model: DeviceModel, buffer: Tensor, report: Report) -> None:
         """Normal, with the spread that keeps activations of about size one. Large models are drawn where
         `buffer` lies, for speed."""
         report("drawing random weights", 120.0)
@@ -77,7 +77,7 @@ class RandomModel:
             weight.copy_(noise)
 
 
-def cpu_weights(model: ServedModel, source: RandomModel) -> dict[str, Tensor]:
+def cpu_weights(model: DeviceModel, source: RandomModel) -> dict[str, Tensor]:
     """What the device has, rounded to its dtype, as float32 on the CPU."""
     buffer = torch.empty(model.layout.total_bytes, dtype=torch.uint8)
     source.load(model, buffer, lambda phase, limit_s: None)

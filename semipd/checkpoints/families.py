@@ -8,14 +8,14 @@ from semipd.checkpoints.rope_config import DEFAULT_THETA
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class ConfigKey:
     """A key of config.json that says yes or no, and what its absence says."""
 
     name: str
     default: bool = False
 
 
-Flag = bool | Key
+Flag = bool | ConfigKey
 """The family's answer, or the key that gives it."""
 
 Window = Literal["no layer", "every layer", "use_sliding_window"]
@@ -40,7 +40,7 @@ class Family:
     mlp_bias: Flag = False
     qk_norm: bool = False
     interleaved_rope: bool = False
-    tied: Flag = Key("tie_word_embeddings")
+    tied: Flag = ConfigKey("tie_word_embeddings")
     head_dim: int | None = None
     theta: float = DEFAULT_THETA
     rms_norm_eps: float = 1e-6
@@ -49,32 +49,36 @@ class Family:
     def keys(self) -> frozenset[str]:
         """Of config.json, that the family reads beyond what all do."""
         flags = (self.qkv_bias, self.o_bias, self.mlp_bias, self.tied)
-        return frozenset(flag.name for flag in flags if isinstance(flag, Key))
+        return frozenset(flag.name for flag in flags if isinstance(flag, ConfigKey))
 
 
 def answer(flag: Flag, fields: Fields) -> bool:
-    return fields.flag(flag.name, flag.default) if isinstance(flag, Key) else flag
+    return fields.flag(flag.name, flag.default) if isinstance(flag, ConfigKey) else flag
 
 
-_ATTENTION_BIAS = Key("attention_bias")
+_ATTENTION_BIAS = ConfigKey("attention_bias")
 
 FAMILIES: dict[str, Family] = {
-    "LlamaForCausalLM": Family("llama", _ATTENTION_BIAS, _ATTENTION_BIAS, Key("mlp_bias")),
+    "LlamaForCausalLM": Family("llama", _ATTENTION_BIAS, _ATTENTION_BIAS, ConfigKey("mlp_bias")),
     "MistralForCausalLM": Family("mistral", window="every layer"),
     "Qwen2ForCausalLM": Family("qwen2", qkv_bias=True, window="use_sliding_window"),
     "Qwen3ForCausalLM": Family(
         "qwen3", _ATTENTION_BIAS, _ATTENTION_BIAS, qk_norm=True, head_dim=128, window="use_sliding_window"
     ),
     "SeedOssForCausalLM": Family(
-        "seed_oss", Key("attention_bias", True), Key("attention_out_bias"), Key("mlp_bias"), head_dim=128
+        "seed_oss",
+        ConfigKey("attention_bias", True),
+        ConfigKey("attention_out_bias"),
+        ConfigKey("mlp_bias"),
+        head_dim=128,
     ),
     "Ernie4_5ForCausalLM": Family(
         "ernie4_5",
-        Key("use_bias"),
-        Key("use_bias"),
-        Key("use_bias"),
+        ConfigKey("use_bias"),
+        ConfigKey("use_bias"),
+        ConfigKey("use_bias"),
         interleaved_rope=True,
-        tied=Key("tie_word_embeddings", True),
+        tied=ConfigKey("tie_word_embeddings", True),
         head_dim=128,
         theta=500_000.0,
         rms_norm_eps=1e-5,

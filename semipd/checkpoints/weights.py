@@ -13,7 +13,7 @@ from semipd.checkpoints.layout import WeightsLayout
 from semipd.checkpoints.shards import find_shards
 from semipd.core.errors import SemipdError
 from semipd.network.config import DTypeName, ModelConfig
-from semipd.network.params import Source, is_harmless, model_params
+from semipd.network.params import TensorSource, is_harmless, model_params
 
 TORCH_DTYPES: dict[DTypeName, torch.dtype] = {
     "float32": torch.float32,
@@ -62,7 +62,7 @@ def load_weights(
 class _Part(NamedTuple):
     """Where rows of a tensor go."""
 
-    source: Source
+    source: TensorSource
     target: Tensor
 
     def fill(self, tensor: Tensor) -> None:
@@ -119,7 +119,7 @@ def _read_file(
         raise SemipdError("checkpoint_corrupt", f"{path} cannot be read: {error}.", _DOWNLOAD) from error
 
 
-def _check_tensor(path: Path, header: Any, source: Source) -> None:
+def _check_tensor(path: Path, header: Any, source: TensorSource) -> None:
     shape, dtype = tuple(header.get_shape()), header.get_dtype()
     if shape != source.shape:
         raise _corrupt(

@@ -16,8 +16,8 @@ from semipd.config.sections import (
     EngineConfig,
     KvConfig,
     LimitsConfig,
-    ModelConfig,
     PartitionConfig,
+    ServedModelConfig,
     ServerConfig,
     SloConfig,
     SocketConfig,
@@ -60,7 +60,7 @@ class Config:
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     drain: DrainConfig = field(default_factory=DrainConfig)
     supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ServedModelConfig = field(default_factory=ServedModelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     kv: KvConfig = field(default_factory=KvConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
@@ -144,7 +144,7 @@ SECTIONS: dict[str, type] = {
     "admission": AdmissionConfig,
     "drain": DrainConfig,
     "supervision": SupervisionConfig,
-    "model": ModelConfig,
+    "model": ServedModelConfig,
     "engine": EngineConfig,
     "kv": KvConfig,
     "partition": PartitionConfig,

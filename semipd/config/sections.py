@@ -202,7 +202,7 @@ class SupervisionConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelConfig:
+class ServedModelConfig:
     name: str = option(
         "demo", 'Model to serve: "demo" (bundled), a folder, or a Hugging Face name.', required=True
     )

@@ -67,7 +67,7 @@ class Preempted(TypedDict):
     blocks: int
 
 
-class Finished(TypedDict):
+class RequestFinished(TypedDict):
     """`code`: after an error. The engine, which does not know when tokens leave the daemon, tells no TPOT."""
 
     reason: FinishReason
@@ -173,7 +173,7 @@ EventData = (
     | FirstToken
     | FirstByte
     | Preempted
-    | Finished
+    | RequestFinished
     | Refused
     | SplitChanged
     | PartitionChanged
@@ -239,7 +239,7 @@ ADMITTED = Kind("admitted", Admitted)
 FIRST_TOKEN = Kind("first_token", FirstToken)
 FIRST_BYTE = Kind("first_byte", FirstByte)
 PREEMPTED = Kind("preempted", Preempted)
-FINISHED = Kind("finished", Finished)
+FINISHED = Kind("finished", RequestFinished)
 REFUSED = Kind("refused", Refused)
 SPLIT_CHANGED = Kind("split_changed", SplitChanged)
 PARTITION_CHANGED = Kind("partition_changed", PartitionChanged)

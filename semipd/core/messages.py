@@ -15,7 +15,7 @@ from semipd.core.state.partition import EngineChangeAnswer, EnginePartitionDocum
 A = TypeVar("A")
 
 
-class Question(Generic[A]):
+class EngineQuestion(Generic[A]):
     """A message with a nonce, which a Status with an A in it answers."""
 
     __slots__ = ()
@@ -34,21 +34,21 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
-class GetStatus(Question[EngineStatus]):
+class GetStatus(EngineQuestion[EngineStatus]):
     """A round trip through the coordinator loop: liveness and numbers in one."""
 
     nonce: int
 
 
 @dataclass(frozen=True, slots=True)
-class GetPartition(Question[EnginePartitionDocument]):
+class GetPartition(EngineQuestion[EnginePartitionDocument]):
     """Partition control with its table, history and decisions."""
 
     nonce: int
 
 
 @dataclass(frozen=True, slots=True)
-class SetPartition(Question[EngineChangeAnswer]):
+class SetPartition(EngineQuestion[EngineChangeAnswer]):
     """Answered by what was asked, and what was granted. `actor` and `reason` go into the history.
 
     `prefill_units` or `decode_units` belong to the mode `fixed`; `expires_s` (back to `auto`) to `fixed` and
@@ -66,7 +66,7 @@ class SetPartition(Question[EngineChangeAnswer]):
 
 
 @dataclass(frozen=True, slots=True)
-class SetSlo(Question[SloDocument]):
+class SetSlo(EngineQuestion[SloDocument]):
     """`targets`: some fields of core.slo.Slo; none only asks."""
 
     nonce: int
@@ -111,7 +111,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Answer to a Question: `data` is of its type, and empty when it is refused."""
+    """Answer to a EngineQuestion: `data` is of its type, and empty when it is refused."""
 
     nonce: int
     data: Mapping[str, Any] = field(default_factory=dict)

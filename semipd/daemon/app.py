@@ -28,7 +28,7 @@ from semipd.daemon.host.sd_notify import EXTENSION, Notifier
 from semipd.daemon.host.terminal import Terminal
 from semipd.daemon.model.files import DEMO_NAME, ModelFiles
 from semipd.daemon.requests.generation import GenerationService
-from semipd.daemon.requests.options import Limits
+from semipd.daemon.requests.options import EngineLimits
 from semipd.daemon.requests.rules import RequestRules
 from semipd.daemon.requests.table import RequestTable
 from semipd.daemon.servers.http import serve_http
@@ -183,7 +183,7 @@ class Daemon:
 
     def _engine_is_ready(self, ready: EngineReady) -> None:
         """The first engine, or one in the place of a dead one."""
-        self._generation.engine_is_ready(Limits.of(ready.info))
+        self._generation.engine_is_ready(EngineLimits.of(ready.info))
         for note in ready.notes:
             log.warning("%s", note)
 

@@ -78,7 +78,7 @@ class Lane(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerDied:
+class WorkerDeath:
     """A lane's executor is gone, and with it the residents and every step in flight. Weights and KV are not.
 
     `how`: what completes "the worker ..."; `signal`: such as "SIGKILL", empty if none ended it; `step_id`:
@@ -92,14 +92,14 @@ class WorkerDied:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerRestarted:
+class WorkerReplacement:
     """The lane has a new executor, which knows nothing. `seconds`: since the death was noticed."""
 
     pid: int
     seconds: float
 
 
-WorkerNews = WorkerDied | WorkerRestarted
+WorkerNews = WorkerDeath | WorkerReplacement
 
 
 @runtime_checkable
@@ -107,7 +107,7 @@ class WorkerLane(Lane, Protocol):
     """A lane whose executor may die while the KV lives on, and is then replaced; a lane that is only a Lane
     fails instead.
 
-    Between the two news `capacity()` is 0 and `poll` brings nothing. After WorkerRestarted the caller owes
+    Between the two news `capacity()` is 0 and `poll` brings nothing. After WorkerReplacement the caller owes
     the lane a `rebuild` and then, oldest first and with their step ids, `launch` of the steps that were in
     flight: their writes are idempotent, their residents those of the rebuild. `poll` raises LaneFailed when
     another executor is no remedy.

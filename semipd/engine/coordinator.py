@@ -30,7 +30,7 @@ from semipd.core.plan import StepResult
 from semipd.core.request import SeqId
 from semipd.core.settings import EngineSettings, SchedulerName
 from semipd.core.split import Split
-from semipd.devices.contract import Device, WorkerDied
+from semipd.devices.contract import Device, WorkerDeath
 from semipd.engine.lane_events import partition_changed, split_changed, worker_changed
 from semipd.engine.lane_state import LaneState
 from semipd.engine.slow_steps import SlowSteps
@@ -162,7 +162,7 @@ class Coordinator:
         for state in (self.decode, self.prefill):
             for news in state.worker_news():
                 out.event(worker_changed(state.lane.name, news))
-                if isinstance(news, WorkerDied) and self.policy == "semipd":
+                if isinstance(news, WorkerDeath) and self.policy == "semipd":
                     self._hold_split(state)
             if state.executor == "blank" and self._may_restore(state):
                 state.restore(self.scheduler.sequences, out.now_ns)

@@ -2,12 +2,12 @@
 
 from semipd.core.events import PARTITION_CHANGED, SPLIT_CHANGED, WORKER_DIED, WORKER_RESTARTED, Told
 from semipd.core.split import LaneName
-from semipd.devices.contract import WorkerDied, WorkerNews
+from semipd.devices.contract import WorkerDeath, WorkerNews
 from semipd.partition.control import Switch
-from semipd.partition.decision_log import Change
+from semipd.partition.decision_log import PartitionChange
 
 
-def partition_changed(change: Change) -> Told:
+def partition_changed(change: PartitionChange) -> Told:
     expires_s = 0.0 if change.expires_at_ns is None else (change.expires_at_ns - change.at_ns) / 1e9
     return PARTITION_CHANGED(
         {
@@ -33,7 +33,7 @@ def split_changed(switch: Switch) -> Told:
 
 
 def worker_changed(lane: LaneName, news: WorkerNews) -> Told:
-    if isinstance(news, WorkerDied):
+    if isinstance(news, WorkerDeath):
         return WORKER_DIED(
             {
                 "lane": lane,

@@ -8,8 +8,8 @@ from typing import Literal
 from semipd.core.plan import Join, StepPlan, StepResult
 from semipd.core.request import SeqId
 from semipd.core.split import Split
-from semipd.devices.contract import Lane, WorkerLane, WorkerNews, WorkerRestarted
-from semipd.engine.step_sizes import StepSizes
+from semipd.devices.contract import Lane, WorkerLane, WorkerNews, WorkerReplacement
+from semipd.engine.step_sizes import StepSizeHistogram
 from semipd.partition.interface import StepRecord
 from semipd.sched.flight import Chunk, Flight
 from semipd.sched.scheduler import Growth
@@ -32,7 +32,7 @@ class LaneState:
     num_slow_steps: int = 0
     num_decode_tokens: int = 0
     num_prefill_tokens: int = 0
-    step_sizes: StepSizes = field(default_factory=StepSizes)
+    step_sizes: StepSizeHistogram = field(default_factory=StepSizeHistogram)
     busy_ns: int = 0
     last_settled_ns: int = 0
     _leaves: list[SeqId] = field(default_factory=list)
@@ -68,7 +68,7 @@ class LaneState:
             return []
         news = self._worker_lane.worker_news()
         for item in news:
-            self.executor = "blank" if isinstance(item, WorkerRestarted) else "missing"
+            self.executor = "blank" if isinstance(item, WorkerReplacement) else "missing"
         return news
 
     def move(self, split: Split) -> None:

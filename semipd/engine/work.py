@@ -4,7 +4,7 @@ import math
 from itertools import islice
 
 from semipd.engine.lane_state import LaneState
-from semipd.partition.interface import Prompt, StepTimes, Work
+from semipd.partition.interface import StepTimes, WaitingPrompt, Work
 from semipd.sched.scheduler import Scheduler
 from semipd.sched.sequence import Sequence
 from semipd.sched.waiting import WINDOW
@@ -37,13 +37,13 @@ def work_at_hand(scheduler: Scheduler, prefill: LaneState, times: StepTimes, now
     )
 
 
-def _prompt(sequence: Sequence, done_tokens: int, now_ns: int) -> Prompt:
+def _prompt(sequence: Sequence, done_tokens: int, now_ns: int) -> WaitingPrompt:
     """A preempted or resumed request has had its first token: its age says that TTFT is settled. The TTFT of
     a request that agreed to a delay runs from the end of it."""
     request = sequence.request
     is_started = sequence.first_token_ns or request.emitted
     age_ms = math.inf if is_started else (now_ns - request.arrival_ns - request.delay_ns) / 1e6
-    return Prompt(len(sequence.tokens) - done_tokens, done_tokens, age_ms)
+    return WaitingPrompt(len(sequence.tokens) - done_tokens, done_tokens, age_ms)
 
 
 def _remaining_ms(prefill: LaneState, times: StepTimes, now_ns: int) -> float:

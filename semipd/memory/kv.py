@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from semipd.core.plan import blocks_for
 from semipd.memory.pool import BlockPool
-from semipd.memory.prefix import Entry, PrefixIndex
+from semipd.memory.prefix import PrefixEntry, PrefixIndex
 
 
 @dataclass(slots=True)
@@ -15,7 +15,7 @@ class Placement:
     namespace: str
     blocks: list[int]
     num_cached_tokens: int
-    indexed: list[Entry]
+    indexed: list[PrefixEntry]
 
 
 class KVMemory:
@@ -91,7 +91,7 @@ class KVMemory:
         assert self.num_cached_free == cached, f"{self.num_cached_free} cached free blocks, {cached} found"
         self._check_eviction_order()
 
-    def _match(self, namespace: str, tokens: Sequence[int]) -> list[Entry]:
+    def _match(self, namespace: str, tokens: Sequence[int]) -> list[PrefixEntry]:
         return self.index.match(namespace, tokens, len(tokens) - 1)
 
     def _allocate(self, count: int) -> list[int]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
+class PrefixEntry:
     """One known prefix: the parent's tokens plus these of one block.
 
     Several blocks may hold the same content (two requests computed it at the same time); the entry
@@ -13,12 +13,12 @@ class Entry:
     """
 
     key: "EntryKey"
-    parent: "Entry | None"
+    parent: "PrefixEntry | None"
     blocks: list[int] = field(default_factory=list)
     num_children: int = 0
 
 
-EntryKey = tuple["Entry | str", tuple[int, ...]]
+EntryKey = tuple["PrefixEntry | str", tuple[int, ...]]
 """(parent entry, or the namespace at the root; the block's token ids): nothing to collide."""
 
 
@@ -32,8 +32,8 @@ class PrefixIndex:
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
-        self._entries: dict[EntryKey, Entry] = {}
-        self._by_block: dict[int, Entry] = {}
+        self._entries: dict[EntryKey, PrefixEntry] = {}
+        self._by_block: dict[int, PrefixEntry] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -42,13 +42,13 @@ class PrefixIndex:
     def num_blocks(self) -> int:
         return len(self._by_block)
 
-    def match(self, namespace: str, tokens: Sequence[int], max_tokens: int) -> list[Entry]:
+    def match(self, namespace: str, tokens: Sequence[int], max_tokens: int) -> list[PrefixEntry]:
         """Entries covering the longest known prefix of at most `max_tokens` tokens, root first.
 
         Valid until the next change of the index.
         """
-        found: list[Entry] = []
-        parent: Entry | str = namespace
+        found: list[PrefixEntry] = []
+        parent: PrefixEntry | str = namespace
         size = self.block_size
         for start in range(0, max_tokens - size + 1, size):
             entry = self._entries.get((parent, tuple(tokens[start : start + size])))
@@ -58,14 +58,16 @@ class PrefixIndex:
             parent = entry
         return found
 
-    def insert(self, namespace: str, parent: Entry | None, tokens: Sequence[int], block: int) -> Entry:
+    def insert(
+        self, namespace: str, parent: PrefixEntry | None, tokens: Sequence[int], block: int
+    ) -> PrefixEntry:
         """Register a computed full block under its parent (None: first block). Returns its entry."""
         assert len(tokens) == self.block_size, f"{len(tokens)} tokens are not a full block"
         assert block not in self._by_block, f"block {block} is indexed already"
         key: EntryKey = (namespace if parent is None else parent, tuple(tokens))
         entry = self._entries.get(key)
         if entry is None:
-            entry = self._entries[key] = Entry(key, parent)
+            entry = self._entries[key] = PrefixEntry(key, parent)
             if parent is not None:
                 parent.num_children += 1
         entry.blocks.append(block)
@@ -75,7 +77,7 @@ class PrefixIndex:
     def knows(self, block: int) -> bool:
         return block in self._by_block
 
-    def entry_of(self, block: int) -> Entry | None:
+    def entry_of(self, block: int) -> PrefixEntry | None:
         return self._by_block.get(block)
 
     def forget(self, block: int) -> None:
@@ -93,7 +95,7 @@ class PrefixIndex:
     def check_integrity(self) -> None:
         """Recompute children and block maps; AssertionError on a mismatch."""
         children: dict[int, int] = {}
-        by_block: dict[int, Entry] = {}
+        by_block: dict[int, PrefixEntry] = {}
         for key, entry in self._entries.items():
             assert entry.key == key, "an entry stands under a foreign key"
             assert entry.blocks, "an entry without a block"

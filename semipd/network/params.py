@@ -14,7 +14,7 @@ ShardAxis = Literal["rows", "columns"]
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class TensorSource:
     """A tensor of the checkpoint that fills rows of a parameter.
 
     Attributes:
@@ -43,7 +43,7 @@ class Param:
 
     name: str
     shape: tuple[int, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[TensorSource, ...]
     dtype: DTypeName | None = None
     shard_axis: ShardAxis | None = None
     packable: bool = False
@@ -105,7 +105,8 @@ def _attention(config: ModelConfig) -> Iterator[Param]:
     if config.qk_norm:
         heads = (("q", config.num_heads), ("k", config.num_kv_heads))
         sources = [
-            Source(f"self_attn.{name}_norm.weight", (config.head_dim,), (0,) * count) for name, count in heads
+            TensorSource(f"self_attn.{name}_norm.weight", (config.head_dim,), (0,) * count)
+            for name, count in heads
         ]
         shape = (config.num_heads + config.num_kv_heads, config.head_dim)
         yield Param("qk_norm", shape, tuple(sources), "float32", "rows")
@@ -128,22 +129,22 @@ def _linear(
     """A matrix and, with `bias`, its vector, from the modules `outputs` (name to rows). A rank that has
     columns has a part of each sum: whoever adds the parts adds the bias, once."""
     num_outputs = sum(map(len, outputs.values()))
-    weights = [Source(f"{m}.weight", (len(rows), num_inputs), rows) for m, rows in outputs.items()]
+    weights = [TensorSource(f"{m}.weight", (len(rows), num_inputs), rows) for m, rows in outputs.items()]
     yield Param(name, (num_outputs, num_inputs), tuple(weights), None, shard_axis, packable=True, lora=True)
     if bias:
-        biases = [Source(f"{module}.bias", (len(rows),), rows) for module, rows in outputs.items()]
+        biases = [TensorSource(f"{module}.bias", (len(rows),), rows) for module, rows in outputs.items()]
         axis = shard_axis if shard_axis == "rows" else None
         yield Param(f"{name}_bias", (num_outputs,), tuple(biases), shard_axis=axis)
 
 
 def _norm(name: str, tensor: str, config: ModelConfig) -> Param:
     shape = (config.hidden_size,)
-    return Param(name, shape, (Source(tensor, shape, range(config.hidden_size)),))
+    return Param(name, shape, (TensorSource(tensor, shape, range(config.hidden_size)),))
 
 
 def _table(name: str, tensor: str, config: ModelConfig) -> Param:
     shape = (config.vocab_size, config.hidden_size)
-    return Param(name, shape, (Source(tensor, shape, range(config.vocab_size)),), shard_axis="rows")
+    return Param(name, shape, (TensorSource(tensor, shape, range(config.vocab_size)),), shard_axis="rows")
 
 
 def _head_rows(config: ModelConfig, num_heads: int) -> Sequence[int]:

@@ -20,10 +20,10 @@ from semipd.core.state.partition import (
 )
 from semipd.partition import report
 from semipd.partition.deciding import Deciding
-from semipd.partition.decision_log import Change, DecisionLog
+from semipd.partition.decision_log import DecisionLog, PartitionChange
 from semipd.partition.interface import StepRecord, Work
 from semipd.partition.latency_window import LatencyWindow
-from semipd.partition.modes import Choice, Modes
+from semipd.partition.modes import Modes, SplitChoice
 from semipd.partition.overrides import check_targets
 from semipd.partition.step_times.models import Models
 from semipd.partition.table import SplitTable
@@ -54,7 +54,7 @@ class Control:
         self._settings = settings
         self._modes = Modes(table, settings)
         self._deciding = Deciding(table, settings, models, self.window)
-        self._wanted = Choice(table.solo_decode, 0, "lending", "only decode has work")
+        self._wanted = SplitChoice(table.solo_decode, 0, "lending", "only decode has work")
         self._wanted_since_ns = 0
         self._launched = table.solo_decode
         self.log.changes.append(self._modes.change)
@@ -73,7 +73,7 @@ class Control:
         """When `expire` has something to do."""
         return self._modes.change.expires_at_ns
 
-    def choose(self, now_ns: int, prefill_busy: bool, decode_busy: bool, get_work: GetWork) -> Choice:
+    def choose(self, now_ns: int, prefill_busy: bool, decode_busy: bool, get_work: GetWork) -> SplitChoice:
         """What steps launched now shall use. `get_work` is called only when the policy is asked."""
         self._deciding.measure_duty(now_ns)
         if prefill_busy and decode_busy and self.mode == "auto" and self._deciding.is_due(now_ns):
@@ -85,7 +85,7 @@ class Control:
 
     def hold(self, split: Split, now_ns: int) -> None:
         """In place of `choose` while a lane is without its executor."""
-        self._want(Choice(split, 0, "restart", "a lane waits for its new worker"), now_ns)
+        self._want(SplitChoice(split, 0, "restart", "a lane waits for its new worker"), now_ns)
 
     def launched(self, split: Split, now_ns: int) -> Switch | None:
         """A step was launched under `split`, the last choice's. Returns the switch, if it is one."""
@@ -100,7 +100,7 @@ class Control:
         self._launched = split
         return switch
 
-    def expire(self, now_ns: int) -> Change | None:
+    def expire(self, now_ns: int) -> PartitionChange | None:
         """Back to auto when an override's time is up; returns that change."""
         change = self._modes.expired(now_ns)
         if change is not None:
@@ -126,7 +126,9 @@ class Control:
         """A request ended well; `tpot_ms` is None when it had one token."""
         self.window.finished(now_ns, tpot_ms, output_tokens, self.divided, self.slo)
 
-    def set(self, request: SetPartition, now_ns: int, get_work: GetWork) -> tuple[Change, EngineChangeAnswer]:
+    def set(
+        self, request: SetPartition, now_ns: int, get_work: GetWork
+    ) -> tuple[PartitionChange, EngineChangeAnswer]:
         """Change the mode, unless it is a dry run. Returns the change and the answer; its `forecast` is None
         while step times are not known.
 
@@ -151,7 +153,7 @@ class Control:
             self.slo = replace(self.slo, **request.targets)
             self.window.forget_cached()
             self._deciding.is_due_now()
-            change = Change(now_ns, self.mode, request.actor, request.reason, effective_at_ns=now_ns)
+            change = PartitionChange(now_ns, self.mode, request.actor, request.reason, effective_at_ns=now_ns)
             change.slo = self.slo.to_wire()
             self.log.changes.append(change)
         return report.slo_status(self.slo, self.window, now_ns)
@@ -173,7 +175,7 @@ class Control:
         self._modes.follow(decision, f"policy {self._deciding.policy.name}")
         self._note_division(before, now_ns)
 
-    def _enter(self, change: Change) -> None:
+    def _enter(self, change: PartitionChange) -> None:
         before = self.divided
         self._modes.enter(change)
         self._deciding.is_due_now()
@@ -184,11 +186,11 @@ class Control:
         if self.divided != before:
             self.window.restart(now_ns)
 
-    def _want(self, choice: Choice, now_ns: int) -> None:
+    def _want(self, choice: SplitChoice, now_ns: int) -> None:
         if choice.split != self._wanted.split:
             self._wanted_since_ns = now_ns
         self._wanted = choice
 
-    def _forecast(self, change: Change, now_ns: int, work: Work) -> Forecast:
+    def _forecast(self, change: PartitionChange, now_ns: int, work: Work) -> Forecast:
         snapshot = self._deciding.snapshot(now_ns, work, self._modes, self.slo)
         return report.forecast(change, snapshot, self._deciding, self.slo, self._settings.step_token_budget)

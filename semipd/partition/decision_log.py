@@ -18,7 +18,7 @@ ERROR_GAIN = 0.1
 
 
 @dataclass(slots=True)
-class Change:
+class PartitionChange:
     """One act of an operator, of expiry, or of the start.
 
     Attributes:
@@ -56,7 +56,7 @@ class Change:
 
 
 @dataclass(slots=True)
-class SwitchTimes:
+class SwitchTimeHistogram:
     """`counts[i]`: values of at most `BUCKETS_MS[i]` and above the bound before; the last: above all."""
 
     counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_MS) + 1))
@@ -76,7 +76,7 @@ class SwitchTimes:
 
 
 @dataclass(slots=True)
-class Outcome:
+class DecisionOutcome:
     """A decision and what came of it. Observed values are None until seen.
 
     `observed_tpot_ms`: mean time of the decode steps launched while it held; `observed_ttft_ms`: of the
@@ -112,9 +112,9 @@ class DecisionLog:
     """Bounded logs. `ttft_error` and `tpot_error` are running means of |observed / predicted - 1|."""
 
     def __init__(self) -> None:
-        self.changes: deque[Change] = deque(maxlen=KEPT)
-        self.outcomes: deque[Outcome] = deque(maxlen=KEPT)
-        self.switch_ms = SwitchTimes()
+        self.changes: deque[PartitionChange] = deque(maxlen=KEPT)
+        self.outcomes: deque[DecisionOutcome] = deque(maxlen=KEPT)
+        self.switch_ms = SwitchTimeHistogram()
         self.ttft_error: float | None = None
         self.tpot_error: float | None = None
 
@@ -129,7 +129,7 @@ class DecisionLog:
             if same and now_ns - last.at_ns < LOG_EVERY_NS:
                 return
             self._close(last)
-        self.outcomes.append(Outcome(now_ns, decision, watched))
+        self.outcomes.append(DecisionOutcome(now_ns, decision, watched))
 
     def step(self, record: StepRecord) -> None:
         """A finished step; counts if it is one of those that the last decision is about."""
@@ -154,7 +154,7 @@ class DecisionLog:
                 self.ttft_error = _mean_error(self.ttft_error, predicted, ttft_ms)
                 return
 
-    def _close(self, outcome: Outcome) -> None:
+    def _close(self, outcome: DecisionOutcome) -> None:
         self.tpot_error = _mean_error(
             self.tpot_error, outcome.decision.predicted_tpot_ms, outcome.observed_tpot_ms
         )

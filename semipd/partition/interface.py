@@ -37,7 +37,7 @@ class StepRecord(NamedTuple):
     busy_ns: int
 
 
-class Prompt(NamedTuple):
+class WaitingPrompt(NamedTuple):
     """A prompt whose first token is still to come: tokens to compute, tokens before them (computed or
     found as a prefix), and how long ago it arrived."""
 
@@ -120,7 +120,7 @@ class Work(NamedTuple):
     context_tokens: int
     num_joining: int
     joining_tokens: int
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[WaitingPrompt, ...]
     seqs: tuple[SeqId, ...]
     busy_prefill_ms: float
 
@@ -154,7 +154,7 @@ class Snapshot:
     context_tokens: int = 0
     num_joining: int = 0
     joining_tokens: int = 0
-    prompts: tuple[Prompt, ...] = ()
+    prompts: tuple[WaitingPrompt, ...] = ()
     busy_prefill_ms: float = 0.0
     prefill_duty: float = 1.0
     chunk_tokens: int = 512

@@ -4,11 +4,11 @@ from semipd.core.errors import SemipdError
 from semipd.core.messages import SetPartition
 from semipd.core.slo import SLO_BOUNDS
 from semipd.core.split import MAX_EXPIRY_S, Split
-from semipd.partition.decision_log import Change
+from semipd.partition.decision_log import PartitionChange
 from semipd.partition.table import SplitTable
 
 
-def plan_change(request: SetPartition, table: SplitTable, scheduler: str, now_ns: int) -> Change:
+def plan_change(request: SetPartition, table: SplitTable, scheduler: str, now_ns: int) -> PartitionChange:
     """What the request would become; changes nothing.
 
     Raises SemipdError: `impossible_split` with the table of possible ones, `invalid_value`,
@@ -31,7 +31,7 @@ def plan_change(request: SetPartition, table: SplitTable, scheduler: str, now_ns
         rounding = describe_rounding(requested, granted, table)
     elif requested:
         raise _invalid(f"The mode {request.mode} takes no units; {requested} were given.", "prefill_units")
-    return Change(
+    return PartitionChange(
         now_ns,
         request.mode,
         request.actor,

@@ -4,7 +4,7 @@ from semipd.core.slo import Slo
 from semipd.core.split import Split
 from semipd.core.state.partition import EnginePartition, EnginePartitionDocument, Forecast, SloDocument
 from semipd.partition.deciding import Deciding
-from semipd.partition.decision_log import Change, DecisionLog
+from semipd.partition.decision_log import DecisionLog, PartitionChange
 from semipd.partition.interface import Snapshot
 from semipd.partition.latency_window import LatencyWindow
 from semipd.partition.modes import Modes
@@ -57,14 +57,14 @@ def slo_status(slo: Slo, window: LatencyWindow, now_ns: int) -> SloDocument:
     return {"targets": slo.to_wire(), "observed": window.observed(now_ns, slo).to_plain()}
 
 
-def takes_effect(change: Change, both_lanes_work: bool) -> str:
+def takes_effect(change: PartitionChange, both_lanes_work: bool) -> str:
     if change.mode == "off" or both_lanes_work:
         return "with the next step"
     return "when both lanes have work: until then an idle lane lends its units"
 
 
 def forecast(
-    change: Change, snapshot: Snapshot, deciding: Deciding, slo: Slo, step_token_budget: int
+    change: PartitionChange, snapshot: Snapshot, deciding: Deciding, slo: Slo, step_token_budget: int
 ) -> Forecast:
     """What the work at hand would meet under the change."""
     s = snapshot

@@ -1,7 +1,7 @@
 """How long to wait for a process on a machine that may be slow or busy. Pure: told what time passed and what
 the process used meanwhile."""
 
-from semipd.system.process_usage import Usage
+from semipd.system.process_usage import ProcessUsage
 
 LOOK_EVERY_S = 0.5
 """Whoever waits should look so often. A look counts twice as long at most: who was stopped himself accuses
@@ -27,7 +27,7 @@ class GrantedTime:
         self._passed_s = 0.0
         self._withheld_s = 0.0
 
-    def passed(self, elapsed_s: float, used: Usage) -> None:
+    def passed(self, elapsed_s: float, used: ProcessUsage) -> None:
         """`used` meanwhile."""
         self._passed_s += elapsed_s
         self._withheld_s = min(self._withheld_s + used.withheld_s, self._passed_s)
@@ -42,7 +42,7 @@ class StartPatience:
     machine had a core for it. One that is at work may go on for `BUSY_FACTOR` limits of CPU time and
     `LONGEST_FACTOR` limits in all."""
 
-    def __init__(self, limit_s: float, usage: Usage) -> None:
+    def __init__(self, limit_s: float, usage: ProcessUsage) -> None:
         """`usage`: before the phase."""
         self.limit_s = limit_s
         self._standing = GrantedTime()
@@ -58,7 +58,7 @@ class StartPatience:
     def standing_s(self) -> float:
         return self._standing.seconds
 
-    def looked(self, elapsed_s: float, usage: Usage) -> str | None:
+    def looked(self, elapsed_s: float, usage: ProcessUsage) -> str | None:
         """A wait of `elapsed_s` is over, and all that was used so far is `usage`. Why the wait should end, or
         None. The reason completes "did not finish ..."."""
         elapsed_s = min(elapsed_s, 2 * self.look_every_s)
@@ -94,7 +94,7 @@ class StartPatience:
 class StepClock:
     """For work that takes a known time on a machine of one's own: only what the machine grants counts."""
 
-    def __init__(self, limit_s: float, usage: Usage) -> None:
+    def __init__(self, limit_s: float, usage: ProcessUsage) -> None:
         """`usage`: before the work; of it only the waiting for a core counts."""
         self._limit_s = limit_s
         self._granted = GrantedTime()
@@ -104,7 +104,7 @@ class StepClock:
     def look_every_s(self) -> float:
         return min(LOOK_EVERY_S, self._limit_s / 4)
 
-    def looked(self, elapsed_s: float, usage: Usage) -> str | None:
+    def looked(self, elapsed_s: float, usage: ProcessUsage) -> str | None:
         """As StartPatience.looked. The reason completes "did not finish ..."."""
         self._granted.passed(min(elapsed_s, 2 * self.look_every_s), usage.since(self._seen))
         self._seen = usage

@@ -11,7 +11,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class ProcessUsage:
     """Attributes:
     cpu_s: CPU time of all threads.
     read_bytes: read from disk, pages of mapped files included.
@@ -25,42 +25,42 @@ class Usage:
     waits_s: Mapping[int, float] = field(default_factory=dict, compare=False)
 
     @classmethod
-    def of(cls, parts: Sequence["Usage"]) -> "Usage":
+    def of(cls, parts: Sequence["ProcessUsage"]) -> "ProcessUsage":
         waits_s = {pid: wait_s for part in parts for pid, wait_s in part.waits_s.items()}
         cpu_s, read_bytes = sum(part.cpu_s for part in parts), sum(part.read_bytes for part in parts)
         return cls(cpu_s, read_bytes, max(waits_s.values(), default=0.0), waits_s)
 
-    def since(self, before: "Usage") -> "Usage":
+    def since(self, before: "ProcessUsage") -> "ProcessUsage":
         """Never negative: what a process had used goes with it."""
         withheld_s = self.withheld_s - before.withheld_s
         if self.waits_s:
             new_s = [wait_s - before.waits_s.get(pid, 0.0) for pid, wait_s in self.waits_s.items()]
             withheld_s = max(new_s)
-        return Usage(
+        return ProcessUsage(
             max(self.cpu_s - before.cpu_s, 0.0),
             max(self.read_bytes - before.read_bytes, 0),
             max(withheld_s, 0.0),
         )
 
 
-NOTHING = Usage()
+NOTHING = ProcessUsage()
 
 
-def tree_usage(root: int, proc: Path = PROC) -> Usage:
+def tree_usage(root: int, proc: Path = PROC) -> ProcessUsage:
     """Of process `root` and its descendants. What cannot be read counts as nothing."""
-    return Usage.of([process_usage(pid, proc) for pid in _with_descendants(root, proc)])
+    return ProcessUsage.of([process_usage(pid, proc) for pid in _with_descendants(root, proc)])
 
 
-def process_usage(pid: int, proc: Path = PROC) -> Usage:
+def process_usage(pid: int, proc: Path = PROC) -> ProcessUsage:
     folder = proc / str(pid)
     wait_s = _withheld_s(folder)
-    return Usage(_cpu_s(folder), _read_bytes(folder), wait_s, {pid: wait_s})
+    return ProcessUsage(_cpu_s(folder), _read_bytes(folder), wait_s, {pid: wait_s})
 
 
-def waiting_time(pid: int, proc: Path = PROC) -> Usage:
+def waiting_time(pid: int, proc: Path = PROC) -> ProcessUsage:
     """Of one process, only what it has waited for a core: a fifth of the work, for who asks at every step."""
     wait_s = _withheld_s(proc / str(pid))
-    return Usage(withheld_s=wait_s, waits_s={pid: wait_s})
+    return ProcessUsage(withheld_s=wait_s, waits_s={pid: wait_s})
 
 
 def _with_descendants(root: int, proc: Path) -> list[int]:

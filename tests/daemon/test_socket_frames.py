@@ -247,7 +247,10 @@ async def test_pipelined_frames_are_served_one_in_a_turn(
 ) -> None:
     async with running(tmp_path, start=False) as daemon:
         ticks, begun, refused = Ticks(), Counter[int](), Counter[int]()
-        answer, refuse = socket_connection.Connection._answer, socket_connection.Connection._refuse
+        answer, refuse = (
+            socket_connection.SocketConnection._answer,
+            socket_connection.SocketConnection._refuse,
+        )
 
         async def counted(self: Any, *args: Any) -> None:
             begun[ticks.count] += 1
@@ -257,8 +260,8 @@ async def test_pipelined_frames_are_served_one_in_a_turn(
             refused[ticks.count] += 1
             await refuse(self, *args)
 
-        monkeypatch.setattr(socket_connection.Connection, "_answer", counted)
-        monkeypatch.setattr(socket_connection.Connection, "_refuse", counted_refusal)
+        monkeypatch.setattr(socket_connection.SocketConnection, "_answer", counted)
+        monkeypatch.setattr(socket_connection.SocketConnection, "_refuse", counted_refusal)
         wrong = framed(b"\xc1") + encode_frame({})
         frames = b"".join(encode_frame({"id": idx, "op": "models"}) + wrong for idx in range(100))
         talk = await Talk.begin(daemon.socket_path, frames)

@@ -29,7 +29,7 @@ from semipd.devices.cpu.messages import (
     result_from_wire,
     result_to_wire,
 )
-from semipd.devices.cpu.sizing import DEFAULT_KV_BYTES, MemoryDemand
+from semipd.devices.cpu.sizing import DEFAULT_KV_BYTES, HostMemoryDemand
 from semipd.steps.sizing import num_kv_blocks
 from semipd.wire.channel import Channel
 from semipd.wire.frames import FrameReader, encode_frame
@@ -111,7 +111,7 @@ def test_splits_divide_the_cores_between_the_lanes(num_cores: int) -> None:
     assert lane_cores(cores, "decode", Split(0, num_cores)) == cores
 
 
-def demand(available: Available, **changes: int | float) -> MemoryDemand:
+def demand(available: Available, **changes: int | float) -> HostMemoryDemand:
     base: dict[str, int | float] = {
         "weights_bytes": 4 * GIB,
         "worker_bytes": GIB,
@@ -122,7 +122,7 @@ def demand(available: Available, **changes: int | float) -> MemoryDemand:
         "kv_fraction": 0.5,
         "max_num_blocks": 0,
     }
-    return MemoryDemand(available=available, **(base | changes))  # type: ignore[arg-type]
+    return HostMemoryDemand(available=available, **(base | changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

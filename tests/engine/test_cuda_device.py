@@ -28,7 +28,7 @@ from semipd.devices.cuda.driver.interface import CudaError
 from semipd.devices.cuda.lane import launch_thread
 from semipd.devices.cuda.sampler.sampler import TorchSampler
 from semipd.devices.cuda.start.device import CudaDevice
-from semipd.devices.cuda.start.model import ServedModel, cuda_dtype
+from semipd.devices.cuda.start.model import DeviceModel, cuda_dtype
 from semipd.devices.cuda.start.opening import RESERVE_BYTES
 from semipd.devices.cuda.start.platform import Platform
 from semipd.engine.launcher import spawn_engine
@@ -43,10 +43,10 @@ class RandomModel:
     def __init__(self) -> None:
         self.weights = random_weights(TINY)
 
-    def read(self, settings: EngineSettings) -> ServedModel:
-        return ServedModel.of(TINY, settings)
+    def read(self, settings: EngineSettings) -> DeviceModel:
+        return DeviceModel.of(TINY, settings)
 
-    def load(self, model: ServedModel, buffer: torch.Tensor, report: Report) -> None:
+    def load(self, model: DeviceModel, buffer: torch.Tensor, report: Report) -> None:
         report("loading weights", 1.0)
         for spec in model.layout.tensors:
             weight = self.weights[spec.name]

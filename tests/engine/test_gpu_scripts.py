@@ -22,7 +22,7 @@ from semipd.checkpoints.layout import plan_weights
 from semipd.config.config import default_engine_settings
 from semipd.core.errors import SemipdError
 from semipd.core.split import Split
-from semipd.devices.cuda.start.model import ServedModel
+from semipd.devices.cuda.start.model import DeviceModel
 from semipd.devices.fake import FakeDevice, expected_tokens
 from semipd.devices.sim.gpus import GPUS
 from semipd.devices.sim.profile import load_profile
@@ -228,7 +228,7 @@ def test_llama_has_as_many_parameters_as_published() -> None:
 def test_random_models_are_the_same_everywhere() -> None:
     config = replace(SMALL, num_layers=1, vocab_size=256)
     source = RandomModel(config, seed=4)
-    model = ServedModel.of(config, default_engine_settings(device="cuda", dtype="bfloat16"))
+    model = DeviceModel.of(config, default_engine_settings(device="cuda", dtype="bfloat16"))
     first, second = cpu_weights(model, source), cpu_weights(model, RandomModel(config, seed=4))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["embed"], cpu_weights(model, RandomModel(config, seed=5))["embed"])

@@ -18,7 +18,7 @@ from semipd.core.errors import SemipdError
 from semipd.core.messages import StepTokens
 from semipd.core.request import Request, SeqId
 from semipd.core.split import Split
-from semipd.devices.sim.cost import CostModel, Work
+from semipd.devices.sim.cost import CostModel, StepWork
 from semipd.devices.sim.gpus import GPUS
 from semipd.devices.sim.models import MODELS
 from semipd.devices.sim.profile import Profile
@@ -109,8 +109,10 @@ def test_a_lone_request_takes_what_its_steps_take(tmp_path: Path) -> None:
     azure_file(tmp_path, [(0.0, 700, 5), (1.0, 700, 5)])
     outcomes, _, _ = outcomes_of(azure_case(tmp_path, "fixed:64", rate=0.5, window_s=1.0))
     costs = CostModel(Profile(GPUS["h200"]), MODELS["llama-3-8b"])
-    prompt_ns = costs.step(Work(0, 0, ((0, 512),)), 132).ns + costs.step(Work(0, 0, ((512, 188),), 1), 132).ns
-    decode_ns = [costs.step(Work(1, 701 + idx), 132).ns for idx in range(4)]
+    prompt_ns = (
+        costs.step(StepWork(0, 0, ((0, 512),)), 132).ns + costs.step(StepWork(0, 0, ((512, 188),), 1), 132).ns
+    )
+    decode_ns = [costs.step(StepWork(1, 701 + idx), 132).ns for idx in range(4)]
     (outcome,) = outcomes.values()
     assert outcome.ttft_ms * 1e6 == pytest.approx(prompt_ns, abs=10)
     assert outcome.tpot_ms * 1e6 == pytest.approx(sum(decode_ns) / 4, abs=10)
@@ -172,9 +174,9 @@ def test_disaggregation_pays_for_the_transfer(tmp_path: Path) -> None:
     outcomes, _, system = outcomes_of(azure_case(tmp_path, "1p1d", rate=0.5, window_s=0.9))
     costs = CostModel(Profile(GPUS["h200"]), MODELS["llama-3-8b"])
     transfer_ns = LINK_LATENCY_NS + 1000 * 131_072 / 450e9 * 1e9
-    decode_ns = costs.step(Work(1, 1001), 132).ns + costs.step(Work(1, 1002), 132).ns
+    decode_ns = costs.step(StepWork(1, 1001), 132).ns + costs.step(StepWork(1, 1002), 132).ns
     (outcome,) = outcomes.values()
-    assert outcome.ttft_ms * 1e6 == pytest.approx(costs.step(Work(0, 0, ((0, 1000),), 1), 132).ns, abs=5)
+    assert outcome.ttft_ms * 1e6 == pytest.approx(costs.step(StepWork(0, 0, ((0, 1000),), 1), 132).ns, abs=5)
     assert outcome.e2e_ms * 1e6 == pytest.approx(outcome.ttft_ms * 1e6 + transfer_ns + decode_ns, abs=10)
     assert isinstance(system, Disaggregated)
     assert system.link_busy_ns == pytest.approx(transfer_ns, abs=1)

@@ -16,7 +16,7 @@ from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.split import Split
 from semipd.devices.sim.contention import slowdown
-from semipd.devices.sim.cost import Work
+from semipd.devices.sim.cost import StepWork
 from semipd.devices.sim.device import SimDevice
 from semipd.devices.sim.gpus import GPUS
 from semipd.devices.sim.models import MODELS
@@ -103,16 +103,16 @@ def test_a_step_costs_what_the_roofline_says() -> None:
         joins=(join(1, 50), join(2, 70), join(3, 116)),
     )
     sim.decode.launch(plan, 1000)
-    cost = sim.costs.step(Work(2, 120, ((16, 100),), 1), 64)
+    cost = sim.costs.step(StepWork(2, 120, ((16, 100),), 1), 64)
     assert sim.wake_at_ns() == 1000 + round(cost.ns)
     (result,) = sim.decode.poll(1000 + round(cost.ns))
     assert result.busy_ns == round(cost.ns)
     assert len(result.tokens) == 3
     sim.decode.launch(StepPlan(2, SHARED, decode=(1, 2)), 10**10)  # type: ignore[arg-type]
-    assert sim.wake_at_ns() == 10**10 + round(sim.costs.step(Work(2, 122), 64).ns)
+    assert sim.wake_at_ns() == 10**10 + round(sim.costs.step(StepWork(2, 122), 64).ns)
     sim.decode.poll(10**11)
     sim.decode.launch(StepPlan(3, Split(0, 132), decode=(1, 2)), 10**12)  # type: ignore[arg-type]
-    switched = sim.costs.step(Work(2, 124), 132).ns + H200.kernels.switch_ns
+    switched = sim.costs.step(StepWork(2, 124), 132).ns + H200.kernels.switch_ns
     assert sim.wake_at_ns() == 10**12 + round(switched)
 
 
@@ -123,14 +123,17 @@ def both_lanes(sim: SimDevice) -> tuple[float, float]:
         StepPlan(2, SHARED, segments=(Segment(2, 0, 512, False),), joins=(join(2, 999),)),  # type: ignore[arg-type]
         0,
     )
-    return sim.costs.step(Work(1, 8000), 64).ns, sim.costs.step(Work(0, 0, ((0, 512),)), 68).ns
+    return sim.costs.step(StepWork(1, 8000), 64).ns, sim.costs.step(StepWork(0, 0, ((0, 512),)), 68).ns
 
 
 def test_lanes_slow_each_other_only_while_both_run() -> None:
     """By hand: the decode step is slowed for its whole time, the prefill step until decode ends."""
     sim = device()
     decode_ns, prefill_ns = both_lanes(sim)
-    decode_cost, prefill_cost = sim.costs.step(Work(1, 8000), 64), sim.costs.step(Work(0, 0, ((0, 512),)), 68)
+    decode_cost, prefill_cost = (
+        sim.costs.step(StepWork(1, 8000), 64),
+        sim.costs.step(StepWork(0, 0, ((0, 512),)), 68),
+    )
     decode_factor = slowdown(decode_cost, prefill_cost, sim.costs.hbm_rate, 1.0)
     prefill_factor = slowdown(prefill_cost, decode_cost, sim.costs.hbm_rate, 1.0)
     assert min(decode_factor, prefill_factor) > 1.0
@@ -159,7 +162,7 @@ def test_steps_of_a_lane_follow_each_other_without_a_gap() -> None:
     sim.decode.launch(StepPlan(1, SHARED, decode=(1,), joins=(join(1, 100),)), 0)  # type: ignore[arg-type]
     sim.decode.launch(StepPlan(2, SHARED, decode=(1,)), 50)  # type: ignore[arg-type]
     assert sim.decode.capacity() == 0
-    first, second = sim.costs.step(Work(1, 100), 64).ns, sim.costs.step(Work(1, 101), 64).ns
+    first, second = sim.costs.step(StepWork(1, 100), 64).ns, sim.costs.step(StepWork(1, 101), 64).ns
     results = sim.decode.poll(10**10)
     assert [result.step_id for result in results] == [1, 2]
     assert [result.busy_ns for result in results] == [round(first), round(second)]
@@ -185,7 +188,7 @@ def test_prompts_that_arrive_cost_one_token() -> None:
     segments = (Segment(1, 0, 700, True), Segment(2, 0, 300, False))  # type: ignore[arg-type]
     plan = StepPlan(1, Split(0, 132), segments=segments, joins=(join(1, 700), join(2, 900)))
     sim.decode.launch(plan, 0)
-    assert sim.decode.poll(10**10)[0].busy_ns == round(sim.costs.step(Work(1, 700), 132).ns)
+    assert sim.decode.poll(10**10)[0].busy_ns == round(sim.costs.step(StepWork(1, 700), 132).ns)
 
 
 def test_opening_takes_the_named_rows_and_the_tokenizers_vocabulary(tmp_path: Path) -> None:

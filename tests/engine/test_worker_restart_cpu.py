@@ -23,7 +23,7 @@ from semipd.core.plan import Join, Segment, StepPlan
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.split import LaneName, Split
-from semipd.devices.contract import LaneFailed, WorkerNews, WorkerRestarted
+from semipd.devices.contract import LaneFailed, WorkerNews, WorkerReplacement
 from semipd.devices.cpu.deaths import MAX_DEATHS, WINDOW_S, Deaths
 from semipd.devices.cpu.device import CpuDevice
 from semipd.devices.cpu.lane import Awaited, CpuLane
@@ -209,7 +209,7 @@ def chunk(device: CpuDevice, step_id: int) -> StepPlan:
 def news_of(device: CpuDevice, lane: CpuLane) -> list[WorkerNews]:
     news: list[WorkerNews] = []
     patience = Patience(LIMIT_S)
-    while not any(isinstance(item, WorkerRestarted) for item in news):
+    while not any(isinstance(item, WorkerReplacement) for item in news):
         assert not patience.is_over()
         select.select(device.files(), [], [], 0.05)
         lane.poll(time.monotonic_ns())

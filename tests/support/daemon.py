@@ -21,7 +21,7 @@ from semipd.daemon.access.addresses import claim_http, claim_socket
 from semipd.daemon.engine.supervisor import Supervisor
 from semipd.daemon.model.served_model import ServedModel
 from semipd.daemon.requests.generation import GenerationService
-from semipd.daemon.requests.options import Limits
+from semipd.daemon.requests.options import EngineLimits
 from semipd.daemon.requests.rules import RequestRules
 from semipd.daemon.requests.table import RequestTable
 from semipd.daemon.servers.http import serve_http
@@ -136,7 +136,9 @@ async def running(
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as http,
         ):
             if start:
-                supervisor.on_ready.append(lambda ready: generation.engine_is_ready(Limits.of(ready.info)))
+                supervisor.on_ready.append(
+                    lambda ready: generation.engine_is_ready(EngineLimits.of(ready.info))
+                )
                 await supervisor.start()
             try:
                 yield Running(url, path, services, http, stop_reasons)

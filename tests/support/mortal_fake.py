@@ -5,7 +5,7 @@ from typing import Any
 
 from semipd.core.plan import StepPlan, StepResult
 from semipd.core.split import LaneName
-from semipd.devices.contract import WorkerDied, WorkerNews, WorkerRestarted
+from semipd.devices.contract import WorkerDeath, WorkerNews, WorkerReplacement
 from semipd.devices.fake import FakeDevice, FakeLane
 
 
@@ -28,7 +28,7 @@ class MortalLane(FakeLane):
         self.residents = {}
         self.back_at_ns = back_at_ns
         step_id = steps[0][0].step_id if steps else None
-        self._news.append(WorkerDied(self.pid, "was ended by SIGKILL", "SIGKILL", step_id))
+        self._news.append(WorkerDeath(self.pid, "was ended by SIGKILL", "SIGKILL", step_id))
 
     def capacity(self) -> int:
         # FakeLane.capacity(self): super() does not work in a dataclass with slots
@@ -43,7 +43,7 @@ class MortalLane(FakeLane):
             self.back_at_ns = None
             self._free_at_ns = now_ns
             self.pid += 1
-            self._news.append(WorkerRestarted(self.pid, 0.5))
+            self._news.append(WorkerReplacement(self.pid, 0.5))
         return FakeLane.poll(self, now_ns)
 
     def worker_news(self) -> list[WorkerNews]:

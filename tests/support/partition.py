@@ -5,7 +5,7 @@ from typing import Any
 
 from semipd.core.slo import Slo
 from semipd.core.split import Split
-from semipd.partition.interface import Line, Prompt, Snapshot
+from semipd.partition.interface import Line, Snapshot, WaitingPrompt
 from semipd.partition.table import SplitTable
 
 NUM_UNITS = 16
@@ -58,8 +58,8 @@ def snapshot(**fields: Any) -> Snapshot:
     return replace(base, **fields)
 
 
-def prompts(*lengths: int, age_ms: float = 0.0) -> tuple[Prompt, ...]:
-    return tuple(Prompt(length, 0, age_ms) for length in lengths)
+def prompts(*lengths: int, age_ms: float = 0.0) -> tuple[WaitingPrompt, ...]:
+    return tuple(WaitingPrompt(length, 0, age_ms) for length in lengths)
 
 
 SLO = Slo(ttft_ms=500.0, tpot_ms=20.0, percentile=90.0, window_s=60.0)

@@ -22,7 +22,7 @@ from semipd.core.split import Split
 from semipd.core.state.device import DeviceFacts
 from semipd.core.state.engine import EngineStatus, LaneNumbers
 from semipd.engine.launcher import EngineChild
-from semipd.engine.step_sizes import StepSizes
+from semipd.engine.step_sizes import StepSizeHistogram
 from semipd.partition.control import Control
 from semipd.partition.step_times.models import Models
 from semipd.partition.table import SplitTable
@@ -54,7 +54,7 @@ INFO: DeviceFacts = {
 _LANE: LaneNumbers = {
     "steps": 0,
     "slow_steps": 0,
-    "step_sizes": StepSizes().to_wire(),
+    "step_sizes": StepSizeHistogram().to_wire(),
     "steps_in_flight": 0,
     "residents": 0,
     "prefill_tokens": 0,

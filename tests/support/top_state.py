@@ -12,7 +12,7 @@ from semipd.core import events
 from semipd.core.events import EventRow
 from semipd.core.state.daemon import EngineState, KvHolder, StateDocument
 from semipd.core.state.device import DeviceState, DeviceStats
-from semipd.core.state.engine import LaneState
+from semipd.core.state.engine import LaneDocument
 from semipd.core.state.partition import (
     Change,
     DecisionRow,
@@ -29,7 +29,7 @@ NUM_UNITS = 132
 
 Changes = Mapping[str, Any]
 
-_LANE: LaneState = {
+_LANE: LaneDocument = {
     "steps": 1000,
     "slow_steps": 2,
     "steps_in_flight": 1,

@@ -29,7 +29,7 @@ from chaoslib.target import processes_with
 
 from semipd.core.sampling import SamplingParams
 from semipd.devices.fake import expected_tokens
-from semipd.system.process_usage import Usage
+from semipd.system.process_usage import ProcessUsage
 
 SHAPE = Shape(VOCAB_SIZE, CONTEXT_TOKENS, 100, 50, is_greedy=False)
 LIMIT_S = 20.0
@@ -132,8 +132,8 @@ class Machine:
     def __init__(self, withheld_frac: float) -> None:
         self._began_s, self._withheld_frac = time.monotonic(), withheld_frac
 
-    def __call__(self) -> Usage:
-        return Usage(withheld_s=self._withheld_frac * (time.monotonic() - self._began_s))
+    def __call__(self) -> ProcessUsage:
+        return ProcessUsage(withheld_s=self._withheld_frac * (time.monotonic() - self._began_s))
 
 
 async def test_limits_are_in_the_time_that_the_machine_grants() -> None:

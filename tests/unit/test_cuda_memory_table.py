@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 
 from semipd.core.errors import SemipdError
-from semipd.devices.cuda.start.memory_table import MemoryDemand
+from semipd.devices.cuda.start.memory_table import GpuMemoryDemand
 from semipd.network.kv_layout import BLOCK_SIZE
 from semipd.steps.sizing import num_kv_blocks
 
 GIB = 2**30
 
-H200 = MemoryDemand(
+H200 = GpuMemoryDemand(
     total_bytes=140 * GIB,
     free_bytes=122 * GIB,
     weights_bytes=15 * GIB,
@@ -57,11 +57,11 @@ def test_the_table_in_words() -> None:
     ]
 
 
-def random_demand(rng: random.Random) -> MemoryDemand:
+def random_demand(rng: random.Random) -> GpuMemoryDemand:
     """From far too little to plenty; small numbers, so that limits are met exactly."""
     weights, buffers = rng.randrange(50), rng.randrange(20)
     free = rng.randrange(200)
-    return MemoryDemand(
+    return GpuMemoryDemand(
         total_bytes=weights + buffers + free + rng.randrange(10),
         free_bytes=free,
         weights_bytes=weights,
@@ -76,7 +76,7 @@ def random_demand(rng: random.Random) -> MemoryDemand:
     )
 
 
-def largest_by_search(demand: MemoryDemand) -> int | None:
+def largest_by_search(demand: GpuMemoryDemand) -> int | None:
     """The most blocks that every limit allows, tried one by one; None when that is too few, or more than is
     left."""
     allowed = [
@@ -107,7 +107,7 @@ def test_the_size_is_the_largest_that_fits_or_the_hint_helps() -> None:
     assert min(outcomes.values()) > 100, outcomes
 
 
-def follow(hint: str, demand: MemoryDemand) -> bool:
+def follow(hint: str, demand: GpuMemoryDemand) -> bool:
     """Every alternative of the hint gives a pool; False when there is none."""
     if not hint.startswith("Set "):
         assert demand.left_bytes < 2 * demand.block_bytes

@@ -18,10 +18,10 @@ from semipd.core.slo import Slo
 from semipd.core.split import PartitionMode, Split
 from semipd.partition.control import Control, Switch
 from semipd.partition.deciding import DECIDE_AGAIN_NS, DECIDE_EVERY_NS
-from semipd.partition.decision_log import BUCKETS_MS, SwitchTimes
-from semipd.partition.interface import Prompt, StepRecord, Work
+from semipd.partition.decision_log import BUCKETS_MS, SwitchTimeHistogram
+from semipd.partition.interface import StepRecord, WaitingPrompt, Work
 from semipd.partition.latency_window import CLOSE_AFTER_REQUESTS, LatencyWindow
-from semipd.partition.modes import Choice
+from semipd.partition.modes import SplitChoice
 from semipd.partition.step_times.models import Models
 
 MS = 1_000_000
@@ -29,7 +29,7 @@ SOLO_PREFILL, SOLO_DECODE = TABLE.solo_prefill, TABLE.solo_decode
 
 
 def nothing() -> Work:
-    return Work(4, 400, 0, 0, (Prompt(100, 0, 0.0),), (SeqId(7),), 0.0)
+    return Work(4, 400, 0, 0, (WaitingPrompt(100, 0, 0.0),), (SeqId(7),), 0.0)
 
 
 class Bench:
@@ -47,7 +47,7 @@ class Bench:
         self.num_looks += 1
         return nothing()
 
-    def choose(self, prefill: bool = True, decode: bool = True, after_ms: float = 0) -> Choice:
+    def choose(self, prefill: bool = True, decode: bool = True, after_ms: float = 0) -> SplitChoice:
         self.now_ns += int(after_ms * MS)
         return self.control.choose(self.now_ns, prefill, decode, self.look)
 
@@ -90,7 +90,7 @@ def test_an_idle_lane_lends_everything_in_auto_and_fixed() -> None:
         assert bench.choose(prefill=True, decode=False).split == SOLO_PREFILL
         assert bench.choose(prefill=False, decode=True).split == SOLO_DECODE
         assert bench.choose(prefill=False, decode=False).split == SOLO_DECODE
-        assert bench.choose() == Choice(Split(12, 4), 0, *bench.choose()[2:])
+        assert bench.choose() == SplitChoice(Split(12, 4), 0, *bench.choose()[2:])
 
 
 def test_until_step_times_are_known_auto_holds_the_configured_split() -> None:
@@ -254,7 +254,7 @@ def test_switch_time_runs_from_the_request_to_the_first_step() -> None:
 
 
 def test_histogram_against_counting() -> None:
-    rng, histogram = random.Random(1), SwitchTimes()
+    rng, histogram = random.Random(1), SwitchTimeHistogram()
     values = [10 ** rng.uniform(-2, 4) for _ in range(500)] + list(BUCKETS_MS)
     for value in values:
         histogram.add(value)

@@ -13,7 +13,7 @@ from support.seeds import each_seed
 
 from semipd.core.slo import Slo
 from semipd.core.split import Split
-from semipd.partition.interface import Observed, Prompt, Snapshot
+from semipd.partition.interface import Observed, Snapshot, WaitingPrompt
 from semipd.partition.policies.forecast import EXACT_STEPS, prefill_steps, split_outlook
 from semipd.partition.policies.predictive import PredictivePolicy, merge_sizes
 
@@ -81,7 +81,7 @@ def random_world(seed: int) -> Snapshot:
         per_sequence_ms=rng.uniform(0, 2),
     )
     waiting = tuple(
-        Prompt(rng.choice([1, 30, 100, 250, 600]), rng.choice([0, 500]), rng.uniform(0, 700))
+        WaitingPrompt(rng.choice([1, 30, 100, 250, 600]), rng.choice([0, 500]), rng.uniform(0, 700))
         for _ in range(rng.randint(0, 8))
     )
     return snapshot(
@@ -139,7 +139,7 @@ def test_the_walk_equals_token_by_token(seed: int) -> None:
 
 
 def test_a_prompt_served_before_its_agreed_delay_has_waited_for_nothing() -> None:
-    s = snapshot(prompts=(Prompt(50, 0, -30_000.0),))
+    s = snapshot(prompts=(WaitingPrompt(50, 0, -30_000.0),))
     found = split_outlook(s, SLO, Split(8, 8), prefill_steps(s.prompts, s.chunk_tokens))
     assert found.ttft_ms == 0.0
 

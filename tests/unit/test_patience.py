@@ -10,16 +10,18 @@ from pathlib import Path
 import pytest
 
 from semipd.system.patience import BUSY_FACTOR, LEAST_SHARE, LONGEST_FACTOR, StartPatience, StepClock
-from semipd.system.process_usage import NOTHING, Usage, tree_usage
+from semipd.system.process_usage import NOTHING, ProcessUsage, tree_usage
 
 LIMIT_S = 10.0
 LOOK_S = 0.5
 
 
-def looks_until_out(patience: StartPatience | StepClock, used: Usage, most: int = 100_000) -> tuple[int, str]:
+def looks_until_out(
+    patience: StartPatience | StepClock, used: ProcessUsage, most: int = 100_000
+) -> tuple[int, str]:
     """The number of looks, half a second apart, if `used` is used between two of them."""
     for number in range(1, most):
-        total = Usage(used.cpu_s * number, used.read_bytes * number, used.withheld_s * number)
+        total = ProcessUsage(used.cpu_s * number, used.read_bytes * number, used.withheld_s * number)
         if why := patience.looked(LOOK_S, total):
             return number, why
     raise AssertionError("never")
@@ -29,16 +31,16 @@ def looks_until_out(patience: StartPatience | StepClock, used: Usage, most: int 
     ("used", "seconds", "words"),
     [
         (NOTHING, LIMIT_S, "within 10 s"),
-        (Usage(cpu_s=0.0001, read_bytes=10), LIMIT_S, "within 10 s"),
-        (Usage(withheld_s=0.25), 2 * LIMIT_S, "within 10 s"),
-        (Usage(withheld_s=0.5), LIMIT_S / LEAST_SHARE, "within 10 s"),
-        (Usage(cpu_s=0.5), BUSY_FACTOR * LIMIT_S, "within 100 s of CPU time"),
-        (Usage(cpu_s=32.0), BUSY_FACTOR * LIMIT_S, "within 100 s of CPU time"),
-        (Usage(cpu_s=0.01), LONGEST_FACTOR * LIMIT_S, "within 600 s"),
-        (Usage(read_bytes=2**20), LONGEST_FACTOR * LIMIT_S, "within 600 s"),
+        (ProcessUsage(cpu_s=0.0001, read_bytes=10), LIMIT_S, "within 10 s"),
+        (ProcessUsage(withheld_s=0.25), 2 * LIMIT_S, "within 10 s"),
+        (ProcessUsage(withheld_s=0.5), LIMIT_S / LEAST_SHARE, "within 10 s"),
+        (ProcessUsage(cpu_s=0.5), BUSY_FACTOR * LIMIT_S, "within 100 s of CPU time"),
+        (ProcessUsage(cpu_s=32.0), BUSY_FACTOR * LIMIT_S, "within 100 s of CPU time"),
+        (ProcessUsage(cpu_s=0.01), LONGEST_FACTOR * LIMIT_S, "within 600 s"),
+        (ProcessUsage(read_bytes=2**20), LONGEST_FACTOR * LIMIT_S, "within 600 s"),
     ],
 )
-def test_when_a_start_is_given_up(used: Usage, seconds: float, words: str) -> None:
+def test_when_a_start_is_given_up(used: ProcessUsage, seconds: float, words: str) -> None:
     patience = StartPatience(LIMIT_S, NOTHING)
     looks, why = looks_until_out(patience, used)
     assert looks * LOOK_S == pytest.approx(seconds, abs=2 * LOOK_S)
@@ -47,11 +49,11 @@ def test_when_a_start_is_given_up(used: Usage, seconds: float, words: str) -> No
 
 
 def test_a_start_may_rest_between_two_pieces_of_work() -> None:
-    patience, used = StartPatience(LIMIT_S, NOTHING), Usage()
+    patience, used = StartPatience(LIMIT_S, NOTHING), ProcessUsage()
     for _ in range(20):
         for _ in range(int(LIMIT_S / LOOK_S) - 1):
             assert patience.looked(LOOK_S, used) is None
-        used = Usage(used.cpu_s + 1)
+        used = ProcessUsage(used.cpu_s + 1)
         assert patience.looked(LOOK_S, used) is None
 
 
@@ -61,7 +63,7 @@ def test_who_was_stopped_himself_accuses_nobody() -> None:
 
 
 def test_a_step_has_its_limit_of_granted_time() -> None:
-    for used, seconds in ((NOTHING, 10), (Usage(cpu_s=0.5), 10), (Usage(withheld_s=0.25), 20)):
+    for used, seconds in ((NOTHING, 10), (ProcessUsage(cpu_s=0.5), 10), (ProcessUsage(withheld_s=0.25), 20)):
         looks, why = looks_until_out(StepClock(LIMIT_S, NOTHING), used)
         assert (looks * LOOK_S, why) == (seconds, "within 10 s")
 
@@ -70,7 +72,7 @@ def test_a_wait_for_a_core_is_told_when_it_is_over() -> None:
     clock, waited = StepClock(LIMIT_S, NOTHING), NOTHING
     for look in range(90):
         if look % 10 == 9:
-            waited = Usage(withheld_s=waited.withheld_s + 10 * 0.9 * LOOK_S)
+            waited = ProcessUsage(withheld_s=waited.withheld_s + 10 * 0.9 * LOOK_S)
         assert clock.looked(LOOK_S, waited) is None, look
 
 
@@ -109,7 +111,7 @@ def test_kernels_that_tell_less(tmp_path: Path) -> None:
             tmp_path / str(pid) / "stat",
             f"{pid} (a) b) S {parent} " + "0 " * 9 + f"{ticks} {ticks} 0 0 20",
         )
-    assert tree_usage(7, tmp_path) == Usage(cpu_s=6.0)
+    assert tree_usage(7, tmp_path) == ProcessUsage(cpu_s=6.0)
     write(tmp_path / "9" / "io", "rchar: 5\nread_bytes: 4096\n")
     write(tmp_path / "8" / "schedstat", "1 2500000000 7\n")
-    assert tree_usage(7, tmp_path) == Usage(6.0, 4096, 2.5)
+    assert tree_usage(7, tmp_path) == ProcessUsage(6.0, 4096, 2.5)

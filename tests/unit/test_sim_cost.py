@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from semipd.config.config import SPECS
 from semipd.core.errors import SemipdError
 from semipd.devices.sim.contention import slowdown
-from semipd.devices.sim.cost import CostModel, StepCost, Work
+from semipd.devices.sim.cost import CostModel, StepCost, StepWork
 from semipd.devices.sim.device import pool_blocks, split_table
 from semipd.devices.sim.gpus import GPUS, Gpu
 from semipd.devices.sim.models import MODELS, SimModel
@@ -46,7 +46,7 @@ def test_a_decode_step_by_hand() -> None:
     attention = 100 * 2 * 8 * 2  # K and V of one head of 8 values, bf16
     elementwise = (8 * 16 + 3 * 32 + 2 * (2 + 2) * 8) * 2 / 10  # in L2: ten ports of 1 byte/ns
     head = 16 * 64 * 2 + (16 + 64) * 2 + 64 * 4 * 3
-    cost = toy(flops=1e6).step(Work(1, 100), 10)
+    cost = toy(flops=1e6).step(StepWork(1, 100), 10)
     assert cost.ns == pytest.approx(2 * (linears + attention + elementwise) + head + 100)
     assert cost.memory_ns == pytest.approx(2 * (linears + attention) + head)
     assert cost.hbm_bytes == cost.memory_bytes == 2 * (linears + attention) + head
@@ -59,7 +59,7 @@ def test_a_prefill_step_by_hand() -> None:
     pairs = 256 * 64 + 256 * 257 / 2
     attention = pairs * 4 * 2 * 8 / 10
     elementwise = 256 * (8 * 16 + 3 * 32 + 64) * 2 / 10
-    cost = toy(flops=10).step(Work(0, 0, ((64, 256),)), 10)
+    cost = toy(flops=10).step(StepWork(0, 0, ((64, 256),)), 10)
     assert cost.ns == pytest.approx(2 * (tiles + attention + elementwise) + 100)
     assert cost.memory_ns == 0.0
 
@@ -74,12 +74,12 @@ def test_the_last_wave_of_tiles_costs_a_whole_one() -> None:
 def test_eager_launches_bound_a_small_chunk_but_no_graph() -> None:
     slow_host = toy(flops=1e6, launch_ns=1e6)
     launches = 2 * 10 * 1e6
-    assert slow_host.step(Work(0, 0, ((0, 16),)), 10).ns == launches + 100
-    assert slow_host.step(Work(1, 16), 10).ns < launches
+    assert slow_host.step(StepWork(0, 0, ((0, 16),)), 10).ns == launches + 100
+    assert slow_host.step(StepWork(1, 16), 10).ns < launches
 
 
 steps = st.builds(
-    Work,
+    StepWork,
     st.integers(1, 256),
     st.integers(1, 500_000),
     st.lists(st.tuples(st.integers(0, 8000), st.integers(1, 2048)), max_size=3).map(tuple),
@@ -90,7 +90,7 @@ steps = st.builds(
 @settings(max_examples=150, deadline=None)
 @given(work=steps, gpu=st.sampled_from(sorted(GPUS)), name=st.sampled_from(sorted(MODELS)), data=st.data())
 def test_more_work_is_never_faster_and_more_sms_never_slower(
-    work: Work, gpu: str, name: str, data: st.DataObject
+    work: StepWork, gpu: str, name: str, data: st.DataObject
 ) -> None:
     costs = model(gpu, name)
     sms = data.draw(st.integers(4, GPUS[gpu].num_sms))
@@ -117,21 +117,21 @@ PUBLISHED = [
 @pytest.mark.parametrize(("gpu", "context", "curve"), PUBLISHED)
 def test_decode_follows_published_curves(gpu: str, context: int, curve: dict[int, float]) -> None:
     costs = model(gpu)
-    whole = costs.step(Work(32, context), GPUS[gpu].num_sms).ns
+    whole = costs.step(StepWork(32, context), GPUS[gpu].num_sms).ns
     for sms, relative in curve.items():
-        assert costs.step(Work(32, context), sms).ns / whole == pytest.approx(relative, rel=0.12), sms
+        assert costs.step(StepWork(32, context), sms).ns / whole == pytest.approx(relative, rel=0.12), sms
 
 
 def test_prefill_needs_sms_and_decode_does_not() -> None:
     costs = model("h200")
-    prompt, batch = Work(0, 0, ((0, 4096),), 1), Work(16, 16_000)
+    prompt, batch = StepWork(0, 0, ((0, 4096),), 1), StepWork(16, 16_000)
     assert costs.step(prompt, 64).ns / costs.step(prompt, 132).ns == pytest.approx(132 / 64, rel=0.1)
     assert costs.step(batch, 64).ns / costs.step(batch, 132).ns < 1.2
 
 
 def test_contention_only_from_traffic_and_on_memory_bound_time() -> None:
     costs = model("h200")
-    decode, chunk = costs.step(Work(32, 65_536), 64), costs.step(Work(0, 0, ((0, 512),)), 68)
+    decode, chunk = costs.step(StepWork(32, 65_536), 64), costs.step(StepWork(0, 0, ((0, 512),)), 68)
     rate = costs.hbm_rate
     assert 1.05 < slowdown(decode, chunk, rate, 1.0) < 1.36  # MuxWise 0-30 %, Nexus up to 36 %
     assert 1.0 < slowdown(chunk, decode, rate, 1.0) < 1.08  # Bullet: under 8 %
@@ -145,7 +145,7 @@ def test_contention_only_from_traffic_and_on_memory_bound_time() -> None:
 
 def test_contention_grows_with_the_others_traffic_up_to_a_fair_share() -> None:
     costs = model("h200")
-    decode = costs.step(Work(32, 65_536), 64)
+    decode = costs.step(StepWork(32, 65_536), 64)
     others = [StepCost(ns=1e6, hbm_bytes=1e6 * costs.hbm_rate * frac) for frac in (0.1, 0.3, 0.5, 0.9)]
     factors = [slowdown(decode, other, costs.hbm_rate, 1.0) for other in others]
     assert factors[0] < factors[1] < factors[2] == factors[3]
@@ -164,7 +164,7 @@ def test_a_profile_replaces_rows_constants_and_curves(tmp_path: Path) -> None:
     assert (profile.kernels.step_ns, profile.kernels.hbm_frac) == (7, Kernels().hbm_frac)
     costs = CostModel(profile, MODELS["llama-3-8b"])
     assert costs.rates(99)[0] == pytest.approx(550)
-    assert costs.step(Work(1, 1), 132).ns > model("h200").step(Work(1, 1), 132).ns * 4
+    assert costs.step(StepWork(1, 1), 132).ns > model("h200").step(StepWork(1, 1), 132).ns * 4
     doubled = profile.scaled(bandwidth=2.0, contention=0.5)
     assert CostModel(doubled, MODELS["llama-3-8b"]).rates(99)[0] == pytest.approx(1100)
     assert doubled.kernels.contention_scale == 0.5

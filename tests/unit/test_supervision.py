@@ -12,7 +12,7 @@ from semipd.core.state.engine import EngineStatus
 from semipd.daemon.engine.backoff import Restarts
 from semipd.daemon.engine.live_settings import AGAIN, LiveSettings
 from semipd.daemon.engine.liveness import Watch
-from semipd.system.process_usage import Usage
+from semipd.system.process_usage import ProcessUsage
 
 INTERVAL_S = 1.0
 
@@ -81,12 +81,12 @@ def test_a_machine_that_slept_accuses_nobody() -> None:
 
 
 def test_a_crowded_machine_accuses_nobody_but_a_hung_engine_is_found() -> None:
-    w, waiting = watch(), Usage(withheld_s=0.8 * INTERVAL_S)
+    w, waiting = watch(), ProcessUsage(withheld_s=0.8 * INTERVAL_S)
     for turn in range(49):
         assert w.turned(INTERVAL_S, None, waiting) is None, turn
     for turn in range(99):
         assert w.turned(INTERVAL_S, status(decode=(5, 1)), waiting) is None, turn
-    starved = Usage(withheld_s=60.0)
+    starved = ProcessUsage(withheld_s=60.0)
     why = next(filter(None, (w.turned(INTERVAL_S, None, starved) for _ in range(10_000))))
     assert "did not answer" in why
 

@@ -6,7 +6,7 @@ from semipd.core.events import DrainStage, SplitChanged
 from semipd.core.request import Priority, RequestStage
 from semipd.core.split import LaneName
 from semipd.core.state.device import DeviceFacts, DeviceState
-from semipd.core.state.engine import EngineNumbers, KvPool, LaneState, PrefixState, SplitNow
+from semipd.core.state.engine import EngineNumbers, KvPool, LaneDocument, PrefixState, SplitNow
 from semipd.core.state.partition import PartitionState, PartitionStatus, SloState
 
 EngineStage = Literal["starting", "ready", "restarting", "failed", "stopping"]
@@ -144,7 +144,7 @@ class StateDocument(TypedDict):
     prefix: PrefixState | None
     preemptions: int | None
     scheduler: str | None
-    lanes: dict[LaneName, LaneState] | None
+    lanes: dict[LaneName, LaneDocument] | None
     kv: KvState | None
     last_split_change: LastSplitChange | None
     partition: PartitionState | None

@@ -21,7 +21,7 @@ class GpuStats(TypedDict, total=False):
     absent: str
 
 
-class Capability(TypedDict):
+class CapabilityDocument(TypedDict):
     """Whether the device can be divided, and if not, why."""
 
     possible: bool
@@ -65,7 +65,7 @@ class DeviceStats(TypedDict, total=False):
     """Numbers of this moment; each kind of device has its own."""
 
     gpu: GpuStats
-    partition: Capability
+    partition: CapabilityDocument
     switches: dict[str, SwitchTimes]
     graphs: GraphCounts
     workers: dict[LaneName, WorkerState]

@@ -7,7 +7,7 @@ from semipd.core.state.device import DeviceStats
 from semipd.core.state.partition import EnginePartition
 
 
-class LaneState(TypedDict):
+class LaneDocument(TypedDict):
     """`last_step_age_ms`: null while it has never finished a step; `step_age_ms`: how long its oldest step in
     flight takes already, null while it has none."""
 
@@ -30,7 +30,7 @@ class StepSizes(TypedDict):
     sum_tokens: int
 
 
-class LaneNumbers(LaneState):
+class LaneNumbers(LaneDocument):
     step_sizes: StepSizes
 
 

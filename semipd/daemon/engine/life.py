@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from semipd.config.sections import SupervisionConfig
 from semipd.core.errors import SemipdError
-from semipd.core.messages import GetStatus, Question
+from semipd.core.messages import EngineQuestion, GetStatus
 from semipd.core.request import Request, SeqId
 from semipd.core.state.daemon import EngineStage, EngineState, StartPhase
 from semipd.core.state.engine import EngineStatus
@@ -66,7 +66,7 @@ class EngineLife(ABC):
         """Best effort: an engine that is gone has cancelled everything."""
 
     @abstractmethod
-    async def ask(self, question: Callable[[int], Question[A]], limit_s: float = STATUS_LIMIT_S) -> A:
+    async def ask(self, question: Callable[[int], EngineQuestion[A]], limit_s: float = STATUS_LIMIT_S) -> A:
         """Send what `question` makes of a nonce, and wait for the answer.
 
         Raises SemipdError: the engine's refusal, `engine_silent` after `limit_s`, `engine_not_ready`,

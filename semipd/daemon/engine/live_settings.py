@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from semipd.core.messages import Question, SetPartition, SetSlo
+from semipd.core.messages import EngineQuestion, SetPartition, SetSlo
 
 UNASKED = 0
 """The nonce of a repeated order: nobody waits for the answer."""
@@ -21,7 +21,7 @@ class LiveSettings:
         self._partition: tuple[SetPartition, float] | None = None
         self._slo: SetSlo | None = None
 
-    def granted(self, order: Question[Any]) -> None:
+    def granted(self, order: EngineQuestion[Any]) -> None:
         """The engine has done as it was told; messages that change nothing may be told too."""
         match order:
             case SetPartition(dry_run=False):

@@ -2,7 +2,7 @@
 
 from semipd.core.state.engine import EngineStatus
 from semipd.system.patience import GrantedTime
-from semipd.system.process_usage import NOTHING, Usage
+from semipd.system.process_usage import NOTHING, ProcessUsage
 
 _ANY_LANE = "any lane"
 
@@ -23,7 +23,9 @@ class Watch:
         self._standing: dict[str, GrantedTime] = {}
         self._steps: dict[str, int] = {}
 
-    def turned(self, elapsed_s: float, status: EngineStatus | None, used: Usage = NOTHING) -> str | None:
+    def turned(
+        self, elapsed_s: float, status: EngineStatus | None, used: ProcessUsage = NOTHING
+    ) -> str | None:
         """A turn of `elapsed_s` is over. `status`: the engine's answer, None while there is none. `used`: by
         the engine's processes in this turn. Returns why the engine must be taken for hung, or None."""
         elapsed_s = min(elapsed_s, self._longest_turn_s)
@@ -35,7 +37,7 @@ class Watch:
         self._silent = GrantedTime()
         return self._look(elapsed_s, used, status)
 
-    def _look(self, elapsed_s: float, used: Usage, status: EngineStatus) -> str | None:
+    def _look(self, elapsed_s: float, used: ProcessUsage, status: EngineStatus) -> str | None:
         lanes = status["lanes"]
         steps: dict[str, int] = {name: lane["steps"] for name, lane in lanes.items()}
         in_flight: dict[str, int] = {name: lane["steps_in_flight"] for name, lane in lanes.items()}

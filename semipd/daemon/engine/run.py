@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from semipd.core.errors import ProtocolError, SemipdError
-from semipd.core.messages import GetStatus, Inbound, Outbound, Question, Status, StepTokens
+from semipd.core.messages import EngineQuestion, GetStatus, Inbound, Outbound, Status, StepTokens
 from semipd.core.settings import EngineSettings
 from semipd.core.state.engine import EngineStatus
 from semipd.daemon.engine.link import Link
 from semipd.daemon.engine.ready import EngineReady, PhaseTime, refusal
 from semipd.engine.launcher import EngineChild
 from semipd.system.patience import StartPatience
-from semipd.system.process_usage import NOTHING, Usage, tree_usage
+from semipd.system.process_usage import NOTHING, ProcessUsage, tree_usage
 from semipd.wire.engine_link import inbound_to_wire, outbound_from_wire
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class EngineRun:
     def pid(self) -> int:
         return self._child.process.pid
 
-    def usage(self) -> Usage:
+    def usage(self) -> ProcessUsage:
         """Of the engine and its workers, so far."""
         return tree_usage(self.pid)
 
@@ -111,7 +111,7 @@ class EngineRun:
     def send(self, message: Inbound) -> None:
         self._link.send(inbound_to_wire(message))
 
-    async def ask(self, question: Callable[[int], Question[A]]) -> A:
+    async def ask(self, question: Callable[[int], EngineQuestion[A]]) -> A:
         """Send what `question` makes of a nonce and wait for the answer, without a limit: the asker has one.
         Raises the engine's refusal."""
         self._last_nonce = nonce = self._last_nonce + 1

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 from semipd.config.sections import SupervisionConfig
 from semipd.core.errors import SemipdError
-from semipd.core.messages import Cancel, Outbound, Question, Submit
+from semipd.core.messages import Cancel, EngineQuestion, Outbound, Submit
 from semipd.core.request import Request, SeqId
 from semipd.core.settings import EngineSettings
 from semipd.core.state.daemon import StartPhase
@@ -140,7 +140,7 @@ class Supervisor(EngineLife):
         if self.state == "ready" and self._run is not None:
             self._run.send(Cancel(seq))
 
-    async def ask(self, question: Callable[[int], Question[A]], limit_s: float = STATUS_LIMIT_S) -> A:
+    async def ask(self, question: Callable[[int], EngineQuestion[A]], limit_s: float = STATUS_LIMIT_S) -> A:
         run = self._require_ready()
         try:
             async with asyncio.timeout(limit_s):

@@ -62,7 +62,7 @@ class Histogram:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class MetricSample:
     """`labels` are values in the definition's order, without vLLM's two."""
 
     name: str
@@ -86,21 +86,21 @@ class Metrics:
         history.on_first_sent.append(self._on_first_sent)
         history.on_finished.append(self._on_finished)
 
-    def samples(self, max_model_len: int | None = None) -> Iterator[Sample]:
+    def samples(self, max_model_len: int | None = None) -> Iterator[MetricSample]:
         """`max_model_len`: None while no engine has said it."""
         history = self._history
-        yield Sample("vllm:prompt_tokens", history.prompt_tokens)
-        yield Sample("vllm:generation_tokens", history.output_tokens)
-        yield Sample("vllm:num_preemptions", history.preemptions)
-        yield Sample("vllm:prefix_cache_queries", history.prefix_queries_tokens)
-        yield Sample("vllm:prefix_cache_hits", history.prefix_hits_tokens)
+        yield MetricSample("vllm:prompt_tokens", history.prompt_tokens)
+        yield MetricSample("vllm:generation_tokens", history.output_tokens)
+        yield MetricSample("vllm:num_preemptions", history.preemptions)
+        yield MetricSample("vllm:prefix_cache_queries", history.prefix_queries_tokens)
+        yield MetricSample("vllm:prefix_cache_hits", history.prefix_hits_tokens)
         for reason, count in self._finished.items():
-            yield Sample("vllm:request_success", count, (reason,))
+            yield MetricSample("vllm:request_success", count, (reason,))
         for code, count in history.refused.items():
-            yield Sample("semipd:requests_refused", count, (code,))
+            yield MetricSample("semipd:requests_refused", count, (code,))
         for name, histogram in self._histograms.items():
             is_cut = max_model_len is not None and DEFINITIONS[name].buckets is TOKENS
-            yield Sample(name, histogram.up_to(max_model_len or 0) if is_cut else histogram)
+            yield MetricSample(name, histogram.up_to(max_model_len or 0) if is_cut else histogram)
 
     def _on_gap(self, gap_ns: int, count: int) -> None:
         self._itl.observe(gap_ns / 1e9, count)
@@ -127,7 +127,7 @@ class Metrics:
         self._histograms[name].observe(None if value_ms is None else value_ms / 1e3)
 
 
-def families(samples: Iterable[Sample], model_name: str) -> list[Metric]:
+def families(samples: Iterable[MetricSample], model_name: str) -> list[Metric]:
     """Samples by metric. Every definition has a family, with no samples if nothing is known."""
     found: dict[str, Metric] = {name: _family(definition) for name, definition in DEFINITIONS.items()}
     for sample in samples:

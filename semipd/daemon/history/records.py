@@ -20,8 +20,8 @@ from semipd.core.events import (
     WORKER_DIED,
     DrainChanged,
     Event,
-    Finished,
     FinishReason,
+    RequestFinished,
     Told,
 )
 from semipd.core.plan import blocks_for
@@ -166,7 +166,7 @@ class RequestHistory:
         record.is_placed = False
         record.finish_reason = reason
         record.error_code = error_code
-        end: Finished = {
+        end: RequestFinished = {
             "reason": reason,
             "output_tokens": record.sent_tokens,
             "tpot_ms": record.tpot_ms,

@@ -15,7 +15,7 @@ MAX_OUTCOMES = 4096
 """Beyond that many in a window, the window covers the latest of them."""
 
 
-class Outcome(NamedTuple):
+class RequestOutcome(NamedTuple):
     """`delay_ms`: the TTFT target is so much longer for a request that agreed to wait."""
 
     at_ns: int
@@ -44,7 +44,7 @@ class SloWindow:
         self._is_clients_fault = is_clients_fault
         self._clock_ns = clock_ns
         self._began_ns = clock_ns()
-        self._outcomes: deque[Outcome] = deque()
+        self._outcomes: deque[RequestOutcome] = deque()
         self._num_met_in_window = 0
         self._ttfts_ms: list[float] = []
         self._tpots_ms: list[float] = []
@@ -56,12 +56,14 @@ class SloWindow:
         if record.finish_reason == "error":
             self.refused(record.error_code or "")
             return
-        outcome = Outcome(self._clock_ns(), False, record.ttft_ms, record.tpot_ms, record.delay_ns / 1e6)
+        outcome = RequestOutcome(
+            self._clock_ns(), False, record.ttft_ms, record.tpot_ms, record.delay_ns / 1e6
+        )
         self._add(outcome._replace(met=self._meets(outcome)))
 
     def refused(self, code: str) -> None:
         if not self._is_clients_fault(code):
-            self._add(Outcome(self._clock_ns(), met=False))
+            self._add(RequestOutcome(self._clock_ns(), met=False))
 
     def retarget(self, targets: Slo) -> None:
         """From now on; the requests of the window are judged anew, the totals stay as they were counted."""
@@ -84,13 +86,13 @@ class SloWindow:
             "tpot_ms": _percentiles(self._tpots_ms),
         }
 
-    def _meets(self, outcome: Outcome) -> bool:
+    def _meets(self, outcome: RequestOutcome) -> bool:
         """Without a first token nothing is met; an answer of one token has no TPOT."""
         _, _, ttft_ms, tpot_ms, delay_ms = outcome
         in_time = ttft_ms is not None and ttft_ms <= self.targets.ttft_ms + delay_ms
         return in_time and (tpot_ms is None or tpot_ms <= self.targets.tpot_ms)
 
-    def _add(self, outcome: Outcome) -> None:
+    def _add(self, outcome: RequestOutcome) -> None:
         if len(self._outcomes) == MAX_OUTCOMES:
             self._drop_oldest()
         self._outcomes.append(outcome)
@@ -111,7 +113,7 @@ class SloWindow:
             del ordered[bisect_left(ordered, value)]
         self._num_met_in_window -= outcome.met
 
-    def _ordered(self, outcome: Outcome) -> Iterator[tuple[list[float], float]]:
+    def _ordered(self, outcome: RequestOutcome) -> Iterator[tuple[list[float], float]]:
         """Where its values stand among the others'."""
         if outcome.ttft_ms is not None:
             yield self._ttfts_ms, outcome.ttft_ms

@@ -46,7 +46,7 @@ async def create_chat_completion(services: Services, request: web.Request) -> we
         return await answer(request, choices, shape, body)
 
 
-class Source(Protocol):
+class ConversationSource(Protocol):
     """What a prompt is made of: `prompt`, or `messages` if there are some."""
 
     @property
@@ -56,7 +56,9 @@ class Source(Protocol):
     def messages(self) -> Sequence[ChatMessage] | None: ...
 
 
-async def prompt_of(prompts: Prompts, source: Source, options: TemplateFields, bound: TextBound) -> Prompt:
+async def prompt_of(
+    prompts: Prompts, source: ConversationSource, options: TemplateFields, bound: TextBound
+) -> Prompt:
     """Raises what Prompts.of and Prompts.of_messages raise."""
     if source.messages is not None:
         return await conversation_prompt(prompts, source.messages, options, bound)

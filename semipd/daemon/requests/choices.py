@@ -12,7 +12,7 @@ from semipd.core.plan import TokenLogprobs
 from semipd.daemon.access.callers import Caller
 from semipd.daemon.history.record import RequestRecord
 from semipd.daemon.requests.admission import Reservation
-from semipd.daemon.requests.generation import Generation, GenerationService, Piece, Prepared, Usage
+from semipd.daemon.requests.generation import Generation, GenerationService, Piece, Prepared, TokenUsage
 from semipd.daemon.requests.logprob_limits import ALTERNATIVE_BYTES, AnswerAlternatives, num_alternatives
 
 T = TypeVar("T")
@@ -98,10 +98,10 @@ class Choices:
         self._close()
 
     @property
-    def usage(self) -> Usage:
+    def usage(self) -> TokenUsage:
         """Of all choices so far; a prompt counts once, however many choices it has."""
         firsts = self.all[:: self._num_per_prompt]
-        return Usage(
+        return TokenUsage(
             sum(len(choice.prepared.prompt.token_ids) for choice in firsts),
             sum(choice.generation.usage.completion_tokens for choice in self.all if choice.generation),
             sum(choice.generation.usage.cached_tokens for choice in firsts if choice.generation),

@@ -21,7 +21,7 @@ from semipd.daemon.model.token_texts import TokenTexts
 from semipd.daemon.prompts.prompt import MAX_TOKENIZED, Prompt, Prompts
 from semipd.daemon.requests.live import LiveRequest
 from semipd.daemon.requests.logprob_limits import EXPECTED_TOKENS, HeldAlternatives, Told
-from semipd.daemon.requests.options import Limits, sampling_params
+from semipd.daemon.requests.options import EngineLimits, sampling_params
 from semipd.daemon.requests.rules import RequestRules, deadline_exceeded
 from semipd.daemon.requests.schema import SamplingOptions
 from semipd.daemon.requests.table import RequestTable
@@ -36,7 +36,7 @@ DEFAULT_RULES = RequestRules()
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class TokenUsage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
@@ -110,10 +110,10 @@ class Generation:
         self._deadline: asyncio.TimerHandle | None = None
 
     @property
-    def usage(self) -> Usage:
+    def usage(self) -> TokenUsage:
         """Counts the tokens seen so far, a stop token included."""
         prompt = len(self._live.request.prompt)
-        return Usage(prompt, self._text.num_tokens, self._live.cached_tokens)
+        return TokenUsage(prompt, self._text.num_tokens, self._live.cached_tokens)
 
     @property
     def num_tokens(self) -> int:
@@ -210,14 +210,14 @@ class GenerationService:
         self.texts = TokenTexts(model.tokenizer)
         self.prompts = Prompts(model, rules.limits)
         self.alternatives = HeldAlternatives()
-        self._limits: Limits | None = None
+        self._limits: EngineLimits | None = None
 
-    def engine_is_ready(self, limits: Limits) -> None:
+    def engine_is_ready(self, limits: EngineLimits) -> None:
         self._limits = limits
         self.table.history.block_size = limits.block_size
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> EngineLimits:
         """Raises SemipdError(`engine_not_ready`)."""
         if self._limits is None:
             raise SemipdError(

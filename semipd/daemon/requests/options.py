@@ -24,7 +24,7 @@ _PLAIN_FIELDS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class EngineLimits:
     """The engine's, known when it is ready. `pool_tokens`: what the KV pool holds; `block_size`: tokens per
     block."""
 
@@ -50,7 +50,7 @@ def sampling_params(
     prompt: list[int],
     default_max_tokens: int | None,
     model: ServedModel,
-    limits: Limits,
+    limits: EngineLimits,
 ) -> SamplingParams:
     """`default_max_tokens` applies when the options name none; None: as many as fit.
 
@@ -91,7 +91,7 @@ def _normalize(fields: dict[str, Any], vocab_size: int) -> None:
             fields[name] = SMALLEST
 
 
-def _check_prompt(prompt: list[int], limits: Limits) -> None:
+def _check_prompt(prompt: list[int], limits: EngineLimits) -> None:
     if not prompt:
         message = "The prompt holds no tokens; at least one is needed."
         raise SemipdError("empty_prompt", message, param="prompt")
@@ -108,7 +108,7 @@ def _check_prompt(prompt: list[int], limits: Limits) -> None:
         raise _too_large(len(prompt) + 1, limits, "Shorten the prompt, or raise kv.bytes.", "prompt")
 
 
-def _max_tokens(asked: int | None, default: int | None, num_prompt_tokens: int, limits: Limits) -> int:
+def _max_tokens(asked: int | None, default: int | None, num_prompt_tokens: int, limits: EngineLimits) -> int:
     if asked is None:
         room = limits.max_tokens - num_prompt_tokens
         return room if default is None else min(default, room)
@@ -127,7 +127,7 @@ def _max_tokens(asked: int | None, default: int | None, num_prompt_tokens: int, 
     return asked
 
 
-def _too_large(num_tokens: int, limits: Limits, hint: str, param: str) -> SemipdError:
+def _too_large(num_tokens: int, limits: EngineLimits, hint: str, param: str) -> SemipdError:
     size = limits.block_size
     return SemipdError(
         "request_too_large",

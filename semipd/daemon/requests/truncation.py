@@ -4,12 +4,12 @@ from dataclasses import replace
 
 from semipd.core.errors import SemipdError
 from semipd.daemon.prompts.prompt import Prompt
-from semipd.daemon.requests.options import Limits
+from semipd.daemon.requests.options import EngineLimits
 from semipd.daemon.requests.schema import FILL_CONTEXT, SamplingOptions
 
 
 def truncated(
-    prompt: Prompt, options: SamplingOptions, default_max_tokens: int | None, limits: Limits
+    prompt: Prompt, options: SamplingOptions, default_max_tokens: int | None, limits: EngineLimits
 ) -> Prompt:
     """Without a text if tokens were taken away: what is left need not be a part of it. Raises
     SemipdError(`invalid_value`)."""
@@ -31,7 +31,7 @@ def _num_reserved(options: SamplingOptions, default_max_tokens: int | None) -> i
     return max(asked or 1, 1)
 
 
-def _check(num_tokens: int, limits: Limits) -> None:
+def _check(num_tokens: int, limits: EngineLimits) -> None:
     if not 1 <= num_tokens <= limits.max_model_len:
         raise SemipdError(
             "invalid_value",

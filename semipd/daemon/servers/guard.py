@@ -8,7 +8,7 @@ from semipd.daemon.access.auth import Access
 from semipd.daemon.access.callers import Caller
 from semipd.daemon.state.services import Services
 from semipd.daemon.web.body_cost import check_cost
-from semipd.daemon.web.connections import Connection
+from semipd.daemon.web.connections import HttpConnection
 from semipd.daemon.web.errors import ARRIVAL_NS, CALLER, REQUEST_ID, Handler
 from semipd.daemon.web.expectations import ask_for_body, check_expectation
 from semipd.daemon.web.routes import Route, route_of
@@ -53,7 +53,7 @@ class Guard:
     def middleware(self) -> Middleware:
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-            if isinstance(request.protocol, Connection):
+            if isinstance(request.protocol, HttpConnection):
                 request.protocol.head_has_come()
             route = route_of(request)
             if route is not None:

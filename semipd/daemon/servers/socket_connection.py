@@ -41,7 +41,7 @@ HUNG_UP_CHECK_S = 0.1
 _ID: TypeAdapter[RequestId] = TypeAdapter(SocketId)
 
 
-class Connection:
+class SocketConnection:
     """One client. Its end, for whatever reason, cancels what it has in flight."""
 
     def __init__(self, session: Session) -> None:

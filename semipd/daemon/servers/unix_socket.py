@@ -15,7 +15,7 @@ from semipd.daemon.servers.frame_stream import (
     Arriving,
     FrameStream,
 )
-from semipd.daemon.servers.socket_connection import Connection
+from semipd.daemon.servers.socket_connection import SocketConnection
 from semipd.daemon.servers.socket_session import Session
 from semipd.daemon.state.services import Services
 
@@ -49,7 +49,7 @@ class _Connections:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._arriving = Arriving()
-        self._open: set[Connection] = set()
+        self._open: set[SocketConnection] = set()
         self._turned_away: set[FrameStream] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -72,7 +72,7 @@ class _Connections:
             await asyncio.wait(self._tasks, timeout=LAST_WORDS_LIMIT_S)
 
     async def _serve(self, stream: FrameStream) -> None:
-        connection = Connection(Session(self._services, stream))
+        connection = SocketConnection(Session(self._services, stream))
         self._open.add(connection)
         try:
             why = await connection.run()

@@ -19,11 +19,10 @@ from semipd.daemon.access.rates import RateLimiter
 from semipd.daemon.engine.supervisor import Supervisor
 from semipd.daemon.history.listing import Listings
 from semipd.daemon.history.metrics import Metrics, exposition, families
-from semipd.daemon.history.usage import Timing
-from semipd.daemon.history.usage import Usage as UsageAnswer
+from semipd.daemon.history.usage import Timing, Usage
 from semipd.daemon.history.wall_times import with_wall_times
 from semipd.daemon.host.process_limits import ConnectionRoom
-from semipd.daemon.requests.generation import GenerationService, Usage
+from semipd.daemon.requests.generation import GenerationService, TokenUsage
 from semipd.daemon.requests.table import RequestTable
 from semipd.daemon.state.daemon_state import DaemonState
 from semipd.daemon.state.snapshot import state_frame, state_samples
@@ -182,9 +181,9 @@ class Services(DaemonState):
         return name in self.ignored_fields or len(self.ignored_fields) < MAX_IGNORED_NAMES
 
 
-def usage_to_wire(usage: Usage, timing: Timing | None = None) -> UsageAnswer:
+def usage_to_wire(usage: TokenUsage, timing: Timing | None = None) -> Usage:
     """OpenAI's `usage` object; the socket sends the same."""
-    answer: UsageAnswer = {
+    answer: Usage = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,

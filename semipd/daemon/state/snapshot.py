@@ -10,9 +10,9 @@ from semipd.config.sections import KvConfig
 from semipd.core.split import LaneName, PartitionMode
 from semipd.core.state.daemon import Indicators, KvHolder, KvState, RequestsState, StateDocument
 from semipd.core.state.device import DeviceFacts, DeviceState
-from semipd.core.state.engine import EngineStatus, LaneNumbers, LaneState, StepSizes
+from semipd.core.state.engine import EngineStatus, LaneDocument, LaneNumbers, StepSizes
 from semipd.core.state.partition import EnginePartition, PartitionState
-from semipd.daemon.history.metrics import Histogram, Sample
+from semipd.daemon.history.metrics import Histogram, MetricSample
 from semipd.daemon.history.wall_times import with_wall_times
 
 if TYPE_CHECKING:
@@ -88,11 +88,11 @@ def _device(state: "DaemonState", engine: EngineStatus | None) -> DeviceState | 
     }
 
 
-def _lanes(engine: EngineStatus | None) -> dict[LaneName, LaneState] | None:
+def _lanes(engine: EngineStatus | None) -> dict[LaneName, LaneDocument] | None:
     return None if engine is None else {name: _lane(lane) for name, lane in engine["lanes"].items()}
 
 
-def _lane(lane: LaneNumbers) -> LaneState:
+def _lane(lane: LaneNumbers) -> LaneDocument:
     """Without the sizes of its steps, which are for the metrics."""
     return {
         "steps": lane["steps"],
@@ -156,54 +156,56 @@ def _requests(state: "DaemonState", engine: EngineStatus | None) -> RequestsStat
     }
 
 
-def state_samples(services: "Services", engine: EngineStatus | None) -> Iterator[Sample]:
+def state_samples(services: "Services", engine: EngineStatus | None) -> Iterator[MetricSample]:
     """Metrics of this moment. Those of a silent engine are left out rather than repeated."""
-    yield Sample("semipd:engine_up", engine is not None)
-    yield Sample("semipd:live_requests", len(services.table))
-    yield Sample("semipd:event_loop_lag_seconds", services.vitals.loop_lag_s)
-    yield Sample("semipd:slo_requests", services.slo.num_judged)
-    yield Sample("semipd:slo_met", services.slo.num_met)
-    yield Sample("semipd:slo_target_seconds", services.slo.targets.ttft_ms / 1e3, ("ttft",))
-    yield Sample("semipd:slo_target_seconds", services.slo.targets.tpot_ms / 1e3, ("tpot",))
-    yield Sample("semipd:engine_deaths", services.history.engine_deaths)
+    yield MetricSample("semipd:engine_up", engine is not None)
+    yield MetricSample("semipd:live_requests", len(services.table))
+    yield MetricSample("semipd:event_loop_lag_seconds", services.vitals.loop_lag_s)
+    yield MetricSample("semipd:slo_requests", services.slo.num_judged)
+    yield MetricSample("semipd:slo_met", services.slo.num_met)
+    yield MetricSample("semipd:slo_target_seconds", services.slo.targets.ttft_ms / 1e3, ("ttft",))
+    yield MetricSample("semipd:slo_target_seconds", services.slo.targets.tpot_ms / 1e3, ("tpot",))
+    yield MetricSample("semipd:engine_deaths", services.history.engine_deaths)
     for lane in ("prefill", "decode"):
-        yield Sample("semipd:worker_deaths", services.history.worker_deaths[lane], (lane,))
-    yield Sample("semipd:requests_resumed", services.history.resumptions)
-    yield Sample("semipd:ignored_fields", services.ignored_fields.total())
+        yield MetricSample("semipd:worker_deaths", services.history.worker_deaths[lane], (lane,))
+    yield MetricSample("semipd:requests_resumed", services.history.resumptions)
+    yield MetricSample("semipd:ignored_fields", services.ignored_fields.total())
     phases_s: Counter[str] = Counter()
     for phase in services.supervisor.timeline:
         phases_s[phase.name] += phase.seconds  # type: ignore[assignment]
     for name, seconds in phases_s.items():
-        yield Sample("semipd:startup_phase_seconds", seconds, (name,))
+        yield MetricSample("semipd:startup_phase_seconds", seconds, (name,))
     ready = services.supervisor.ready
     facts = (ready.version, ready.info["name"], ready.scheduler) if ready else ("", "", "")
-    yield Sample("semipd:build_info", 1, (__version__, *facts))
+    yield MetricSample("semipd:build_info", 1, (__version__, *facts))
     if ready is not None:
-        yield Sample("vllm:cache_config_info", 1, _cache_facts(services.config.kv, ready.info))
+        yield MetricSample("vllm:cache_config_info", 1, _cache_facts(services.config.kv, ready.info))
     if engine is not None:
-        yield Sample("semipd:progress_age_seconds", engine["progress_age_ms"] / 1e3)
+        yield MetricSample("semipd:progress_age_seconds", engine["progress_age_ms"] / 1e3)
         yield from _engine_samples(engine)
         yield from _partition_samples(engine["partition"])
 
 
-def _engine_samples(engine: EngineStatus) -> Iterator[Sample]:
+def _engine_samples(engine: EngineStatus) -> Iterator[MetricSample]:
     requests, kv, split = engine["requests"], engine["kv"], engine["split"]
-    yield Sample("vllm:num_requests_running", requests["prefilling"] + requests["decoding"])
-    yield Sample("vllm:num_requests_waiting", requests["waiting"])
-    yield Sample("semipd:oldest_waiting_seconds", (requests["oldest_waiting_ms"] or 0.0) / 1e3)
-    yield Sample("vllm:kv_cache_usage_perc", kv["used_blocks"] / kv["total_blocks"])
-    yield Sample("semipd:kv_blocks", kv["used_blocks"], ("used",))
-    yield Sample("semipd:kv_blocks", kv["free_blocks"], ("free",))
-    yield Sample("semipd:kv_blocks", kv["cached_blocks"], ("cached",))
+    yield MetricSample("vllm:num_requests_running", requests["prefilling"] + requests["decoding"])
+    yield MetricSample("vllm:num_requests_waiting", requests["waiting"])
+    yield MetricSample("semipd:oldest_waiting_seconds", (requests["oldest_waiting_ms"] or 0.0) / 1e3)
+    yield MetricSample("vllm:kv_cache_usage_perc", kv["used_blocks"] / kv["total_blocks"])
+    yield MetricSample("semipd:kv_blocks", kv["used_blocks"], ("used",))
+    yield MetricSample("semipd:kv_blocks", kv["free_blocks"], ("free",))
+    yield MetricSample("semipd:kv_blocks", kv["cached_blocks"], ("cached",))
     lanes = engine["lanes"]
     for name, lane in lanes.items():
-        yield Sample("semipd:split_units", split[name], (name,))
-        yield Sample("semipd:lane_busy_seconds", lane["busy_ms"] / 1e3, (name,))
-        yield Sample("semipd:lane_steps", lane["steps"], (name,))
-        yield Sample("semipd:slow_steps", lane["slow_steps"], (name,))
-        yield Sample("semipd:lane_tokens", lane["prefill_tokens"], (name, "prefill"))
-        yield Sample("semipd:lane_tokens", lane["decode_tokens"], (name, "decode"))
-    yield Sample("vllm:iteration_tokens_total", _step_sizes([lane["step_sizes"] for lane in lanes.values()]))
+        yield MetricSample("semipd:split_units", split[name], (name,))
+        yield MetricSample("semipd:lane_busy_seconds", lane["busy_ms"] / 1e3, (name,))
+        yield MetricSample("semipd:lane_steps", lane["steps"], (name,))
+        yield MetricSample("semipd:slow_steps", lane["slow_steps"], (name,))
+        yield MetricSample("semipd:lane_tokens", lane["prefill_tokens"], (name, "prefill"))
+        yield MetricSample("semipd:lane_tokens", lane["decode_tokens"], (name, "decode"))
+    yield MetricSample(
+        "vllm:iteration_tokens_total", _step_sizes([lane["step_sizes"] for lane in lanes.values()])
+    )
 
 
 def _step_sizes(lanes: Sequence[StepSizes]) -> Histogram:
@@ -226,21 +228,21 @@ def _cache_facts(kv: KvConfig, info: DeviceFacts) -> tuple[str, ...]:
     )
 
 
-def _partition_samples(partition: EnginePartition) -> Iterator[Sample]:
+def _partition_samples(partition: EnginePartition) -> Iterator[MetricSample]:
     """What is not known yet is NaN."""
     for mode in get_args(PartitionMode):
-        yield Sample("semipd:partition_mode", mode == partition["mode"], (mode,))
+        yield MetricSample("semipd:partition_mode", mode == partition["mode"], (mode,))
     decision, prediction = partition["decision"], partition["prediction"]
     ttft_ms = decision["predicted_ttft_ms"] if decision else None
     tpot_ms = decision["predicted_tpot_ms"] if decision else None
-    yield Sample("semipd:predicted_seconds", _or_nan(ttft_ms) / 1e3, ("ttft",))
-    yield Sample("semipd:predicted_seconds", _or_nan(tpot_ms) / 1e3, ("tpot",))
-    yield Sample("semipd:prediction_error_ratio", _or_nan(prediction["ttft_error"]), ("ttft",))
-    yield Sample("semipd:prediction_error_ratio", _or_nan(prediction["tpot_error"]), ("tpot",))
+    yield MetricSample("semipd:predicted_seconds", _or_nan(ttft_ms) / 1e3, ("ttft",))
+    yield MetricSample("semipd:predicted_seconds", _or_nan(tpot_ms) / 1e3, ("tpot",))
+    yield MetricSample("semipd:prediction_error_ratio", _or_nan(prediction["ttft_error"]), ("ttft",))
+    yield MetricSample("semipd:prediction_error_ratio", _or_nan(prediction["tpot_error"]), ("tpot",))
     switch = partition["switch_ms"]
     bounds_s = [bound / 1e3 for bound in switch["bounds_ms"]]
     counted = Histogram.counted(bounds_s, switch["counts"], switch["sum_ms"] / 1e3)
-    yield Sample("semipd:split_switch_seconds", counted)
+    yield MetricSample("semipd:split_switch_seconds", counted)
 
 
 def _or_nan(value: float | None) -> float:

@@ -34,7 +34,7 @@ UNSENT_BYTES = 2**16
 """Kept by the kernel for a client that reads slowly, which would otherwise be several MiB."""
 
 
-class Connection(web.RequestHandler):
+class HttpConnection(web.RequestHandler):
     """aiohttp's, which answers what is no HTTP in its own words, lets a first head take a minute, and closes
     a socket that a client is still sending to. `answers_once`: it is closed after its first answer."""
 
@@ -214,7 +214,7 @@ class Connections:
     def close_idle(self) -> None:
         """Those that wait for a further request: their files are needed."""
         for connection in self._server.connections:
-            if isinstance(connection, Connection):
+            if isinstance(connection, HttpConnection):
                 connection.close_if_idle()
 
     def refuse_overflows(self) -> None:
@@ -226,8 +226,8 @@ class Connections:
         transport.write(self._refusal)
         self._lingering.close(transport)
 
-    def _connection(self, *, answers_once: bool) -> Connection:
-        return Connection(
+    def _connection(self, *, answers_once: bool) -> HttpConnection:
+        return HttpConnection(
             self._server,
             loop=self._loop,
             lingering=self._lingering,

@@ -22,7 +22,7 @@ from semipd.devices.cpu.math.packing import Packed, can_pack, pack_weights
 from semipd.devices.cpu.memory import SharedMemory, available_memory
 from semipd.devices.cpu.messages import Message, Setup
 from semipd.devices.cpu.process import Worker, wait_for_all
-from semipd.devices.cpu.sizing import DEFAULT_KV_FRACTION, MemoryDemand
+from semipd.devices.cpu.sizing import DEFAULT_KV_FRACTION, HostMemoryDemand
 from semipd.network.activations import row_elements
 from semipd.network.config import DTypeName, ModelConfig
 from semipd.network.kv_layout import BLOCK_SIZE, KvLayout
@@ -54,10 +54,10 @@ class _Model:
         packed = can_pack(TORCH_DTYPES[dtype])
         return cls(config, dtype, plan_weights(config, dtype, packed=packed), packed, max_model_len)
 
-    def demand(self, settings: EngineSettings) -> MemoryDemand:
+    def demand(self, settings: EngineSettings) -> HostMemoryDemand:
         logits = self.config.vocab_size * settings.max_num_seqs
         widest = logits + row_elements(self.config) * _max_step_tokens(settings)
-        return MemoryDemand(
+        return HostMemoryDemand(
             available=available_memory(),
             weights_bytes=self.layout.total_bytes,
             # Activations in fp32, thrice: some operations hold input, output and a temporary.
@@ -238,7 +238,7 @@ def _max_step_tokens(settings: EngineSettings) -> int:
 
 
 def _info(
-    model: _Model, settings: EngineSettings, demand: MemoryDemand, num_blocks: int, cores: tuple[int, ...]
+    model: _Model, settings: EngineSettings, demand: HostMemoryDemand, num_blocks: int, cores: tuple[int, ...]
 ) -> DeviceInfo:
     return DeviceInfo(
         kind="cpu",

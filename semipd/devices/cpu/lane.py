@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from semipd.core.plan import Join, StepPlan, StepResult
 from semipd.core.request import SeqId
 from semipd.core.split import LaneName
-from semipd.devices.contract import LaneFailed, WorkerDied, WorkerNews, WorkerRestarted
+from semipd.devices.contract import LaneFailed, WorkerDeath, WorkerNews, WorkerReplacement
 from semipd.devices.cpu.deaths import Deaths
 from semipd.devices.cpu.messages import plan_to_wire, rebuild_to_wire, result_from_wire
 from semipd.devices.cpu.process import Worker, unkillable, worker_timeout
@@ -143,7 +143,7 @@ class CpuLane:
         self._deaths.count(self.worker.pid, death, step, now_ns / 1e9)
         log.warning("%s worker (pid %d) %s; starting another", self.name, self.worker.pid, death.how)
         step_id = None if step is None else step.step_id
-        self._news.append(WorkerDied(self.worker.pid, death.how, death.signal, step_id))
+        self._news.append(WorkerDeath(self.worker.pid, death.how, death.signal, step_id))
         self._succeed(now_ns)
 
     def _succeed(self, now_ns: int) -> None:
@@ -191,4 +191,4 @@ class CpuLane:
         self.state, self._due_ns, self._sent_decode = "up", None, ()
         self.num_restarts += 1
         log.info("%s worker (pid %d) is ready after %.1f s", self.name, self.worker.pid, seconds)
-        self._news.append(WorkerRestarted(self.worker.pid, seconds))
+        self._news.append(WorkerReplacement(self.worker.pid, seconds))

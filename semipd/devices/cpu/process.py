@@ -15,7 +15,7 @@ from semipd.devices.contract import LaneFailed
 from semipd.devices.cpu.messages import LANE_FRAME_BYTES, STEP_FAILED, Message
 from semipd.system.children import module_command, module_environment, signals_held
 from semipd.system.patience import StartPatience
-from semipd.system.process_usage import Usage, tree_usage, waiting_time
+from semipd.system.process_usage import ProcessUsage, tree_usage, waiting_time
 from semipd.system.readiness import any_readable
 from semipd.wire.channel import Channel
 
@@ -102,11 +102,11 @@ class Worker:
                 )
         return messages
 
-    def usage(self) -> Usage:
+    def usage(self) -> ProcessUsage:
         """Of its process, so far."""
         return tree_usage(self.pid)
 
-    def waiting_time(self) -> Usage:
+    def waiting_time(self) -> ProcessUsage:
         """Of its process, so far: no more than what it has waited for a core."""
         return waiting_time(self.pid)
 

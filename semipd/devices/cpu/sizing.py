@@ -14,7 +14,7 @@ _ADVISED_FRAC = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryDemand(KvDemand):
+class HostMemoryDemand(KvDemand):
     """`worker_bytes` is an estimate for both workers."""
 
     available: Available

@@ -20,7 +20,7 @@ MMA_ROWS = 16
 """Rows of the smallest bf16 tensor-core product; small batches and query groups are padded to it."""
 
 
-class Work(NamedTuple):
+class StepWork(NamedTuple):
     """What one step computes: `decode_rows` tokens that read `context_tokens` of KV together, and
     prefill chunks (start, length), of which `sampled_chunks` need logits."""
 
@@ -81,7 +81,7 @@ class CostModel:
         self._gaps_ns = model.num_layers * kernels.layer_kernels * kernels.kernel_gap_ns
         self._launches_ns = model.num_layers * kernels.layer_kernels * kernels.launch_ns
 
-    def step(self, work: Work, sms: int) -> StepCost:
+    def step(self, work: StepWork, sms: int) -> StepCost:
         """Cost of a step on `sms` SMs with nothing on the others."""
         chunk_tokens = sum([length for _, length in work.chunks])
         rest = self._without_attention(

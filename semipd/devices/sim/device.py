@@ -14,7 +14,7 @@ from semipd.devices.contract import DeviceInfo, LaneFailed
 from semipd.devices.sim.contention import slowdown
 from semipd.devices.sim.cost import CostModel
 from semipd.devices.sim.gpus import GPUS, Gpu
-from semipd.devices.sim.lane import SimLane, Step
+from semipd.devices.sim.lane import SimLane, SimStep
 from semipd.devices.sim.models import MODELS, SimModel
 from semipd.devices.sim.profile import Profile, load_profile
 
@@ -158,13 +158,13 @@ class SimDevice:
         else:
             self._next_finish_ns = None
 
-    def _set_speeds(self, first: Step, second: Step, now_ns: int) -> None:
+    def _set_speeds(self, first: SimStep, second: SimStep, now_ns: int) -> None:
         rate, scale = self.costs.hbm_rate, self.profile.kernels.contention_scale
         self._set_speed(first, slowdown(first.cost, second.cost, rate, scale), now_ns)
         self._set_speed(second, slowdown(second.cost, first.cost, rate, scale), now_ns)
 
     @staticmethod
-    def _set_speed(step: Step, factor: float, now_ns: int) -> None:
+    def _set_speed(step: SimStep, factor: float, now_ns: int) -> None:
         step.left_ns -= (now_ns - step.since_ns) / step.slowdown
         step.since_ns = now_ns
         step.slowdown = factor

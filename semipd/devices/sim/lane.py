@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from semipd.core.plan import Join, Segment, StepPlan, StepResult, TokenLogprobs
 from semipd.core.request import SeqId
 from semipd.core.split import LaneName
-from semipd.devices.sim.cost import CostModel, StepCost, Work
+from semipd.devices.sim.cost import CostModel, StepCost, StepWork
 from semipd.devices.sim.tokens import TABLE_SIZE, made_up_logprobs, token_table, walk_start
 
 
 @dataclass(slots=True, eq=False)
-class Resident:
+class SimResident:
     """`position` is the index of the next token: how many are known or in flight."""
 
     walk: int
@@ -27,7 +27,7 @@ class Resident:
 
 
 @dataclass(slots=True, eq=False)
-class Step:
+class SimStep:
     """A launched step. `left_ns` is what remains of it at full speed, as of `since_ns`."""
 
     step_id: int
@@ -60,8 +60,8 @@ class SimLane:
     on_launch: Callable[["SimLane", int], None]
     on_poll: Callable[[int], None]
     prompts_arrive: bool = False
-    residents: dict[SeqId, Resident] = field(default_factory=dict)
-    queue: deque[Step] = field(default_factory=deque)
+    residents: dict[SeqId, SimResident] = field(default_factory=dict)
+    queue: deque[SimStep] = field(default_factory=deque)
     finished: list[StepResult] = field(default_factory=list)
     _batch: "_DecodeBatch" = field(default_factory=lambda: _DecodeBatch((), []))
     _last_units: int = 0
@@ -74,7 +74,7 @@ class SimLane:
         self._apply(plan)
         units = plan.split.units_of(self.name)
         cost = self._cost(plan, units)
-        self.queue.append(Step(plan.step_id, self._contents(plan), cost, left_ns=cost.ns))
+        self.queue.append(SimStep(plan.step_id, self._contents(plan), cost, left_ns=cost.ns))
         self.on_launch(self, now_ns)
 
     def poll(self, now_ns: int) -> list[StepResult]:
@@ -103,11 +103,11 @@ class SimLane:
         batch, segments = self._batch, plan.segments
         if self.prompts_arrive:
             arrived = [segment.start + segment.length for segment in segments if segment.sample]
-            work = Work(len(batch.seqs) + len(arrived), batch.context_tokens + sum(arrived))
+            work = StepWork(len(batch.seqs) + len(arrived), batch.context_tokens + sum(arrived))
         else:
             chunks = tuple([(segment.start, segment.length) for segment in segments])
             sampled = sum([segment.sample for segment in segments])
-            work = Work(len(batch.seqs), batch.context_tokens, chunks, sampled)
+            work = StepWork(len(batch.seqs), batch.context_tokens, chunks, sampled)
         cost = self.costs.step(work, units)
         if units != self._last_units and self._last_units:
             cost.ns += self.costs.profile.kernels.switch_ns
@@ -140,7 +140,7 @@ class SimLane:
             for token, count in zip(tokens, wanted, strict=True)
         ]
 
-    def _prompt_logprobs(self, resident: Resident, segment: Segment) -> list[TokenLogprobs]:
+    def _prompt_logprobs(self, resident: SimResident, segment: Segment) -> list[TokenLogprobs]:
         assert segment.prompt_logprobs is not None
         predicted = resident.token_ids[segment.start + 1 : segment.start + segment.length + 1]
         return [made_up_logprobs(token, segment.prompt_logprobs, self.vocab_size) for token in predicted]
@@ -149,7 +149,7 @@ class SimLane:
 class _DecodeBatch:
     """Residents that advance by one token per step, with what a step needs in few additions per token."""
 
-    def __init__(self, seqs: tuple[SeqId, ...], residents: list[Resident]) -> None:
+    def __init__(self, seqs: tuple[SeqId, ...], residents: list[SimResident]) -> None:
         self.seqs = seqs
         counts = [resident.num_alternatives for resident in residents]
         self.num_alternatives = counts if any(count is not None for count in counts) else []
@@ -179,8 +179,8 @@ class _DecodeBatch:
         self._num_steps = 0
 
 
-def _resident(join: Join) -> Resident:
+def _resident(join: Join) -> SimResident:
     params = join.params
     prompt = join.token_ids[: join.num_prompt_tokens] if params.prompt_logprobs is not None else []
     allowed = tuple(sorted(set(params.allowed_token_ids)))
-    return Resident(walk_start(params.seed), len(join.token_ids), prompt, params.logprobs, allowed)
+    return SimResident(walk_start(params.seed), len(join.token_ids), prompt, params.logprobs, allowed)

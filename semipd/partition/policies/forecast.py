@@ -6,7 +6,7 @@ from typing import NamedTuple
 from semipd.core.percentile import percentile
 from semipd.core.slo import Slo
 from semipd.core.split import Split
-from semipd.partition.interface import Line, Prompt, Snapshot
+from semipd.partition.interface import Line, Snapshot, WaitingPrompt
 
 EXACT_STEPS = 32
 """Prefill steps cut exactly; the prompts behind them are taken whole. Decisions come anew long before."""
@@ -57,7 +57,7 @@ class Outlook(NamedTuple):
         return f"merged steps of {self.merged_tokens} tokens" if self.merged_tokens else str(self.split)
 
 
-def prefill_steps(prompts: Sequence[Prompt], chunk_tokens: int) -> list[PrefillSteps]:
+def prefill_steps(prompts: Sequence[WaitingPrompt], chunk_tokens: int) -> list[PrefillSteps]:
     """The next steps as the scheduler would cut them: whole budgets, prompts in order."""
     steps: list[PrefillSteps] = []
     taken, attended, ends = 0, 0.0, list[int]()
@@ -94,7 +94,7 @@ def drain_ms(steps: Sequence[PrefillSteps], line: Line, start_ms: float) -> floa
 
 
 def walk(
-    steps: Sequence[PrefillSteps], prompts: Sequence[Prompt], line: Line, start_ms: float
+    steps: Sequence[PrefillSteps], prompts: Sequence[WaitingPrompt], line: Line, start_ms: float
 ) -> list[tuple[float, int]]:
     """(TTFT, index) of every prompt, in order; the first step starts in `start_ms`. A prompt that agreed to a
     delay and is computed before its end waits for nothing."""

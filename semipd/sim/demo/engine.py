@@ -7,7 +7,7 @@ from typing import TypeVar, cast
 from semipd import __version__
 from semipd.config.sections import SupervisionConfig
 from semipd.core.errors import SemipdError
-from semipd.core.messages import Cancel, Inbound, Outbound, Question, Status, Submit
+from semipd.core.messages import Cancel, EngineQuestion, Inbound, Outbound, Status, Submit
 from semipd.core.request import Request, SeqId
 from semipd.core.settings import EngineSettings
 from semipd.core.state.daemon import StartPhase
@@ -91,10 +91,10 @@ class DemoEngine(EngineLife):
         if self.coordinator is not None:
             self._send(Cancel(seq))
 
-    async def ask(self, question: Callable[[int], Question[A]], limit_s: float = STATUS_LIMIT_S) -> A:
+    async def ask(self, question: Callable[[int], EngineQuestion[A]], limit_s: float = STATUS_LIMIT_S) -> A:
         return self.answer(question)
 
-    def answer(self, question: Callable[[int], Question[A]]) -> A:
+    def answer(self, question: Callable[[int], EngineQuestion[A]]) -> A:
         """As `ask`, at once."""
         self.check_ready()
         self._inbox.append(cast(Inbound, question(1)))

@@ -64,7 +64,7 @@ class Draft(NamedTuple):
     read_tokens: float
 
 
-class Load:
+class DemoLoad:
     """Times are seconds since the demo began."""
 
     def __init__(self, rng: random.Random) -> None:

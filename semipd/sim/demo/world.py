@@ -11,7 +11,7 @@ from semipd.config.sections import (
     EngineConfig,
     KvConfig,
     LimitsConfig,
-    ModelConfig,
+    ServedModelConfig,
     SloConfig,
     SupervisionConfig,
 )
@@ -27,7 +27,7 @@ from semipd.daemon.state.snapshot import state_frame
 from semipd.sim.demo.clients import Clients
 from semipd.sim.demo.device import Sensors
 from semipd.sim.demo.engine import DemoEngine
-from semipd.sim.demo.load import DRAIN_FOR_S, Incident, Load
+from semipd.sim.demo.load import DRAIN_FOR_S, DemoLoad, Incident
 from semipd.sim.demo.timeline import Timeline
 from semipd.wire.client_protocol import StateFrame
 from semipd.wire.frames import FrameReader, encode_frame
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 D = TypeVar("D", bound=Mapping[str, Any])
 
 CONFIG = Config(
-    model=ModelConfig(
+    model=ServedModelConfig(
         name="llama-3.1-70b-w8", served_model_name="Llama-3.1-70B-Instruct", max_model_len=32_768
     ),
     engine=EngineConfig(device="sim:h200", max_num_seqs=64, prefill_chunk_tokens=1024),
@@ -73,7 +73,7 @@ class DemoWorld:
         )
         rules = RequestRules.of(CONFIG)
         self._clients = Clients(self.state, rules, timeline, random.Random(seed + 2))
-        self._load = Load(random.Random(seed + 3))
+        self._load = DemoLoad(random.Random(seed + 3))
         self._last_event = 0
         self._busy_ns = 0
         timeline.every(LOAD_TURN_S, self._plan_load)

@@ -5,7 +5,7 @@ from textwrap import wrap
 
 from semipd.core.split import LaneName
 from semipd.core.state.device import DeviceState, DeviceStats, GpuStats, WorkerState
-from semipd.core.state.engine import LaneState
+from semipd.core.state.engine import LaneDocument
 from semipd_top.panels.frame import framed, waiting
 from semipd_top.picture.history import LaneUse
 from semipd_top.picture.picture import Picture
@@ -69,7 +69,7 @@ def _sensors(gpu: GpuStats) -> list[str]:
     return parts
 
 
-def _lanes(picture: Picture, device: DeviceState, lanes: dict[LaneName, LaneState]) -> list[Line]:
+def _lanes(picture: Picture, device: DeviceState, lanes: dict[LaneName, LaneDocument]) -> list[Line]:
     sample = picture.samples[-1]
     workers = (device["stats"] or {}).get("workers", {})
     lines = [line(Span(f"{'lane':8}{'busy':>6}{'step ms':>9}{'steps/s':>9}{'batch':>7}", "dim"))]
@@ -77,7 +77,7 @@ def _lanes(picture: Picture, device: DeviceState, lanes: dict[LaneName, LaneStat
     return lines + [_lane(name, use, lanes[name], workers.get(name)) for name, use in uses.items()]
 
 
-def _lane(name: LaneName, use: LaneUse, lane: LaneState, worker: WorkerState | None) -> Line:
+def _lane(name: LaneName, use: LaneUse, lane: LaneDocument, worker: WorkerState | None) -> Line:
     lost = worker is not None and worker["state"] != "up"
     return line(
         Span(f"{name:8}", name),

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 from semipd.core.split import LaneName
 from semipd.core.state.daemon import KvState, StateDocument
-from semipd.core.state.engine import LaneState
+from semipd.core.state.engine import LaneDocument
 from semipd.core.state.partition import PartitionState, Percentiles
 
 Way = Literal["split", "merged", "prefill only", "decode only", "idle", "unknown"]
@@ -49,7 +49,7 @@ class _Counted(NamedTuple):
     """A frame with the engine's numbers."""
 
     state: StateDocument
-    lanes: dict[LaneName, LaneState]
+    lanes: dict[LaneName, LaneDocument]
     kv: KvState
     partition: PartitionState
 

@@ -15,7 +15,7 @@ from semipd_top.panels.listing import WHICH, Field, Order, Which, chosen_rows, f
 from semipd_top.panels.overview import overview
 from semipd_top.picture.event_text import Event, describe, style_of
 from semipd_top.picture.picture import Picture
-from semipd_top.screen.tables import Column, SyncedTable, TableRow
+from semipd_top.screen.tables import SyncedTable, TableColumn, TableRow
 from semipd_top.screen.widgets import LinesWidget
 from semipd_top.text.lines import Span, fit, line
 from semipd_top.text.numbers import clock
@@ -154,7 +154,10 @@ class RequestsPane(SearchablePane):
         if names != self._columns:
             self._columns = names
             self.table.set_columns(
-                [Column(name, field.width, field.numeric) for name, field in zip(names, fields, strict=True)]
+                [
+                    TableColumn(name, field.width, field.numeric)
+                    for name, field in zip(names, fields, strict=True)
+                ]
             )
         rows = chosen_rows(picture.requests, self.which, self.words, self.order)
         self.table.sync([TableRow(_key(row), tuple(field.show(row) for field in fields)) for row in rows])
@@ -222,10 +225,10 @@ class EventsPane(SearchablePane):
             self._width = self.size.width
             self.table.set_columns(
                 [
-                    Column("time", 8),
-                    Column("event", 17),
-                    Column("request", 8),
-                    Column("what", max(self._width - 43, 30)),
+                    TableColumn("time", 8),
+                    TableColumn("event", 17),
+                    TableColumn("request", 8),
+                    TableColumn("what", max(self._width - 43, 30)),
                 ]
             )
         kept = picture.events if self.all_kinds else picture.notable

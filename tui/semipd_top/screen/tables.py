@@ -24,7 +24,7 @@ PADDING = 1
 """Cells left and right of each column: two columns are listing.COLUMN_GAP apart."""
 
 
-class Column(NamedTuple):
+class TableColumn(NamedTuple):
     name: str
     width: int
     right: bool = False
@@ -91,7 +91,7 @@ class SyncedTable(ScrollView, can_focus=True, inherit_bindings=False):
         super().__init__(id=id)
         self.rows: Sequence[TableRow] = ()
         self.cursor_row = 0
-        self._columns: Sequence[Column] = ()
+        self._columns: Sequence[TableColumn] = ()
         self._base = Style.null()
 
     @property
@@ -99,7 +99,7 @@ class SyncedTable(ScrollView, can_focus=True, inherit_bindings=False):
         """Key of the row under the cursor."""
         return self.rows[self.cursor_row].key if self.cursor_row < len(self.rows) else None
 
-    def set_columns(self, columns: Sequence[Column]) -> None:
+    def set_columns(self, columns: Sequence[TableColumn]) -> None:
         """Anew; the rows have to be synced again."""
         self._columns = columns
         self.rows = ()

@@ -10,7 +10,7 @@ DEFAULT_KV_FRACTION = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryDemand(KvDemand):
+class GpuMemoryDemand(KvDemand):
     """Attributes:
     total_bytes, free_bytes: of the device, all processes counted, after weights and buffers were allocated.
     weights_bytes, buffers_bytes: allocated: one copy of the weights, both lanes' working memory.

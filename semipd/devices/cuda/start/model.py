@@ -15,14 +15,14 @@ from semipd.network.config import DTypeName, ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
-class ServedModel:
+class DeviceModel:
     config: ModelConfig
     dtype: DTypeName
     layout: WeightsLayout
     max_model_len: int
 
     @classmethod
-    def of(cls, config: ModelConfig, settings: EngineSettings) -> "ServedModel":
+    def of(cls, config: ModelConfig, settings: EngineSettings) -> "DeviceModel":
         """Raises SemipdError(`invalid_value`) for an unknown dtype."""
         dtype = cuda_dtype(settings.dtype, config)
         length = settings.max_model_len or config.max_position_embeddings
@@ -30,9 +30,9 @@ class ServedModel:
 
 
 class ModelSource(Protocol):
-    def read(self, settings: EngineSettings) -> ServedModel: ...
+    def read(self, settings: EngineSettings) -> DeviceModel: ...
 
-    def load(self, model: ServedModel, buffer: Tensor, report: Report) -> None:
+    def load(self, model: DeviceModel, buffer: Tensor, report: Report) -> None:
         """Fill `buffer`, uint8 [layout.total_bytes] on the device; synchronised when it returns or later."""
 
 
@@ -42,11 +42,11 @@ class Checkpoint:
     def __init__(self, settings: EngineSettings) -> None:
         self._model_dir = settings.model_dir
 
-    def read(self, settings: EngineSettings) -> ServedModel:
+    def read(self, settings: EngineSettings) -> DeviceModel:
         """Raises what checkpoints.config.load_model_config raises."""
-        return ServedModel.of(load_model_config(self._model_dir, settings.max_model_len), settings)
+        return DeviceModel.of(load_model_config(self._model_dir, settings.max_model_len), settings)
 
-    def load(self, model: ServedModel, buffer: Tensor, report: Report) -> None:
+    def load(self, model: DeviceModel, buffer: Tensor, report: Report) -> None:
         load_weights(self._model_dir, model.config, model.layout, buffer, loading(report))
 
 

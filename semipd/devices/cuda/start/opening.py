@@ -31,7 +31,7 @@ from semipd.devices.cuda.lane.warm_up import trial_tokens, warm_up_plans
 from semipd.devices.cuda.rows.size import LaneSize
 from semipd.devices.cuda.split.streams import Lanes
 from semipd.devices.cuda.start.assembly import build_loop, graph_splits, lane_size, reserve_memory
-from semipd.devices.cuda.start.memory_table import DEFAULT_KV_FRACTION, MemoryDemand
+from semipd.devices.cuda.start.memory_table import DEFAULT_KV_FRACTION, GpuMemoryDemand
 from semipd.devices.cuda.start.model import ModelSource
 from semipd.devices.cuda.start.nvml import Nvml
 from semipd.devices.cuda.start.platform import Platform
@@ -170,10 +170,10 @@ class Opening:
         self._destroy(table)
         return used[0] + (len(size.buckets) - 1) * used[-1]
 
-    def _demand(self, graphs_bytes: int) -> MemoryDemand:
+    def _demand(self, graphs_bytes: int) -> GpuMemoryDemand:
         model, settings = self._model, self._settings
         free_bytes, total_bytes = self._platform.driver.memory_bytes()
-        return MemoryDemand(
+        return GpuMemoryDemand(
             total_bytes=total_bytes,
             free_bytes=free_bytes,
             weights_bytes=model.layout.total_bytes,
