@@ -14,17 +14,16 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from semipd_kernels.sampling import SamplingWorkspace, sample, shape, token_logprobs
+from semipd_kernels.sampling import SamplingWorkspace, sample, shape
 from semipd_kernels.sampling.filters.kernel import _coarse_bin, _first_bits
 from semipd_kernels.sampling.kernel import _threshold, _uniform_bits
-from semipd_kernels.sampling.reference import sample_reference, token_logprobs_reference
+from semipd_kernels.sampling.reference import sample_reference
 from torch import Tensor
 
 from semipd.core.errors import SemipdError
 from semipd.core.sampling import SamplingParams
 from semipd.sampling.batch import SamplingBatch, SamplingRow
 from semipd.sampling.history import FORBIDDEN, PROMPT_FLAG, TokenHistory
-from semipd.sampling.logprobs import token_logprobs as plain_logprobs
 from semipd.sampling.parameters import Column, RowParams, column_values
 from semipd.sampling.philox import seed_words, uniforms
 from semipd.sampling.sampler import adjust
@@ -498,51 +497,6 @@ def test_edits_are_merged_and_rows_with_them_are_adjusted() -> None:
     assert stages.adjusted.tolist() == [1]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("vocab_size", "max_top"), [(5, 5), (64, 20), (300, 20), (301, 3)])
-@pytest.mark.usefixtures("small_tiles")
-def test_logprobs_match_the_plain_ones(vocab_size: int, max_top: int, dtype: torch.dtype) -> None:
-    rng = random.Random(vocab_size)
-    logits = torch.cat([random_logits(rng, 4, vocab_size), random_logits(rng, 4, vocab_size)]).to(dtype)
-    tokens = torch.tensor([rng.randrange(vocab_size) for _ in range(8)])
-    wanted = [rng.randrange(max_top + 1) for _ in range(7)] + [max_top]
-    num_top = torch.tensor(wanted, dtype=torch.int32)
-    own, ids, values = token_logprobs(logits, tokens, num_top, max_top)
-    reference = token_logprobs_reference(logits, tokens, num_top, max_top)
-    for actual, expected in zip((own, ids, values), reference, strict=True):
-        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5, equal_nan=True)
-    for row, entry in enumerate(plain_logprobs(logits.float(), tokens, wanted)):
-        assert float(own[row]) == pytest.approx(entry.logprob, abs=1e-5)
-        top = values[row, : wanted[row]].tolist()
-        assert top == pytest.approx([value for _, value in entry.top], abs=1e-5)
-
-
-@pytest.mark.usefixtures("small_tiles")
-def test_equal_logprobs_rank_by_id_across_tiles() -> None:
-    logits = torch.zeros(2, 200)
-    logits[0, [150, 20, 199]] = 2.0
-    logits[1, ::2] = -0.0
-    num_top = torch.tensor([5, 5], dtype=torch.int32)
-    for function in (token_logprobs, token_logprobs_reference):
-        _, ids, _ = function(logits, torch.tensor([0, 0]), num_top, 5)
-        assert ids.tolist() == [[20, 150, 199, 0, 1], [0, 1, 2, 3, 4]]
-
-
-def test_rows_that_want_no_logprobs() -> None:
-    logits = random_logits(random.Random(15), 4, 50).clamp_min(-9.0)
-    logits[3, 7] = math.nan
-    num_top = torch.tensor([-1, 0, 2, 2], dtype=torch.int32)
-    tokens = torch.tensor([3, 3, -1, 3])
-    own, ids, values = token_logprobs(logits, tokens, num_top, 2)
-    assert own.isnan().tolist() == [True, False, True, True]
-    assert float(own[1]) == pytest.approx(float(logits[1].log_softmax(0)[3]), abs=1e-5)
-    assert ids[:2].tolist() == [[-1, -1], [-1, -1]]
-    assert values.isnan().all(dim=1).tolist() == [True, True, False, True]
-    only_own, none, _ = token_logprobs(logits, tokens, num_top.clamp(max=0), 0)
-    assert torch.equal(only_own[:2].nan_to_num(7.0), own[:2].nan_to_num(7.0))
-    assert none.shape == (4, 0)
-
-
 def refused() -> list[tuple[str, dict[str, object]]]:
     other = Batch([greedy_row()] * 2, 16)
     return [
@@ -574,10 +528,3 @@ def test_refuses_what_it_cannot_do(sentence: str, changes: dict[str, object]) ->
     with pytest.raises(SemipdError, match=sentence) as raised:
         sample(**{**inputs, **changes})  # type: ignore[arg-type]
     assert raised.value.code == "unsupported_kernel"
-
-
-def test_refuses_more_alternatives_than_there_are() -> None:
-    logits, tokens, num_top = torch.zeros(1, 8), torch.zeros(1, dtype=torch.int64), torch.zeros(1).int()
-    for max_top in (-1, 9, 21):
-        with pytest.raises(SemipdError, match="0 to 8 alternatives"):
-            token_logprobs(logits, tokens, num_top, max_top)

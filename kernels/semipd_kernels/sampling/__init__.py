@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from semipd.core.errors import SemipdError
-from semipd.core.sampling import MAX_LOGPROBS
 from semipd.sampling.parameters import RowParams
 from semipd.sampling.stages import Stages
 from semipd_kernels.dispatch import takes_triton
-from semipd_kernels.sampling.reference import sample_reference, token_logprobs_reference
+from semipd_kernels.sampling.reference import sample_reference
 from semipd_kernels.sampling.workspace import SamplingWorkspace
 
-__all__ = ["SamplingWorkspace", "sample", "token_logprobs"]
+__all__ = ["SamplingWorkspace", "sample"]
 
 LOGITS_DTYPES = (torch.float32, torch.bfloat16)
 MAX_VOCAB_SIZE = 2**18
@@ -68,39 +67,6 @@ def sample(
 
         launch(logits, rows, stages, slots, counts, workspace, out)
     return out
-
-
-def token_logprobs(
-    logits: Tensor, tokens: Tensor, num_top: Tensor, max_top: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities under the raw logits of the chosen tokens and of the best ones.
-
-    Args:
-        logits: [B, V] fp32 or bf16, unit element stride.
-        tokens: int64 [B].
-        num_top: int32 [B]: alternatives wanted; 0: only the chosen token's; -1: nothing.
-        max_top: at least the largest `num_top`, at most min(V, MAX_LOGPROBS).
-
-    Returns:
-        Log-probabilities of the chosen tokens, fp32 [B]; NaN where none is wanted or the token is no id.
-        Ids int32 [B, max_top] and log-probabilities fp32 [B, max_top] of the most likely tokens, falling,
-        lower ids first among equals; -1 and NaN for rows that want no alternatives. Others get `max_top`.
-
-    Raises:
-        SemipdError: `unsupported_kernel` for other dtypes, shapes or layouts.
-    """
-    _check_logits(logits)
-    _check_vector("tokens", tokens, len(logits), torch.int64)
-    _check_vector("num_top", num_top, len(logits), torch.int32)
-    if not 0 <= max_top <= min(MAX_LOGPROBS, logits.shape[1]):
-        _refuse(
-            f"token_logprobs offers 0 to {min(MAX_LOGPROBS, logits.shape[1])} alternatives; got {max_top}"
-        )
-    if not takes_triton(logits) or not len(logits):
-        return token_logprobs_reference(logits, tokens, num_top, max_top)
-    from semipd_kernels.sampling.logprobs.launch import launch
-
-    return launch(logits, tokens, num_top, max_top)
 
 
 def _check_logits(logits: Tensor) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 from semipd_kernels.aot import AotCase
 from semipd_kernels.sampling import kernel, shape
 from semipd_kernels.sampling.filters import kernel as filters
-from semipd_kernels.sampling.logprobs import kernel as logprobs
 
 VOCABULARIES = {"128k": 32, "152k": 38, "262k": 64}
 """Tiles of the vocabularies of Llama 3, Qwen and the largest one."""
@@ -14,7 +13,6 @@ VOCABULARIES = {"128k": 32, "152k": 38, "262k": 64}
 _TYPES = {
     "adjusted_ptr": "*fp32",
     "best_ptr": "*fp32",
-    "candidates_ptr": "*i64",
     "coarse_count_ptr": "*i32",
     "coarse_mass_ptr": "*i64",
     "counts_ptr": "*i32",
@@ -27,9 +25,7 @@ _TYPES = {
     "frequency_ptr": "*fp32",
     "logits_stride": "i32",
     "min_p_ptr": "*fp32",
-    "num_top_ptr": "*i32",
     "out_ptr": "*i64",
-    "own_ptr": "*fp32",
     "positions_ptr": "*i64",
     "presence_ptr": "*fp32",
     "repetition_ptr": "*fp32",
@@ -39,16 +35,11 @@ _TYPES = {
     "temperature_ptr": "*fp32",
     "tile_best_ptr": "*fp32",
     "tile_mass_ptr": "*i64",
-    "tile_max_ptr": "*fp32",
-    "tile_sum_ptr": "*fp32",
     "tile_ties_ptr": "*i32",
     "tile_token_ptr": "*i32",
     "tiles": "i32",
-    "tokens_ptr": "*i64",
-    "top_ids_ptr": "*i32",
     "top_k_ptr": "*i32",
     "top_p_ptr": "*fp32",
-    "top_values_ptr": "*fp32",
     "vocab_size": "i32",
 }
 
@@ -74,7 +65,6 @@ def _dense_cases(dtype: str, aligned: bool) -> Iterator[AotCase]:
         ("refine", filters.refine_kernel, {"LAST": False}),
         ("refine/last", filters.refine_kernel, {"LAST": True}),
         ("weigh", kernel.weigh_kernel, {}),
-        ("logprobs/tile", logprobs.tile_logprobs_kernel, {"MAX_TOP": 20}),
     ]
     for name, function, constexprs in kernels:
         yield _case(
@@ -94,9 +84,6 @@ def _row_cases(name: str, tiles: int) -> Iterator[AotCase]:
         yield _case(title, kernel.best_kernel, constexprs, shape.NUM_WARPS)
     constexprs = {"TILE": shape.TILE, "TILES": tiles}
     yield _case(f"sampling/pick/{name}", kernel.pick_kernel, constexprs, shape.NUM_WARPS)
-    constexprs = {"TILES": tiles, "MAX_TOP": 20, "CANDIDATES": shape.power_of_2(tiles * 20)}
-    title = f"sampling/logprobs/row/{name}"
-    yield _case(title, logprobs.row_logprobs_kernel, constexprs, shape.NUM_WARPS)
 
 
 def _case(
