@@ -24,7 +24,6 @@ from semipd.devices.cuda.rows.layout import StepLayout
 from semipd.devices.cuda.rows.residents import SlotResidents
 from semipd.devices.cuda.rows.size import LaneSize
 from semipd.devices.cuda.sampler.logprobs import LogprobBuffers
-from semipd.devices.cuda.split.launch_split import units_of
 from semipd.network.rows import ChunkPlan
 from semipd.steps.residents import Chunk
 from semipd.steps.rows import num_prompt_top
@@ -108,7 +107,7 @@ class LaneExecutor:
         decoding = self.residents.find(plan.decode)
         if not chunks and self._cached is not None and self._cached.decoding == decoding:
             return self._cached, False
-        num_sms = max(1, units_of(plan.split, self.name))
+        num_sms = max(1, plan.split.units_of(self.name))
 
         def plan_chunks(query_lens: list[int], kv_lens: list[int]) -> ChunkPlan:
             return self._shared.network.plan_chunks(query_lens, kv_lens, num_sms)
@@ -165,7 +164,7 @@ class LaneExecutor:
             self._wait_for_peer(step, place)
             step.started = events.record(place.stream)
         step.pieces.popleft()(place)
-        mark = Mark(events.record(place.stream), units_of(split, self.name))
+        mark = Mark(events.record(place.stream), split.units_of(self.name))
         step.marks.append(mark)
         if not step.pieces:
             step.finished = mark.event

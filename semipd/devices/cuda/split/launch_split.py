@@ -5,10 +5,6 @@ from collections.abc import Iterable
 from semipd.core.split import LaneName, Split
 
 
-def units_of(split: Split, lane: LaneName) -> int:
-    return split.prefill_units if lane == "prefill" else split.decode_units
-
-
 def split_to_use(
     lane: LaneName, wanted: Split, current: Split, held_by_other: Iterable[int], num_units: int
 ) -> Split:
@@ -19,6 +15,6 @@ def split_to_use(
     lanes share SMs until then: contention, never an error.
     """
     free = num_units - max(held_by_other, default=0)
-    if units_of(wanted, lane) > free and 0 < units_of(current, lane) <= free:
+    if wanted.units_of(lane) > free and 0 < current.units_of(lane) <= free:
         return current
     return wanted
