@@ -45,10 +45,13 @@ class Settled:
 def settle(flight: Flight, result: StepResult, block_size: int, max_decode_tokens: int) -> Settled:
     """Account for every sequence of the step. Several tokens of one count up to the one that ends it."""
     settled = Settled(None, [], [], [], [], [], [])
-    counts = _settle_decodes(flight.decodes, result.tokens, block_size, max_decode_tokens, settled)
-    if flight.chunks:
-        counts += _settle_chunks(flight, result, settled)
-    settled.tokens = _step_tokens(flight, result, counts)
+    first, counts = _settle_decodes(flight.decodes, result.tokens, block_size, max_decode_tokens, settled)
+    if flight.chunks or counts:
+        each = [counts.get(idx, 1) for idx in range(len(first))] + _settle_chunks(flight, result, settled)
+        settled.tokens = _step_tokens(flight, result, each)
+    elif first:
+        logprobs = None if result.logprobs is None else [run[0] if run else None for run in result.logprobs]
+        settled.tokens = StepTokens(flight.plan.decode, first, logprobs)
     return settled
 
 
@@ -58,14 +61,17 @@ def _settle_decodes(
     block_size: int,
     max_decode_tokens: int,
     settled: Settled,
-) -> list[int]:
-    """How many tokens of each decode count. A loop almost without calls: it runs for each token of a step."""
-    counts: list[int] = []
+) -> tuple[list[int], dict[int, int]]:
+    """The first token of each decode, and how many count of those, by index, of which not exactly one does.
+    A loop almost without calls: it runs for each token of a step."""
+    first: list[int] = []
+    counts: dict[int, int] = {}
     for sequence, new_tokens in zip(decodes, tokens, strict=False):  # those of chunks follow
         sequence.num_inflight -= 1
         if sequence.phase != "decoding":
             settled.withdrawn.append(sequence)
-            counts.append(0)
+            counts[len(first)] = 0
+            first.append(-1)
             continue
         count, stop_ids = len(new_tokens), sequence.stop_ids
         sequence.tokens.extend(new_tokens)
@@ -78,8 +84,10 @@ def _settle_decodes(
         sequence.num_computed = computed
         if computed % block_size < count:
             settled.computed.append(sequence)
-        counts.append(count)
-    return counts
+        if count != 1:
+            counts[len(first)] = count
+        first.append(new_tokens[0])
+    return first, counts
 
 
 def _find_end(sequence: Sequence, new_tokens: tuple[int, ...], settled: Settled) -> int:
@@ -131,10 +139,8 @@ def _take_prompt_logprobs(sequence: Sequence, segment: Segment, result: StepResu
 
 
 def _step_tokens(flight: Flight, result: StepResult, counts: list[int]) -> StepTokens | None:
-    """The step's tokens that count. One of each sequence of an unchanged batch is the common case."""
+    """The step's tokens that count."""
     logprobs = None if result.logprobs is None else _kept_logprobs(result.logprobs, counts)
-    if counts and counts.count(1) == len(counts) == len(flight.plan.decode):
-        return StepTokens(flight.plan.decode, [tokens[0] for tokens in result.tokens], logprobs)
     sampled = [*flight.plan.decode, *(segment.seq for segment in flight.plan.segments if segment.sample)]
     seqs = tuple(seq for seq, count in zip(sampled, counts, strict=True) for _ in range(count))
     kept = (tokens[:count] for tokens, count in zip(result.tokens, counts, strict=True))

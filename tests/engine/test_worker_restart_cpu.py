@@ -233,7 +233,7 @@ def test_a_worker_that_dies_while_it_starts_is_replaced_too(device: CpuDevice) -
         lane.poll(time.monotonic_ns())
     kill(device, "decode")
     kinds = [type(item).__name__ for item in news_of(device, lane)]
-    assert kinds == ["WorkerDied", "WorkerDied", "WorkerRestarted"]
+    assert kinds == ["WorkerDeath", "WorkerDeath", "WorkerReplacement"]
     lane.rebuild([])
     lane.launch(StepPlan(1, device.info.solo_decode), time.monotonic_ns())
     while not lane.poll(time.monotonic_ns()):
