@@ -64,8 +64,7 @@ class Network:
             # Their own tensors: gathering in place would overwrite rows still to be read.
             hidden, attended = memory.hidden.index_select(0, wanted), memory.attended.index_select(0, wanted)
             memory = memory.first(wanted.shape[0])
-            memory.hidden.copy_(hidden)
-            memory.attended.copy_(attended)
+            memory.hidden, memory.attended = hidden, attended
         self._after_attention(self.num_layers - 1, memory)
         self._add_norm(memory, self._norm)
         return memory.normed

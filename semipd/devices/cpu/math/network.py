@@ -20,18 +20,21 @@ class CpuNetwork:
         self._ops = CpuOps(kv_pool)
         self._network = Network(config, weights, kv_pool, self._ops)
         self._like = kv_pool.new_empty(0)
+        self._logits = torch.empty(0)
 
     @torch.inference_mode()
     def forward(self, rows: StepRows, wanted: Tensor) -> PassResult:
         """See steps.runner.Decoder."""
         network = self._network
-        memory = Activations.reserve(self._config, rows.num_rows, self._like)
+        memory = Activations.reserve(
+            self._config, 0, self._like
+        )  # but for this, ops bring memory of their own
+        memory.attended = self._like.new_empty(rows.num_rows, self._config.q_width)
         network.embed(rows, memory)
         network.layers(rows, memory, range(network.num_layers), 0)
         self._ops.end_pass()
         unsound = None if rows.chunks is None else _unsound(memory.attended[rows.num_decode :])
-        logits = torch.empty(len(wanted), self._config.vocab_size)
-        return PassResult(network.logits(network.finish(memory, wanted), logits), unsound)
+        return PassResult(network.logits(network.finish(memory, wanted), self._logits), unsound)
 
 
 def _unsound(attended: Tensor) -> Tensor:

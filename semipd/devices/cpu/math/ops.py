@@ -83,7 +83,8 @@ class CpuOps:
         return functional.rms_norm(residual.add_(x), weight.shape, weight, eps)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
-        return linear(x, weight, bias).to(out.dtype)
+        result = linear(x, weight, bias)
+        return result if result.dtype == out.dtype else result.to(out.dtype)
 
     def silu_mul(self, gate_up: Tensor, out: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
