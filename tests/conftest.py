@@ -6,6 +6,8 @@ import os
 import signal
 import tempfile
 
+import pytest
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _state = tempfile.TemporaryDirectory(prefix="semipd-tests-")
@@ -14,3 +16,10 @@ os.environ["XDG_STATE_HOME"] = _state.name
 
 # A shell starts background jobs with SIGINT ignored, and children would inherit that: no Ctrl-C for them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+FIRST = ("test_terminal.py", "test_worker_restart_cpu.py", "test_resume_cpu.py", "test_cpu_device.py")
+"""Files that take longest: begun last, one of them would run alone at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in FIRST)

@@ -70,7 +70,9 @@ def worker_stopped(engine: int, worker: int) -> None:
     os.kill(worker, signal.SIGSTOP)
 
 
-@pytest.mark.parametrize("strike", [engine_killed, engine_stopped, worker_stopped])
+@pytest.mark.parametrize(
+    "strike", [engine_killed, worker_stopped, pytest.param(engine_stopped, marks=pytest.mark.soak)]
+)
 async def test_streams_go_on_as_the_oracle_says(
     tmp_path: Path, folder: Path, strike: Callable[[int, int], None]
 ) -> None:

@@ -105,16 +105,16 @@ def test_merged_steps_replace_the_split_when_both_targets_are_easy() -> None:
         FakeDevice(latency=narrow_decode), settings(merge_tokens=256, slo_tpot_ms=40.0, slo_ttft_ms=5000.0)
     )
     load = Load(run)
-    load.keep(3_000 * MS, decoding=4, prompt=50)
+    load.keep(1_500 * MS, decoding=4, prompt=50)
     control = run.coordinator.control
     assert control.status(run.now_ns)["shared"]["merged_tokens"] == 256
     assert "no split needed" in control.status(run.now_ns)["shared"]["reason"]
     before = run.coordinator.prefill.num_steps
-    load.keep(3_200 * MS, decoding=4, prompt=50)
+    load.keep(1_700 * MS, decoding=4, prompt=50)
     assert run.coordinator.prefill.num_steps == before, "the prefill lane rests"
     assert control.models.phases["merged"].confident
     run.tick([SetSlo(9, {"tpot_ms": 3.0}, "test")])
-    load.keep(4_000 * MS, decoding=4, prompt=50)
+    load.keep(2_500 * MS, decoding=4, prompt=50)
     assert control.status(run.now_ns)["shared"]["merged_tokens"] == 0, "a merged step is too slow now"
     load.check()
 
