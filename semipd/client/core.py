@@ -123,7 +123,7 @@ class ClientCore:
 
 def _put(inbox: deque[dict[str, Any]], message: dict[str, Any]) -> None:
     """Unread state frames become one, so that a slow consumer leaves no backlog."""
-    if "state" in message and inbox and "state" in inbox[-1]:
+    if "state" in message and "ended" not in message and inbox and "state" in inbox[-1]:
         merged = StateFrame.from_wire(inbox[-1]).then(StateFrame.from_wire(message))
         inbox[-1] = merged.to_wire(message["id"])
     else:

@@ -1,4 +1,4 @@
-"""The command semipd-daemon: start, stop, status, config; daemon_commands adds drain, partition and slo."""
+"""The command semipd-daemon: start, stop, status, config; commands.operators adds drain, partition, slo."""
 
 import argparse
 import asyncio

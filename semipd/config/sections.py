@@ -173,7 +173,7 @@ class SupervisionConfig:
     )
     stall_s: float = option(
         30.0,
-        "From such a delay on, /ready answers 503 and the lamp progress is out.",
+        "From such a delay on, /ready answers 503 and the indicator progress is out.",
         minimum=0.1,
         maximum=86400.0,
     )

@@ -111,7 +111,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Answer to a EngineQuestion: `data` is of its type, and empty when it is refused."""
+    """Answer to an EngineQuestion: `data` is of its type, and empty when it is refused."""
 
     nonce: int
     data: Mapping[str, Any] = field(default_factory=dict)

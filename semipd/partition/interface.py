@@ -93,7 +93,7 @@ class Line(NamedTuple):
 
 
 class StepTimes(Protocol):
-    """Predicted step times; fitted online (partition.models)."""
+    """Predicted step times; fitted online (partition.step_times.models)."""
 
     @property
     def confident(self) -> bool:

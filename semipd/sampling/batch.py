@@ -39,7 +39,8 @@ class SamplingBatch:
         facts = [(row.params, row.num_prompt_tokens, len(row.token_ids)) for row in rows]
         plan = StagePlan(facts, vocab_size)
         self._stages = plan.bind({name: _ints(vector, device) for name, vector in plan.vectors.items()})
-        self._masked_until, self._shortest = plan.masked_until, min(len(row.token_ids) for row in rows)
+        self._masked_steps = plan.masked_steps
+        self._num_steps = 0
         self._history = _history([row for row in rows if needs_history(row.params)], vocab_size, device)
         self._slots = torch.arange(len(self._history.counts), device=device)
         self._masks = masks_of(self._history.counts) if self._stages.restricts else None
@@ -62,8 +63,8 @@ class SamplingBatch:
             self._history.advance(self._slots, self._stages.counted.pick(tokens))
         self._rows.positions.add_(1)
         self._step += 1
-        self._shortest += 1
-        if self._stages.edits is not None and self._shortest == self._masked_until:
+        self._num_steps += 1
+        if self._num_steps == self._masked_steps:
             # A batch that adjusts nothing need not copy its logits.
             self._stages = replace(self._stages, edits=None)
 

@@ -12,6 +12,9 @@ from torch import Tensor
 from semipd.core.sampling import SamplingParams
 from semipd.sampling.parameters import float_bits
 
+MAX_POSITION = 2**31 - 1
+"""Positions travel as int32."""
+
 
 def has_penalty(params: SamplingParams) -> bool:
     return (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) != (1.0, 0.0, 0.0)
@@ -36,7 +39,7 @@ def edits_of(params: SamplingParams, num_prompt_tokens: int, num_tokens: int) ->
     biases: dict[int, float] = {}
     for token, bias in params.logit_bias:
         biases[token] = biases.get(token, 0.0) + bias
-    until = num_prompt_tokens + params.min_tokens
+    until = min(num_prompt_tokens + params.min_tokens, MAX_POSITION)
     stops = set(params.stop_token_ids) if params.min_tokens and num_tokens < until else set()
     return [
         Edit(token, biases.get(token, 0.0), until if token in stops else 0)
@@ -108,7 +111,7 @@ class StagePlan:
 
     Attributes:
         vectors: int32 by name; `bind` takes them as tensors.
-        masked_until: from this position on `edits` change nothing; None: they always do.
+        masked_steps: after so many steps `edits` change nothing; None: they always do.
     """
 
     def __init__(self, rows: Sequence[tuple[SamplingParams, int, int]], vocab_size: int) -> None:
@@ -116,7 +119,7 @@ class StagePlan:
         self.vectors: dict[str, Sequence[int]] = {}
         params = [row[0] for row in rows]
         edits = [edits_of(*row) for row in rows] if any(map(_has_edits, params)) else [[] for _ in rows]
-        self._add_edits(edits)
+        self._add_edits(edits, [row[2] for row in rows])
         counted = [row for row, p in enumerate(params) if needs_history(p)]
         self._counted = self._row_set("counted", counted, len(rows))
         self._restricts = any(p.allowed_token_ids for p in params)
@@ -151,10 +154,11 @@ class StagePlan:
             filters=self._filters,
         )
 
-    def _add_edits(self, edits: Sequence[Sequence[Edit]]) -> None:
+    def _add_edits(self, edits: Sequence[Sequence[Edit]], num_tokens: Sequence[int]) -> None:
         flat = [(row, edit) for row, own in enumerate(edits) for edit in own]
         has_bias = any(edit.bias for _, edit in flat)
-        self.masked_until = None if has_bias else max((edit.until for _, edit in flat), default=None)
+        steps = (edit.until - num_tokens[row] for row, edit in flat)
+        self.masked_steps = None if has_bias else max(steps, default=None)
         if flat:
             self.vectors["edit_starts"] = list(accumulate(map(len, edits), initial=0))
             self.vectors["edit_rows"] = [row for row, _ in flat]

@@ -42,6 +42,7 @@ class Scheduler:
     """
 
     def __init__(self, limits: Limits, leave_lanes: Callable[[SeqId], None]) -> None:
+        assert limits.max_decode_tokens <= limits.block_size, "a decode may need a block more, never two"
         self.memory = KVMemory(limits.num_blocks, limits.block_size)
         self.waiting = WaitingQueue()
         self.prefilling: list[Sequence] = []
@@ -89,7 +90,7 @@ class Scheduler:
         self._end(sequence, Finished(sequence.seq, reason, stop_token, sequence.cached_tokens), out)
 
     def fail(self, sequence: Sequence, error: SemipdError, out: Outbox) -> None:
-        """Likewise, with an error. What was computed since the last `commit` is never found as a prefix."""
+        """Likewise, with an error. What was computed since the last `_commit` is never found as a prefix."""
         code, message, hint = error.code, error.message, error.hint
         cached = sequence.cached_tokens
         finished = Finished(sequence.seq, "error", None, cached, code=code, message=message, hint=hint)

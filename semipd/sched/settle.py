@@ -45,6 +45,7 @@ class Settled:
 def settle(flight: Flight, result: StepResult, block_size: int, max_decode_tokens: int) -> Settled:
     """Account for every sequence of the step. Several tokens of one count up to the one that ends it."""
     settled = Settled(None, [], [], [], [], [], [])
+    _check_whole(flight, result)
     first, counts = _settle_decodes(flight.decodes, result.tokens, block_size, max_decode_tokens, settled)
     if flight.chunks or counts:
         each = [counts.get(idx, 1) for idx in range(len(first))] + _settle_chunks(flight, result, settled)
@@ -53,6 +54,13 @@ def settle(flight: Flight, result: StepResult, block_size: int, max_decode_token
         logprobs = None if result.logprobs is None else [run[0] if run else None for run in result.logprobs]
         settled.tokens = StepTokens(flight.plan.decode, first, logprobs)
     return settled
+
+
+def _check_whole(flight: Flight, result: StepResult) -> None:
+    """A lane that leaves a sequence out would leave it in flight for ever."""
+    wanted = len(flight.decodes) + sum(segment.sample for _, segment in flight.chunks)
+    found = len(result.tokens), wanted if result.logprobs is None else len(result.logprobs)
+    assert found == (wanted, wanted), f"step {result.step_id}: {found} results of {wanted} sequences"
 
 
 def _settle_decodes(
@@ -86,7 +94,7 @@ def _settle_decodes(
             settled.computed.append(sequence)
         if count != 1:
             counts[len(first)] = count
-        first.append(new_tokens[0])
+        first.append(new_tokens[0] if new_tokens else -1)
     return first, counts
 
 

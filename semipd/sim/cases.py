@@ -176,7 +176,7 @@ def _digest(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else ""
 
 
-SIMULATED_ROOMS = ("core", "system", "memory", "sched", "partition", "engine", "devices/sim")
+SIMULATED_ROOMS = ("config", "core", "system", "memory", "sched", "partition", "engine", "devices/sim")
 SIMULATING_FILES = (
     "traces",
     "prompts",
@@ -188,7 +188,7 @@ SIMULATING_FILES = (
     "cases",
 )
 OWN_FILES = {"paper": ("paper.py",), "predictive": ("predictive.py", "forecast.py")}
-"""Of `partition`: they decide nothing under any other policy."""
+"""Of `partition/policies`: they decide nothing under any other policy."""
 
 
 @cache
@@ -198,8 +198,12 @@ def _code_digest(kind: Kind) -> str:
     files = [path for room in SIMULATED_ROOMS for path in sorted((package / room).rglob("*.py"))]
     files += [here / f"{name}.py" for name in SIMULATING_FILES]
     foreign = {
-        package / "partition" / name for owner, names in OWN_FILES.items() if owner != kind for name in names
+        package / "partition" / "policies" / name
+        for owner, names in OWN_FILES.items()
+        if owner != kind
+        for name in names
     }
+    assert foreign <= set(files), f"{foreign} are not where they were"
     digest = hashlib.sha256()
     for path in files:
         if path not in foreign:

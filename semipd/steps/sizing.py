@@ -86,7 +86,7 @@ def _hint(demand: KvDemand) -> str:
     if not working:
         return "Use a smaller model or dtype bfloat16, lower max_num_seqs, or free memory that others use."
     fewest = min(len(changes) for changes in working)
-    options = [_in_words(changes) for changes in working if len(changes) == fewest]
+    options = [_in_words(demand, changes) for changes in working if len(changes) == fewest]
     return f"Set {' or '.join(dict.fromkeys(options))}."
 
 
@@ -100,9 +100,12 @@ def _candidates(demand: KvDemand) -> list[dict[str, int]]:
     pool = {"kv_bytes": fitting * demand.block_bytes}
     cap = {"max_num_blocks": demand.least_blocks}
     both = pool | {"max_num_blocks": fitting}
-    return [pool, cap, shorter({}), pool | cap, shorter(pool), shorter(both)]
+    capped = [cap, pool | cap, shorter(both)] if demand.max_num_blocks else []
+    return [pool, shorter({}), shorter(pool), *capped]
 
 
-def _in_words(changes: dict[str, int]) -> str:
+def _in_words(demand: KvDemand, changes: dict[str, int]) -> str:
+    if changes.keys() == {"kv_bytes"}:
+        return f"kv_bytes to {demand.least_blocks * demand.block_bytes} .. {changes['kv_bytes']}"
     sizes = {"max_model_len": "at most ", "max_num_blocks": "at least ", "kv_bytes": "at most "}
     return " and ".join(f"{name} to {sizes[name]}{value}" for name, value in changes.items())

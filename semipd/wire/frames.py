@@ -40,7 +40,7 @@ MAX_SKIPPED = 64
 LIST_COST = 12
 MAP_COST = 24
 NAMED_COST = 7
-"""What they count, in numbers of a list; see daemon.body_cost."""
+"""What they count, in numbers of a list; see daemon.web.body_cost."""
 
 
 class _Counter:

@@ -255,6 +255,18 @@ def test_each_row_counts_its_own_min_tokens() -> None:
     assert chosen == [[3, 5, 5], [3, 3, 5], [3, 3, 5], [3, 3, 3]]
 
 
+def test_masks_of_min_tokens_go_when_the_last_row_has_enough() -> None:
+    """However long the prompts beside it: until then each step copies its logits."""
+    params = SamplingParams(9, seed=1, temperature=0.0, stop_token_ids=(3,), min_tokens=2)
+    long, short = SamplingRow(params, [1] * 50, 50), SamplingRow(replace(params, min_tokens=0), [1, 2], 2)
+    batch = SamplingBatch([long, short], 6, CPU)
+    adjusting = []
+    for _ in range(3):
+        adjusting.append(batch._stages.adjusts)
+        batch.advance(torch.tensor([5, 5]))
+    assert adjusting == [True, True, False]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_not_numbers_are_refused(bad: float, temperature: float) -> None:

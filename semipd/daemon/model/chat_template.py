@@ -1,6 +1,7 @@
 """A checkpoint's chat template: Jinja from the hub, sandboxed, with the names that `transformers` offers.
 
-The daemon compiles it to see whether it can; conversations are rendered in a child (daemon.rendering).
+The daemon compiles it to see whether it can; conversations are rendered in a child
+(daemon.prompts.rendering).
 """
 
 import json

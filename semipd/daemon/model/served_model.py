@@ -1,4 +1,4 @@
-"""What serving needs to know of the checkpoint; daemon.model_files provides it."""
+"""What serving needs to know of the checkpoint; daemon.model.files provides it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol

@@ -1,5 +1,5 @@
 """Fields of OpenAI, vLLM and SGLang that we know without serving them: what they may hold, and which refuse
-the request. With the models of schema_openai and schema_harmless they are all fields those three have."""
+the request. With the models of bodies and harmless_fields they are all fields those three have."""
 
 from collections.abc import Mapping
 

@@ -41,8 +41,7 @@ def parsed_body(schema: type[B], body: bytes) -> B:
         given = None
     check_names(schema, given)
     try:
-        # pydantic's own reader says best what is wrong with a text that is no JSON
-        return schema.model_validate_json(body) if given is None else schema.model_validate(given)
+        return schema.model_validate_json(body)  # whose reader says best what is wrong
     except ValidationError as error:
         raise refusal(error) from error
 

@@ -1,6 +1,7 @@
 """The HTTP interface: every route in one table, from which routing, access and /openapi.json follow."""
 
 import asyncio
+import json
 from functools import cache
 
 from aiohttp import web
@@ -36,13 +37,13 @@ from semipd.daemon.web.openapi import OpenApi, document
 from semipd.daemon.web.routes import Route
 
 
-async def show_document(_services: Services, _request: web.Request) -> OpenApi:
-    return await asyncio.to_thread(_document)
+async def show_document(_services: Services, _request: web.Request) -> web.Response:
+    return web.Response(body=await asyncio.to_thread(_document), content_type="application/json")
 
 
 @cache
-def _document() -> OpenApi:
-    return document(ROUTES, __version__)
+def _document() -> bytes:
+    return json.dumps(document(ROUTES, __version__)).encode()
 
 
 ROUTES: tuple[Route[Services], ...] = (

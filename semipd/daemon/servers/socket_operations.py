@@ -31,14 +31,13 @@ Answer = dict[str, object] | None
 @dataclass(frozen=True, slots=True)
 class Operation:
     """`handler(session, request, arrival_ns)` raises SemipdError. `for_guests`: members of socket.group may
-    ask, too, about requests of their own. `streams`: it is answered by several frames, said by the handler.
+    ask, too, about requests of their own.
     `asks_engine`: few at a time, see MAX_ASKED."""
 
     name: str
     body: type[SocketRequest]
     handler: Callable[[Session, Any, int], Awaitable[Answer]]
     for_guests: bool = False
-    streams: bool = False
     asks_engine: bool = False
 
     async def answer(self, session: Session, request: SocketRequest, arrival_ns: int) -> Answer:
@@ -155,14 +154,14 @@ async def _set_slo(session: Session, request: SloSet, _arrival_ns: int) -> Answe
 TABLE = {
     operation.name: operation
     for operation in (
-        Operation("generate", GenerateRequest, _generate, for_guests=True, streams=True),
+        Operation("generate", GenerateRequest, _generate, for_guests=True),
         Operation("cancel", CancelRequest, _cancel, for_guests=True),
         Operation("tokenize", SocketTokenize, _tokenize, for_guests=True),
         Operation("detokenize", SocketDetokenize, _detokenize, for_guests=True),
         Operation("models", SocketRequest, _models, for_guests=True),
         Operation("status", SocketRequest, _status, asks_engine=True),
         Operation("requests", RequestsRequest, _requests, for_guests=True),
-        Operation("subscribe", SubscribeRequest, _subscribe, streams=True),
+        Operation("subscribe", SubscribeRequest, _subscribe),
         Operation("unsubscribe", UnsubscribeRequest, _unsubscribe),
         Operation("drain", DrainRequest, _drain),
         Operation("shutdown", ShutdownRequest, _shutdown),

@@ -36,7 +36,8 @@ class AnswerSchemas:
             return self._defined(kind)
         origin, args = get_origin(kind), get_args(kind)
         if origin is Literal:
-            return {"enum": list(args)}
+            [plain] = {type(arg) for arg in args}
+            return _PLAIN[plain] | ({"const": args[0]} if len(args) == 1 else {"enum": list(args)})
         if origin in (Union, UnionType):
             return {"anyOf": [self.of(arg) for arg in args]}
         if origin in (list, Sequence):
@@ -55,5 +56,6 @@ class AnswerSchemas:
 
     def _object(self, kind: Any) -> Schema:
         fields = {name: self.of(field) for name, field in get_type_hints(kind).items()}
-        shown: Schema = {"type": "object", "properties": fields, "required": sorted(kind.__required_keys__)}
+        required = [name for name in fields if name in kind.__required_keys__]
+        shown: Schema = {"type": "object", "properties": fields, "required": required}
         return shown if kind.__doc__ is None else {"description": inspect.cleandoc(kind.__doc__)} | shown

@@ -38,6 +38,9 @@ PHASES = (
 WARM_FACTOR = 0.6
 """Of these times, when another engine was there before: the weights are in the page cache."""
 
+ASKED = 1
+"""Nonce of a question; repeated settings have UNASKED."""
+
 FAILED_START_S = 1.4
 """After a death the first start fails so soon, while memory of the dead engine is still taken."""
 
@@ -97,8 +100,8 @@ class DemoEngine(EngineLife):
     def answer(self, question: Callable[[int], EngineQuestion[A]]) -> A:
         """As `ask`, at once."""
         self.check_ready()
-        self._inbox.append(cast(Inbound, question(1)))
-        [status] = [message for message in self.tick() if isinstance(message, Status)]
+        self._inbox.append(cast(Inbound, question(ASKED)))
+        status = next(m for m in self.tick() if isinstance(m, Status) and m.nonce == ASKED)
         if status.refused is not None:
             raise refusal(status.refused)
         self.live_settings.granted(question(UNASKED))

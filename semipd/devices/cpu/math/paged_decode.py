@@ -17,7 +17,7 @@ memory):
           all blocks copied     180    248     503    247    529    857    3346
           SDPA per sequence      50    121     501    191    622   1263    5008
 
-SDPA over one padded batch was slower than per sequence. attention.py chooses between pool order and SDPA.
+SDPA over one padded batch was slower than per sequence. ops.py chooses between pool order and SDPA.
 """
 
 from collections.abc import Iterator
