@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from semipd.daemon.model.text import StreamDecoder
+from semipd.daemon.model.text import TokenDecoder
 
 
 class TextCodec(Protocol):
@@ -11,7 +11,7 @@ class TextCodec(Protocol):
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
 
-    def stream_decoder(self, *, skip_special_tokens: bool = True) -> StreamDecoder: ...
+    def stream_decoder(self, *, skip_special_tokens: bool = True) -> TokenDecoder: ...
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]: ...
 

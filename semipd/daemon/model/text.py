@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 
-class StreamDecoder(Protocol):
+class TokenDecoder(Protocol):
     def prime(self, prompt: Sequence[int]) -> int:
         """The text to come continues that of `prompt`. Call before the first step.
 
@@ -96,7 +96,7 @@ class TextStream:
 
     def __init__(
         self,
-        decoder: StreamDecoder,
+        decoder: TokenDecoder,
         stops: Sequence[str] = (),
         stop_token_ids: Sequence[int] = (),
         min_tokens: int = 0,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from aiohttp import web
 
 from semipd.daemon.history.usage import Usage
-from semipd.daemon.model.text import StreamDecoder
+from semipd.daemon.model.text import TokenDecoder
 from semipd.daemon.model.token_texts import TokenTexts
 from semipd.daemon.openai.answer_types import Completion, CompletionChoice, CompletionLogprobs
 from semipd.daemon.openai.answers import answer, parse
@@ -134,6 +134,6 @@ class CompletionShape:
         shown = prompt.token_ids[: len(prompt.token_ids) - num_held]
         return self._texts.tokenizer.decode(shown, skip_special_tokens=False)
 
-    def _decoder(self) -> StreamDecoder:
+    def _decoder(self) -> TokenDecoder:
         skip_special = self._body.skip_special_tokens is not False
         return self._texts.tokenizer.stream_decoder(skip_special_tokens=skip_special)

@@ -5,7 +5,7 @@ from functools import partial
 from typing import cast
 
 from semipd.core.plan import TokenLogprobs
-from semipd.daemon.model.text import StreamDecoder
+from semipd.daemon.model.text import TokenDecoder
 from semipd.daemon.model.token_texts import TokenTexts
 from semipd.daemon.openai.answer_types import (
     ChatLogprobs,
@@ -33,7 +33,7 @@ class CompletionWriter:
     """
 
     def __init__(
-        self, texts: TokenTexts, decoder: StreamDecoder, num_alternatives: int, *, as_ids: bool
+        self, texts: TokenTexts, decoder: TokenDecoder, num_alternatives: int, *, as_ids: bool
     ) -> None:
         self._texts = texts
         self._decoder = decoder

@@ -20,7 +20,7 @@ from semipd.daemon.model.text_bounds import TextBound
 from semipd.daemon.model.token_texts import TokenTexts
 from semipd.daemon.prompts.prompt import MAX_TOKENIZED, Prompt, Prompts
 from semipd.daemon.requests.live import LiveRequest
-from semipd.daemon.requests.logprob_limits import EXPECTED_TOKENS, HeldAlternatives, Told
+from semipd.daemon.requests.logprob_limits import EXPECTED_TOKENS, AnswerSize, HeldAlternatives
 from semipd.daemon.requests.options import EngineLimits, sampling_params
 from semipd.daemon.requests.rules import RequestRules, deadline_exceeded
 from semipd.daemon.requests.schema import SamplingOptions
@@ -75,7 +75,7 @@ class Prepared:
     num_choices: int = 1
 
     @property
-    def told(self) -> Told:
+    def told(self) -> AnswerSize:
         """Of the prompt and all its choices."""
         options, params = self.options, self.params
         every = params.prompt_logprobs or 0
@@ -85,7 +85,7 @@ class Prepared:
         if options.token_limit is None:
             num_tokens = min(num_tokens, EXPECTED_TOKENS)
         per_token = 1 + options.num_logprobs if options.num_logprobs is not None and options.is_whole else 0
-        return Told(
+        return AnswerSize(
             len(self.prompt.token_ids) * repeated, per_prompt_token, num_tokens * self.num_choices, per_token
         )
 

@@ -21,7 +21,7 @@ ALTERNATIVE_BYTES = 110
 RETRY_S = 5.0
 
 
-class Told(NamedTuple):
+class AnswerSize(NamedTuple):
     """What an answer tells of the tokens of one prompt's choices: log-probabilities to each token, and how
     often. `num_generated`: of all choices together."""
 
@@ -39,7 +39,7 @@ class Told(NamedTuple):
         return self.of_prompt + self.num_generated * self.per_generated_token
 
 
-def num_alternatives(told: Sequence[Told]) -> int:
+def num_alternatives(told: Sequence[AnswerSize]) -> int:
     """Of an answer. Raises SemipdError(`invalid_value`)."""
     total = sum(one.total for one in told)
     if total > MAX_ANSWER_ALTERNATIVES:

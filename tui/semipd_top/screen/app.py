@@ -40,7 +40,7 @@ MIN_SPEED, MAX_SPEED = 1 / 16, 256.0
 """Of a replay, reached by keys."""
 
 
-class Recording(Protocol):
+class Recorder(Protocol):
     """Where items are kept. `status` is what the header says about it."""
 
     @property
@@ -78,7 +78,7 @@ class TopApp(App[int]):
     def __init__(
         self,
         source: Source,
-        recording: Recording | None = None,
+        recording: Recorder | None = None,
         *,
         read_only: bool = False,
     ) -> None:
@@ -308,7 +308,7 @@ def _keys(node: Any) -> list[Binding]:
 
 def run_app(
     source: Source,
-    recording: Recording | None = None,
+    recording: Recorder | None = None,
     *,
     read_only: bool = False,
     theme: str | None = None,
