@@ -15,14 +15,14 @@ from semipd.network.rows import PassResult, StepRows
 from semipd.sampling.logprobs import token_logprobs
 from semipd.steps.decode_batch import DecodeBatch, sampling_batch
 from semipd.steps.failures import failed_sequences, without_failed
-from semipd.steps.residents import Chunk, Residents
+from semipd.steps.residents import Chunk, Resident, Residents
 from semipd.steps.rows import by_sequence, num_prompt_top, prompt_targets, sampled_residents
 from semipd.steps.step import Step
 
 
 class Decoder(Protocol):
-    def forward(self, rows: StepRows, wanted: torch.Tensor) -> PassResult:
-        """Logits of the rows `wanted`, int64 [R], in their order. Writes the KV of every row."""
+    def forward(self, rows: StepRows, wanted: torch.Tensor | None) -> PassResult:
+        """Logits of the rows `wanted`, int64 [R], in their order; None: of all. Writes every row's KV."""
 
 
 class StepRunner:
@@ -47,18 +47,20 @@ class StepRunner:
         if step.decode is None and not step.chunks:
             return StepResult(plan.step_id, [], time.monotonic_ns() - started_ns)
         logits, unsound = self._decoder.forward(step.rows(self._device), step.wanted(self._device))
-        sampled = self._sample(logits, step)
+        residents, sampled = step.sampled(), self._sample(logits, step)
         tokens: list[int] = sampled.tolist()
         prompt_logprobs = self._prompt_logprobs(logits[len(tokens) :], step.chunks)
         failed = None
         if step.chunks or min(tokens) < 0:
-            seqs = (resident.seq for resident in step.sampled())
+            seqs = (resident.seq for resident in residents)
             failed = failed_sequences(seqs, tokens, step.unsound(unsound), prompt_logprobs)
         if failed:
             prompt_logprobs = without_failed(prompt_logprobs, failed)
             sampled = sampled.clamp_min(0)  # for a batch that may go on without knowing
-        logprobs = self._logprobs(logits, sampled, step, failed)
-        self._append(step, sampled, tokens, failed)
+        logprobs = self._logprobs(logits, sampled, residents, failed)
+        _append(residents, tokens, failed)
+        if step.decode is not None:
+            step.decode.advance(sampled[: step.num_decode])
         busy_ns = time.monotonic_ns() - started_ns
         return StepResult.one_each(plan.step_id, tokens, busy_ns, logprobs, prompt_logprobs, failed=failed)
 
@@ -90,22 +92,14 @@ class StepRunner:
             parts.append(batch.sample(logits[step.num_decode : step.num_decode + len(residents)]))
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=self._device)
 
-    def _append(
-        self, step: Step, sampled: torch.Tensor, tokens: list[int], failed: Mapping[SeqId, str] | None
-    ) -> None:
-        for resident, token in zip(step.sampled(), tokens, strict=True):
-            if not failed or resident.seq not in failed:
-                resident.token_ids.append(token)
-            resident.num_tokens += 1
-        if step.decode is not None:
-            step.decode.advance(sampled[: step.num_decode])
-
     def _logprobs(
-        self, logits: torch.Tensor, sampled: torch.Tensor, step: Step, failed: Mapping[SeqId, str] | None
+        self,
+        logits: torch.Tensor,
+        sampled: torch.Tensor,
+        residents: Sequence[Resident],
+        failed: Mapping[SeqId, str] | None,
     ) -> list[TokenLogprobs | None] | None:
-        num_top = [resident.params.logprobs for resident in step.sampled()]
-        if failed:
-            num_top = [None if r.seq in failed else r.params.logprobs for r in step.sampled()]
+        num_top = [None if failed and r.seq in failed else r.params.logprobs for r in residents]
         wanted = [(row, n) for row, n in enumerate(num_top) if n is not None]
         if not wanted:
             return None
@@ -120,6 +114,15 @@ class StepRunner:
         self, logits: torch.Tensor, chunks: list[Chunk]
     ) -> dict[SeqId, list[TokenLogprobs]] | None:
         """`logits`: the rows that predict prompt tokens, chunk after chunk."""
+        if all(chunk.segment.prompt_logprobs is None for chunk in chunks):
+            return None
         targets = torch.tensor(prompt_targets(chunks), dtype=torch.int64, device=self._device)
         entries = token_logprobs(logits, targets, num_prompt_top(chunks))
         return by_sequence(chunks, iter(entries))
+
+
+def _append(residents: Sequence[Resident], tokens: Sequence[int], failed: Mapping[SeqId, str] | None) -> None:
+    for resident, token in zip(residents, tokens, strict=True):
+        if not failed or resident.seq not in failed:
+            resident.token_ids.append(token)
+        resident.num_tokens += 1

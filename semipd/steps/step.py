@@ -49,8 +49,10 @@ class Step(NamedTuple):
             chunks,
         )
 
-    def wanted(self, device: torch.device) -> torch.Tensor:
-        """int64: decode rows, chunks that sample, predicted prompt tokens."""
+    def wanted(self, device: torch.device) -> torch.Tensor | None:
+        """int64: decode rows, chunks that sample, predicted prompt tokens. None: all rows, as they are."""
+        if not self.chunks:
+            return None
         return torch.tensor(wanted_rows(self.num_decode, self.chunks), dtype=torch.int64, device=device)
 
     def unsound(self, is_unsound: torch.Tensor | None) -> list[SeqId]:

@@ -156,7 +156,7 @@ def test_a_prompt_row_that_overflows_behind_the_last_kv_fails_when_it_is_asked_f
     inner = driver.runner._decoder
 
     class Overflowing:
-        def forward(self, rows: StepRows, wanted: torch.Tensor) -> PassResult:
+        def forward(self, rows: StepRows, wanted: torch.Tensor | None) -> PassResult:
             result = inner.forward(rows, wanted)
             if len(result.logits) > 1:
                 result.logits[1, 5] = math.inf

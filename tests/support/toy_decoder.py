@@ -21,7 +21,7 @@ class ToyDecoder:
         # Poisoned: reading a slot that nobody wrote gives nonsense.
         self.pool = torch.full((num_blocks * BLOCK_SIZE,), -(10**12)) if pool is None else pool
 
-    def forward(self, rows: StepRows, wanted: torch.Tensor) -> PassResult:
+    def forward(self, rows: StepRows, wanted: torch.Tensor | None) -> PassResult:
         query_lens = [1] * rows.num_decode
         sequences: list[tuple[torch.Tensor, int]] = []
         if rows.decode is not None:
@@ -41,7 +41,8 @@ class ToyDecoder:
             assert positions == list(range(kv_len - query_len, kv_len))
             states += [state_after(tokens[: position + 1]) for position in positions]
             row += query_len
-        return PassResult(self.table[states][wanted].clone(), None)
+        logits = self.table[states]
+        return PassResult(logits.clone() if wanted is None else logits[wanted].clone(), None)
 
     def logits_after(self, tokens: list[int]) -> torch.Tensor:
         """fp32 [vocab]: what `forward` must give for the last of `tokens`."""

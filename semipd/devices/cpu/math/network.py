@@ -1,6 +1,7 @@
 """The network on a CPU: a whole step in one pass."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,17 +20,16 @@ class CpuNetwork:
         self._config = config
         self._ops = CpuOps(kv_pool)
         self._network = Network(config, weights, kv_pool, self._ops)
-        self._like = kv_pool.new_empty(0)
+        self._memory = Activations.reserve(config, 0, kv_pool)
         self._logits = torch.empty(0)
 
     @torch.inference_mode()
-    def forward(self, rows: StepRows, wanted: Tensor) -> PassResult:
+    def forward(self, rows: StepRows, wanted: Tensor | None) -> PassResult:
         """See steps.runner.Decoder."""
         network = self._network
-        memory = Activations.reserve(
-            self._config, 0, self._like
-        )  # but for this, ops bring memory of their own
-        memory.attended = self._like.new_empty(rows.num_rows, self._config.q_width)
+        # Operations bring memory of their own, but for attention.
+        attended = self._memory.attended.new_empty(rows.num_rows, self._config.q_width)
+        memory = replace(self._memory, attended=attended)
         network.embed(rows, memory)
         network.layers(rows, memory, range(network.num_layers), 0)
         self._ops.end_pass()
