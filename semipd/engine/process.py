@@ -5,11 +5,11 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 
 from semipd import __version__
+from semipd.checkpoints.progress import Report
 from semipd.core.errors import ProtocolError, SemipdError
 from semipd.core.settings import EngineSettings
 from semipd.devices.contract import Device
@@ -29,9 +29,6 @@ FAILURE_LIMIT_S = 2.0
 IDLE_WAIT_S = 60.0
 
 log = logging.getLogger("semipd.engine")
-
-Report = Callable[[str, float], None]
-"""(phase, how long it may stand still in seconds), told before each start-up phase."""
 
 
 def run_engine(link_fd: int) -> int:

@@ -17,26 +17,26 @@ from semipd.daemon.state.services import Services
 from semipd.daemon.web.json_text import parts_of
 
 
-async def _answer(shown: Mapping[str, object], num_tokens: int) -> web.Response:
-    body = await beside_loop(lambda: b"".join(parts_of(shown)), when=num_tokens > INLINE_LOGPROBS)
+async def _answer(shown: Mapping[str, object], *, is_large: bool) -> web.Response:
+    """A large one is written in a thread."""
+    body = await beside_loop(lambda: b"".join(parts_of(shown)), when=is_large)
     return web.Response(body=body, content_type="application/json", charset="utf-8")
 
 
 async def tokenize(services: Services, request: web.Request) -> web.Response:
     body = parse(TokenizeRequest, await request.read(), services)
     shown = await tokenized(services.generation, body)
-    return await _answer(shown, shown["count"])
+    return await _answer(shown, is_large=shown["count"] > INLINE_LOGPROBS)
 
 
 async def detokenize(services: Services, request: web.Request) -> web.Response:
     body = parse(DetokenizeRequest, await request.read(), services)
     shown = await detokenized(services.generation, body.tokens)
-    return await _answer(shown, len(body.tokens))
+    return await _answer(shown, is_large=len(body.tokens) > INLINE_LOGPROBS)
 
 
 async def tokenizer_info(services: Services, _request: web.Request) -> web.Response:
-    """It may be large: it is written in a thread."""
-    return await _answer(dict(services.generation.model.tokenizer_info), INLINE_LOGPROBS + 1)
+    return await _answer(dict(services.generation.model.tokenizer_info), is_large=True)
 
 
 async def tokenized(service: GenerationService, body: TokenizeFields) -> TokenizeAnswer:

@@ -29,6 +29,7 @@ from semipd.sim.demo.device import Sensors
 from semipd.sim.demo.engine import DemoEngine
 from semipd.sim.demo.load import DRAIN_FOR_S, DemoLoad, Incident
 from semipd.sim.demo.timeline import Timeline
+from semipd.sim.simulator import MAX_TICKS_AT_ONE_TIME
 from semipd.wire.client_protocol import StateFrame
 from semipd.wire.frames import FrameReader, encode_frame
 
@@ -108,12 +109,13 @@ class DemoWorld:
     def settle(self) -> None:
         """Let the engine and the clients do what they can do now."""
         engine, now_ns = self._engine, self._timeline.now_ns
-        while True:
+        for _ in range(MAX_TICKS_AT_ONE_TIME):
             if engine.wake_at_ns is not None and engine.wake_at_ns <= now_ns:
                 engine.tick()
             self._clients.read()
             if engine.wake_at_ns is None or engine.wake_at_ns > now_ns:
                 return
+        raise AssertionError(f"time stands still at {now_ns} ns")
 
     def frame(self) -> StateFrame:
         """Of now, with the events since the one before."""
