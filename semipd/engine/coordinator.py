@@ -249,7 +249,7 @@ class Coordinator:
 
     @staticmethod
     def _units_held(state: LaneState) -> int:
-        return max((state.units(flight.plan.split) for flight in state.inflight), default=0)
+        return max([state.units(flight.plan.split) for flight in state.inflight]) if state.inflight else 0
 
     def _launch_step(
         self,

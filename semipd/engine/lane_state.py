@@ -36,6 +36,7 @@ class LaneState:
     busy_ns: int = 0
     last_settled_ns: int = 0
     _leaves: list[SeqId] = field(default_factory=list)
+    _decodes: list[Sequence] | None = None  # of `_decode_batch`, unless one has left since
     _decode_batch: tuple[SeqId, ...] = ()
     _context_tokens: int = 0
     _worker_lane: WorkerLane | None = field(init=False)
@@ -55,6 +56,7 @@ class LaneState:
         if seq in self.residents:
             self.residents.remove(seq)
             self._leaves.append(seq)
+            self._decodes = None
 
     def rebuild(self, sequences: Mapping[SeqId, Sequence]) -> None:
         """Send the lane everything it should know; only with no step in flight."""
@@ -105,9 +107,8 @@ class LaneState:
         now_ns: int,
     ) -> None:
         """Turn the choice into a plan: joins for newcomers, new blocks for residents that grew."""
-        self._note_batch(decodes)
         new_blocks = tuple((s.seq, (block,)) for s, block in grown if s.seq in self.residents)
-        joins = self._join(decodes) + self._join([sequence for sequence, _ in chunks])
+        joins = self._join_decodes(decodes) + self._join([sequence for sequence, _ in chunks])
         plan = StepPlan(
             step_id=step_id,
             split=split,
@@ -132,8 +133,9 @@ class LaneState:
         if self.max_decode_tokens > 1:
             num_decode_tokens = sum(map(len, result.tokens[: len(flight.decodes)]))
         self.num_decode_tokens += num_decode_tokens
-        self.num_prefill_tokens += flight.new_tokens
-        self.step_sizes.add(num_decode_tokens + flight.new_tokens)
+        num_new_tokens = flight.new_tokens
+        self.num_prefill_tokens += num_new_tokens
+        self.step_sizes.add(num_decode_tokens + num_new_tokens)
         self.busy_ns += result.busy_ns
         self.last_settled_ns = now_ns
         return flight
@@ -151,16 +153,19 @@ class LaneState:
             busy_ns=result.busy_ns,
         )
 
-    def _note_batch(self, decodes: list[Sequence]) -> None:
-        """The same tuple object while the batch is unchanged: lanes test by identity. Each of its sequences
-        then reads one more token than in the step before, where a step gives it one."""
-        batch = tuple([sequence.request.seq for sequence in decodes])
-        if batch == self._decode_batch and self.max_decode_tokens == 1:
-            self._context_tokens += len(batch)
-            return
-        if batch != self._decode_batch:
-            self._decode_batch = batch
-        self._context_tokens = sum([sequence.num_scheduled for sequence in decodes])
+    def _join_decodes(self, decodes: list[Sequence]) -> list[Join]:
+        """Newcomers of the batch, which is noted. The tuple stays the same object while the batch is
+        unchanged: lanes test by identity. Each of its sequences then reads one more token than in the step
+        before, where a step gives it one."""
+        is_new = decodes != self._decodes
+        if is_new:
+            self._decodes = decodes
+            self._decode_batch = tuple([sequence.request.seq for sequence in decodes])
+        if is_new or self.max_decode_tokens > 1:
+            self._context_tokens = sum([sequence.num_scheduled for sequence in decodes])
+        else:
+            self._context_tokens += len(decodes)
+        return self._join(decodes) if is_new else []
 
     def _join(self, sequences: list[Sequence]) -> list[Join]:
         newcomers = [s for s in sequences if s.request.seq not in self.residents]

@@ -27,9 +27,9 @@ class Flight:
     @property
     def new_tokens(self) -> int:
         """Prompt tokens computed by the chunks."""
-        return sum(segment.length for _, segment in self.chunks)
+        return sum([segment.length for _, segment in self.chunks])
 
     @property
     def attended_tokens(self) -> float:
         """KV read by the chunks, see StepRecord."""
-        return sum(s.length * (s.start + (s.length + 1) / 2) for _, s in self.chunks)
+        return sum([s.length * (s.start + (s.length + 1) / 2) for _, s in self.chunks])

@@ -233,7 +233,7 @@ class Scheduler:
         self._leave_lanes(sequence.seq)
 
     def has_prefill_work(self) -> bool:
-        if any(s.num_scheduled < len(s.tokens) for s in self.prefilling):
+        if self.prefilling and any(s.num_scheduled < len(s.tokens) for s in self.prefilling):
             return True
         return bool(self.waiting) and self._may_admit()
 

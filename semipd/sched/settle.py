@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from semipd.core.messages import StepTokens
 from semipd.core.plan import Segment, StepResult, TokenLogprobs
+from semipd.core.request import SeqId
 from semipd.sched.flight import Flight
 from semipd.sched.sequence import Sequence
 
@@ -46,13 +47,14 @@ def settle(flight: Flight, result: StepResult, block_size: int, max_decode_token
     """Account for every sequence of the step. Several tokens of one count up to the one that ends it."""
     settled = Settled(None, [], [], [], [], [], [])
     _check_whole(flight, result)
-    first, counts = _settle_decodes(flight.decodes, result.tokens, block_size, max_decode_tokens, settled)
+    counts = _settle_decodes(flight.decodes, result.tokens, block_size, max_decode_tokens, settled)
     if flight.chunks or counts:
-        each = [counts.get(idx, 1) for idx in range(len(first))] + _settle_chunks(flight, result, settled)
+        each = [counts.get(seq, 1) for seq in flight.plan.decode] + _settle_chunks(flight, result, settled)
         settled.tokens = _step_tokens(flight, result, each)
-    elif first:
+    elif flight.decodes:
         logprobs = None if result.logprobs is None else [run[0] if run else None for run in result.logprobs]
-        settled.tokens = StepTokens(flight.plan.decode, first, logprobs)
+        tokens = list(chain.from_iterable(result.tokens))
+        settled.tokens = StepTokens(flight.plan.decode, tokens, logprobs)
     return settled
 
 
@@ -69,33 +71,31 @@ def _settle_decodes(
     block_size: int,
     max_decode_tokens: int,
     settled: Settled,
-) -> tuple[list[int], dict[int, int]]:
-    """The first token of each decode, and how many count of those, by index, of which not exactly one does.
-    A loop almost without calls: it runs for each token of a step."""
-    first: list[int] = []
-    counts: dict[int, int] = {}
+) -> dict[SeqId, int]:
+    """How many tokens count of each sequence that has not exactly one, or whose end drops some. A loop almost
+    without calls: it runs for each token of a step."""
+    counts: dict[SeqId, int] = {}
     for sequence, new_tokens in zip(decodes, tokens, strict=False):  # those of chunks follow
         sequence.num_inflight -= 1
         if sequence.phase != "decoding":
             settled.withdrawn.append(sequence)
-            counts[len(first)] = 0
-            first.append(-1)
+            counts[sequence.seq] = 0
             continue
-        count, stop_ids = len(new_tokens), sequence.stop_ids
         sequence.tokens.extend(new_tokens)
+        count = len(new_tokens)
         computed = sequence.num_computed + count
+        stop_ids = sequence.stop_ids
         if computed >= sequence.max_computed or (stop_ids and not stop_ids.isdisjoint(new_tokens)):
-            count = _find_end(sequence, new_tokens, settled)
+            count = counts[sequence.seq] = _find_end(sequence, new_tokens, settled)
             computed = sequence.num_computed + count
-        if count != max_decode_tokens:
-            sequence.num_scheduled -= max_decode_tokens - count
         sequence.num_computed = computed
         if computed % block_size < count:
             settled.computed.append(sequence)
+        if count != max_decode_tokens:
+            sequence.num_scheduled -= max_decode_tokens - count
         if count != 1:
-            counts[len(first)] = count
-        first.append(new_tokens[0] if new_tokens else -1)
-    return first, counts
+            counts[sequence.seq] = count
+    return counts
 
 
 def _find_end(sequence: Sequence, new_tokens: tuple[int, ...], settled: Settled) -> int:
