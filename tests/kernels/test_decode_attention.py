@@ -146,7 +146,7 @@ def test_reference_is_what_the_oracle_says(dtype: torch.dtype, head_dim: int) ->
 
 def test_cpu_tensors_take_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("semipd_kernels.dispatch.INTERPRETED", False)
-    monkeypatch.setattr("semipd_kernels.decode_attention.launch.launch", None)
+    monkeypatch.setattr("semipd_kernels.decode_attention.launch.launches", None)
     case = Case(EDGES)
     assert not takes_triton(case.q)
     assert_close(case.run(num_splits=2), case.expected)

@@ -1,6 +1,8 @@
 """Attention of one query token per sequence over the paged KV pool, split over the keys."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from semipd_kernels.decode_attention.configs import DecodeConfig
 from semipd_kernels.decode_attention.reference import decode_attention_reference
 from semipd_kernels.decode_attention.splits import choose_num_splits
 from semipd_kernels.dispatch import takes_triton
+from semipd_kernels.launches import Launch, LaunchCache
 
 __all__ = ["DecodeConfig", "DecodeWorkspace", "choose_num_splits", "decode_attention", "decode_workspace"]
 
@@ -34,6 +37,10 @@ class DecodeWorkspace:
     partial_out: Tensor
     partial_lse: Tensor
     spans: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.partial_out, self.partial_lse, self.spans
 
 
 def decode_workspace(
@@ -82,7 +89,8 @@ def decode_attention(
         num_splits: from `choose_num_splits`; default its choice for contexts as wide as the tables. With more
             than 1 a second kernel merges.
         out: like q; rows at any stride.
-        workspace: from `decode_workspace`; unused when num_splits is 1.
+        workspace: from `decode_workspace`; unused when num_splits is 1. Where splits need one and none is
+            given, a call costs the host several times as much (see semipd_kernels.launches).
         config: default `configs.choose` for the device, D and num_sms.
 
     Returns:
@@ -91,22 +99,34 @@ def decode_attention(
     Raises:
         SemipdError: `unsupported_kernel` for other dtypes, shapes or layouts, or a workspace too small.
     """
-    _check_query(q, kv_layer)
-    _check_batch(q, block_tables, kv_lens)
-    if num_sms < 1 or (num_splits is not None and num_splits < 1):
-        _refuse(f"needs at least one SM and one split; got num_sms {num_sms}, num_splits {num_splits}")
-    scale = q.shape[2] ** -0.5 if scale is None else scale
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
     if out is None:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    elif out.shape != q.shape or out.dtype != q.dtype or out.stride()[1:] != (q.shape[2], 1):
-        _refuse(f"writes {_layout(q)}; out is {_layout(out)}")
-    if not takes_triton(q):
-        decode_attention_reference(q, kv_layer, block_tables, kv_lens, scale, out)
-    elif q.shape[0]:
-        from semipd_kernels.decode_attention.launch import launch
-
-        launch(q, kv_layer, block_tables, kv_lens, scale, out, num_sms, num_splits, workspace, config)
+    tensors = (q, kv_layer, block_tables, kv_lens, out)
+    if takes_triton(q):
+        parts = () if workspace is None else workspace.tensors
+        _LAUNCHES.run((*tensors, *parts), scale, num_sms, num_splits, config)
+        return out
+    _check(*tensors, num_sms, num_splits)
+    decode_attention_reference(q, kv_layer, block_tables, kv_lens, scale, out)
     return out
+
+
+def _plan(
+    q: Tensor, kv_layer: Tensor, block_tables: Tensor, kv_lens: Tensor, out: Tensor, *rest: Any
+) -> Sequence[Launch]:
+    """`rest`: the tensors of the workspace, if there is one, scale, num_sms, num_splits and config."""
+    from semipd_kernels.decode_attention.launch import launches
+
+    *parts, scale, num_sms, num_splits, config = rest
+    _check(q, kv_layer, block_tables, kv_lens, out, num_sms, num_splits)
+    workspace = DecodeWorkspace(*parts) if parts else None
+    if not q.shape[0]:
+        return ()
+    return launches(q, kv_layer, block_tables, kv_lens, scale, out, num_sms, num_splits, workspace, config)
+
+
+_LAUNCHES = LaunchCache(_plan)
 
 
 def check_workspace(workspace: DecodeWorkspace, q: Tensor, num_splits: int) -> None:
@@ -124,6 +144,23 @@ def check_workspace(workspace: DecodeWorkspace, q: Tensor, num_splits: int) -> N
             f"one for {workspace.spans.shape[0]} rows and {list(workspace.partial_out.shape)}. "
             f"Make it with decode_workspace({batch}, {heads}, {head_dim}, {num_splits}, device)"
         )
+
+
+def _check(
+    q: Tensor,
+    kv_layer: Tensor,
+    block_tables: Tensor,
+    kv_lens: Tensor,
+    out: Tensor,
+    num_sms: int,
+    num_splits: int | None,
+) -> None:
+    _check_query(q, kv_layer)
+    _check_batch(q, block_tables, kv_lens)
+    if num_sms < 1 or (num_splits is not None and num_splits < 1):
+        _refuse(f"needs at least one SM and one split; got num_sms {num_sms}, num_splits {num_splits}")
+    if out.shape != q.shape or out.dtype != q.dtype or out.stride()[1:] != (q.shape[2], 1):
+        _refuse(f"writes {_layout(q)}; out is {_layout(out)}")
 
 
 def _check_query(q: Tensor, kv_layer: Tensor) -> None:

@@ -1,6 +1,7 @@
 """Launch shapes: one program per work item and KV head, then one per sequence and head to merge."""
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -11,6 +12,7 @@ from semipd_kernels.decode_attention import DecodeConfig, DecodeWorkspace, check
 from semipd_kernels.decode_attention.configs import choose
 from semipd_kernels.decode_attention.kernel import decode_attention_kernel, merge_splits_kernel
 from semipd_kernels.decode_attention.splits import choose_num_splits
+from semipd_kernels.launches import Launch
 
 MIN_ROWS = 16
 """Rows of the smallest tensor-core tile; smaller groups are padded, which costs no memory traffic."""
@@ -35,7 +37,7 @@ def batch_pad(batch: int) -> int:
     return max(MIN_BATCH_PAD, int(triton.next_power_of_2(batch)))
 
 
-def launch(
+def launches(
     q: Tensor,
     kv_layer: Tensor,
     block_tables: Tensor,
@@ -46,7 +48,7 @@ def launch(
     num_splits: int | None,
     workspace: DecodeWorkspace | None,
     config: DecodeConfig | None,
-) -> None:
+) -> Sequence[Launch]:
     batch, num_heads, head_dim = q.shape
     _, num_blocks, num_kv_heads, block_size, _ = kv_layer.shape
     if config is None:
@@ -58,59 +60,46 @@ def launch(
             batch, num_kv_heads, widest, num_sms, tile=tile, ctas_per_sm=config.ctas_per_sm
         )
     split = num_splits > 1
-    if not split:
-        # never written: any pointers do
-        partial_out, partial_lse, spans = out, out, kv_lens
-    else:
+    # Without splits never written: any pointers do.
+    partial_out, partial_lse, spans = out, out, kv_lens
+    if split:
         if workspace is None:
             workspace = decode_workspace(batch, num_heads, head_dim, num_splits, q.device)
         check_workspace(workspace, q, num_splits)
-        partial_out, partial_lse, spans = workspace.partial_out, workspace.partial_lse, workspace.spans
+        partial_out, partial_lse, spans = workspace.tensors
     group = num_heads // num_kv_heads
-    decode_attention_kernel[(batch * num_splits * num_kv_heads,)](
-        q,
-        kv_layer,
-        block_tables,
-        kv_lens,
-        out,
-        partial_out,
-        partial_lse,
-        spans,
-        q.stride(0),
-        out.stride(0),
-        block_tables.stride(0),
-        batch,
-        batch * num_splits,
-        num_blocks,
-        num_kv_heads,
-        scale * math.log2(math.e),
-        GROUP=group,
-        GROUP_PAD=group_pad(group),
-        HEAD_DIM=head_dim,
-        BLOCK_SIZE=block_size,
-        TILE=tile,
-        BUFFERS=config.buffers,
-        SPLIT=split,
-        BATCH_PAD=batch_pad(batch) if split else 1,
-        num_warps=config.num_warps,
-        num_stages=1,  # of loops that do not name their own
-        enable_fp_fusion=True,
-    )
-    if split:
-        merge_splits_kernel[(batch * num_heads,)](
-            kv_lens,
-            spans,
-            partial_out,
-            partial_lse,
-            out,
-            out.stride(0),
-            num_heads,
-            HEAD_DIM=head_dim,
-            SPLITS_TILE=SPLITS_TILE,
-            num_warps=MERGE_WARPS,
-            num_stages=1,
-            enable_fp_fusion=True,
-        )
+    tensors = (q, kv_layer, block_tables, kv_lens, out, partial_out, partial_lse, spans)
+    strides = (q.stride(0), out.stride(0), block_tables.stride(0))
+    sizes = (batch, batch * num_splits, num_blocks, num_kv_heads)
+    constants = {
+        "GROUP": group,
+        "GROUP_PAD": group_pad(group),
+        "HEAD_DIM": head_dim,
+        "BLOCK_SIZE": block_size,
+        "TILE": tile,
+        "BUFFERS": config.buffers,
+        "SPLIT": split,
+        "BATCH_PAD": batch_pad(batch) if split else 1,
+        "num_warps": config.num_warps,
+        "num_stages": 1,  # of loops that do not name their own
+        "enable_fp_fusion": True,
+    }
+    args = (*tensors, *strides, *sizes, scale * math.log2(math.e))
+    attend = Launch(decode_attention_kernel, batch * num_splits * num_kv_heads, args, constants)
+    return [attend, _merge(kv_lens, spans, partial_out, partial_lse, out)] if split else [attend]
+
+
+def _merge(kv_lens: Tensor, spans: Tensor, partial_out: Tensor, partial_lse: Tensor, out: Tensor) -> Launch:
+    batch, num_heads, head_dim = out.shape
+    constants = {
+        "HEAD_DIM": head_dim,
+        "SPLITS_TILE": SPLITS_TILE,
+        "num_warps": MERGE_WARPS,
+        "num_stages": 1,
+        "enable_fp_fusion": True,
+    }
+    args = (kv_lens, spans, partial_out, partial_lse, out, out.stride(0), num_heads)
+    return Launch(merge_splits_kernel, batch * num_heads, args, constants)
 
 
 def _arch(device: torch.device) -> int:

@@ -1,11 +1,14 @@
 """Rows of the embedding table by token id."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from semipd.core.errors import SemipdError
 from semipd_kernels.dispatch import takes_triton
 from semipd_kernels.embedding.reference import embedding_reference
+from semipd_kernels.launches import Launch, LaunchCache
 
 TABLE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 ID_DTYPES = (torch.int64, torch.int32)
@@ -28,6 +31,26 @@ def embedding(token_ids: Tensor, table: Tensor, out: Tensor | None = None) -> Te
     Raises:
         SemipdError: `unsupported_kernel` for other dtypes, shapes or layouts.
     """
+    if out is None:
+        out = table.new_empty(token_ids.shape[0], table.shape[-1])
+    if takes_triton(table):
+        _LAUNCHES.run((token_ids, table, out))
+        return out
+    _check(token_ids, table, out)
+    return out.copy_(embedding_reference(token_ids, table))
+
+
+def _plan(token_ids: Tensor, table: Tensor, out: Tensor) -> Sequence[Launch]:
+    from semipd_kernels.embedding.launch import launches
+
+    _check(token_ids, table, out)
+    return launches(token_ids, table, out) if out.numel() else ()
+
+
+_LAUNCHES = LaunchCache(_plan)
+
+
+def _check(token_ids: Tensor, table: Tensor, out: Tensor) -> None:
     if token_ids.dim() != 1 or token_ids.dtype not in ID_DTYPES or not token_ids.is_contiguous():
         raise SemipdError(
             "unsupported_kernel",
@@ -41,17 +64,9 @@ def embedding(token_ids: Tensor, table: Tensor, out: Tensor | None = None) -> Te
             f"got {list(table.shape)} {table.dtype} strides {table.stride()}.",
         )
     shape = (token_ids.shape[0], table.shape[1])
-    out = torch.empty(shape, dtype=table.dtype, device=table.device) if out is None else out
     if out.shape != shape or out.dtype != table.dtype or out.stride(1) != 1:
         raise SemipdError(
             "unsupported_kernel",
             f"embedding writes {list(shape)} {table.dtype} with unit element stride; "
             f"out is {list(out.shape)} {out.dtype} strides {out.stride()}.",
         )
-    if not takes_triton(table):
-        return out.copy_(embedding_reference(token_ids, table))
-    if out.numel():
-        from semipd_kernels.embedding.launch import launch
-
-        launch(token_ids, table, out)
-    return out

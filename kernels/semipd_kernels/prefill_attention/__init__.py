@@ -1,10 +1,13 @@
 """Causal attention of query chunks over the paged KV pool."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from semipd.core.errors import SemipdError
 from semipd_kernels.dispatch import takes_triton
+from semipd_kernels.launches import Launch, LaunchCache
 from semipd_kernels.prefill_attention.configs import PrefillConfig
 from semipd_kernels.prefill_attention.plan import PrefillPlan, plan_prefill
 from semipd_kernels.prefill_attention.reference import prefill_attention_reference
@@ -60,17 +63,55 @@ def prefill_attention(
         SemipdError: `unsupported_kernel` for other dtypes, shapes or layouts.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if takes_triton(q):
+        tensors = (q, kv_layer, block_tables, query_starts, kv_lens, out, plan.items)
+        _LAUNCHES.run(tensors, plan.config, plan.num_seqs, plan.num_rows, num_sms, scale)
+        return out
+    _check(q, kv_layer, block_tables, query_starts, kv_lens, out, plan, num_sms, scale)
+    return prefill_attention_reference(q, kv_layer, block_tables, query_starts, kv_lens, out, scale)
+
+
+def _plan(
+    q: Tensor,
+    kv_layer: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    kv_lens: Tensor,
+    out: Tensor,
+    items: Tensor,
+    config: PrefillConfig,
+    num_seqs: int,
+    num_rows: int,
+    num_sms: int,
+    scale: float,
+) -> Sequence[Launch]:
+    from semipd_kernels.prefill_attention.launch import launches
+
+    plan = PrefillPlan(items, config, num_seqs, num_rows)
+    _check(q, kv_layer, block_tables, query_starts, kv_lens, out, plan, num_sms, scale)
+    if not q.shape[0]:
+        return ()
+    return launches(q, kv_layer, block_tables, query_starts, kv_lens, out, plan, num_sms, scale)
+
+
+_LAUNCHES = LaunchCache(_plan)
+
+
+def _check(
+    q: Tensor,
+    kv_layer: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    kv_lens: Tensor,
+    out: Tensor,
+    plan: PrefillPlan,
+    num_sms: int,
+    scale: float,
+) -> None:
     _check_pool(q, kv_layer, out)
     _check_sequences(q, block_tables, query_starts, kv_lens, plan)
     if num_sms < 1 or not scale > 0:
         _refuse(f"needs at least one SM and a scale above 0; got {num_sms} SMs and scale {scale}")
-    if not takes_triton(q):
-        return prefill_attention_reference(q, kv_layer, block_tables, query_starts, kv_lens, out, scale)
-    if q.shape[0]:
-        from semipd_kernels.prefill_attention.launch import launch
-
-        launch(q, kv_layer, block_tables, query_starts, kv_lens, out, plan, num_sms, scale)
-    return out
 
 
 def _check_pool(q: Tensor, kv_layer: Tensor, out: Tensor) -> None:

@@ -1,10 +1,13 @@
 """Root mean square norm (arXiv 1910.07467) of rows, alone or after adding them to the residual stream."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from semipd.core.errors import SemipdError
 from semipd_kernels.dispatch import takes_triton
+from semipd_kernels.launches import Launch, LaunchCache
 from semipd_kernels.rms_norm.reference import add_rms_norm_reference, rms_norm_reference
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -24,14 +27,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -
         SemipdError: `unsupported_kernel` for other dtypes, shapes or layouts.
     """
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
-    _check(x, weight, out, out)
-    if not takes_triton(x):
-        return out.copy_(rms_norm_reference(x, weight, eps))
-    if x.shape[0]:
-        from semipd_kernels.rms_norm.launch import launch
-
-        launch(x, x, weight, eps, out, add=False)
-    return out
+    if takes_triton(x):
+        _LAUNCHES.run((x, x, weight, out), eps, False)
+        return out
+    _check(x, x, weight, out)
+    return out.copy_(rms_norm_reference(x, weight, eps))
 
 
 def add_rms_norm(
@@ -48,17 +48,26 @@ def add_rms_norm(
         SemipdError: as `rms_norm`.
     """
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
-    _check(x, weight, residual, out)
-    if not takes_triton(x):
-        return out.copy_(add_rms_norm_reference(x, residual, weight, eps))
-    if x.shape[0]:
-        from semipd_kernels.rms_norm.launch import launch
-
-        launch(x, residual, weight, eps, out, add=True)
-    return out
+    if takes_triton(x):
+        _LAUNCHES.run((x, residual, weight, out), eps, True)
+        return out
+    _check(x, residual, weight, out)
+    return out.copy_(add_rms_norm_reference(x, residual, weight, eps))
 
 
-def _check(x: Tensor, weight: Tensor, residual: Tensor, out: Tensor) -> None:
+def _plan(
+    x: Tensor, residual: Tensor, weight: Tensor, out: Tensor, eps: float, add: bool
+) -> Sequence[Launch]:
+    from semipd_kernels.rms_norm.launch import launches
+
+    _check(x, residual, weight, out)
+    return launches(x, residual, weight, out, eps, add) if x.shape[0] else ()
+
+
+_LAUNCHES = LaunchCache(_plan)
+
+
+def _check(x: Tensor, residual: Tensor, weight: Tensor, out: Tensor) -> None:
     same = all(t.shape == x.shape and t.dtype == x.dtype and t.stride(-1) == 1 for t in (residual, out))
     if x.dim() != 2 or not x.shape[1] or x.dtype not in DTYPES or not same or x.stride(1) != 1:
         layouts = ", ".join(f"{list(t.shape)} {t.dtype} strides {t.stride()}" for t in (x, residual, out))

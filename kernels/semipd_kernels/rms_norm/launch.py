@@ -6,9 +6,12 @@ persistent loop would save is re-reading the weights: 8 KiB a row at H 4096, and
 while rows come from device memory.
 """
 
+from collections.abc import Sequence
+
 import triton
 from torch import Tensor
 
+from semipd_kernels.launches import Launch
 from semipd_kernels.rms_norm.kernel import rms_norm_kernel
 
 MAX_TILE = 16384
@@ -22,23 +25,19 @@ def tile_shape(hidden_size: int) -> tuple[int, int]:
     return tile, min(16, max(1, tile // 512))
 
 
-def launch(x: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor, *, add: bool) -> None:
+def launches(
+    x: Tensor, residual: Tensor, weight: Tensor, out: Tensor, eps: float, add: bool
+) -> Sequence[Launch]:
     num_rows, hidden_size = x.shape
     tile, num_warps = tile_shape(hidden_size)
-    rms_norm_kernel[(num_rows,)](
-        x,
-        residual,
-        weight,
-        out,
-        x.stride(0),
-        residual.stride(0),
-        out.stride(0),
-        hidden_size,
-        eps,
-        ADD=add,
-        TILE=tile,
-        ONE_TILE=hidden_size <= tile,
-        num_warps=num_warps,
-        num_stages=1,
-        enable_fp_fusion=True,
-    )
+    strides = (x.stride(0), residual.stride(0), out.stride(0))
+    constants = {
+        "ADD": add,
+        "TILE": tile,
+        "ONE_TILE": hidden_size <= tile,
+        "num_warps": num_warps,
+        "num_stages": 1,
+        "enable_fp_fusion": True,
+    }
+    args = (x, residual, weight, out, *strides, hidden_size, eps)
+    return [Launch(rms_norm_kernel, num_rows, args, constants)]

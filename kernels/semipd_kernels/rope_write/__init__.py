@@ -1,10 +1,13 @@
 """Query and key norm, rotary positions (arXiv 2104.09864), keys and values written into the paged pool."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from semipd.core.errors import SemipdError
 from semipd_kernels.dispatch import takes_triton
+from semipd_kernels.launches import Launch, LaunchCache
 from semipd_kernels.rope_write.reference import rope_write_reference
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -46,13 +49,37 @@ def rope_write(
     Raises:
         SemipdError: `unsupported_kernel` for other dtypes, shapes or layouts.
     """
-    _check(qkv, positions, frequencies, slot_mapping, kv_pool, qk_norm)
-    if not takes_triton(qkv):
+    if takes_triton(qkv):
+        weights = frequencies if qk_norm is None else qk_norm
+        tensors = (qkv, positions, frequencies, slot_mapping, kv_pool, weights)
+        _LAUNCHES.run(tensors, qk_norm is not None, rope_scale, eps)
+    else:
+        _check(qkv, positions, frequencies, slot_mapping, kv_pool, qk_norm)
         rope_write_reference(qkv, positions, frequencies, rope_scale, slot_mapping, kv_pool, qk_norm, eps)
-    elif qkv.shape[0]:
-        from semipd_kernels.rope_write.launch import launch
 
-        launch(qkv, positions, frequencies, rope_scale, slot_mapping, kv_pool, qk_norm, eps)
+
+def _plan(
+    qkv: Tensor,
+    positions: Tensor,
+    frequencies: Tensor,
+    slot_mapping: Tensor,
+    kv_pool: Tensor,
+    weights: Tensor,
+    has_norm: bool,
+    rope_scale: float,
+    eps: float,
+) -> Sequence[Launch]:
+    """`weights`: of the norm; without one any tensor."""
+    from semipd_kernels.rope_write.launch import launches
+
+    qk_norm = weights if has_norm else None
+    _check(qkv, positions, frequencies, slot_mapping, kv_pool, qk_norm)
+    if not qkv.shape[0]:
+        return ()
+    return launches(qkv, positions, frequencies, rope_scale, slot_mapping, kv_pool, qk_norm, eps)
+
+
+_LAUNCHES = LaunchCache(_plan)
 
 
 def _check(

@@ -1,8 +1,11 @@
 """Launch shape: one program per token and group of heads."""
 
+from collections.abc import Sequence
+
 import triton
 from torch import Tensor
 
+from semipd_kernels.launches import Launch
 from semipd_kernels.rope_write.kernel import rope_write_kernel
 
 TILE_ELEMENTS = 1024
@@ -16,7 +19,7 @@ def heads_per_program(head_dim: int) -> int:
     return 2 * TILE_ELEMENTS // head_dim
 
 
-def launch(
+def launches(
     qkv: Tensor,
     positions: Tensor,
     frequencies: Tensor,
@@ -25,32 +28,30 @@ def launch(
     kv_pool: Tensor,
     qk_norm: Tensor | None,
     eps: float,
-) -> None:
+) -> Sequence[Launch]:
     num_rows, num_heads, head_dim = qkv.shape
     _, num_blocks, num_kv, block_size, _ = kv_pool.shape
     group = heads_per_program(head_dim)
     num_groups = triton.cdiv(num_heads, group)
-    # No fused multiply-add: an angle is rounded before its reduction, and a row's bits must not depend on
-    # how a compiler contracts. The kernel waits for memory, not for arithmetic.
-    rope_write_kernel[(num_rows * num_groups,)](
+    tensors = (
         qkv,
         positions,
         frequencies,
         slot_mapping,
         kv_pool,
         frequencies if qk_norm is None else qk_norm,
-        qkv.stride(0),
-        num_heads - 2 * num_kv,
-        num_kv,
-        num_blocks,
-        num_groups,
-        rope_scale,
-        eps,
-        QK_NORM=qk_norm is not None,
-        BLOCK_SIZE=block_size,
-        HEAD_DIM=head_dim,
-        HEADS=group,
-        num_warps=NUM_WARPS,
-        num_stages=1,
-        enable_fp_fusion=False,
     )
+    sizes = (qkv.stride(0), num_heads - 2 * num_kv, num_kv, num_blocks, num_groups)
+    constants = {
+        "QK_NORM": qk_norm is not None,
+        "BLOCK_SIZE": block_size,
+        "HEAD_DIM": head_dim,
+        "HEADS": group,
+        "num_warps": NUM_WARPS,
+        "num_stages": 1,
+        # No fused multiply-add: an angle is rounded before its reduction, and a row's bits must not depend on
+        # how a compiler contracts. The kernel waits for memory, not for arithmetic.
+        "enable_fp_fusion": False,
+    }
+    args = (*tensors, *sizes, rope_scale, eps)
+    return [Launch(rope_write_kernel, num_rows * num_groups, args, constants)]

@@ -1,8 +1,11 @@
 """Launch shape: a tile of one row per program; nothing is reused, so nothing is gained by looping."""
 
+from collections.abc import Sequence
+
 import triton
 from torch import Tensor
 
+from semipd_kernels.launches import Launch
 from semipd_kernels.silu_mul.kernel import silu_mul_kernel
 
 TILE = 2048
@@ -10,18 +13,9 @@ TILE = 2048
 NUM_WARPS = 4
 
 
-def launch(gate_up: Tensor, out: Tensor) -> None:
+def launches(gate_up: Tensor, out: Tensor) -> Sequence[Launch]:
     num_rows, width = out.shape
     tiles = triton.cdiv(width, TILE)
-    silu_mul_kernel[(num_rows * tiles,)](
-        gate_up,
-        out,
-        gate_up.stride(0),
-        out.stride(0),
-        width,
-        tiles,
-        TILE=TILE,
-        num_warps=NUM_WARPS,
-        num_stages=1,
-        enable_fp_fusion=True,
-    )
+    constants = {"TILE": TILE, "num_warps": NUM_WARPS, "num_stages": 1, "enable_fp_fusion": True}
+    args = (gate_up, out, gate_up.stride(0), out.stride(0), width, tiles)
+    return [Launch(silu_mul_kernel, num_rows * tiles, args, constants)]

@@ -1,0 +1,198 @@
+"""Launches that are prepared once and repeated: what a launch costs the host.
+
+From `kernel[grid](...)` to its launcher Triton looks at every argument anew, and an operation checks its
+tensors and chooses its configuration: 20 to 65 us of Python an operation, in every layer. Nearly all of it
+depends on the *class* of the arguments only: of each tensor the dtype, shape, strides, device and address
+modulo 16; of everything else the value. So an operation says what it launches for its arguments (a sequence
+of `Launch`), and a `LaunchCache` keeps for each class the compiled kernels with all arguments but addresses.
+
+A class holds more than what Triton compiles a kernel for (types; whether integers are 1 or multiples of 16;
+the alignment of pointers), so all calls of one class mean the same compiled kernels with the same integers.
+What else Triton looks at, its settings (`triton.knobs`) and a kernel's globals, does not change in serving.
+
+Other versions of Triton than those below, the interpreter, arguments that are neither numbers nor tensors,
+and launches that a profiler has hooked itself into go the ordinary way.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+KNOWN_TRITON = ((3, 6), (3, 9))
+"""Versions whose launchers were read: `CompiledKernel.run` takes the grid, the stream, the function, its
+packed metadata, the launch's metadata, two hooks (these three may be None), then every argument of the
+kernel, constants included."""
+
+MAX_CLASSES = 1024
+"""Of one operation; with one more, all are forgotten. A class holds the number of rows, and a prompt's last
+chunk may have any; but the layers of a step share one. A class is about 1 KB, and 100 us to make anew."""
+
+Repeat = Callable[[int, tuple[int, ...]], None]
+"""(stream, addresses of the operation's tensors): launch once more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """`kernel[(num_programs,)](*args, **constants)`.
+
+    Attributes:
+        args: its run-time arguments in order. Tensors are those the operation was given, or views of one.
+        constants: its `tl.constexpr` arguments, and options such as `num_warps`.
+    """
+
+    kernel: Any
+    num_programs: int
+    args: tuple[Any, ...]
+    constants: Mapping[str, Any]
+
+    def run(self) -> Any:
+        """The ordinary way. Returns Triton's compiled kernel; None in the interpreter."""
+        return self.kernel[(self.num_programs,)](*self.args, **self.constants)
+
+
+Plan = Callable[..., Sequence[Launch]]
+"""(tensors, then everything else): checks them and says what to launch, in order. Depends on the class of its
+arguments alone; raises SemipdError."""
+
+
+class LaunchCache:
+    """The launches of one operation, by the class of its arguments."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._known: dict[Hashable, tuple[Repeat, ...] | None] = {}
+        _CACHES.append(self)
+
+    def run(self, tensors: tuple[Tensor, ...], *others: Hashable) -> None:
+        """Launch `plan(*tensors, *others)` on the current stream. Raises SemipdError."""
+        addresses = tuple([tensor.data_ptr() for tensor in tensors])
+        key = (
+            others,
+            tuple([address & 15 for address in addresses]),
+            tuple([(t.dtype, t.shape, t.stride(), t.get_device()) for t in tensors]),
+        )
+        repeats = self._known.get(key, ())
+        if not repeats:
+            self._run_ordinarily(key, tensors, others)
+            return
+        driver, settings = _triton()
+        if settings.launch_enter_hook.calls or settings.launch_exit_hook.calls:
+            self._run_ordinarily(key, tensors, others)
+            return
+        stream = driver.active.get_current_stream(driver.active.get_current_device())
+        for repeat in repeats:
+            repeat(stream, addresses)
+
+    def _run_ordinarily(
+        self, key: Hashable, tensors: tuple[Tensor, ...], others: tuple[Hashable, ...]
+    ) -> None:
+        launches = self._plan(*tensors, *others)
+        compiled = [launch.run() for launch in launches]
+        if key not in self._known:
+            if len(self._known) >= MAX_CLASSES:
+                self.forget()
+            self._known[key] = _all_repeated(launches, compiled, tensors)
+
+    def forget(self) -> None:
+        self._known.clear()
+
+
+_CACHES: list[LaunchCache] = []
+"""One for each operation, for as long as the process lives."""
+
+
+def forget_launches() -> None:
+    """All of every operation: for whoever gives Triton another driver."""
+    for launches in _CACHES:
+        launches.forget()
+
+
+def _all_repeated(
+    launches: Sequence[Launch], compiled: Sequence[Any], tensors: tuple[Tensor, ...]
+) -> tuple[Repeat, ...] | None:
+    """The launches with the stream and the addresses of `tensors` left open. None: only the ordinary way."""
+    if None in compiled or _triton_version() not in KNOWN_TRITON:
+        return None
+    repeats = list[Repeat]()
+    for launch, kernel in zip(launches, compiled, strict=True):
+        arguments = _arguments(launch, tensors)
+        if arguments is None:
+            return None
+        repeats.append(_repeat(launch.num_programs, kernel, arguments, len(tensors)))
+    return tuple(repeats)
+
+
+class _Address(NamedTuple):
+    """Of the operation's tensor number `idx`, `offset` bytes behind its first element."""
+
+    idx: int
+    offset: int
+
+
+def _arguments(launch: Launch, tensors: tuple[Tensor, ...]) -> list[Any] | None:
+    """All of the kernel's, in order, addresses in the place of tensors. None: one is of another kind."""
+    if not all(isinstance(argument, Tensor | int | float) for argument in launch.args):
+        return None
+    values = [_address(arg, tensors) if isinstance(arg, Tensor) else arg for arg in launch.args]
+    names = launch.kernel.arg_names[len(values) :]
+    return None if None in values else [*values, *(launch.constants[name] for name in names)]
+
+
+def _repeat(num_programs: int, compiled: Any, arguments: Sequence[Any], num_tensors: int) -> Repeat:
+    """All that is done each time is to index (addresses of tensors, values, addresses of views)."""
+    values = tuple(None if isinstance(argument, _Address) else argument for argument in arguments)
+    views = [argument for argument in arguments if isinstance(argument, _Address) and argument.offset]
+
+    def place(number: int, argument: Any) -> int:
+        if not isinstance(argument, _Address):
+            return num_tensors + number
+        return num_tensors + len(values) + views.index(argument) if argument.offset else argument.idx
+
+    pick = itemgetter(*(place(number, argument) for number, argument in enumerate(arguments)))
+    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+
+    def repeat(stream: int, addresses: tuple[int, ...]) -> None:
+        pool = addresses + values
+        if views:
+            pool += tuple([addresses[idx] + offset for idx, offset in views])
+        run(num_programs, 1, 1, stream, function, metadata, None, None, None, *pick(pool))
+
+    return repeat
+
+
+def _address(argument: Tensor, tensors: tuple[Tensor, ...]) -> _Address | None:
+    """Where `argument` comes from: one of `tensors`, or the only one that it lies in. None: unclear."""
+    for idx, tensor in enumerate(tensors):
+        if argument is tensor:
+            return _Address(idx, 0)
+    offsets = [argument.data_ptr() - tensor.data_ptr() for tensor in tensors]
+    inside = [
+        _Address(idx, offset) for idx, offset in enumerate(offsets) if 0 <= offset < _num_bytes(tensors[idx])
+    ]
+    return inside[0] if len(inside) == 1 else None
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    """From its first element to behind its last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size() if tensor.numel() else 0
+
+
+@cache
+def _triton() -> tuple[Any, Any]:
+    """Triton's driver, and its settings of launches. Not imported where nothing is launched."""
+    from triton import knobs
+    from triton.runtime import driver
+
+    return driver, knobs.runtime
+
+
+@cache
+def _triton_version() -> tuple[int, ...]:
+    import triton
+
+    return tuple(int(part) for part in triton.__version__.split(".")[:2])
