@@ -1,8 +1,10 @@
 """A kernel as it is compiled without a GPU: the contract between the operations and the report."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from semipd_kernels.dependent import OLDEST_ARCH, dependence
 
 TARGETS = (80, 90)
 """Compute capabilities that must compile; 100 is reported only."""
@@ -24,6 +26,8 @@ class AotCase:
         shipped: compiled in `make check`; the others only in the full matrix of `make soak`.
         tensor_cores: the code must hold tensor-core instructions.
         async_copy: the code must hold asynchronous copies (cp.async or TMA).
+        dependent: launched by programmatic dependent launch: the code must wait for the kernel before
+            it before it touches memory; any other must not wait.
         vector_bytes: global loads in innermost loops (without loops: all of them) must move at least so many
             bytes per thread and instruction, but for a quarter of the bytes; 0: no promise.
         spills_allowed: bytes; anything else than 0 needs its reason beside it.
@@ -40,6 +44,20 @@ class AotCase:
     shipped: bool = True
     tensor_cores: bool = False
     async_copy: bool = False
+    dependent: bool = False
     vector_bytes: int = 0
     spills_allowed: int = 0
     options: Mapping[str, Any] = field(default_factory=lambda: {"enable_fp_fusion": True})
+
+
+def dependently(case: AotCase) -> AotCase:
+    """The same launch by programmatic dependent launch."""
+    constants = dependence(True)
+    return replace(
+        case,
+        name=f"{case.name}/dependent",
+        constexprs={**case.constexprs, "DEPENDENT": constants.pop("DEPENDENT")},
+        options={**case.options, **constants},
+        targets=tuple(arch for arch in case.targets if arch >= OLDEST_ARCH),
+        dependent=True,
+    )

@@ -32,10 +32,11 @@ def noop() -> Iterator[NoopDriver]:
 
 class Draw:
     """Calls of operations over tensors in memory of their own: of random dtypes and sizes, with rows at any
-    stride, beginning anywhere."""
+    stride, beginning anywhere. `seed` decides about the tensors, `other_seed` about everything else."""
 
-    def __init__(self, seed: int) -> None:
-        self.rng = random.Random(seed)
+    def __init__(self, seed: int, other_seed: int) -> None:
+        self.rng, self.others = random.Random(seed), random.Random(other_seed)
+        self.dependent = self.others.random() < 0.3
         self.dtype = self.rng.choice(DTYPES)
         self.num_rows = self.rng.choice((1, 2, 16, 17))
         self.width = self.rng.choice((64, 96, 33))
@@ -51,19 +52,19 @@ class Draw:
 
     def rms_norm(self) -> Call:
         x, residual, out = (self.rows(self.num_rows, self.width) for _ in range(3))
-        weight, eps = self.vector(self.width, self.rng.choice(DTYPES)), self.rng.choice((1e-5, 1e-6))
-        if self.rng.random() < 0.5:
-            return lambda: rms_norm(x, weight, eps, out)
-        return lambda: add_rms_norm(x, residual, weight, eps, out)
+        weight, eps = self.vector(self.width, self.rng.choice(DTYPES)), self.others.choice((1e-5, 1e-6))
+        if self.others.random() < 0.5:
+            return lambda: rms_norm(x, weight, eps, out, dependent=self.dependent)
+        return lambda: add_rms_norm(x, residual, weight, eps, out, dependent=self.dependent)
 
     def silu_mul(self) -> Call:
         gate_up, out = self.rows(self.num_rows, 2 * self.width), self.rows(self.num_rows, self.width)
-        return lambda: silu_mul(gate_up, out)
+        return lambda: silu_mul(gate_up, out, dependent=self.dependent)
 
     def embedding(self) -> Call:
         ids = self.vector(self.num_rows, self.rng.choice((torch.int32, torch.int64)))
         table, out = self.rows(self.rng.choice((1, 7)), self.width), self.rows(self.num_rows, self.width)
-        return lambda: embedding(ids, table, out)
+        return lambda: embedding(ids, table, out, dependent=self.dependent)
 
     def rope_write(self) -> Call:
         kv_heads, head_dim = self.rng.choice((1, 2)), self.rng.choice((64, 128))
@@ -73,7 +74,10 @@ class Draw:
         frequencies = self.vector(head_dim // 2, torch.float32)
         pool = torch.zeros(2, self.rng.choice((1, 16)), kv_heads, 16, head_dim, dtype=self.dtype)
         norm = torch.ones(5 * kv_heads, head_dim) if self.rng.random() < 0.5 else None
-        return lambda: rope_write(qkv, positions, frequencies, 1.0, slots, pool, norm, 1e-6)
+        scale, dependent = self.others.choice((1.0, 0.5)), self.dependent
+        return lambda: rope_write(
+            qkv, positions, frequencies, scale, slots, pool, norm, 1e-6, dependent=dependent
+        )
 
     def paged(self, seqs: int) -> tuple[Tensor, Tensor, Tensor]:
         """Pool, block tables, lengths."""
@@ -81,19 +85,27 @@ class Draw:
         return pool, self.rows(seqs, 3, torch.int32), self.vector(seqs, torch.int32)
 
     def decode_attention(self) -> Call:
-        batch, num_sms = self.num_rows, self.rng.choice((2, 40, 132))
+        batch, num_sms = self.num_rows, self.others.choice((2, 132))
         pool, tables, lens = self.paged(batch)
         q, out = (self.rows(batch, 4 * 64).unflatten(1, (4, 64)) for _ in range(2))
         workspace = decode_workspace(batch, 4, 64, 4, q.device)
         return lambda: decode_attention(
-            q, pool, tables, lens, num_sms=num_sms, num_splits=4, out=out, workspace=workspace
+            q,
+            pool,
+            tables,
+            lens,
+            num_sms=num_sms,
+            num_splits=4,
+            out=out,
+            workspace=workspace,
+            dependent=self.dependent,
         )
 
     def prefill_attention(self) -> Call:
         pool, tables, lens = self.paged(1)
         starts, num_rows = self.vector(2, torch.int32), self.num_rows
         q, out = (self.rows(num_rows, 4 * 64).unflatten(1, (4, 64)) for _ in range(2))
-        num_sms, lengths = self.rng.choice((1, 132)), [num_rows]
+        num_sms, lengths = self.others.choice((1, 132)), [num_rows]
         plan = plan_prefill(
             lengths, lengths, num_heads=4, num_kv_heads=2, head_dim=64, dtype=self.dtype, num_sms=num_sms
         )
@@ -116,7 +128,7 @@ def test_repeated_launches_pass_what_ordinary_ones_do(
 ) -> None:
     """Each class comes about three times, at other addresses each time; the order mixes the classes."""
     rng = random.Random(op)
-    calls = [OPS[op](Draw(rng.randrange(40))) for _ in range(120)]
+    calls = [OPS[op](Draw(rng.randrange(15), rng.randrange(3))) for _ in range(120)]
     entered = entries(monkeypatch)
     for call in calls:
         call()
@@ -158,6 +170,15 @@ def test_triton_is_entered_once_for_a_class(noop: NoopDriver, monkeypatch: pytes
     assert len(entered) == 2
     assert len(noop.launched) == 5
     assert len(noop.compiled) == 1, "the number of rows is a grid, not a kernel"
+
+
+def test_dependent_launches_are_told_to_triton(noop: NoopDriver) -> None:
+    x, weight, out = rows()
+    for dependent in (False, True):
+        rms_norm(x, weight, 1e-5, out, dependent=dependent)
+    off, on = (launched.specialization for launched in noop.launched)
+    assert "launch_pdl" not in off
+    assert "'launch_pdl': True" in on
 
 
 def test_what_an_operation_refuses_it_refuses_again(noop: NoopDriver) -> None:
@@ -204,9 +225,17 @@ def test_no_more_classes_are_kept_than_allowed(noop: NoopDriver, monkeypatch: py
     assert max(len(cache._known) for cache in launches._CACHES) <= 3
 
 
+def test_the_interpreter_computes_the_same_for_dependent_launches() -> None:
+    x, weight = torch.randn(2, 64), torch.randn(64)
+    plain, dependent = (rms_norm(x, weight, 1e-5, dependent=dependent) for dependent in (False, True))
+    assert plain.isfinite().all()
+    assert torch.equal(plain, dependent)
+
+
 def plan_of(views: Callable[[Tensor, Tensor], Sequence[Tensor]]) -> LaunchCache:
     """One launch of the norm, on what `views` makes of the operation's two tensors."""
     constants = {"ADD": False, "TILE": 64, "ONE_TILE": True, "num_warps": 1, "enable_fp_fusion": True}
+    constants["DEPENDENT"] = False
 
     def plan(first: Tensor, second: Tensor) -> Sequence[Launch]:
         return [Launch(rms_norm_kernel, 1, (*views(first, second), 64, 64, 64, 64, 1e-5), constants)]

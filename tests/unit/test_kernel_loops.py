@@ -192,3 +192,19 @@ def test_tensor_core_instructions() -> None:
     text = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%r1}, {%r2};\n" * 3
     assert ptx.inspect(text).tensor_core_ops == {"mma.sync": 3}
     assert ptx.inspect("wgmma.fence.sync.aligned;").tensor_core_ops == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "waits"),
+    [
+        ("ld.global.b32 {%r1}, [%rd1];", None),
+        ("mov.u32 %r1, %ctaid.x;\ngriddepcontrol.wait;\nld.global.v4.b32 {%r1}, [%rd1];", True),
+        ("ld.param.b64 %rd1, [p];\ngriddepcontrol.wait;", True),
+        ("ld.global.b32 {%r1}, [%rd1];\ngriddepcontrol.wait;", False),
+        ("@%p1 bra A;\ngriddepcontrol.wait;\nA: st.global.b32 [%rd1], {%r1};", False),
+        ("atom.relaxed.gpu.global.add.s32 %r1, [%rd1], 1;\ngriddepcontrol.wait;", False),
+        ("griddepcontrol.launch_dependents;\nld.global.b32 {%r1}, [%rd1];", False),
+    ],
+)
+def test_a_dependent_kernel_waits_before_it_touches_memory(text: str, waits: bool | None) -> None:
+    assert ptx.waits_first(text) is waits

@@ -41,6 +41,7 @@ GOOD = Facts(
 def test_kept_promises() -> None:
     assert violations(GOOD) == []
     assert violations(replace(GOOD, vector_bytes=0, loads=({2: 9},))) == []
+    assert violations(replace(GOOD, dependent=True, waits_first=True)) == []
     assert violations(replace(GOOD, tensor_cores=False, tensor_core_ops={})) == []
     assert violations(replace(GOOD, spill_bytes=8, spills_allowed=8)) == []
 
@@ -59,6 +60,9 @@ def test_kept_promises() -> None:
         ({"tensor_core_ops": {}}, "promises tensor cores"),
         ({"async_copies": 0}, "promises asynchronous copies"),
         ({"scratch_bytes": 512}, "allocates 512 bytes"),
+        ({"dependent": True}, "does not wait for the kernel before it"),
+        ({"dependent": True, "waits_first": False}, "does not wait for the kernel before it"),
+        ({"waits_first": True}, "has griddepcontrol instructions"),
         ({"error": "does not compile: no"}, "does not compile: no"),
     ],
 )

@@ -70,6 +70,7 @@ def decode_attention(
     out: Tensor | None = None,
     workspace: DecodeWorkspace | None = None,
     config: DecodeConfig | None = None,
+    dependent: bool = False,
 ) -> Tensor:
     """softmax(q keys^T * scale) values for each row, over the row's first `kv_lens` tokens; fp32 inside.
 
@@ -92,6 +93,7 @@ def decode_attention(
         workspace: from `decode_workspace`; unused when num_splits is 1. Where splits need one and none is
             given, a call costs the host several times as much (see semipd_kernels.launches).
         config: default `configs.choose` for the device, D and num_sms.
+        dependent: launch by programmatic dependent launch, see semipd_kernels.dependent; from sm_90.
 
     Returns:
         `out`, or a new contiguous tensor.
@@ -105,7 +107,7 @@ def decode_attention(
     tensors = (q, kv_layer, block_tables, kv_lens, out)
     if takes_triton(q):
         parts = () if workspace is None else workspace.tensors
-        _LAUNCHES.run((*tensors, *parts), scale, num_sms, num_splits, config)
+        _LAUNCHES.run((*tensors, *parts), scale, num_sms, num_splits, config, dependent)
         return out
     _check(*tensors, num_sms, num_splits)
     decode_attention_reference(q, kv_layer, block_tables, kv_lens, scale, out)
@@ -115,15 +117,17 @@ def decode_attention(
 def _plan(
     q: Tensor, kv_layer: Tensor, block_tables: Tensor, kv_lens: Tensor, out: Tensor, *rest: Any
 ) -> Sequence[Launch]:
-    """`rest`: the tensors of the workspace, if there is one, scale, num_sms, num_splits and config."""
+    """`rest`: the tensors of the workspace, if there is one, then what follows them in `run`."""
     from semipd_kernels.decode_attention.launch import launches
 
-    *parts, scale, num_sms, num_splits, config = rest
+    *parts, scale, num_sms, num_splits, config, dependent = rest
     _check(q, kv_layer, block_tables, kv_lens, out, num_sms, num_splits)
     workspace = DecodeWorkspace(*parts) if parts else None
     if not q.shape[0]:
         return ()
-    return launches(q, kv_layer, block_tables, kv_lens, scale, out, num_sms, num_splits, workspace, config)
+    return launches(
+        q, kv_layer, block_tables, kv_lens, scale, out, num_sms, num_splits, workspace, config, dependent
+    )
 
 
 _LAUNCHES = LaunchCache(_plan)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from semipd_kernels.aot import AotCase
+from semipd_kernels.aot import AotCase, dependently
 from semipd_kernels.decode_attention.configs import DecodeConfig, choose
 from semipd_kernels.decode_attention.kernel import decode_attention_kernel, merge_splits_kernel
 from semipd_kernels.decode_attention.launch import MERGE_WARPS, SPLITS_TILE, batch_pad, group_pad
@@ -28,6 +28,8 @@ def cases() -> Iterator[AotCase]:
                 yield _case("bf16", head_dim, config, group=group)
             for batch in (256, 1024):
                 yield _case("bf16", head_dim, config, batch=batch)
+    yield dependently(_case("bf16", 128, _configs(128)[-1], shipped=True))
+    yield dependently(_merge("bf16", 128))
 
 
 def _configs(head_dim: int) -> list[DecodeConfig]:
@@ -76,6 +78,7 @@ def _case(
             "BUFFERS": config.buffers,
             "SPLIT": split,
             "BATCH_PAD": batch_pad(batch) if split else 1,
+            "DEPENDENT": False,
         },
         aligned=frozenset(
             ("q_ptr", "kv_ptr", "out_ptr", "partial_out_ptr", "partial_lse_ptr", "q_stride", "out_stride")
@@ -104,7 +107,7 @@ def _merge(dtype: str, head_dim: int) -> AotCase:
             "out_stride": "i32",
             "num_heads": "i32",
         },
-        constexprs={"HEAD_DIM": head_dim, "SPLITS_TILE": SPLITS_TILE},
+        constexprs={"HEAD_DIM": head_dim, "SPLITS_TILE": SPLITS_TILE, "DEPENDENT": False},
         aligned=frozenset(("partial_out_ptr", "partial_lse_ptr", "out_ptr", "out_stride")),
         num_warps=MERGE_WARPS,
         num_stages=1,

@@ -7,6 +7,8 @@ log-sum-exp as in Flash-Decoding.
 import triton
 import triton.language as tl
 
+from semipd_kernels.dependent.kernel import wait_for_earlier_kernels
+
 
 @triton.jit
 def count_items(tiles, chunk):
@@ -66,6 +68,7 @@ def decode_attention_kernel(
     BUFFERS: tl.constexpr,
     SPLIT: tl.constexpr,
     BATCH_PAD: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """One program: the query heads of one KV head over one contiguous range of one sequence's keys.
 
@@ -73,6 +76,7 @@ def decode_attention_kernel(
     With SPLIT an item is one split of some sequence and writes to row `item` of the partial results, or to
     `out` when its sequence has no other split; else item i is the whole of sequence i.
     """
+    wait_for_earlier_kernels(DEPENDENT)
     kv_head = tl.program_id(0) % num_kv_heads
     item = tl.program_id(0) // num_kv_heads
     seq = item
@@ -150,8 +154,10 @@ def merge_splits_kernel(
     num_heads,
     HEAD_DIM: tl.constexpr,
     SPLITS_TILE: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """One program: one head of one sequence. Grid: batch * num_heads, head fastest."""
+    wait_for_earlier_kernels(DEPENDENT)
     head = tl.program_id(0) % num_heads
     seq = tl.program_id(0) // num_heads
     dims = tl.arange(0, HEAD_DIM)

@@ -12,6 +12,7 @@ from semipd_kernels.decode_attention import DecodeConfig, DecodeWorkspace, check
 from semipd_kernels.decode_attention.configs import choose
 from semipd_kernels.decode_attention.kernel import decode_attention_kernel, merge_splits_kernel
 from semipd_kernels.decode_attention.splits import choose_num_splits
+from semipd_kernels.dependent import dependence
 from semipd_kernels.launches import Launch
 
 MIN_ROWS = 16
@@ -48,6 +49,7 @@ def launches(
     num_splits: int | None,
     workspace: DecodeWorkspace | None,
     config: DecodeConfig | None,
+    dependent: bool,
 ) -> Sequence[Launch]:
     batch, num_heads, head_dim = q.shape
     _, num_blocks, num_kv_heads, block_size, _ = kv_layer.shape
@@ -83,13 +85,16 @@ def launches(
         "num_warps": config.num_warps,
         "num_stages": 1,  # of loops that do not name their own
         "enable_fp_fusion": True,
+        **dependence(dependent),
     }
     args = (*tensors, *strides, *sizes, scale * math.log2(math.e))
     attend = Launch(decode_attention_kernel, batch * num_splits * num_kv_heads, args, constants)
-    return [attend, _merge(kv_lens, spans, partial_out, partial_lse, out)] if split else [attend]
+    return [attend, _merge(kv_lens, spans, partial_out, partial_lse, out, dependent)] if split else [attend]
 
 
-def _merge(kv_lens: Tensor, spans: Tensor, partial_out: Tensor, partial_lse: Tensor, out: Tensor) -> Launch:
+def _merge(
+    kv_lens: Tensor, spans: Tensor, partial_out: Tensor, partial_lse: Tensor, out: Tensor, dependent: bool
+) -> Launch:
     batch, num_heads, head_dim = out.shape
     constants = {
         "HEAD_DIM": head_dim,
@@ -97,6 +102,7 @@ def _merge(kv_lens: Tensor, spans: Tensor, partial_out: Tensor, partial_lse: Ten
         "num_warps": MERGE_WARPS,
         "num_stages": 1,
         "enable_fp_fusion": True,
+        **dependence(dependent),
     }
     args = (kv_lens, spans, partial_out, partial_lse, out, out.stride(0), num_heads)
     return Launch(merge_splits_kernel, batch * num_heads, args, constants)

@@ -14,7 +14,9 @@ TABLE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 ID_DTYPES = (torch.int64, torch.int32)
 
 
-def embedding(token_ids: Tensor, table: Tensor, out: Tensor | None = None) -> Tensor:
+def embedding(
+    token_ids: Tensor, table: Tensor, out: Tensor | None = None, *, dependent: bool = False
+) -> Tensor:
     """`table[token_ids]`.
 
     Ids are validated when a request is admitted. Here an id outside [0, V) (a padded row of a captured graph,
@@ -25,6 +27,7 @@ def embedding(token_ids: Tensor, table: Tensor, out: Tensor | None = None) -> Te
         token_ids: [T] int64 or int32, contiguous.
         table: [V, H] bf16, fp16 or fp32; elements of a row contiguous.
         out: [T, H] of the table's dtype, contiguous rows at any stride; a new tensor if None.
+        dependent: launch by programmatic dependent launch, see semipd_kernels.dependent; from sm_90.
 
     Returns `out`.
 
@@ -34,17 +37,17 @@ def embedding(token_ids: Tensor, table: Tensor, out: Tensor | None = None) -> Te
     if out is None:
         out = table.new_empty(token_ids.shape[0], table.shape[-1])
     if takes_triton(table):
-        _LAUNCHES.run((token_ids, table, out))
+        _LAUNCHES.run((token_ids, table, out), dependent)
         return out
     _check(token_ids, table, out)
     return out.copy_(embedding_reference(token_ids, table))
 
 
-def _plan(token_ids: Tensor, table: Tensor, out: Tensor) -> Sequence[Launch]:
+def _plan(token_ids: Tensor, table: Tensor, out: Tensor, dependent: bool) -> Sequence[Launch]:
     from semipd_kernels.embedding.launch import launches
 
     _check(token_ids, table, out)
-    return launches(token_ids, table, out) if out.numel() else ()
+    return launches(token_ids, table, out, dependent) if out.numel() else ()
 
 
 _LAUNCHES = LaunchCache(_plan)

@@ -3,11 +3,23 @@
 import triton
 import triton.language as tl
 
+from semipd_kernels.dependent.kernel import wait_for_earlier_kernels
+
 
 @triton.jit
 def embedding_kernel(
-    ids_ptr, table_ptr, out_ptr, table_stride, out_stride, vocab_size, width, tiles, TILE: tl.constexpr
+    ids_ptr,
+    table_ptr,
+    out_ptr,
+    table_stride,
+    out_stride,
+    vocab_size,
+    width,
+    tiles,
+    TILE: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
+    wait_for_earlier_kernels(DEPENDENT)
     program = tl.program_id(0)
     row = (program // tiles).to(tl.int64)
     columns = (program % tiles) * TILE + tl.arange(0, TILE)

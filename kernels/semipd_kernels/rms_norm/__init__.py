@@ -13,13 +13,16 @@ from semipd_kernels.rms_norm.reference import add_rms_norm_reference, rms_norm_r
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None, *, dependent: bool = False
+) -> Tensor:
     """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension, fp32 inside, rounded once.
 
     Args:
         x: [T, H] bf16, fp16 or fp32; elements of a row contiguous, rows at any stride.
         weight: [H] contiguous, any of the three dtypes.
         out: [T, H] of x's dtype, rows at any stride, may be `x` itself; a new contiguous tensor if None.
+        dependent: launch by programmatic dependent launch, see semipd_kernels.dependent; from sm_90.
 
     Returns `out`. A row's result does not depend on the other rows.
 
@@ -28,40 +31,46 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -
     """
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
     if takes_triton(x):
-        _LAUNCHES.run((x, x, weight, out), eps, False)
+        _LAUNCHES.run((x, x, weight, out), eps, False, dependent)
         return out
     _check(x, x, weight, out)
     return out.copy_(rms_norm_reference(x, weight, eps))
 
 
 def add_rms_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor | None = None
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    eps: float,
+    out: Tensor | None = None,
+    *,
+    dependent: bool = False,
 ) -> Tensor:
     """`residual += x` in place, rounded to its dtype, then `rms_norm(residual)` of the rounded sum.
 
     Args:
         x: [T, H], as in `rms_norm`.
         residual: [T, H] of x's dtype, rows at any stride; changed.
-        weight, out: as in `rms_norm`; `out` may be `x` but not `residual`.
+        weight, out, dependent: as in `rms_norm`; `out` may be `x` but not `residual`.
 
     Raises:
         SemipdError: as `rms_norm`.
     """
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
     if takes_triton(x):
-        _LAUNCHES.run((x, residual, weight, out), eps, True)
+        _LAUNCHES.run((x, residual, weight, out), eps, True, dependent)
         return out
     _check(x, residual, weight, out)
     return out.copy_(add_rms_norm_reference(x, residual, weight, eps))
 
 
 def _plan(
-    x: Tensor, residual: Tensor, weight: Tensor, out: Tensor, eps: float, add: bool
+    x: Tensor, residual: Tensor, weight: Tensor, out: Tensor, eps: float, add: bool, dependent: bool
 ) -> Sequence[Launch]:
     from semipd_kernels.rms_norm.launch import launches
 
     _check(x, residual, weight, out)
-    return launches(x, residual, weight, out, eps, add) if x.shape[0] else ()
+    return launches(x, residual, weight, out, eps, add, dependent) if x.shape[0] else ()
 
 
 _LAUNCHES = LaunchCache(_plan)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from semipd_kernels.aot import AotCase
+from semipd_kernels.aot import AotCase, dependently
 from semipd_kernels.rms_norm.kernel import rms_norm_kernel
 from semipd_kernels.rms_norm.launch import tile_shape
 
@@ -15,6 +15,7 @@ def cases() -> Iterator[AotCase]:
         for add in (False, True):
             for size in SHIPPED_SIZES + OTHER_SIZES:
                 yield _case(dtype, add, size, dtype != "fp32" and size in SHIPPED_SIZES)
+    yield dependently(_case("bf16", True, 4096, True))
 
 
 def _case(dtype: str, add: bool, hidden_size: int, shipped: bool) -> AotCase:
@@ -25,7 +26,7 @@ def _case(dtype: str, add: bool, hidden_size: int, shipped: bool) -> AotCase:
         name=f"rms_norm/{'add/' if add else ''}{dtype}/h{hidden_size}",
         kernel=rms_norm_kernel,
         signature={**dict.fromkeys(pointers, f"*{dtype}"), **dict.fromkeys(sizes, "i32"), "eps": "fp32"},
-        constexprs={"ADD": add, "TILE": tile, "ONE_TILE": hidden_size <= tile},
+        constexprs={"ADD": add, "TILE": tile, "ONE_TILE": hidden_size <= tile, "DEPENDENT": False},
         aligned=frozenset((*pointers, *sizes)),
         num_warps=num_warps,
         num_stages=1,

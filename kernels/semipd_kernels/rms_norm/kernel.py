@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from semipd_kernels.dependent.kernel import wait_for_earlier_kernels
+
 
 @triton.jit
 def rms_norm_kernel(
@@ -18,8 +20,10 @@ def rms_norm_kernel(
     ADD: tl.constexpr,
     TILE: tl.constexpr,
     ONE_TILE: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """ADD: the row is x + residual, rounded and stored in residual. Else residual is not touched."""
+    wait_for_earlier_kernels(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     x_row = x_ptr + row * x_stride
     residual_row = residual_ptr + row * residual_stride

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import triton
 from torch import Tensor
 
+from semipd_kernels.dependent import dependence
 from semipd_kernels.launches import Launch
 from semipd_kernels.rms_norm.kernel import rms_norm_kernel
 
@@ -26,7 +27,7 @@ def tile_shape(hidden_size: int) -> tuple[int, int]:
 
 
 def launches(
-    x: Tensor, residual: Tensor, weight: Tensor, out: Tensor, eps: float, add: bool
+    x: Tensor, residual: Tensor, weight: Tensor, out: Tensor, eps: float, add: bool, dependent: bool
 ) -> Sequence[Launch]:
     num_rows, hidden_size = x.shape
     tile, num_warps = tile_shape(hidden_size)
@@ -38,6 +39,7 @@ def launches(
         "num_warps": num_warps,
         "num_stages": 1,
         "enable_fp_fusion": True,
+        **dependence(dependent),
     }
     args = (x, residual, weight, out, *strides, hidden_size, eps)
     return [Launch(rms_norm_kernel, num_rows, args, constants)]

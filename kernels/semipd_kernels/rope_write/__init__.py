@@ -24,6 +24,8 @@ def rope_write(
     kv_pool: Tensor,
     qk_norm: Tensor | None = None,
     eps: float = 0.0,
+    *,
+    dependent: bool = False,
 ) -> None:
     """Normalise and rotate the queries in place; write normalised, rotated keys, and values, to their slots.
 
@@ -45,6 +47,7 @@ def rope_write(
         kv_pool: one layer's [2, blocks, kv heads, block_size, D] of qkv's dtype, contiguous.
         qk_norm: [heads + kv heads, D] fp32 weights of the RMS norm before the rotation; None: no norm.
         eps: of that norm; only with `qk_norm`.
+        dependent: launch by programmatic dependent launch, see semipd_kernels.dependent; from sm_90.
 
     Raises:
         SemipdError: `unsupported_kernel` for other dtypes, shapes or layouts.
@@ -52,7 +55,7 @@ def rope_write(
     if takes_triton(qkv):
         weights = frequencies if qk_norm is None else qk_norm
         tensors = (qkv, positions, frequencies, slot_mapping, kv_pool, weights)
-        _LAUNCHES.run(tensors, qk_norm is not None, rope_scale, eps)
+        _LAUNCHES.run(tensors, qk_norm is not None, rope_scale, eps, dependent)
     else:
         _check(qkv, positions, frequencies, slot_mapping, kv_pool, qk_norm)
         rope_write_reference(qkv, positions, frequencies, rope_scale, slot_mapping, kv_pool, qk_norm, eps)
@@ -68,6 +71,7 @@ def _plan(
     has_norm: bool,
     rope_scale: float,
     eps: float,
+    dependent: bool,
 ) -> Sequence[Launch]:
     """`weights`: of the norm; without one any tensor."""
     from semipd_kernels.rope_write.launch import launches
@@ -76,7 +80,7 @@ def _plan(
     _check(qkv, positions, frequencies, slot_mapping, kv_pool, qk_norm)
     if not qkv.shape[0]:
         return ()
-    return launches(qkv, positions, frequencies, rope_scale, slot_mapping, kv_pool, qk_norm, eps)
+    return launches(qkv, positions, frequencies, rope_scale, slot_mapping, kv_pool, qk_norm, eps, dependent)
 
 
 _LAUNCHES = LaunchCache(_plan)

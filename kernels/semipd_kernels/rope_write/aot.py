@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from semipd_kernels.aot import AotCase
+from semipd_kernels.aot import AotCase, dependently
 from semipd_kernels.rope_write.kernel import rope_write_kernel
 from semipd_kernels.rope_write.launch import NUM_WARPS, heads_per_program
 
@@ -13,6 +13,7 @@ def cases() -> Iterator[AotCase]:
             for qk_norm in (False, True):
                 for block_size in (16, 32, 64):
                     yield _case(dtype, head_dim, qk_norm, block_size)
+    yield dependently(_case("bf16", 128, False, 16))
 
 
 def _case(dtype: str, head_dim: int, qk_norm: bool, block_size: int) -> AotCase:
@@ -37,6 +38,7 @@ def _case(dtype: str, head_dim: int, qk_norm: bool, block_size: int) -> AotCase:
             "BLOCK_SIZE": block_size,
             "HEAD_DIM": head_dim,
             "HEADS": heads_per_program(head_dim),
+            "DEPENDENT": False,
         },
         aligned=frozenset(("qkv_ptr", "pool_ptr", "qkv_stride", *indices, *tables)),
         num_warps=NUM_WARPS,

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from semipd_kernels.dependent.kernel import wait_for_earlier_kernels
+
 
 @triton.jit
 def rope_write_kernel(
@@ -23,7 +25,9 @@ def rope_write_kernel(
     BLOCK_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEADS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
+    wait_for_earlier_kernels(DEPENDENT)
     program = tl.program_id(0)
     row = (program // num_groups).to(tl.int64)
     slot = tl.load(slots_ptr + row).to(tl.int64)

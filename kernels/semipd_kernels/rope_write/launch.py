@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import triton
 from torch import Tensor
 
+from semipd_kernels.dependent import dependence
 from semipd_kernels.launches import Launch
 from semipd_kernels.rope_write.kernel import rope_write_kernel
 
@@ -28,6 +29,7 @@ def launches(
     kv_pool: Tensor,
     qk_norm: Tensor | None,
     eps: float,
+    dependent: bool,
 ) -> Sequence[Launch]:
     num_rows, num_heads, head_dim = qkv.shape
     _, num_blocks, num_kv, block_size, _ = kv_pool.shape
@@ -52,6 +54,7 @@ def launches(
         # No fused multiply-add: an angle is rounded before its reduction, and a row's bits must not depend on
         # how a compiler contracts. The kernel waits for memory, not for arithmetic.
         "enable_fp_fusion": False,
+        **dependence(dependent),
     }
     args = (*tensors, *sizes, rope_scale, eps)
     return [Launch(rope_write_kernel, num_rows * num_groups, args, constants)]

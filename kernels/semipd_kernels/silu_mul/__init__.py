@@ -13,12 +13,13 @@ from semipd_kernels.silu_mul.reference import silu_mul_reference
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def silu_mul(gate_up: Tensor, out: Tensor | None = None) -> Tensor:
+def silu_mul(gate_up: Tensor, out: Tensor | None = None, *, dependent: bool = False) -> Tensor:
     """`silu(gate) * up`; fp32 inside, silu(gate) rounded to the dtype before the product as in the decoder.
 
     Args:
         gate_up: [T, 2 I] bf16, fp16 or fp32, gate first; elements of a row contiguous, rows at any stride.
         out: [T, I] of the same dtype, rows at any stride; a new contiguous tensor if None.
+        dependent: launch by programmatic dependent launch, see semipd_kernels.dependent; from sm_90.
 
     Returns `out`.
 
@@ -28,17 +29,17 @@ def silu_mul(gate_up: Tensor, out: Tensor | None = None) -> Tensor:
     if out is None:
         out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[-1] // 2)
     if takes_triton(gate_up):
-        _LAUNCHES.run((gate_up, out))
+        _LAUNCHES.run((gate_up, out), dependent)
         return out
     _check(gate_up, out)
     return out.copy_(silu_mul_reference(gate_up))
 
 
-def _plan(gate_up: Tensor, out: Tensor) -> Sequence[Launch]:
+def _plan(gate_up: Tensor, out: Tensor, dependent: bool) -> Sequence[Launch]:
     from semipd_kernels.silu_mul.launch import launches
 
     _check(gate_up, out)
-    return launches(gate_up, out) if out.numel() else ()
+    return launches(gate_up, out, dependent) if out.numel() else ()
 
 
 _LAUNCHES = LaunchCache(_plan)

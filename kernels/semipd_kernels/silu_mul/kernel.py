@@ -3,9 +3,21 @@
 import triton
 import triton.language as tl
 
+from semipd_kernels.dependent.kernel import wait_for_earlier_kernels
+
 
 @triton.jit
-def silu_mul_kernel(gate_up_ptr, out_ptr, gate_up_stride, out_stride, width, tiles, TILE: tl.constexpr):
+def silu_mul_kernel(
+    gate_up_ptr,
+    out_ptr,
+    gate_up_stride,
+    out_stride,
+    width,
+    tiles,
+    TILE: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    wait_for_earlier_kernels(DEPENDENT)
     program = tl.program_id(0)
     row = (program // tiles).to(tl.int64)
     columns = (program % tiles) * TILE + tl.arange(0, TILE)

@@ -96,6 +96,7 @@ def compile_case(case: Any, arch: int) -> Facts:
         loads=moves.loads,
         tensor_core_ops=moves.tensor_core_ops,
         async_copies=moves.async_copies,
+        waits_first=moves.waits_first,
     )
 
 
@@ -107,6 +108,7 @@ def promises(case: Any, arch: int) -> Facts:
         shipped=case.shipped,
         tensor_cores=case.tensor_cores,
         async_copy=case.async_copy,
+        dependent=case.dependent,
         vector_bytes=case.vector_bytes,
         spills_allowed=case.spills_allowed,
     )

@@ -28,6 +28,7 @@ class Facts:
     async_copy: bool
     vector_bytes: int
     spills_allowed: int
+    dependent: bool = False
     error: str = ""
     registers: int = 0
     spill_bytes: int = 0
@@ -37,6 +38,7 @@ class Facts:
     loads: tuple[dict[int, int], ...] = ()
     tensor_core_ops: dict[str, int] = field(default_factory=dict)
     async_copies: int = 0
+    waits_first: bool | None = None
 
     @property
     def key(self) -> tuple[str, int]:
@@ -74,6 +76,10 @@ def violations(facts: Facts) -> list[str]:
         broken.append("promises tensor cores, has no mma or wgmma instruction")
     if facts.async_copy and not facts.async_copies:
         broken.append("promises asynchronous copies, has no cp.async in an innermost loop")
+    if facts.dependent and not facts.waits_first:
+        broken.append("is launched dependently, and does not wait for the kernel before it first of all")
+    if not facts.dependent and facts.waits_first is not None:
+        broken.append("has griddepcontrol instructions, though it is not launched dependently")
     return broken
 
 

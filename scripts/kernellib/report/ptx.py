@@ -10,6 +10,7 @@ from kernellib.report.loops import innermost_loops
 _LOAD = re.compile(r"\bld(?:\.\w+)*?\.global((?:(?:\.|::)\w+)*)")
 _ASYNC = re.compile(r"\bcp\.async\.c[ag]\.[^,;]*,[^,;]*,\s*(0x[0-9a-fA-F]+|\d+)")
 _BULK = re.compile(r"\bcp\.async\.bulk\.(?!commit|wait)")
+_TOUCHES = re.compile(r"\b(?:bra\b|(?:ld|st|atom|red|cp|prefetch)\.[\w.:]*global)")
 _TENSOR = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
 _VECTOR = re.compile(r"[.:]v(\d+)")
 _ITEM_BITS = re.compile(r"[.:][busf](\d+)$")
@@ -27,11 +28,14 @@ class PtxFacts:
             loops load nothing has one entry for its whole body, or none.
         tensor_core_ops: instructions in the text, by name.
         async_copies: instructions in innermost loops.
+        waits_first: whether `griddepcontrol.wait` stands before every branch and every instruction that
+            touches global memory; None: there is no griddepcontrol at all.
     """
 
     loads: tuple[dict[int, int], ...]
     tensor_core_ops: dict[str, int]
     async_copies: int
+    waits_first: bool | None = None
 
 
 def inspect(ptx: str) -> PtxFacts:
@@ -48,7 +52,16 @@ def inspect(ptx: str) -> PtxFacts:
             for loop in loops
             for instruction in loop
         ),
+        waits_first=waits_first(ptx),
     )
+
+
+def waits_first(ptx: str) -> bool | None:
+    """See PtxFacts."""
+    if "griddepcontrol" not in ptx:
+        return None
+    wait, touch = ptx.find("griddepcontrol.wait"), _TOUCHES.search(ptx)
+    return wait >= 0 and (touch is None or wait < touch.start())
 
 
 def load_widths(instructions: Iterable[str]) -> dict[int, int]:

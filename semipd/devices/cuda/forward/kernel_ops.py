@@ -18,29 +18,36 @@ from semipd.network.rows import ChunkPlan, ChunkRows, DecodeRows, StepRows
 
 
 class KernelOps:
-    """See network.ops.Ops. `dtype`: of weights and KV; `arch`: compute capability, e.g. 90."""
+    """See network.ops.Ops.
 
-    def __init__(self, dtype: torch.dtype, arch: int) -> None:
+    Args:
+        dtype: of weights and KV.
+        arch: compute capability, e.g. 90.
+        dependent: launch kernels by programmatic dependent launch (see semipd_kernels.dependent).
+    """
+
+    def __init__(self, dtype: torch.dtype, arch: int, *, dependent: bool = False) -> None:
         self._dtype = dtype
         self._arch = arch
+        self._dependent = dependent
 
     def embed(self, token_ids: Tensor, table: Tensor, out: Tensor) -> Tensor:
-        embedding(token_ids, table, out)
+        embedding(token_ids, table, out, dependent=self._dependent)
         return out
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> Tensor:
-        rms_norm(x, weight, eps, out)
+        rms_norm(x, weight, eps, out, dependent=self._dependent)
         return out
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor) -> Tensor:
-        add_rms_norm(x, residual, weight, eps, out)
+        add_rms_norm(x, residual, weight, eps, out, dependent=self._dependent)
         return out
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
         return linear(x, weight, bias, out)
 
     def silu_mul(self, gate_up: Tensor, out: Tensor) -> Tensor:
-        silu_mul(gate_up, out)
+        silu_mul(gate_up, out, dependent=self._dependent)
         return out
 
     def rope_and_cache(
@@ -55,13 +62,23 @@ class KernelOps:
             layer_kv,
             qk_norm,
             heads.eps,
+            dependent=self._dependent,
         )
 
     def decode_attention(
         self, qkv: Tensor, heads: Heads, layer_kv: Tensor, rows: DecodeRows, num_units: int, out: Tensor
     ) -> None:
         q, scale = qkv[:, : heads.num_q], heads.attention_scale
-        decode_attention(q, layer_kv, rows.tables, rows.kv_lens, num_sms=num_units, scale=scale, out=out)
+        decode_attention(
+            q,
+            layer_kv,
+            rows.tables,
+            rows.kv_lens,
+            num_sms=num_units,
+            scale=scale,
+            out=out,
+            dependent=self._dependent,
+        )
 
     def plan_chunks(
         self, query_lens: Sequence[int], kv_lens: Sequence[int], heads: Heads, num_units: int
