@@ -9,10 +9,10 @@ from semipd.core.errors import SemipdError
 from semipd_kernels.dispatch import takes_triton
 from semipd_kernels.launches import Launch, LaunchCache
 from semipd_kernels.prefill_attention.configs import PrefillConfig
-from semipd_kernels.prefill_attention.plan import PrefillPlan, plan_prefill
+from semipd_kernels.prefill_attention.plan import PaddedSize, PrefillPlan, plan_prefill
 from semipd_kernels.prefill_attention.reference import prefill_attention_reference
 
-__all__ = ["PrefillConfig", "PrefillPlan", "plan_prefill", "prefill_attention"]
+__all__ = ["PaddedSize", "PrefillConfig", "PrefillPlan", "plan_prefill", "prefill_attention"]
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 HEAD_DIMS = (64, 128, 256)
@@ -42,8 +42,9 @@ def prefill_attention(
     which worker computes what: the same inputs and plan give the same bits.
 
     Neither synchronises nor allocates on the device. Workers share counters in `plan.items`, so launches of
-    one plan must not run at the same time; layers on one stream do not. In a captured graph the items are
-    fixed, so a replay needs the same lengths.
+    one plan must not run at the same time; layers on one stream do not. A captured launch reads items, tables
+    and lengths anew; it serves every step whose plan was padded to the same size. Rows that belong to no
+    sequence are not written.
 
     Args:
         q: [T, heads, D] bf16, fp16 or fp32, D 64, 128 or 256; heads of a row contiguous, rows at any stride
@@ -51,7 +52,7 @@ def prefill_attention(
         kv_layer: one layer's [2 (keys, values), blocks, kv heads, block size, D] of q's dtype, contiguous;
             block size a power of two from 16. Slots that hold no token may contain anything.
         block_tables: [S, W] int32, rows at any stride; entries past the context are not read.
-        query_starts: [S + 1] int32, rising from 0 to T.
+        query_starts: [S + 1] int32, rising from 0 to at most T.
         kv_lens: [S] int32, at least as long as the sequence's rows.
         out: [T, heads, D] of q's dtype; heads of a row contiguous, rows at any stride.
         plan: of the same lengths, with `plan.items` on q's device. CPU tensors need none of it: the reference

@@ -49,7 +49,7 @@ def _case(
             **dict.fromkeys(rows, f"*{dtype}"),
             **dict.fromkeys(indices, "*i32"),
             "qk_scale": "fp32",
-            **dict.fromkeys(("num_items", "table_stride", *strides), "i32"),
+            **dict.fromkeys(("table_stride", *strides), "i32"),
         },
         constexprs={
             "KV_HEADS": KV_HEADS[group],

@@ -20,7 +20,7 @@ def _query_rows(items_ptr, query_starts_ptr, unit, row_stride, KV_HEADS: tl.cons
     The item is read anew at every call (volatile): a second call computes again what would else stay in
     registers from the loads of the queries to the stores of the output. Kept, it spills at D 256.
     """
-    item_ptr = items_ptr + 2 + unit // KV_HEADS * 2
+    item_ptr = items_ptr + 4 + unit // KV_HEADS * 2
     seq, first_row = tl.load(item_ptr, volatile=True), tl.load(item_ptr + 1, volatile=True)
     query_start = tl.load(query_starts_ptr + seq)
     query_len = tl.load(query_starts_ptr + seq + 1) - query_start
@@ -68,20 +68,21 @@ def _update(acc, row_sum, row_max, q, k, v, start, row_positions, qk_scale,
     return acc, row_sum, new_max
 
 
-@triton.jit(do_not_specialize=["num_items", "table_stride"])
+@triton.jit(do_not_specialize=["table_stride"])
 def prefill_attention_kernel(
     q_ptr, key_ptr, value_ptr, table_ptr, query_starts_ptr, kv_lens_ptr, items_ptr, out_ptr,
-    qk_scale, num_items, table_stride, q_stride, out_stride, block_stride,
+    qk_scale, table_stride, q_stride, out_stride, block_stride,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """`items` [1 + num_items, 2]: counters (draws, workers done), zero before and after a launch; then items
-    (sequence, first query row), longest first. Unit u is item u // KV_HEADS for kv head u % KV_HEADS.
-    `qk_scale` includes log2(e). Strides: of a token, of a block."""
+    """`items`: see plan.PrefillPlan; the counters are draws and workers done. Unit u is item u // KV_HEADS
+    for kv head u % KV_HEADS. `qk_scale` includes log2(e). Strides: of a token, of a block.
+
+    The number of items is read on the device, so that a captured launch serves every step that its grid fits;
+    and anew for each unit, so that it takes no register meanwhile."""
     columns = tl.arange(0, HEAD_DIM)
-    num_units = num_items * KV_HEADS
     unit = tl.atomic_add(items_ptr, 1, sem="relaxed")
-    while unit < num_units:
+    while unit < tl.load(items_ptr + 2, volatile=True) * KV_HEADS:
         seq, first_row, query_len, tokens, q_rows = _query_rows(
             items_ptr, query_starts_ptr, unit, q_stride, KV_HEADS, GROUP, HEAD_DIM, BLOCK_M
         )

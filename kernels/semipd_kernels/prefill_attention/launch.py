@@ -7,7 +7,7 @@ from torch import Tensor
 
 from semipd_kernels.launches import Launch
 from semipd_kernels.prefill_attention.kernel import prefill_attention_kernel
-from semipd_kernels.prefill_attention.plan import PrefillPlan
+from semipd_kernels.prefill_attention.plan import HEADER_ROWS, PrefillPlan
 
 LOG2_E = math.log2(math.e)
 
@@ -25,7 +25,7 @@ def launches(
 ) -> Sequence[Launch]:
     keys, values = kv_layer.unbind(0)
     _, num_kv, block_size, head_dim = keys.shape
-    config, num_items = plan.config, plan.items.shape[0] - 1
+    config, num_items = plan.config, plan.items.shape[0] - HEADER_ROWS
     assert plan.items.device == q.device, f"the plan's items are on {plan.items.device}, q on {q.device}"
     num_workers = min(num_sms * config.ctas_per_sm, num_items * num_kv)
     tensors = (q, keys, values, block_tables, query_starts, kv_lens, plan.items, out)
@@ -42,5 +42,5 @@ def launches(
         "num_stages": config.num_stages,
         "enable_fp_fusion": True,
     }
-    args = (*tensors, scale * LOG2_E, num_items, *strides)
+    args = (*tensors, scale * LOG2_E, *strides)
     return [Launch(prefill_attention_kernel, num_workers, args, constants)]

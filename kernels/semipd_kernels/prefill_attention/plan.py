@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,19 +10,29 @@ from torch import Tensor
 
 from semipd_kernels.prefill_attention.configs import PrefillConfig, choose, choose_fp32, choose_narrow
 
+HEADER_ROWS = 2
+
+
+class PaddedSize(NamedTuple):
+    """Rows (tokens) and sequences of a captured pass: of at least every step that is replayed in it."""
+
+    num_rows: int
+    num_seqs: int
+
 
 @dataclass(frozen=True, slots=True)
 class PrefillPlan:
     """Built once a step, read by every layer, for any number of SMs.
 
     Attributes:
-        items: [1 + N, 2] int32: two counters, zero except while a launch runs, then N items (sequence, first
-            query row), longest first. A query row is one head of a group at one token: row r is token
-            r // group, head r % group. On the host when built; moving it to the device (pinned,
+        items: [HEADER_ROWS + N, 2] int32: two counters, zero except while a launch runs; the number of items
+            and a zero; then the items (sequence, first query row), longest first, and whatever a padded plan
+            has room for. A query row is one head of a group at one token: row r is token r // group, head
+            r % group. On the host when built; moving it to the device (pinned,
             asynchronously) is the caller's business:
             `dataclasses.replace(plan, items=plan.items.pin_memory().to(device, non_blocking=True))`.
         config: the launch configuration that the items were cut for.
-        num_seqs, num_rows: sequences and rows (tokens) of the step.
+        num_seqs, num_rows: sequences and rows (tokens) of the step, padding included.
     """
 
     items: Tensor
@@ -41,6 +52,7 @@ def plan_prefill(
     num_sms: int,
     arch: int = 90,
     config: PrefillConfig | None = None,
+    padded: PaddedSize | None = None,
 ) -> PrefillPlan:
     """Cut the step into items and sort them by falling cost, the number of key tiles that they read.
 
@@ -51,6 +63,9 @@ def plan_prefill(
         num_sms: SMs the launches are expected to fill; the plan stays right for any other number.
         arch: compute capability of the device, as 80 or 90.
         config: None: tuned or reasoned; small steps take narrower query blocks so that all SMs have work.
+        padded: for a captured pass of this size. All plans of one size have the same configuration and as
+            many items, whatever step they are of; those that no sequence needs are not computed. Tables,
+            query starts and lengths are then of `num_seqs` sequences, the surplus ones without rows.
     """
     group = num_heads // num_kv_heads
     rows, context = np.asarray(query_lens, np.int64), np.asarray(kv_lens, np.int64)
@@ -58,13 +73,23 @@ def plan_prefill(
     assert rows.shape == context.shape == (len(query_lens),), (rows.shape, context.shape)
     assert (rows >= 1).all(), query_lens
     assert (rows <= context).all(), (query_lens, kv_lens)
+    size = padded or PaddedSize(int(rows.sum()), len(query_lens))
+    assert int(rows.sum()) <= size.num_rows, (query_lens, size)
+    assert len(query_lens) <= size.num_seqs, (query_lens, size)
     if config is None:
-        config = _choose(rows * group, num_kv_heads, head_dim, dtype, num_sms, arch)
+        query_rows = rows if padded is None else np.array([size.num_rows])
+        config = _choose(query_rows * group, num_kv_heads, head_dim, dtype, num_sms, arch)
     items = _sorted_items(rows, context, group, config)
-    counters = np.zeros((1, 2), np.int32)
-    return PrefillPlan(
-        torch.from_numpy(np.concatenate((counters, items))), config, len(query_lens), int(rows.sum())
-    )
+    header = np.array(((0, 0), (len(items), 0)), np.int32)
+    most = len(items) if padded is None else _most_items(size, group, config)
+    room = np.zeros((most - len(items), 2), np.int32)
+    every = torch.from_numpy(np.concatenate((header, items, room)))
+    return PrefillPlan(every, config, size.num_seqs, size.num_rows)
+
+
+def _most_items(size: PaddedSize, group: int, config: PrefillConfig) -> int:
+    """Each sequence adds less than one item to those that its rows fill."""
+    return size.num_rows * group // config.block_m + size.num_seqs
 
 
 def _choose(

@@ -17,6 +17,8 @@ def prefill_attention_reference(
     starts = query_starts.tolist()
     for seq, kv_len in enumerate(kv_lens.tolist()):
         start, stop = starts[seq], starts[seq + 1]
+        if start == stop:
+            continue  # padding
         blocks = block_tables[seq, : -(-kv_len // block_size)].long()
         # [2, kv heads, blocks, block_size, D] without the last block's empty slots
         context = kv_layer[:, blocks].transpose(1, 2).reshape(2, num_kv, -1, head_dim)[:, :, :kv_len]
