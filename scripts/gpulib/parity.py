@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from gpulib.host import Run
-from semipd.core.plan import blocks_for
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.devices.cpu.math.network import CpuNetwork
 from semipd.network.config import ModelConfig
-from semipd.network.kv_layout import BLOCK_SIZE, KvLayout
+from semipd.network.kv_layout import KvLayout
 from semipd.network.rows import StepRows
 from semipd.sampling.philox import seed_words, uniforms
 
@@ -87,8 +86,9 @@ class Reference:
         return best, torch.maximum(lower - uniform, uniform - upper).clamp_min(0.0)
 
     def _logits(self, tokens: list[int]) -> Tensor:
-        pool = torch.zeros(KvLayout.of(self._config).pool_shape(blocks_for(len(tokens), BLOCK_SIZE)))
-        rows = StepRows.of_prompt(tokens)
+        layout = KvLayout.of(self._config, max(1, len(tokens)))
+        pool = torch.zeros(layout.pool_shape(1))
+        rows = StepRows.of_prompt(tokens, layout.block_size)
         return CpuNetwork(self._config, self._weights, pool).forward(rows, rows.positions).logits
 
 

@@ -13,7 +13,7 @@ from semipd.core.sampling import SamplingParams
 from semipd.core.split import Split
 from semipd.devices.contract import Device, Lane
 from semipd.network.config import ITEM_BYTES, ModelConfig
-from semipd.network.kv_layout import BLOCK_SIZE, KvLayout
+from semipd.network.kv_layout import KvLayout
 
 STEPS = 12
 SKIPPED = 3
@@ -36,7 +36,7 @@ class StepTimer:
     def decode_ms(self, split: Split, batch: int, context_tokens: int, steps: int = STEPS) -> float:
         """Median device time of a step of `batch` sequences with about so much context each."""
         lane, length = self._device.decode, context_tokens
-        width = blocks_for(length + steps + 1, BLOCK_SIZE)
+        width = blocks_for(length + steps + 1, self._device.info.block_size)
         have = self._device.info.num_blocks - 1
         assert batch * width <= have, f"{batch} x {width} blocks are more than the pool's {have}"
         joins = [
@@ -57,7 +57,7 @@ class StepTimer:
             [2] * num_tokens,
             num_tokens,
             _GREEDY,
-            list(range(1, 1 + blocks_for(num_tokens, BLOCK_SIZE))),
+            list(range(1, 1 + blocks_for(num_tokens, self._device.info.block_size))),
         )
         lane.rebuild([join])
         segment = Segment(SeqId(1), 0, num_tokens, False)
@@ -118,11 +118,7 @@ def measured_profile(
     its difference of times is lost in their noise."""
     weights = plan_weights(config, config.dtype).total_bytes
     weights -= config.vocab_size * config.hidden_size * ITEM_BYTES[config.dtype]  # the table is not read
-    kv = (
-        ATTENTION_BATCH
-        * blocks_for(ATTENTION_TOKENS, BLOCK_SIZE)
-        * KvLayout.of(config).block_bytes(config.dtype)
-    )
+    kv = ATTENTION_BATCH * KvLayout.of(config, ATTENTION_TOKENS).block_bytes(config.dtype)
     flops = 2 * num_parameters(config) * PREFILL_TOKENS
     curves: dict[str, list[list[float]]] = {
         "weight_bytes_per_s": [],
@@ -146,9 +142,5 @@ def bandwidth_share(rows: list[dict[str, float]], config: ModelConfig, copy_byte
     weights and KV once."""
     row = rows[-1]
     weights = plan_weights(config, config.dtype).total_bytes
-    kv = (
-        ATTENTION_BATCH
-        * blocks_for(ATTENTION_TOKENS, BLOCK_SIZE)
-        * KvLayout.of(config).block_bytes(config.dtype)
-    )
+    kv = ATTENTION_BATCH * KvLayout.of(config, ATTENTION_TOKENS).block_bytes(config.dtype)
     return (weights + kv) / (row["decode_long_ms"] / 1e3) / copy_bytes_per_s

@@ -28,6 +28,8 @@ DEFAULT_VOCAB_SIZE = 1000
 DEFAULT_MODEL_LEN = 2048
 DEFAULT_NUM_BLOCKS = 4096
 BLOCK_SIZE = 16
+"""Tokens per KV block, unless a test wants another number."""
+
 BLOCK_BYTES = 8 * BLOCK_SIZE
 """A slot holds a chain value of 64 bits."""
 
@@ -93,10 +95,11 @@ class _Resident:
     tokens: list[int]
     blocks: list[int]
     params: SamplingParams
+    block_size: int
     is_poisoned: bool = False
 
     def slot(self, position: int) -> int:
-        return self.blocks[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+        return self.blocks[position // self.block_size] * self.block_size + position % self.block_size
 
 
 @dataclass(slots=True, eq=False)
@@ -139,7 +142,9 @@ class FakeLane:
 
     def _join(self, join: Join) -> None:
         assert join.seq not in self.residents, f"seq {join.seq} joins twice"
-        self.residents[join.seq] = _Resident(list(join.token_ids), list(join.block_table), join.params)
+        self.residents[join.seq] = _Resident(
+            list(join.token_ids), list(join.block_table), join.params, self.device.info.block_size
+        )
 
     def _execute(self, plan: StepPlan, busy_ns: int) -> StepResult:
         for seq in plan.leaves:
@@ -222,6 +227,7 @@ class FakeDevice:
         self,
         *,
         num_blocks: int = DEFAULT_NUM_BLOCKS,
+        block_size: int = BLOCK_SIZE,
         vocab_size: int = DEFAULT_VOCAB_SIZE,
         max_model_len: int = DEFAULT_MODEL_LEN,
         decode_depth: int = 1,
@@ -241,7 +247,7 @@ class FakeDevice:
             solo_prefill=Split(NUM_UNITS, 0),
             solo_decode=Split(0, NUM_UNITS),
             num_blocks=num_blocks,
-            block_size=BLOCK_SIZE,
+            block_size=block_size,
             vocab_size=vocab_size,
             max_model_len=max_model_len,
             dtype="none",
@@ -249,7 +255,7 @@ class FakeDevice:
             max_decode_tokens=max_decode_tokens,
         )
         self.poison_token_ids = frozenset(poison_token_ids)
-        self.pool = [0] * (num_blocks * BLOCK_SIZE)
+        self.pool = [0] * (num_blocks * block_size)
         self.prefill = FakeLane("prefill", self, prefill_depth, latency, run_length=run_length)
         self.decode = FakeLane("decode", self, decode_depth, latency, run_length=run_length)
 

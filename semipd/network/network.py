@@ -25,7 +25,9 @@ class Network:
     """
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor], kv_pool: Tensor, ops: Ops) -> None:
-        assert kv_pool.shape == KvLayout.of(config).pool_shape(kv_pool.shape[2]), kv_pool.shape
+        assert kv_pool.shape == KvLayout.of(config, kv_pool.shape[4]).pool_shape(kv_pool.shape[2]), (
+            kv_pool.shape
+        )
         self.num_layers = config.num_layers
         self._ops = ops
         self._eps = config.rms_norm_eps

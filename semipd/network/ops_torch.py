@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from semipd.core.plan import blocks_for
 from semipd.network.chunk_attention import attend_chunk
-from semipd.network.kv_layout import BLOCK_SIZE
 from semipd.network.ops import Heads
 from semipd.network.rope import normed_and_rotated, rotation
 from semipd.network.rows import ChunkPlan, ChunkRows, DecodeRows, StepRows
@@ -52,7 +51,8 @@ class TorchOps:
         rotary = rotation(rows.positions, heads.frequencies, heads.rope_scale)
         qk, kv = heads.split(qkv)
         qk.copy_(normed_and_rotated(qk, qk_norm, heads.eps, rotary))
-        layer_kv[:, rows.slots // BLOCK_SIZE, :, rows.slots % BLOCK_SIZE] = kv
+        block_size = layer_kv.shape[3]
+        layer_kv[:, rows.slots // block_size, :, rows.slots % block_size] = kv
 
     def decode_attention(
         self, qkv: Tensor, heads: Heads, layer_kv: Tensor, rows: DecodeRows, num_units: int, out: Tensor
@@ -76,7 +76,7 @@ class TorchOps:
     ) -> None:
         q, start = qkv[:, : heads.num_q], 0
         for idx, (length, kv_len) in enumerate(zip(chunks.host_query_lens, chunks.host_kv_lens, strict=True)):
-            blocks = chunks.tables[idx, : blocks_for(kv_len, BLOCK_SIZE)]
+            blocks = chunks.tables[idx, : blocks_for(kv_len, layer_kv.shape[3])]
             keys, values = layer_kv.index_select(1, blocks).transpose(1, 2).flatten(2, 3)[:, :, :kv_len]
             own = slice(start, start + length)
             out[own] = attend_chunk(q[own], keys, values, heads.attention_scale)

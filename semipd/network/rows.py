@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from semipd.core.plan import blocks_for
-from semipd.network.kv_layout import BLOCK_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ class StepRows:
 
     Attributes:
         token_ids, positions: [T].
-        slots: int64 [T], block * 16 + offset: where each row's KV is written.
+        slots: int64 [T], block * block size + offset: where each row's KV is written.
     """
 
     token_ids: Tensor
@@ -90,12 +89,11 @@ class StepRows:
         return 0 if self.decode is None else self.decode.kv_lens.shape[0]
 
     @classmethod
-    def of_prompt(cls, token_ids: list[int]) -> "StepRows":
+    def of_prompt(cls, token_ids: list[int], block_size: int) -> "StepRows":
         """A whole prompt in one chunk, on the CPU; its KV goes to the blocks from 0 on."""
         everything, length = torch.arange(len(token_ids)), [len(token_ids)]
-        chunks = ChunkRows.unplanned(
-            torch.arange(blocks_for(len(token_ids), BLOCK_SIZE))[None], length, length
-        )
+        table = torch.arange(blocks_for(len(token_ids), block_size))
+        chunks = ChunkRows.unplanned(table[None], length, length)
         return cls(torch.tensor(token_ids), everything, everything, None, chunks)
 
 

@@ -6,7 +6,6 @@ import torch
 
 from semipd.core.plan import PADDING_BLOCK, blocks_for
 from semipd.core.request import SeqId
-from semipd.network.kv_layout import BLOCK_SIZE
 from semipd.network.rows import DecodeRows, StepRows
 from semipd.sampling.batch import SamplingBatch, SamplingRow
 from semipd.steps.residents import Resident
@@ -44,6 +43,7 @@ class DecodeBatch:
         self.sampling = sampling_batch(residents, vocab_size, device)
         self._row_of = {resident.seq: row for row, resident in enumerate(residents)}
         self._num_blocks = [len(resident.block_table) for resident in residents]
+        self._block_size = residents[0].block_size
         width = max(self._num_blocks)
         self._tables = pad_block_tables([r.block_table for r in residents], width, device)
 
@@ -52,14 +52,14 @@ class DecodeBatch:
 
     def rows(self) -> StepRows:
         """Of the newest tokens; tables are just wide enough for the longest context of this step."""
-        tables = self._tables[:, : blocks_for(max(self.kv_lens), BLOCK_SIZE)]
+        tables = self._tables[:, : blocks_for(max(self.kv_lens), self._block_size)]
         decode = DecodeRows(tables, self.positions + 1)
         return StepRows(self.token_ids, self.positions, self._slots(), decode, None)
 
     def _slots(self) -> torch.Tensor:
         """int64 [rows]: where the newest tokens' KV goes."""
-        blocks = self._tables.gather(1, (self.positions // BLOCK_SIZE)[:, None]).squeeze(1)
-        return blocks * BLOCK_SIZE + self.positions % BLOCK_SIZE
+        blocks = self._tables.gather(1, (self.positions // self._block_size)[:, None]).squeeze(1)
+        return blocks * self._block_size + self.positions % self._block_size
 
     def add_blocks(self, additions: Sequence[tuple[SeqId, tuple[int, ...]]]) -> None:
         """Follow `Resident.block_table` for the members named."""

@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from semipd.core.plan import Join, Segment, StepPlan
+from semipd.core.plan import Join, Segment, StepPlan, blocks_for
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
-from semipd.network.kv_layout import BLOCK_SIZE
 
 
 @dataclass(slots=True, eq=False)
@@ -15,6 +14,7 @@ class Resident:
 
     Attributes:
         token_ids: what the host knows: the lane's own samples are appended.
+        block_size: tokens per block of its table.
         num_tokens: with those that steps in flight sample.
         slot: where the device keeps what it needs of the sequence, if it does.
     """
@@ -24,16 +24,21 @@ class Resident:
     num_prompt_tokens: int
     params: SamplingParams
     block_table: list[int]
+    block_size: int
     num_tokens: int
     slot: int = 0
 
     @classmethod
-    def of(cls, join: Join) -> "Resident":
+    def of(cls, join: Join, block_size: int) -> "Resident":
         tokens, blocks = list(join.token_ids), list(join.block_table)
-        return cls(join.seq, tokens, join.num_prompt_tokens, join.params, blocks, len(tokens))
+        return cls(join.seq, tokens, join.num_prompt_tokens, join.params, blocks, block_size, len(tokens))
+
+    def blocks_of(self, num_tokens: int) -> list[int]:
+        """Blocks that hold its first tokens."""
+        return self.block_table[: blocks_for(num_tokens, self.block_size)]
 
     def check_blocks(self, num_tokens: int) -> None:
-        room = len(self.block_table) * BLOCK_SIZE
+        room = len(self.block_table) * self.block_size
         assert num_tokens <= room, (
             f"sequence {self.seq}: {num_tokens} tokens, {room} slots in its block table"
         )
@@ -49,6 +54,11 @@ class Chunk:
     @property
     def end(self) -> int:
         return self.segment.start + self.segment.length
+
+    @property
+    def context_blocks(self) -> list[int]:
+        """Blocks that hold what it attends to."""
+        return self.resident.blocks_of(self.end)
 
     def predicted_prompt(self) -> range:
         """Indices of the prompt tokens whose log-probabilities this chunk owes."""
@@ -69,7 +79,8 @@ class Chunk:
 class Residents:
     """A device that keeps state of its own about them overrides what follows a change."""
 
-    def __init__(self) -> None:
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
         self._by_seq: dict[SeqId, Resident] = {}
 
     def apply(self, plan: StepPlan) -> None:
@@ -125,6 +136,6 @@ class Residents:
         """Nobody is here any more."""
 
     def _join(self, join: Join) -> None:
-        resident = Resident.of(join)
+        resident = Resident.of(join, self._block_size)
         self._by_seq[join.seq] = resident
         self.joined(resident)

@@ -8,7 +8,6 @@ import numpy as np
 
 from semipd.core.plan import TokenLogprobs
 from semipd.core.request import SeqId
-from semipd.network.kv_layout import BLOCK_SIZE
 from semipd.steps.residents import Chunk, Resident
 
 Integers = np.ndarray[Any, np.dtype[np.int64]]
@@ -26,10 +25,14 @@ def chunk_vectors(chunks: Sequence[Chunk]) -> ChunkVectors:
     """At least one chunk."""
     tokens = [t for c in chunks for t in c.resident.token_ids[c.segment.start : c.end]]
     positions = [np.arange(c.segment.start, c.end) for c in chunks]
-    tables = [np.array(c.resident.block_table, dtype=np.int64) for c in chunks]
-    pairs = zip(tables, positions, strict=True)
-    slots = [table[at // BLOCK_SIZE] * BLOCK_SIZE + at % BLOCK_SIZE for table, at in pairs]
+    slots = [_slots(c.resident, at) for c, at in zip(chunks, positions, strict=True)]
     return ChunkVectors(np.array(tokens, dtype=np.int64), np.concatenate(positions), np.concatenate(slots))
+
+
+def _slots(resident: Resident, positions: Integers) -> Integers:
+    table, size = np.array(resident.block_table, dtype=np.int64), resident.block_size
+    slots: Integers = table[positions // size] * size + positions % size
+    return slots
 
 
 def sampled_residents(decoding: Sequence[Resident], chunks: Sequence[Chunk]) -> list[Resident]:

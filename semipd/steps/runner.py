@@ -21,6 +21,10 @@ from semipd.steps.step import Step
 
 
 class Decoder(Protocol):
+    @property
+    def block_size(self) -> int:
+        """Tokens per block of its KV pool."""
+
     def forward(self, rows: StepRows, wanted: torch.Tensor | None) -> PassResult:
         """Logits of the rows `wanted`, int64 [R], in their order; None: of all. Writes every row's KV."""
 
@@ -32,7 +36,7 @@ class StepRunner:
         self._decoder = decoder
         self._vocab_size = vocab_size
         self._device = device
-        self.residents = Residents()
+        self.residents = Residents(decoder.block_size)
         self._decode: DecodeBatch | None = None
 
     @torch.inference_mode()

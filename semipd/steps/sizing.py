@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 from semipd.core.errors import SemipdError
 from semipd.core.plan import blocks_for
-from semipd.network.kv_layout import BLOCK_SIZE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,11 +12,12 @@ class KvDemand(ABC):
     """What settings and checkpoint ask for; a device adds what else takes its memory.
 
     Attributes:
-        block_bytes: of one KV block in all layers.
+        block_size: tokens per KV block. block_bytes: of one in all layers.
         kv_bytes, kv_fraction, max_num_blocks, max_model_len: see EngineSettings; `kv_fraction` is of what the
             rest leaves.
     """
 
+    block_size: int
     block_bytes: int
     kv_bytes: int
     kv_fraction: float
@@ -40,7 +40,7 @@ class KvDemand(ABC):
 
     @property
     def blocks_per_seq(self) -> int:
-        return blocks_for(self.max_model_len, BLOCK_SIZE)
+        return blocks_for(self.max_model_len, self.block_size)
 
     @property
     def least_blocks(self) -> int:
@@ -95,7 +95,7 @@ def _candidates(demand: KvDemand) -> list[dict[str, int]]:
 
     def shorter(changes: dict[str, int]) -> dict[str, int]:
         blocks = min(fitting, replace(demand, **changes).wanted_blocks())
-        return {**changes, "max_model_len": max(0, blocks - 1) * BLOCK_SIZE}
+        return {**changes, "max_model_len": max(0, blocks - 1) * demand.block_size}
 
     pool = {"kv_bytes": fitting * demand.block_bytes}
     cap = {"max_num_blocks": demand.least_blocks}

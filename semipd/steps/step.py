@@ -4,9 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from semipd.core.plan import blocks_for
 from semipd.core.request import SeqId
-from semipd.network.kv_layout import BLOCK_SIZE
 from semipd.network.rows import ChunkRows, StepRows
 from semipd.steps.decode_batch import DecodeBatch, pad_block_tables
 from semipd.steps.failures import unsound_sequences
@@ -34,7 +32,7 @@ class Step(NamedTuple):
         kv_lens = [chunk.end for chunk in self.chunks]
         tables = [chunk.resident.block_table for chunk in self.chunks]
         chunks = ChunkRows.unplanned(
-            pad_block_tables(tables, blocks_for(max(kv_lens), BLOCK_SIZE), device),
+            pad_block_tables(tables, max(len(chunk.context_blocks) for chunk in self.chunks), device),
             [chunk.segment.length for chunk in self.chunks],
             kv_lens,
         )

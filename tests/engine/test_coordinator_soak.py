@@ -8,6 +8,7 @@ from support.fake_engine import RANDOM_VOCAB, Run, random_request
 
 from semipd.config.config import default_engine_settings
 from semipd.core.messages import Cancel, Inbound, SetPartition, SetSlo, Submit
+from semipd.core.plan import blocks_for
 from semipd.core.request import Request, SeqId
 from semipd.core.settings import SchedulerName
 from semipd.core.split import PartitionMode, Split
@@ -28,13 +29,24 @@ def meddle(rng: random.Random) -> list[Inbound]:
 
 
 def soak(
-    policy: SchedulerName, depth: int, seed: int, num_requests: int, check_every: int, meddling: float = 0.0
+    policy: SchedulerName,
+    depth: int,
+    seed: int,
+    num_requests: int,
+    check_every: int,
+    *,
+    block_size: int = 16,
+    meddling: float = 0.0,
 ) -> tuple[int, set[Split]]:
     """Returns how many preemptions happened, and the splits that steps ran under. `meddling`: how likely
     an operator interferes in a turn."""
     rng = random.Random(seed)
     device = FakeDevice(
-        num_blocks=rng.choice([12, 20, 60]), vocab_size=RANDOM_VOCAB, decode_depth=depth, prefill_depth=depth
+        num_blocks=1 + blocks_for(16 * rng.choice([11, 19, 59]), block_size),
+        block_size=block_size,
+        vocab_size=RANDOM_VOCAB,
+        decode_depth=depth,
+        prefill_depth=depth,
     )
     settings = default_engine_settings(
         device="fake",
@@ -91,7 +103,10 @@ def soak(
 @pytest.mark.parametrize("policy", ["semipd", "chunked", "prefill-first"])
 def test_random_requests(policy: SchedulerName, depth: int) -> None:
     """Integrity is checked in every turn."""
-    num_preemptions = sum(soak(policy, depth, seed, 210, check_every=1)[0] for seed in range(2))
+    num_preemptions = sum(
+        soak(policy, depth, seed, 210, check_every=1, block_size=block_size)[0]
+        for seed, block_size in enumerate((16, 64))
+    )
     print(f"{policy}, depth {depth}: 420 requests, {num_preemptions} preemptions, 0 deviations")
     assert num_preemptions > 5, "the load was too easy"
 

@@ -106,7 +106,7 @@ def alone(checkpoint: Path, num_tokens: int) -> list[int]:
     buffer = torch.zeros(layout.total_bytes, dtype=torch.uint8)
     load_weights(checkpoint, config, layout, buffer, lambda done, total: None)
     decoder = CpuNetwork(
-        config, weight_views(layout, buffer), torch.zeros(KvLayout.of(config).pool_shape(16))
+        config, weight_views(layout, buffer), torch.zeros(KvLayout.of(config, 16).pool_shape(16))
     )
     runner = StepRunner(decoder, config.vocab_size, torch.device("cpu"))
     tokens = one_each(runner.execute(prefill_plan(Split(1, 1), list(range(1, 9)))).tokens)

@@ -115,6 +115,7 @@ def demand(available: Available, **changes: int | float) -> HostMemoryDemand:
     base: dict[str, int | float] = {
         "weights_bytes": 4 * GIB,
         "worker_bytes": GIB,
+        "block_size": 16,
         "block_bytes": 2**20,
         "max_model_len": 4096,
         "max_num_seqs": 8,

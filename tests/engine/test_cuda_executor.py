@@ -32,9 +32,11 @@ from semipd.steps.residents import Resident
 
 @each_seed(range(4), soak=range(4, 12))
 def test_two_lanes_give_each_request_its_own_tokens(seed: int) -> None:
-    """Every combination of family, depth and group size, with graphs or without, through live switches."""
+    """Every combination of family, depth, group and block size, with graphs or without, through live
+    switches."""
     rig = Rig(
         seed,
+        block_size=(16, 64)[seed // 2 % 2],
         family=list(FAMILIES)[seed % len(FAMILIES)],
         decode_depth=1 + seed % 3 // 2 + seed % 2,
         group_layers=1 + seed % 2,
@@ -292,10 +294,10 @@ def test_rebuild_equals_the_deltas() -> None:
 
 
 def test_slots_hold_what_the_deltas_say() -> None:
-    state = SlotState(4, 5, torch.device("cpu"))
+    state = SlotState(4, 5, 16, torch.device("cpu"))
     params = SamplingParams(max_tokens=9, seed=2**63 + 5, temperature=0.5, top_p=0.25, min_tokens=2)
     delta: Delta = {}
-    resident = Resident(SeqId(1), [7, 8, 9], 2, params, [11, 12], 3, slot=2)
+    resident = Resident(SeqId(1), [7, 8, 9], 2, params, [11, 12], 16, 3, slot=2)
     state.join(delta, resident)
     resident.block_table.append(13)
     state.add_blocks(delta, resident, 2)

@@ -28,6 +28,7 @@ def wide_heads(monkeypatch: pytest.MonkeyPatch) -> None:
 def kernel_rig(seed: int) -> Rig:
     return Rig(
         seed,
+        block_size=(16, 64)[seed % 2],
         family=list(cuda_rig.FAMILIES)[seed],
         settings=DEFAULTS,
         ops=KernelOps(torch.float32, 90),

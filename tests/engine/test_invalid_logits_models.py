@@ -45,7 +45,7 @@ class Driver:
     """Plans of a lane by hand, over blocks that held NaN before."""
 
     def __init__(self, weights: dict[str, Tensor], num_blocks: int = 120) -> None:
-        self.pool = torch.full(KvLayout.of(TINY).pool_shape(num_blocks), math.nan)
+        self.pool = torch.full(KvLayout.of(TINY, 16).pool_shape(num_blocks), math.nan)
         self.runner = StepRunner(CpuNetwork(TINY, weights, self.pool), TINY.vocab_size, CPU)
         self._ids = itertools.count(1)
 
@@ -156,6 +156,8 @@ def test_a_prompt_row_that_overflows_behind_the_last_kv_fails_when_it_is_asked_f
     inner = driver.runner._decoder
 
     class Overflowing:
+        block_size = inner.block_size
+
         def forward(self, rows: StepRows, wanted: torch.Tensor | None) -> PassResult:
             result = inner.forward(rows, wanted)
             if len(result.logits) > 1:

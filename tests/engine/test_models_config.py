@@ -261,7 +261,7 @@ def test_layout_has_room_for_every_source_and_no_overlap(
 
 def test_kv_block_bytes(tmp_path: Path) -> None:
     # 3 layers, keys and values, 16 tokens, 2 heads of 16, 2 bytes
-    assert KvLayout.of(load(tmp_path, LLAMA)).block_bytes("bfloat16") == 3 * 2 * 16 * 2 * 16 * 2
+    assert KvLayout.of(load(tmp_path, LLAMA), 16).block_bytes("bfloat16") == 3 * 2 * 16 * 2 * 16 * 2
 
 
 def test_planning_memory_needs_no_torch() -> None:

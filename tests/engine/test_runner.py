@@ -9,13 +9,12 @@ import torch
 from support.sampled import checked_tokens
 from support.seeds import each_seed
 from support.step_tokens import one_each
-from support.toy_decoder import ToyDecoder
+from support.toy_decoder import BLOCK_SIZE, ToyDecoder
 
 from semipd.core.plan import Join, Segment, StepPlan, StepResult, TokenLogprobs
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.split import Split
-from semipd.network.kv_layout import BLOCK_SIZE
 from semipd.sampling.batch import SamplingBatch, SamplingRow
 from semipd.sampling.logprobs import token_logprobs
 from semipd.steps import runner as runner_module

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from semipd.devices.cuda.forward.kernel_ops import KernelOps
 from semipd.network.activations import Activations
-from semipd.network.kv_layout import BLOCK_SIZE, KvLayout
+from semipd.network.kv_layout import KvLayout
 from semipd.network.network import Network
 from semipd.network.rows import ChunkRows, DecodeRows, StepRows
 
@@ -23,9 +23,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:All-NaN slice encountered:Runtim
 BAD = 1
 """The sequence between the others."""
 
+BLOCK_SIZE = 16
+
 
 def poison(batch: PagedBatch) -> None:
-    used = -(-int(batch.kv_lens[BAD]) // BLOCK_SIZE)
+    used = -(-int(batch.kv_lens[BAD]) // batch.block_size)
     batch.pool[:, batch.block_tables[BAD, :used].long()] = math.nan
 
 
@@ -98,7 +100,7 @@ class Pass:
         config = replace(TINY, num_layers=2, head_dim=64, num_heads=2, num_kv_heads=1)
         weights = random_weights(config)
         weights["embed"][60] = math.nan
-        self.pool = torch.full(KvLayout.of(config).pool_shape(10), math.nan)
+        self.pool = torch.full(KvLayout.of(config, BLOCK_SIZE).pool_shape(10), math.nan)
         self.ops = KernelOps(torch.float32, 90)
         self.network = Network(config, weights, self.pool, self.ops)
         self.activations = Activations.reserve(config, 64, torch.empty(0))

@@ -15,7 +15,7 @@ from semipd.checkpoints.weights import weight_views
 from semipd.config.config import default_engine_settings
 from semipd.core.events import Event
 from semipd.core.messages import Finished, Inbound, PromptLogprobs, StepTokens
-from semipd.core.plan import StepResult, TokenLogprobs, blocks_for
+from semipd.core.plan import StepResult, TokenLogprobs
 from semipd.core.request import Request, SeqId
 from semipd.core.settings import EngineSettings
 from semipd.core.split import LaneName
@@ -33,7 +33,7 @@ from semipd.devices.cuda.split.streams import Lanes
 from semipd.devices.cuda.start.assembly import build_loop, graph_splits, lane_size, reserve_memory
 from semipd.engine.coordinator import Coordinator
 from semipd.network.config import ModelConfig, RopeConfig
-from semipd.network.kv_layout import BLOCK_SIZE, KvLayout
+from semipd.network.kv_layout import KvLayout
 from semipd.network.network import Network
 from semipd.network.ops import Ops
 from semipd.network.ops_torch import TorchOps
@@ -99,8 +99,9 @@ class Oracle:
 
     def logits(self, tokens: list[int]) -> Tensor:
         """[len(tokens), vocab] of one pass over all of them."""
-        pool = torch.full(KvLayout.of(self.config).pool_shape(blocks_for(len(tokens), BLOCK_SIZE)), torch.nan)
-        rows = StepRows.of_prompt(tokens)
+        layout = KvLayout.of(self.config, len(tokens))
+        pool = torch.full(layout.pool_shape(1), torch.nan)
+        rows = StepRows.of_prompt(tokens, layout.block_size)
         return CpuNetwork(self.config, self.weights, pool).forward(rows, rows.positions).logits
 
     def generate(self, request: Request) -> tuple[list[int], list[TokenLogprobs]]:
@@ -177,6 +178,7 @@ class Rig:
     family: str = "llama"
     settings: EngineSettings = DEFAULTS
     num_blocks: int = 60
+    block_size: int = 16
     decode_depth: int = 2
     group_layers: int = 1
     prefill_moves: bool = True
@@ -196,7 +198,8 @@ class Rig:
         self.driver = DeferredCuda(self.rng)
         self.driver.bind_thread()
         self.cuda_lanes = Lanes.open(self.driver)
-        self.pool = torch.full(KvLayout.of(self.config).pool_shape(self.num_blocks), torch.nan)
+        layout = KvLayout.of(self.config, self.block_size)
+        self.pool = torch.full(layout.pool_shape(self.num_blocks), torch.nan)
         self.runner = InlineRunner(self.rng)
         self.loop = self.runner.loop = self._loop()
         self.device = RigDevice(
@@ -221,7 +224,8 @@ class Rig:
         names: tuple[LaneName, ...] = ("prefill", "decode")
         sizes = {
             name: replace(
-                lane_size(name, self.settings, self.config, MAX_MODEL_LEN), group_layers=self.group_layers
+                lane_size(name, self.settings, self.config, MAX_MODEL_LEN, self.block_size),
+                group_layers=self.group_layers,
             )
             for name in names
         }
@@ -247,7 +251,7 @@ class Rig:
             solo_prefill=lanes.solo_prefill,
             solo_decode=lanes.solo_decode,
             num_blocks=self.num_blocks,
-            block_size=BLOCK_SIZE,
+            block_size=self.block_size,
             vocab_size=self.config.vocab_size,
             max_model_len=MAX_MODEL_LEN,
             dtype="float32",

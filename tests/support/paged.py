@@ -11,11 +11,13 @@ from semipd.checkpoints.layout import plan_weights
 from semipd.checkpoints.weights import TORCH_DTYPES, load_weights, weight_views
 from semipd.devices.cpu.math.network import CpuNetwork
 from semipd.network.config import DTypeName, ModelConfig
-from semipd.network.kv_layout import BLOCK_SIZE, KvLayout
+from semipd.network.kv_layout import KvLayout
 from semipd.network.rows import ChunkRows, DecodeRows, StepRows
 
 # Several threads on tiny matrices, on cores that others use too, spin more than they work.
 torch.set_num_threads(1)
+
+BLOCK_SIZE = 16
 
 
 @dataclass
@@ -34,7 +36,7 @@ class PagedModel:
     def __init__(self, folder: Path, num_blocks: int = 64, dtype: DTypeName = "float32") -> None:
         self.config = load_model_config(folder)
         self.pool = torch.full(
-            KvLayout.of(self.config).pool_shape(num_blocks), torch.nan, dtype=TORCH_DTYPES[dtype]
+            KvLayout.of(self.config, BLOCK_SIZE).pool_shape(num_blocks), torch.nan, dtype=TORCH_DTYPES[dtype]
         )
         self.decoder = CpuNetwork(self.config, loaded_weights(folder, self.config, dtype), self.pool)
 

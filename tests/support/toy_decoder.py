@@ -6,16 +6,17 @@ position gives other logits.
 
 import torch
 
-from semipd.network.kv_layout import BLOCK_SIZE
 from semipd.network.rows import PassResult, StepRows
 
 NUM_STATES = 9973
+BLOCK_SIZE = 16
 
 
 class ToyDecoder:
     """Every step checks its rows. `pool` may be shared between decoders, like the real one."""
 
     def __init__(self, vocab_size: int, num_blocks: int, pool: torch.Tensor | None = None) -> None:
+        self.block_size = BLOCK_SIZE
         generator = torch.Generator().manual_seed(vocab_size)
         self.table = torch.randn(NUM_STATES, vocab_size, generator=generator)
         # Poisoned: reading a slot that nobody wrote gives nonsense.

@@ -7,7 +7,6 @@ import pytest
 
 from semipd.core.errors import SemipdError
 from semipd.devices.cuda.start.memory_table import GpuMemoryDemand
-from semipd.network.kv_layout import BLOCK_SIZE
 from semipd.steps.sizing import num_kv_blocks
 
 GIB = 2**30
@@ -19,6 +18,7 @@ H200 = GpuMemoryDemand(
     buffers_bytes=2 * GIB,
     graphs_bytes=GIB,
     reserve_bytes=GIB,
+    block_size=16,
     block_bytes=2 * 2**20,
     kv_bytes=0,
     kv_fraction=0.9,
@@ -72,7 +72,8 @@ def random_demand(rng: random.Random) -> GpuMemoryDemand:
         kv_bytes=rng.choice([0, 0, rng.randrange(1, 200)]),
         kv_fraction=rng.choice([0.1, 0.5, 0.9, 1.0]),
         max_num_blocks=rng.choice([0, 0, rng.randrange(1, 40)]),
-        max_model_len=rng.randrange(1, 20 * BLOCK_SIZE),
+        block_size=rng.choice([16, 64]),
+        max_model_len=rng.randrange(1, 320),
     )
 
 
@@ -87,7 +88,7 @@ def largest_by_search(demand: GpuMemoryDemand) -> int | None:
     ]
     if not allowed or allowed[-1] * demand.block_bytes > demand.left_bytes:
         return None
-    return allowed[-1] if (allowed[-1] - 1) * BLOCK_SIZE >= demand.max_model_len else None
+    return allowed[-1] if (allowed[-1] - 1) * demand.block_size >= demand.max_model_len else None
 
 
 def test_the_size_is_the_largest_that_fits_or_the_hint_helps() -> None:

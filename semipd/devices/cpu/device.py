@@ -22,10 +22,10 @@ from semipd.devices.cpu.math.packing import Packed, can_pack, pack_weights
 from semipd.devices.cpu.memory import SharedMemory, available_memory
 from semipd.devices.cpu.messages import Message, Setup
 from semipd.devices.cpu.process import Worker, wait_for_all
-from semipd.devices.cpu.sizing import DEFAULT_KV_FRACTION, HostMemoryDemand
+from semipd.devices.cpu.sizing import BLOCK_SIZE, DEFAULT_KV_FRACTION, HostMemoryDemand
 from semipd.network.activations import row_elements
 from semipd.network.config import DTypeName, ModelConfig
-from semipd.network.kv_layout import BLOCK_SIZE, KvLayout
+from semipd.network.kv_layout import KvLayout
 from semipd.steps.sizing import num_kv_blocks
 
 _READ_LIMIT_S = 10.0
@@ -62,7 +62,8 @@ class _Model:
             weights_bytes=self.layout.total_bytes,
             # Activations in fp32, thrice: some operations hold input, output and a temporary.
             worker_bytes=2 * (_WORKER_BYTES + 3 * 4 * widest),
-            block_bytes=KvLayout.of(self.config).block_bytes(self.dtype),
+            block_size=BLOCK_SIZE,
+            block_bytes=KvLayout.of(self.config, BLOCK_SIZE).block_bytes(self.dtype),
             max_model_len=self.max_model_len,
             max_num_seqs=settings.max_num_seqs,
             kv_bytes=settings.kv_bytes,

@@ -27,7 +27,8 @@ from semipd.devices.cpu.messages import (
     rebuild_from_wire,
     result_to_wire,
 )
-from semipd.network.kv_layout import BLOCK_SIZE, KvLayout
+from semipd.devices.cpu.sizing import BLOCK_SIZE
+from semipd.network.kv_layout import KvLayout
 from semipd.steps.failures import check_trial
 from semipd.steps.runner import StepRunner
 from semipd.wire.frames import FrameReader, encode_frame
@@ -45,7 +46,8 @@ class Executor:
         self.take_cores(setup.split)
         self._config = load_model_config(setup.model_dir, setup.max_model_len)
         self._layout = plan_weights(self._config, setup.dtype, packed=setup.packed)
-        dtype, shape = TORCH_DTYPES[setup.dtype], KvLayout.of(self._config).pool_shape(setup.num_blocks)
+        self._kv_layout = KvLayout.of(self._config, BLOCK_SIZE)
+        dtype, shape = TORCH_DTYPES[setup.dtype], self._kv_layout.pool_shape(setup.num_blocks)
         kv_bytes = torch.Size(shape).numel() * dtype.itemsize
         self._weights = SharedMemory(setup.weights_fd, self._layout.total_bytes).tensor()
         self._kv_pool = SharedMemory(setup.kv_fd, kv_bytes).tensor().view(dtype).view(shape)
@@ -57,7 +59,7 @@ class Executor:
         as long. Raises what `check_trial` raises."""
         views = packed_views(self._layout, self._weights, packed)
         self._runner = self._runner_over(views, self._kv_pool)
-        shape = KvLayout.of(self._config).pool_shape(warm_up_blocks(self._setup))
+        shape = self._kv_layout.pool_shape(warm_up_blocks(self._setup))
         rehearsal = self._runner_over(views, torch.zeros(shape, dtype=self._kv_pool.dtype))
         prompt, *decodes = warm_up_plans(self._setup, self._config.vocab_size)
         steps = []

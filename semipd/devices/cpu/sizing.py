@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from semipd.devices.cpu.memory import Available
 from semipd.steps.sizing import KvDemand
 
+BLOCK_SIZE = 16
+"""Tokens per KV block."""
+
 DEFAULT_KV_BYTES = 4 * 2**30
 DEFAULT_KV_FRACTION = 0.5
 """Without `kv_bytes` no more than this (or one longest sequence): reserving memory takes time at start-up."""

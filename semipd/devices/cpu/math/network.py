@@ -18,6 +18,7 @@ class CpuNetwork:
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor], kv_pool: Tensor) -> None:
         self._config = config
+        self.block_size = kv_pool.shape[4]
         self._ops = CpuOps(kv_pool)
         self._network = Network(config, weights, kv_pool, self._ops)
         self._memory = Activations.reserve(config, 0, kv_pool)

@@ -15,7 +15,6 @@ from semipd.core.plan import blocks_for
 from semipd.devices.cpu.math.packing import linear
 from semipd.devices.cpu.math.paged_decode import PagedDecode
 from semipd.network.chunk_attention import attend_chunk
-from semipd.network.kv_layout import BLOCK_SIZE
 from semipd.network.ops import Heads
 from semipd.network.rope import normed_and_rotated, rotation
 from semipd.network.rows import ChunkPlan, ChunkRows, DecodeRows, StepRows
@@ -34,9 +33,9 @@ class _Placed(NamedTuple):
     offsets: Tensor
 
     @classmethod
-    def of(cls, rows: StepRows, heads: Heads) -> "_Placed":
+    def of(cls, rows: StepRows, heads: Heads, block_size: int) -> "_Placed":
         rotary = rotation(rows.positions, heads.frequencies, heads.rope_scale)
-        return cls(rows, rotary, rows.slots // BLOCK_SIZE, rows.slots % BLOCK_SIZE)
+        return cls(rows, rotary, rows.slots // block_size, rows.slots % block_size)
 
 
 class _Decode(NamedTuple):
@@ -94,7 +93,7 @@ class CpuOps:
         self, qkv: Tensor, heads: Heads, qk_norm: Tensor | None, rows: StepRows, layer_kv: Tensor
     ) -> None:
         if self._placed is None or self._placed.rows is not rows:
-            self._placed = _Placed.of(rows, heads)
+            self._placed = _Placed.of(rows, heads, layer_kv.shape[3])
         placed, (qk, kv) = self._placed, heads.split(qkv)
         qk.copy_(normed_and_rotated(qk, qk_norm, heads.eps, placed.rotary))
         layer_kv[:, placed.blocks, :, placed.offsets] = kv
@@ -134,7 +133,7 @@ class CpuOps:
 
 def _context(layer_kv: Tensor, table: Tensor, kv_len: int) -> Tensor:
     """Keys and values [2, kv heads, kv_len, head_dim], copied out of the pool."""
-    blocks = layer_kv.index_select(1, table[: blocks_for(kv_len, BLOCK_SIZE)])
+    blocks = layer_kv.index_select(1, table[: blocks_for(kv_len, layer_kv.shape[3])])
     return blocks.transpose(1, 2).flatten(2, 3)[:, :, :kv_len]
 
 

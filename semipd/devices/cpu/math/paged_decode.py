@@ -28,8 +28,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from semipd.network.kv_layout import BLOCK_SIZE
-
 Ints = NDArray[np.int64]
 
 MIN_RUN_BYTES = 524_288
@@ -124,8 +122,9 @@ class PagedDecode:
             return torch.from_numpy(values).to(kv_pool.device)
 
         self._num_kv_heads = kv_pool.shape[3]
+        self._block_size = block_size = kv_pool.shape[4]
         self._num_seqs = tables.shape[0]
-        num_blocks = -(-kv_lens // BLOCK_SIZE)
+        num_blocks = -(-kv_lens // block_size)
         held = np.arange(tables.shape[1]) < num_blocks[:, None]
         layout = lay_out(tables[held], kv_pool[0, 0, 0].nbytes)
         self._runs, self._num_entries = layout.runs, layout.num_entries
@@ -137,23 +136,23 @@ class PagedDecode:
         self._owner = on_device(owner)
         self._query_row = on_device(np.minimum(owner, self._num_seqs - 1))
 
-        used = kv_lens - (num_blocks - 1) * BLOCK_SIZE
-        seq, offset = np.nonzero(np.arange(BLOCK_SIZE) >= used[:, None])
+        used = kv_lens - (num_blocks - 1) * block_size
+        seq, offset = np.nonzero(np.arange(block_size) >= used[:, None])
         last_entry = layout.entry_of_pair[np.cumsum(num_blocks) - 1]
         last_block = tables[np.arange(self._num_seqs), num_blocks - 1]
         self._unused_entry, self._unused_offset = on_device(last_entry[seq]), on_device(offset)
         kv_pool[:, 1][:, on_device(last_block[seq]), :, self._unused_offset] = 0
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, scale: float, out: Tensor) -> None:
-        """`q`, `out` [S, heads, head_dim]; `keys`, `values` [num_blocks, kv heads, 16, head_dim], this step's
-        KV already written."""
+        """`q`, `out` [S, heads, head_dim]; `keys`, `values` [num_blocks, kv heads, slots, head_dim], this
+        step's KV already written."""
         num_seqs, num_heads, head_dim = q.shape
         group = num_heads // self._num_kv_heads
         spread = q.reshape(num_seqs, -1).index_select(0, self._query_row).view(-1, group, head_dim)
-        scores = q.new_empty(spread.shape[0], group, BLOCK_SIZE)
+        scores = q.new_empty(spread.shape[0], group, self._block_size)
         for tiles, part in self._tiles(keys):
             torch.bmm(spread[part], tiles.transpose(1, 2), out=scores[part])
-        weights, total = self._softmax(scores.view(-1, num_heads, BLOCK_SIZE), scale)
+        weights, total = self._softmax(scores.view(-1, num_heads, self._block_size), scale)
         weights = weights.to(q.dtype).view_as(scores)
         partial = torch.empty_like(spread)
         for tiles, part in self._tiles(values):
@@ -163,7 +162,7 @@ class PagedDecode:
         torch.div(sums[:num_seqs].view(q.shape), total[:, :, None], out=out)
 
     def _tiles(self, plane: Tensor) -> Iterator[tuple[Tensor, slice]]:
-        """[tiles, 16, head_dim] of each run and of the copies, and which (entry, kv head) rows they are."""
+        """[tiles, slots, head_dim] of each run and of the copies; which (entry, kv head) rows they are."""
         heads = self._num_kv_heads
         for run in self._runs:
             tiles = plane.narrow(0, run.first_block, run.num_blocks).flatten(0, 1)
@@ -173,7 +172,7 @@ class PagedDecode:
             yield tiles, slice((self._num_entries - num_copied) * heads, self._num_entries * heads)
 
     def _softmax(self, scores: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Weights [E, heads, 16] float32 before division, and their sums [S, heads]."""
+        """Weights [E, heads, block size] float32 before division, and their sums [S, heads]."""
         num_rows, num_heads = self._num_seqs + 1, scores.shape[1]
         logits = scores.float().mul_(scale)
         logits[self._unused_entry, :, self._unused_offset] = -torch.inf

@@ -62,7 +62,7 @@ class LaneMemory:
         cls, size: LaneSize, activations: Activations, sampler: Sampler, device: torch.device
     ) -> "LaneMemory":
         num_slots = size.max_num_seqs + 1
-        state = SlotState(num_slots, size.max_blocks_per_seq, device)
+        state = SlotState(num_slots, size.max_blocks_per_seq, size.block_size, device)
 
         def ints(count: int) -> Tensor:
             return torch.zeros(count, dtype=torch.int32, device=device)

@@ -8,7 +8,6 @@ from semipd.core.plan import PADDING_BLOCK, Join, Segment, StepPlan, blocks_for
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.split import Split
-from semipd.network.kv_layout import BLOCK_SIZE
 
 _GOLDEN = 0.618
 _GREEDY = SamplingParams(max_tokens=4, seed=0, temperature=0.0)
@@ -37,16 +36,21 @@ def trial_tokens(vocab_size: int) -> Iterator[int]:
 
 
 def warm_up_plans(
-    split: Split, num_blocks: int, chunk_tokens: int, max_model_len: int, tokens: Iterator[int]
+    split: Split,
+    num_blocks: int,
+    block_size: int,
+    chunk_tokens: int,
+    max_model_len: int,
+    tokens: Iterator[int],
 ) -> Iterator[StepPlan]:
     """For an empty lane; each plan follows the one before, and the last one leaves nobody. The blocks belong
     to nobody yet; what stays in them is never read. `tokens`: each prompt repeats the next one."""
     usable = num_blocks - 1 - PADDING_BLOCK
-    length = max(1, min(chunk_tokens, max_model_len - 2, (usable - 1) * BLOCK_SIZE - 1))
+    length = max(1, min(chunk_tokens, max_model_len - 2, (usable - 1) * block_size - 1))
     blocks = list(range(PADDING_BLOCK + 1, num_blocks))
     step_id = 0
     for params in (_GREEDY, _EVERYTHING):
-        table = blocks[: min(blocks_for(length + 1, BLOCK_SIZE), usable)]
+        table = blocks[: min(blocks_for(length + 1, block_size), usable)]
         join = Join(SeqId(1), [next(tokens)] * length, length, params, table)
         segment = Segment(SeqId(1), 0, length, True, params.prompt_logprobs)
         yield StepPlan(step_id, split, segments=(segment,), joins=(join,))

@@ -7,10 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semipd.core.plan import blocks_for
 from semipd.devices.cuda.rows.slots import SlotState
 from semipd.devices.cuda.rows.staging import Packer
-from semipd.network.kv_layout import BLOCK_SIZE
 from semipd.network.rows import ChunkPlan, ChunkRows, DecodeRows, StepRows
 from semipd.sampling.parameters import Column
 from semipd.sampling.stages import StagePlan, Stages
@@ -108,17 +106,17 @@ class StepLayout:
         """Blocks whose keys and values a step attends to, given the contexts of its decodes."""
         blocks = set[int]()
         for resident, kv_len in zip(self.decoding, decode_lens, strict=True):
-            blocks.update(resident.block_table[: blocks_for(kv_len, BLOCK_SIZE)])
+            blocks.update(resident.blocks_of(kv_len))
         for chunk in self.chunks:
-            blocks.update(chunk.resident.block_table[: blocks_for(chunk.end, BLOCK_SIZE)])
+            blocks.update(chunk.context_blocks)
         return blocks
 
     def kv_writes(self, decode_lens: Sequence[int]) -> set[int]:
         pairs = zip(self.decoding, decode_lens, strict=True)
-        blocks = {resident.block_table[(kv_len - 1) // BLOCK_SIZE] for resident, kv_len in pairs}
+        blocks = {resident.blocks_of(kv_len)[-1] for resident, kv_len in pairs}
         for chunk in self.chunks:
-            first = chunk.segment.start // BLOCK_SIZE
-            blocks.update(chunk.resident.block_table[first : blocks_for(chunk.end, BLOCK_SIZE)])
+            first = chunk.segment.start // chunk.resident.block_size
+            blocks.update(chunk.context_blocks[first:])
         return blocks
 
 
@@ -145,6 +143,7 @@ def decode_rows(state: SlotState, slots: Tensor) -> StepRows:
     columns = state.columns.index_select(1, slots)
     tables = state.tables.index_select(0, slots)
     positions = columns[Column.POSITION]
-    blocks = tables.gather(1, (positions // BLOCK_SIZE).long()[:, None]).squeeze(1)
-    kv_slots = blocks.long() * BLOCK_SIZE + positions % BLOCK_SIZE
+    block_size = state.block_size
+    blocks = tables.gather(1, (positions // block_size).long()[:, None]).squeeze(1)
+    kv_slots = blocks.long() * block_size + positions % block_size
     return StepRows(columns[Column.TOKEN], positions, kv_slots, DecodeRows(tables, positions + 1), None)

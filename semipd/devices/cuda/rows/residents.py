@@ -20,7 +20,7 @@ class SlotResidents(Residents):
     """Slots are handed out lowest first; slot 0 is padding."""
 
     def __init__(self, state: SlotState) -> None:
-        super().__init__()
+        super().__init__(state.block_size)
         self._state = state
         self._restricted: set[int] = set()
         self._free: list[int] = []

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 class LaneSize:
     """Attributes:
     max_rows: most rows of one pass. max_num_seqs: most residents.
+    block_size: tokens per KV block.
     buckets: batch sizes of decode passes, rising; the last holds every resident.
     group_layers: layers of a piece of a step with chunks.
     """
 
     max_rows: int
     max_num_seqs: int
+    block_size: int
     max_blocks_per_seq: int
     max_tokens_per_seq: int
     vocab_size: int

@@ -21,12 +21,13 @@ Delta = dict[int, int]
 
 class SlotState:
     """`columns` int32 [columns, slots], each contiguous; `tables` int32 [slots, table width]; both are views
-    of `flat`."""
+    of `flat`. `block_size`: tokens per entry of a table."""
 
-    def __init__(self, num_slots: int, table_width: int, device: torch.device) -> None:
+    def __init__(self, num_slots: int, table_width: int, block_size: int, device: torch.device) -> None:
         num_column_cells = len(Column) * num_slots
         self.num_slots = num_slots
         self.table_width = table_width
+        self.block_size = block_size
         self.flat = torch.zeros(num_column_cells + num_slots * table_width, dtype=torch.int32, device=device)
         self.columns = self.flat[:num_column_cells].view(len(Column), num_slots)
         self.tables = self.flat[num_column_cells:].view(num_slots, table_width)

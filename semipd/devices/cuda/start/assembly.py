@@ -15,20 +15,22 @@ from semipd.devices.cuda.sampler.sampler import Sampler
 from semipd.devices.cuda.split.streams import Lanes
 from semipd.network.activations import Activations
 from semipd.network.config import DTypeName, ModelConfig
-from semipd.network.kv_layout import BLOCK_SIZE
 
 GROUP_LAYERS = 4
 """Layers of a prefill launched at once: about 0.5 ms of launching at ten kernels a layer, well below a decode
 step, and a few milliseconds of the device."""
 
 
-def lane_size(lane: LaneName, settings: EngineSettings, config: ModelConfig, max_model_len: int) -> LaneSize:
+def lane_size(
+    lane: LaneName, settings: EngineSettings, config: ModelConfig, max_model_len: int, block_size: int
+) -> LaneSize:
     """The decode lane also runs merged steps, and everything under the one-lane schedulers."""
     merged = max(settings.step_token_budget, settings.merge_tokens, settings.max_num_seqs)
     return LaneSize(
         max_rows=max(merged if lane == "decode" else settings.max_num_seqs, settings.prefill_chunk_tokens),
         max_num_seqs=settings.max_num_seqs,
-        max_blocks_per_seq=blocks_for(max_model_len, BLOCK_SIZE),
+        block_size=block_size,
+        max_blocks_per_seq=blocks_for(max_model_len, block_size),
         max_tokens_per_seq=max_model_len,
         vocab_size=config.vocab_size,
         buckets=batch_buckets(settings.max_num_seqs),

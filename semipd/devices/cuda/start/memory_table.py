@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from semipd.network.kv_layout import BLOCK_SIZE
 from semipd.steps.sizing import KvDemand
 
 _GIB = 2**30
@@ -47,7 +46,7 @@ class GpuMemoryDemand(KvDemand):
     def table(self, num_blocks: int) -> str:
         notes = {
             "graphs": "estimate",
-            "kv_pool": f"{num_blocks} blocks of {BLOCK_SIZE} tokens, {self.block_bytes} bytes each",
+            "kv_pool": f"{num_blocks} blocks of {self.block_size} tokens, {self.block_bytes} bytes each",
             "others": "CUDA context, libraries, other processes",
         }
         rows = {**self.rows(num_blocks), "total": self.total_bytes}

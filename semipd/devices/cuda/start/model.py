@@ -12,6 +12,10 @@ from semipd.checkpoints.progress import Report, loading
 from semipd.checkpoints.weights import load_weights
 from semipd.core.settings import EngineSettings
 from semipd.network.config import DTypeName, ModelConfig
+from semipd.network.kv_layout import KvLayout
+
+KV_BLOCK_SIZE = 16
+"""Tokens per KV block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +23,7 @@ class DeviceModel:
     config: ModelConfig
     dtype: DTypeName
     layout: WeightsLayout
+    kv_layout: KvLayout
     max_model_len: int
 
     @classmethod
@@ -26,7 +31,7 @@ class DeviceModel:
         """Raises SemipdError(`invalid_value`) for an unknown dtype."""
         dtype = cuda_dtype(settings.dtype, config)
         length = settings.max_model_len or config.max_position_embeddings
-        return cls(config, dtype, plan_weights(config, dtype), length)
+        return cls(config, dtype, plan_weights(config, dtype), KvLayout.of(config, KV_BLOCK_SIZE), length)
 
 
 class ModelSource(Protocol):

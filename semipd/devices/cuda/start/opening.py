@@ -35,7 +35,6 @@ from semipd.devices.cuda.start.memory_table import DEFAULT_KV_FRACTION, GpuMemor
 from semipd.devices.cuda.start.model import ModelSource
 from semipd.devices.cuda.start.nvml import Nvml
 from semipd.devices.cuda.start.platform import Platform
-from semipd.network.kv_layout import BLOCK_SIZE, KvLayout
 from semipd.network.network import Network
 from semipd.steps.failures import check_trial
 from semipd.steps.sizing import num_kv_blocks
@@ -128,7 +127,13 @@ class Opening:
         return lanes
 
     def _size(self, lane: LaneName) -> LaneSize:
-        return lane_size(lane, self._settings, self._model.config, self._model.max_model_len)
+        return lane_size(
+            lane,
+            self._settings,
+            self._model.config,
+            self._model.max_model_len,
+            self._model.kv_layout.block_size,
+        )
 
     def _reserve(self, lane: LaneName) -> LaneMemory:
         model = self._model
@@ -140,8 +145,9 @@ class Opening:
         """With a KV pool of its own."""
         model, platform = self._model, self._platform
         # Zeros: whatever the memory held before never shows, not even in a benchmark of made-up contexts.
-        shape = KvLayout.of(model.config).pool_shape(num_blocks)
-        pool = torch.zeros(shape, dtype=TORCH_DTYPES[model.dtype], device=platform.device)
+        pool = torch.zeros(
+            model.kv_layout.pool_shape(num_blocks), dtype=TORCH_DTYPES[model.dtype], device=platform.device
+        )
         # Zeroed buffers and pool were made on the default stream, which no lane waits for.
         platform.synchronize()
         return Shared(
@@ -180,7 +186,8 @@ class Opening:
             buffers_bytes=sum(memory.num_bytes for memory in self._memories.values()),
             graphs_bytes=graphs_bytes,
             reserve_bytes=RESERVE_BYTES,
-            block_bytes=KvLayout.of(model.config).block_bytes(model.dtype),
+            block_size=model.kv_layout.block_size,
+            block_bytes=model.kv_layout.block_bytes(model.dtype),
             kv_bytes=settings.kv_bytes,
             kv_fraction=settings.kv_fraction or DEFAULT_KV_FRACTION,
             max_num_blocks=settings.max_num_blocks,
@@ -215,9 +222,10 @@ class Opening:
         self, loop: LaunchLoop, lane: LaneName, num_blocks: int, tokens: Iterator[int]
     ) -> Iterator[tuple[StepPlan, StepResult]]:
         solo = self._lanes.solo_prefill if lane == "prefill" else self._lanes.solo_decode
+        max_rows, block_size = self._sizes[lane].max_rows, self._sizes[lane].block_size
+        longest = self._model.max_model_len
         for split in (*self._lanes.splits, solo):
-            max_rows, longest = self._sizes[lane].max_rows, self._model.max_model_len
-            for plan in warm_up_plans(split, num_blocks, max_rows, longest, tokens):
+            for plan in warm_up_plans(split, num_blocks, block_size, max_rows, longest, tokens):
                 yield plan, loop.run_alone(lane, plan)
         loop.lanes[lane].rebuild([])
 
@@ -249,7 +257,7 @@ class Opening:
             solo_prefill=lanes.solo_prefill,
             solo_decode=lanes.solo_decode,
             num_blocks=num_blocks,
-            block_size=BLOCK_SIZE,
+            block_size=model.kv_layout.block_size,
             vocab_size=model.config.vocab_size,
             max_model_len=model.max_model_len,
             dtype=model.dtype,
