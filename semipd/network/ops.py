@@ -13,7 +13,7 @@ from torch import Tensor
 
 from semipd.network.config import ModelConfig
 from semipd.network.rope import inverse_frequencies
-from semipd.network.rows import ChunkPlan, ChunkRows, DecodeRows, StepRows
+from semipd.network.rows import ChunkPlan, ChunkRows, DecodeRows, PassSize, StepRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +90,19 @@ class Ops(Protocol):
         are in the pool."""
 
     def plan_chunks(
-        self, query_lens: Sequence[int], kv_lens: Sequence[int], heads: Heads, num_units: int
+        self,
+        query_lens: Sequence[int],
+        kv_lens: Sequence[int],
+        heads: Heads,
+        num_units: int,
+        padded: PassSize | None = None,
     ) -> ChunkPlan:
-        """On the host, once a step: how `prefill_attention` will cut these chunks on about so many units."""
+        """On the host, once a step: how `prefill_attention` will cut these chunks on about so many units.
+
+        `padded`: so that a pass captured for this size serves the step. All plans of one size have work of
+        one length and differ in nothing that a launch needs to know. Only where attention reads all about its
+        chunks on the device; who does not asserts that it is None.
+        """
 
     def prefill_attention(
         self, qkv: Tensor, heads: Heads, layer_kv: Tensor, chunks: ChunkRows, num_units: int, out: Tensor

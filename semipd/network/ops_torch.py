@@ -14,7 +14,7 @@ from semipd.core.plan import blocks_for
 from semipd.network.chunk_attention import attend_chunk
 from semipd.network.ops import Heads
 from semipd.network.rope import normed_and_rotated, rotation
-from semipd.network.rows import ChunkPlan, ChunkRows, DecodeRows, StepRows
+from semipd.network.rows import ChunkPlan, ChunkRows, DecodeRows, PassSize, StepRows
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
@@ -67,8 +67,14 @@ class TorchOps:
         out.copy_(torch.einsum("dhgt,dthi->dhgi", weights, values).reshape(out.shape))
 
     def plan_chunks(
-        self, query_lens: Sequence[int], kv_lens: Sequence[int], heads: Heads, num_units: int
+        self,
+        query_lens: Sequence[int],
+        kv_lens: Sequence[int],
+        heads: Heads,
+        num_units: int,
+        padded: PassSize | None = None,
     ) -> ChunkPlan:
+        assert padded is None, "attention here reads lengths on the host"
         return ChunkPlan(np.empty(0, dtype=np.int32), None)
 
     def prefill_attention(

@@ -35,6 +35,13 @@ class ChunkPlan:
     details: object
 
 
+class PassSize(NamedTuple):
+    """What a captured pass over chunks is made for; a step that is replayed in it may have less."""
+
+    num_rows: int
+    num_chunks: int
+
+
 @dataclass(frozen=True, slots=True)
 class ChunkRows:
     """S prefill chunks. What a launch needs is also known on the host: no grid waits for the device.

@@ -23,21 +23,20 @@ from semipd.core.state.device import DeviceStats
 from semipd.devices.contract import DeviceInfo
 from semipd.devices.cpu.math.network import CpuNetwork
 from semipd.devices.cuda.driver.timing_events import EventPool
-from semipd.devices.cuda.lane.graphs import GraphTable
 from semipd.devices.cuda.lane.lane import CudaLane
 from semipd.devices.cuda.lane.launch_loop import IDLE_BEFORE_CAPTURE_NS, Command, LaunchLoop
 from semipd.devices.cuda.lane.memory import Shared
 from semipd.devices.cuda.rows.size import LaneSize
 from semipd.devices.cuda.sampler.sampler import Sampler, TorchSampler
 from semipd.devices.cuda.split.streams import Lanes
-from semipd.devices.cuda.start.assembly import build_loop, graph_splits, lane_size, reserve_memory
+from semipd.devices.cuda.start.assembly import build_loop, graph_tables, lane_size, reserve_memory
 from semipd.engine.coordinator import Coordinator
 from semipd.network.config import ModelConfig, RopeConfig
 from semipd.network.kv_layout import KvLayout
 from semipd.network.network import Network
 from semipd.network.ops import Ops
 from semipd.network.ops_torch import TorchOps
-from semipd.network.rows import StepRows
+from semipd.network.rows import PassSize, StepRows
 from semipd.sampling.batch import SamplingBatch, SamplingRow
 from semipd.sampling.logprobs import token_logprobs
 
@@ -181,6 +180,7 @@ class Rig:
     block_size: int = 16
     decode_depth: int = 2
     group_layers: int = 1
+    chunk_passes: tuple[PassSize, ...] = ()
     prefill_moves: bool = True
     ops: Ops = field(default_factory=TorchOps)
     sampler_of: Callable[[LaneSize], Sampler] = lambda size: TorchSampler()
@@ -226,19 +226,23 @@ class Rig:
             name: replace(
                 lane_size(name, self.settings, self.config, MAX_MODEL_LEN, self.block_size),
                 group_layers=self.group_layers,
+                chunk_passes=self.chunk_passes if name == "prefill" else (),
             )
             for name in names
         }
         memories = {
-            name: reserve_memory(sizes[name], self.config, "float32", self.sampler_of(sizes[name]), CPU)
+            name: reserve_memory(
+                sizes[name], self.config, "float32", self.sampler_of(sizes[name]), self.ops, CPU
+            )
             for name in names
         }
         for memory in memories.values():
             memory.logits.fill_(torch.nan)
         zeroed = [(name, part) for name in names for part in ("slots", "history", "rows")]
         self.driver.host("memory zeroed, device synchronised", writes=zeroed)
-        self.graphs = GraphTable(graph_splits(self.cuda_lanes, None), sizes["decode"].buckets)
-        return build_loop(shared, sizes, memories, self.graphs, self.runner.deliver)
+        tables = graph_tables(self.cuda_lanes, sizes, self.config.num_layers)
+        self.graphs, self.prefill_graphs = tables["decode"], tables["prefill"]
+        return build_loop(shared, sizes, memories, tables, self.runner.deliver)
 
     def _info(self) -> DeviceInfo:
         lanes = self.cuda_lanes
@@ -272,12 +276,20 @@ class Rig:
 
         pool.allocate = watched  # type: ignore[method-assign]
 
+    def use_pause(self) -> bool:
+        """Nothing has been done for long enough to capture a graph."""
+        return self.loop.use_pause(time.monotonic_ns() + IDLE_BEFORE_CAPTURE_NS + 1)
+
     def capture_all(self) -> None:
         """Every graph, as the pauses of a long life would."""
-        pause_ns = IDLE_BEFORE_CAPTURE_NS
-        while self.graphs.num_missing:
-            assert self.loop.use_pause(time.monotonic_ns() + pause_ns + 1), "nothing runs, yet no graph came"
-        assert not self.loop.use_pause(time.monotonic_ns() + pause_ns + 1)
+        while self.graphs.num_missing or self.prefill_graphs.num_missing:
+            assert self.use_pause(), "nothing runs, yet no graph came"
+        assert not self.use_pause()
+
+    def activations(self, lane: LaneName) -> list[Tensor]:
+        """The memory of the lane's passes."""
+        memory = self.loop.lanes[lane]._work._memory.activations
+        return [getattr(memory, name) for name in memory.__slots__]
 
     def tick(self, inbox: list[Inbound] | None = None) -> bool:
         """One turn of the coordinator. False when nothing lives."""

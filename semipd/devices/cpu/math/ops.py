@@ -17,7 +17,7 @@ from semipd.devices.cpu.math.paged_decode import PagedDecode
 from semipd.network.chunk_attention import attend_chunk
 from semipd.network.ops import Heads
 from semipd.network.rope import normed_and_rotated, rotation
-from semipd.network.rows import ChunkPlan, ChunkRows, DecodeRows, StepRows
+from semipd.network.rows import ChunkPlan, ChunkRows, DecodeRows, PassSize, StepRows
 
 MAX_COPIED_SEQS = 4
 MAX_COPIED_BYTES = 2**20
@@ -112,8 +112,14 @@ class CpuOps:
             out[idx] = _attend_one(q[idx : idx + 1], keys, values, heads.attention_scale)
 
     def plan_chunks(
-        self, query_lens: Sequence[int], kv_lens: Sequence[int], heads: Heads, num_units: int
+        self,
+        query_lens: Sequence[int],
+        kv_lens: Sequence[int],
+        heads: Heads,
+        num_units: int,
+        padded: PassSize | None = None,
     ) -> ChunkPlan:
+        assert padded is None, "attention here reads lengths on the host"
         return ChunkPlan(np.empty(0, dtype=np.int32), None)
 
     def prefill_attention(

@@ -1,12 +1,11 @@
 """Ops by the kernels of semipd_kernels, matrix products by cuBLAS. On CPU tensors their references run."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from semipd_kernels.decode_attention import decode_attention
 from semipd_kernels.embedding import embedding
-from semipd_kernels.prefill_attention import PrefillPlan, plan_prefill, prefill_attention
+from semipd_kernels.prefill_attention import PaddedSize, PrefillPlan, plan_prefill, prefill_attention
 from semipd_kernels.rms_norm import add_rms_norm, rms_norm
 from semipd_kernels.rope_write import rope_write
 from semipd_kernels.silu_mul import silu_mul
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from semipd.network.ops import Heads
 from semipd.network.ops_torch import linear
-from semipd.network.rows import ChunkPlan, ChunkRows, DecodeRows, StepRows
+from semipd.network.rows import ChunkPlan, ChunkRows, DecodeRows, PassSize, StepRows
 
 
 class KernelOps:
@@ -81,7 +80,12 @@ class KernelOps:
         )
 
     def plan_chunks(
-        self, query_lens: Sequence[int], kv_lens: Sequence[int], heads: Heads, num_units: int
+        self,
+        query_lens: Sequence[int],
+        kv_lens: Sequence[int],
+        heads: Heads,
+        num_units: int,
+        padded: PassSize | None = None,
     ) -> ChunkPlan:
         plan = plan_prefill(
             query_lens,
@@ -92,6 +96,7 @@ class KernelOps:
             dtype=self._dtype,
             num_sms=num_units,
             arch=self._arch,
+            padded=None if padded is None else PaddedSize(*padded),
         )
         return ChunkPlan(plan.items.numpy().reshape(-1), plan)
 
@@ -107,7 +112,7 @@ class KernelOps:
             chunks.query_starts,
             chunks.kv_lens,
             out,
-            replace(plan, items=chunks.work.view(-1, 2)),
+            PrefillPlan(chunks.work.view(-1, 2), plan.config, plan.num_seqs, qkv.shape[0]),
             num_sms=num_units,
             scale=heads.attention_scale,
         )

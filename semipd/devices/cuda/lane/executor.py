@@ -41,7 +41,6 @@ class LaneExecutor:
         self.residents = SlotResidents(memory.state)
         self.inflight: deque[LaneStep] = deque()
         self.last_settled: Event | None = None
-        self.group_layers = size.group_layers
         solo = shared.lanes.solo_prefill if name == "prefill" else shared.lanes.solo_decode
         self.split: Split = solo
         self._shared = shared
@@ -61,8 +60,7 @@ class LaneExecutor:
         lens = [resident.num_tokens for resident in decoding]
         uploads = self._work.uploads(step, self.residents.take_changes(), layout if is_new else None)
         if chunks:
-            pieces = self._work.chunk_pieces(step, layout, lens, uploads, self.group_layers)
-            step.pieces.extend(pieces)
+            step.pieces.extend(self._work.chunk_pieces(step, layout, lens, uploads))
         else:
             step.pieces.append(self._work.decode_piece(step, layout, lens, uploads))
         for resident in layout.sampled:
@@ -75,19 +73,19 @@ class LaneExecutor:
         self.residents.rebuild(joins)
 
     def warm_up(self, key: GraphKey) -> None:
-        """Run a decode pass once on its stream, so that kernels are compiled and libraries set up. Blocks;
-        both lanes are idle."""
+        """Run the pass of `key` once on its stream, so that kernels are compiled and libraries set up.
+        Blocks; both lanes are idle."""
         assert not self.inflight, f"{self.name}: warm-up with {len(self.inflight)} steps in flight"
         place = self._place(key.split)
         self._cached = None
-        self._work.warm_up(place, key.bucket)
+        self._work.warm_up(place, key)
         self._shared.driver.synchronize_stream(place.stream)
 
     def capture(self, key: GraphKey) -> None:
         """Warm up, then capture that pass as a graph."""
         self.warm_up(key)
         place, driver = self._place(key.split), self._shared.driver
-        graph = driver.capture(place.stream, lambda: self._work.decode_pass(key.bucket, place.num_sms))
+        graph = driver.capture(place.stream, self._work.captured_pass(key, place.num_sms))
         self.graphs.add(key, graph)
 
     def _place(self, split: Split) -> Place:
@@ -112,7 +110,7 @@ class LaneExecutor:
         def plan_chunks(query_lens: list[int], kv_lens: list[int]) -> ChunkPlan:
             return self._shared.network.plan_chunks(query_lens, kv_lens, num_sms)
 
-        layout = StepLayout(decoding, chunks, self._size.vocab_size, plan_chunks)
+        layout = StepLayout(decoding, chunks, self._size.vocab_size, plan_chunks, self._work.padded)
         self._cached = None if chunks else layout
         return layout, True
 

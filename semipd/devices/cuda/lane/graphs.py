@@ -1,4 +1,8 @@
-"""CUDA graphs of decode passes, one per (split, batch bucket): which exist, and which is captured next."""
+"""CUDA graphs of a lane: which exist, and which is captured next.
+
+Of decode passes there is one for each (split, batch bucket); of passes over chunks, where they are captured,
+one for each (split, size of the pass, group of layers).
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,8 +16,11 @@ _STEPS = (1.0, 1.5)
 
 
 class GraphKey(NamedTuple):
+    """`bucket`: rows. `first_layer`: of the group of layers of a pass over chunks; None: a decode pass."""
+
     split: Split
     bucket: int
+    first_layer: int | None = None
 
 
 def batch_buckets(max_num_seqs: int) -> tuple[int, ...]:
@@ -31,11 +38,18 @@ def bucket_for(buckets: Sequence[int], num_rows: int) -> int:
 
 
 class GraphTable:
-    """`splits`: those that decode may run under, most likely first. The largest bucket of a split is captured
-    first: its scratch memory then serves the smaller ones."""
+    """`splits`: those that the lane may run under, most likely first. The largest bucket of a split is
+    captured first: its scratch memory then serves the smaller ones. `first_layers`: of the groups."""
 
-    def __init__(self, splits: Sequence[Split], buckets: Sequence[int]) -> None:
-        keys = [GraphKey(split, bucket) for split in splits for bucket in reversed(buckets)]
+    def __init__(
+        self, splits: Sequence[Split], buckets: Sequence[int], first_layers: Sequence[int | None] = (None,)
+    ) -> None:
+        keys = [
+            GraphKey(split, bucket, first_layer)
+            for split in splits
+            for bucket in reversed(buckets)
+            for first_layer in first_layers
+        ]
         self._missing: dict[GraphKey, None] = dict.fromkeys(keys)
         self._graphs: dict[GraphKey, Graph] = {}
         self._misses: Counter[GraphKey] = Counter()
@@ -45,11 +59,11 @@ class GraphTable:
     def find(self, key: GraphKey) -> Graph | None:
         """Counts what is asked for: see `next_missing`."""
         graph = self._graphs.get(key)
-        if graph is None:
+        if graph is not None:
+            self.num_hits += 1
+        elif key in self._missing:
             self.num_misses += 1
             self._misses[key] += 1
-        else:
-            self.num_hits += 1
         return graph
 
     def next_missing(self) -> GraphKey | None:

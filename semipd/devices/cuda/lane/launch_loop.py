@@ -80,14 +80,18 @@ class LaunchLoop:
 
     def use_pause(self, now_ns: int) -> bool:
         """Capture one missing graph, if there has been nothing to do for a while. Whether it did."""
-        decode = self.lanes["decode"]
         if self.is_busy or now_ns - self._worked_at_ns < IDLE_BEFORE_CAPTURE_NS:
             return False
-        key = decode.graphs.next_missing()
-        if key is None:
-            return False
-        decode.capture(key)
-        return True
+        return self.capture_next()
+
+    def capture_next(self) -> bool:
+        """Capture the graph that is missed most, decode's before the prefill's. Whether there was one."""
+        for lane in self.lanes.values():
+            key = lane.graphs.next_missing()
+            if key is not None:
+                lane.capture(key)
+                return True
+        return False
 
     def _receive(self) -> bool:
         worked = bool(self.inbox)

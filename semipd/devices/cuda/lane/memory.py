@@ -8,6 +8,7 @@ from torch import Tensor
 from semipd.devices.cuda.driver.interface import Driver
 from semipd.devices.cuda.driver.stream_work import Submit
 from semipd.devices.cuda.driver.timing_events import EventPool
+from semipd.devices.cuda.rows.padded import PaddedRows
 from semipd.devices.cuda.rows.size import LaneSize
 from semipd.devices.cuda.rows.slots import SlotState
 from semipd.devices.cuda.rows.staging import Staging
@@ -44,6 +45,7 @@ class LaneMemory:
         slots: int32 [buckets[-1]], of the decode batch; padded with the padding slot.
         metadata, delta: int32, where uploads go. history_tokens: int32, the history of one sequence and the
             tokens that it may choose.
+        padded: rows of captured passes over chunks; None: there are none.
     """
 
     state: SlotState
@@ -55,11 +57,17 @@ class LaneMemory:
     delta: Tensor
     history_tokens: Tensor
     sampler: Sampler
+    padded: PaddedRows | None = None
     retired: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def reserve(
-        cls, size: LaneSize, activations: Activations, sampler: Sampler, device: torch.device
+        cls,
+        size: LaneSize,
+        activations: Activations,
+        sampler: Sampler,
+        device: torch.device,
+        padded: PaddedRows | None = None,
     ) -> "LaneMemory":
         num_slots = size.max_num_seqs + 1
         state = SlotState(num_slots, size.max_blocks_per_seq, size.block_size, device)
@@ -81,6 +89,7 @@ class LaneMemory:
             ints(2 * state.max_delta),
             ints(size.max_tokens_per_seq + size.vocab_size),
             sampler,
+            padded,
         )
 
     def grow_metadata(self, num_elements: int) -> None:
@@ -91,4 +100,6 @@ class LaneMemory:
     @property
     def num_bytes(self) -> int:
         tensors = (self.state.flat, self.logits, self.slots, self.metadata, self.delta, self.history_tokens)
-        return sum(t.nbytes for t in tensors) + self.history.counts.nbytes + self.activations.num_bytes
+        rows_bytes = 0 if self.padded is None else self.padded.num_bytes
+        activations_bytes = self.activations.num_bytes + self.history.counts.nbytes
+        return sum(t.nbytes for t in tensors) + activations_bytes + rows_bytes

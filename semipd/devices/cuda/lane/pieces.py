@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 
 from semipd.core.split import LaneName
+from semipd.devices.cuda.driver.interface import Graph
 from semipd.devices.cuda.driver.stream_work import Touched
 from semipd.devices.cuda.lane.graphs import GraphKey, GraphTable, bucket_for
 from semipd.devices.cuda.lane.memory import PROMPT_ROWS_AT_ONCE, LaneMemory, Shared
 from semipd.devices.cuda.lane.step import LaneStep, Piece, Place
 from semipd.devices.cuda.rows.layout import BoundLayout, StepLayout, decode_rows
+from semipd.devices.cuda.rows.padded import PaddedRows
 from semipd.devices.cuda.rows.residents import Changes
 from semipd.devices.cuda.rows.size import LaneSize
 from semipd.devices.cuda.rows.staging import Packer
 from semipd.devices.cuda.sampler.logprobs import LogprobBuffers
 from semipd.network.activations import Activations
+from semipd.network.rows import PassSize, StepRows
 from semipd.steps.residents import Resident
 
 
@@ -129,24 +132,56 @@ class LaneWork:
         network.layers(rows, activations, range(network.num_layers), num_sms)
         network.logits(network.finish(activations, None), memory.logits[:bucket])
 
-    def warm_up(self, place: Place, bucket: int) -> None:
-        """A decode pass over padding only. The next step must upload its batch again."""
-        slots = self._memory.slots
+    @property
+    def padded(self) -> PaddedRows | None:
+        return self._memory.padded
+
+    def captured_pass(self, key: GraphKey, num_sms: int) -> Callable[[], None]:
+        """What the graph of `key` computes."""
+        if key.first_layer is None:
+            return lambda: self.decode_pass(key.bucket, num_sms)
+        group = self._group(key.first_layer)
+        return lambda: self._padded_pass(self._padded_size(key), group, num_sms)
+
+    def warm_up(self, place: Place, key: GraphKey) -> None:
+        """The pass of `key` over padding only. The next step must upload its rows again."""
+        memory, run = self._memory, self.captured_pass(key, place.num_sms)
 
         def body() -> None:
-            slots.zero_()
-            self.decode_pass(bucket, place.num_sms)
+            if key.first_layer is None:
+                memory.slots.zero_()
+            elif memory.padded is not None:
+                memory.padded.clear(self._padded_size(key), memory.state)
+            run()
 
         touched = self._touched({"slots"}, {"rows", "activations", "logits"})
-        self._shared.submit(place.stream, f"warm up {bucket}", body, touched)
+        self._shared.submit(place.stream, f"warm up {key.bucket}", body, touched)
+
+    def _padded_size(self, key: GraphKey) -> PassSize:
+        return next(size for size in self._size.chunk_passes if size.num_rows == key.bucket)
+
+    def _padded_pass(self, size: PassSize, group: range, num_sms: int) -> None:
+        """A group of layers over the rows that were loaded, padding included: what a graph captures."""
+        assert self._memory.padded is not None
+        rows = self._memory.padded.rows(size)
+        self._layers(rows, self._memory.activations.first(size.num_rows), group, num_sms)
+
+    def _layers(self, rows: StepRows, activations: Activations, group: range, num_sms: int) -> None:
+        network = self._shared.network
+        if group.start == 0:
+            network.embed(rows, activations)
+        network.layers(rows, activations, group, num_sms)
+
+    def _group(self, first_layer: int) -> range:
+        stop = min(first_layer + self._size.group_layers, self._shared.network.num_layers)
+        return range(first_layer, stop)
 
     def chunk_pieces(
-        self, step: LaneStep, layout: StepLayout, lens: list[int], uploads: list[Piece], group_layers: int
+        self, step: LaneStep, layout: StepLayout, lens: list[int], uploads: list[Piece]
     ) -> list[Piece]:
         """Groups of layers; uploads go with the first, sampling with the last."""
-        num_layers = self._shared.network.num_layers
-        starts = range(0, num_layers, group_layers)
-        groups = [range(start, min(start + group_layers, num_layers)) for start in starts]
+        starts = range(0, self._shared.network.num_layers, self._size.group_layers)
+        groups = [self._group(start) for start in starts]
         return [self._group_piece(step, layout, lens, uploads, group) for group in groups]
 
     def _group_piece(
@@ -160,12 +195,15 @@ class LaneWork:
             for upload in uploads if is_first else []:
                 upload(place)
 
+            graph = self._chunk_graph(place, layout, group)
+
             def body() -> None:
+                if graph is not None:
+                    shared.driver.launch_graph(graph, place.stream)
+                    return
                 rows = None if self._bound is None else self._bound.rows
                 assert rows is not None, "no rows on the device"
-                if is_first:
-                    shared.network.embed(rows, activations)
-                shared.network.layers(rows, activations, group, place.num_sms)
+                self._layers(rows, activations, group, place.num_sms)
 
             touched = self._touched_kv(layout, lens, {"metadata", "rows", "slots"}, {"activations"})
             shared.submit(place.stream, f"layers {group.start}-{group.stop - 1}", body, touched)
@@ -175,6 +213,12 @@ class LaneWork:
                 self._launch_finish(place, step, layout, activations)
 
         return piece
+
+    def _chunk_graph(self, place: Place, layout: StepLayout, group: range) -> Graph | None:
+        size = layout.padded_size
+        if size is None:
+            return None
+        return self._graphs.find(GraphKey(place.split, size.num_rows, group.start))
 
     def _launch_sums(self, place: Place, step: LaneStep, attended: Tensor) -> None:
         """`attended`: of the chunks' rows, in the last layer."""

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from semipd.devices.cuda.rows.padded import PaddedRows
 from semipd.devices.cuda.rows.slots import SlotState
 from semipd.devices.cuda.rows.staging import Packer
 from semipd.network.rows import ChunkPlan, ChunkRows, DecodeRows, StepRows
@@ -25,6 +26,7 @@ class StepLayout:
     Attributes:
         sampled: who gets a token, in the order of StepResult.tokens.
         num_prompt_rows: rows that predict prompt tokens.
+        padded_size: of the captured pass that its rows are loaded for; None: they have a place of their own.
         packer: all vectors, for one copy to the device.
     """
 
@@ -34,6 +36,7 @@ class StepLayout:
         chunks: list[Chunk],
         vocab_size: int,
         plan_chunks: PlanChunks,
+        padded: PaddedRows | None = None,
     ) -> None:
         self.decoding = decoding
         self.chunks = chunks
@@ -47,7 +50,13 @@ class StepLayout:
         targets = prompt_targets(chunks)
         self.num_prompt_rows = len(targets)
         self._prompt_targets = packer.add(targets)
+        self._padded = padded
+        self.padded_size = padded.size_for(chunks) if padded is not None and not decoding else None
         if chunks:
+            self._wanted = packer.add(wanted_rows(len(decoding), chunks))
+        if padded is not None and self.padded_size is not None:
+            self._rows_vector = packer.add(padded.packed(self.padded_size, chunks)[0])
+        elif chunks:
             self._pack_chunks(packer, chunks)
             self._plan = plan_chunks([c.segment.length for c in chunks], [c.end for c in chunks])
             self._work = packer.add(self._plan.work.astype(np.int64))
@@ -64,8 +73,14 @@ class StepLayout:
         targets = view(self._prompt_targets)
         if not self.chunks:
             return BoundLayout(view(self._decode_slots), sampled_slots, stages, targets, None, None)
-        rows = self._rows(view, state)
+        rows = self._load(view, state) if self.padded_size is not None else self._rows(view, state)
         return BoundLayout(view(self._decode_slots), sampled_slots, stages, targets, rows, view(self._wanted))
+
+    def _load(self, view: Callable[[int], Tensor], state: SlotState) -> StepRows:
+        assert self._padded is not None
+        assert self.padded_size is not None
+        self._padded.load(view(self._rows_vector), self.padded_size, state)
+        return self._padded.rows(self.padded_size, self.num_rows)
 
     def _pack_chunks(self, packer: Packer, chunks: Sequence[Chunk]) -> None:
         vectors = chunk_vectors(chunks)
@@ -76,7 +91,6 @@ class StepLayout:
         self._chunk_slots = packer.add([c.resident.slot for c in chunks])
         self._query_starts = packer.add(np.cumsum([0, *lengths]))
         self._kv_lens = packer.add([c.end for c in chunks])
-        self._wanted = packer.add(wanted_rows(len(self.decoding), chunks))
 
     def _rows(self, view: Callable[[int], Tensor], state: SlotState) -> StepRows:
         tables = state.tables.index_select(0, view(self._chunk_slots))

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from semipd.network.rows import PassSize
+
 
 @dataclass(frozen=True, slots=True)
 class LaneSize:
@@ -10,6 +12,7 @@ class LaneSize:
     block_size: tokens per KV block.
     buckets: batch sizes of decode passes, rising; the last holds every resident.
     group_layers: layers of a piece of a step with chunks.
+    chunk_passes: sizes of captured passes over chunks, by rising rows; none: nothing of chunks is captured.
     """
 
     max_rows: int
@@ -20,3 +23,4 @@ class LaneSize:
     vocab_size: int
     buckets: tuple[int, ...]
     group_layers: int
+    chunk_passes: tuple[PassSize, ...] = ()

@@ -1,5 +1,7 @@
 """Both lanes of a device, from its parts: what start-up does once memory, streams and weights are there."""
 
+from collections.abc import Mapping
+
 import torch
 
 from semipd.checkpoints.weights import TORCH_DTYPES
@@ -10,15 +12,29 @@ from semipd.devices.cuda.lane.executor import LaneExecutor
 from semipd.devices.cuda.lane.graphs import GraphTable, batch_buckets
 from semipd.devices.cuda.lane.launch_loop import Deliver, LaunchLoop
 from semipd.devices.cuda.lane.memory import LaneMemory, Shared
+from semipd.devices.cuda.rows.padded import PaddedRows
 from semipd.devices.cuda.rows.size import LaneSize
 from semipd.devices.cuda.sampler.sampler import Sampler
 from semipd.devices.cuda.split.streams import Lanes
 from semipd.network.activations import Activations
 from semipd.network.config import DTypeName, ModelConfig
+from semipd.network.ops import Heads, Ops
+from semipd.network.rows import ChunkPlan, PassSize
 
 GROUP_LAYERS = 4
 """Layers of a prefill launched at once: about 0.5 ms of launching at ten kernels a layer, well below a decode
 step, and a few milliseconds of the device."""
+
+
+CHUNK_PASS_ROWS = (256, 512, 1024, 2048)
+"""Of captured passes over chunks. A longer pass computes for so long that launching it costs nothing."""
+
+MOST_CHUNKS = 32
+"""Of a captured pass: each needs a row of block tables."""
+
+PADDED_UNITS = 64
+"""SMs for which attention's tiles are chosen in these passes: about half of a large GPU. The tiles of a size
+are the same under every split, since a prefill may move to another one between two groups of layers."""
 
 
 def lane_size(
@@ -38,11 +54,29 @@ def lane_size(
     )
 
 
+def chunk_passes(max_rows: int, max_num_seqs: int) -> tuple[PassSize, ...]:
+    """Sizes of captured passes over chunks that a lane of these sizes can fill."""
+    num_chunks = min(MOST_CHUNKS, max_num_seqs)
+    return tuple(PassSize(rows, num_chunks) for rows in CHUNK_PASS_ROWS if rows <= max_rows)
+
+
 def reserve_memory(
-    size: LaneSize, config: ModelConfig, dtype: DTypeName, sampler: Sampler, device: torch.device
+    size: LaneSize, config: ModelConfig, dtype: DTypeName, sampler: Sampler, ops: Ops, device: torch.device
 ) -> LaneMemory:
     like = torch.empty(0, dtype=TORCH_DTYPES[dtype], device=device)
-    return LaneMemory.reserve(size, Activations.reserve(config, size.max_rows, like), sampler, device)
+    activations = Activations.reserve(config, size.max_rows, like)
+    return LaneMemory.reserve(size, activations, sampler, device, _padded_rows(size, config, ops, like))
+
+
+def _padded_rows(size: LaneSize, config: ModelConfig, ops: Ops, like: torch.Tensor) -> PaddedRows | None:
+    if not size.chunk_passes:
+        return None
+    heads = Heads.of(config, like)
+
+    def plan(query_lens: list[int], kv_lens: list[int], padded: PassSize) -> ChunkPlan:
+        return ops.plan_chunks(query_lens, kv_lens, heads, PADDED_UNITS, padded)
+
+    return PaddedRows(size.chunk_passes, plan, size.max_blocks_per_seq, like.device)
 
 
 def graph_splits(lanes: Lanes, start: Split | None) -> list[Split]:
@@ -54,15 +88,31 @@ def graph_splits(lanes: Lanes, start: Split | None) -> list[Split]:
     return list(dict.fromkeys([lanes.solo_decode, *first, *rest]))
 
 
+def graph_tables(
+    lanes: Lanes, sizes: Mapping[LaneName, LaneSize], num_layers: int
+) -> dict[LaneName, GraphTable]:
+    """With everything still to be captured."""
+    prefill, splits = sizes["prefill"], graph_splits(lanes, None)
+    solo_first = [lanes.solo_prefill, *(split for split in splits if split != lanes.solo_decode)]
+    rows, first_layers = (
+        [p.num_rows for p in prefill.chunk_passes],
+        range(0, num_layers, prefill.group_layers),
+    )
+    return {
+        "prefill": GraphTable(solo_first, rows, list(first_layers)),
+        "decode": GraphTable(splits, sizes["decode"].buckets),
+    }
+
+
 def build_loop(
     shared: Shared,
     sizes: dict[LaneName, LaneSize],
     memories: dict[LaneName, LaneMemory],
-    graphs: GraphTable,
+    graphs: Mapping[LaneName, GraphTable],
     deliver: Deliver,
 ) -> LaunchLoop:
-    """Graphs belong to decode; a prefill lane that is asked to decode does it without."""
-    prefill = LaneExecutor("prefill", shared, sizes["prefill"], memories["prefill"], GraphTable([], []))
-    decode = LaneExecutor("decode", shared, sizes["decode"], memories["decode"], graphs)
+    """A prefill lane that is asked to decode does it without graphs."""
+    prefill = LaneExecutor("prefill", shared, sizes["prefill"], memories["prefill"], graphs["prefill"])
+    decode = LaneExecutor("decode", shared, sizes["decode"], memories["decode"], graphs["decode"])
     num_units = shared.lanes.solo_decode.decode_units
     return LaunchLoop(prefill, decode, num_units, deliver)

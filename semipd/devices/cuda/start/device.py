@@ -59,7 +59,7 @@ class CudaDevice:
         return time.monotonic_ns() + _WAKE_NS if self._opened.thread.is_busy else None
 
     def stats(self) -> DeviceStats:
-        lanes, graphs = self._opened.lanes, self._opened.graphs
+        lanes, graphs = self._opened.lanes, self._opened.graphs.values()
         found = lanes.capability
         return {
             "gpu": self._opened.nvml.stats(),
@@ -70,10 +70,10 @@ class CudaDevice:
             },
             "switches": {name: _switches(stats) for name, stats in lanes.switches.items()},
             "graphs": {
-                "captured": len(graphs),
-                "missing": graphs.num_missing,
-                "hits": graphs.num_hits,
-                "misses": graphs.num_misses,
+                "captured": sum(len(table) for table in graphs),
+                "missing": sum(table.num_missing for table in graphs),
+                "hits": sum(table.num_hits for table in graphs),
+                "misses": sum(table.num_misses for table in graphs),
             },
             "memory": dict(self.info.memory),
         }

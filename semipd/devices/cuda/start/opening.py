@@ -30,7 +30,13 @@ from semipd.devices.cuda.lane.memory import LaneMemory, Shared
 from semipd.devices.cuda.lane.warm_up import trial_tokens, warm_up_plans
 from semipd.devices.cuda.rows.size import LaneSize
 from semipd.devices.cuda.split.streams import Lanes
-from semipd.devices.cuda.start.assembly import build_loop, graph_splits, lane_size, reserve_memory
+from semipd.devices.cuda.start.assembly import (
+    build_loop,
+    graph_splits,
+    graph_tables,
+    lane_size,
+    reserve_memory,
+)
 from semipd.devices.cuda.start.memory_table import DEFAULT_KV_FRACTION, GpuMemoryDemand
 from semipd.devices.cuda.start.model import ModelSource
 from semipd.devices.cuda.start.nvml import Nvml
@@ -55,7 +61,7 @@ log = logging.getLogger("semipd.devices.cuda")
 class Opened:
     info: DeviceInfo
     lanes: Lanes
-    graphs: GraphTable
+    graphs: dict[LaneName, GraphTable]
     thread: LaunchThread
     nvml: Nvml
 
@@ -87,13 +93,11 @@ class Opening:
         self._stack.callback(self._events.close)
         self._sizes = {name: self._size(name) for name in _NAMES}
         self._memories = {name: self._reserve(name) for name in _NAMES}
-        splits = graph_splits(self._lanes, None)
         self._report("warming up", _WARM_UP_S)
-        graphs_bytes = self._trial_graph_bytes(weights) * len(splits)
-        demand = self._demand(graphs_bytes)
+        demand = self._demand(self._all_graphs_bytes(weights))
         num_blocks = num_kv_blocks(demand)
         log.info("device memory:\n%s", demand.table(num_blocks))
-        graphs = GraphTable(splits, self._sizes["decode"].buckets)
+        graphs = graph_tables(self._lanes, self._sizes, self._model.config.num_layers)
         thread = self._start(self._shared(weights, num_blocks), graphs, num_blocks)
         nvml = Nvml.open(self._platform.uuid)
         self._stack.callback(nvml.close)
@@ -139,7 +143,8 @@ class Opening:
         model = self._model
         size, platform = self._sizes[lane], self._platform
         sampler = platform.sampler_of(size)
-        return reserve_memory(size, model.config, model.dtype, sampler, platform.device)
+        ops = platform.ops_of(TORCH_DTYPES[model.dtype])
+        return reserve_memory(size, model.config, model.dtype, sampler, ops, platform.device)
 
     def _shared(self, weights: dict[str, Tensor], num_blocks: int) -> Shared:
         """With a KV pool of its own."""
@@ -159,6 +164,26 @@ class Opening:
             self._events,
             platform.device,
         )
+
+    def _all_graphs_bytes(self, weights: dict[str, Tensor]) -> int:
+        decode_bytes = self._trial_graph_bytes(weights) * len(graph_splits(self._lanes, None))
+        return decode_bytes + self._chunk_graphs_bytes(weights)
+
+    def _chunk_graphs_bytes(self, weights: dict[str, Tensor]) -> int:
+        """Judged by the first graph of the largest pass: they work in the lane's own memory, and each brings
+        nothing but its kernels' arguments."""
+        table = graph_tables(self._lanes, self._sizes, self._model.config.num_layers)["prefill"]
+        key, num_graphs = table.next_missing(), table.num_missing
+        if key is None:
+            return 0
+        size, driver = self._sizes["prefill"], self._platform.driver
+        lane = LaneExecutor("prefill", self._shared(weights, 2), size, self._memories["prefill"], table)
+        lane.warm_up(key)
+        before = driver.memory_bytes()[0]
+        lane.capture(key)
+        used = max(0, before - driver.memory_bytes()[0])
+        self._destroy(table)
+        return used * num_graphs
 
     def _trial_graph_bytes(self, weights: dict[str, Tensor]) -> int:
         """Of one split's graphs, judged by its two largest: the first brings the scratch memory that all of
@@ -194,29 +219,30 @@ class Opening:
             max_model_len=model.max_model_len,
         )
 
-    def _start(self, shared: Shared, graphs: GraphTable, num_blocks: int) -> LaunchThread:
+    def _start(self, shared: Shared, graphs: dict[LaneName, GraphTable], num_blocks: int) -> LaunchThread:
         """From here on only the launch thread launches: torch keeps library handles per thread."""
         driver = self._platform.driver
         self._report("capturing graphs", _CAPTURE_S)
-        self._stack.callback(lambda: self._destroy(graphs))
+        self._stack.callback(lambda: self._destroy(*graphs.values()))
         thread = LaunchThread(driver.bind_thread, lambda error: self._diagnose(error, loop))
         loop = build_loop(shared, self._sizes, self._memories, graphs, thread.deliver)
         self._stack.callback(thread.stop)
-        thread.start(loop, lambda: self._prepare(loop, graphs, num_blocks), _CAPTURE_S)
+        thread.start(loop, lambda: self._prepare(loop, num_blocks), _CAPTURE_S)
         return thread
 
-    def _prepare(self, loop: LaunchLoop, graphs: GraphTable, num_blocks: int) -> None:
+    def _prepare(self, loop: LaunchLoop, num_blocks: int) -> None:
         """In the launch thread: warm up both lanes under every split, capture the likeliest graphs."""
         tokens = trial_tokens(self._model.config.vocab_size)
         steps = [step for name in loop.lanes for step in self._warm_up(loop, name, num_blocks, tokens)]
         check_trial(steps, self._model.dtype)
-        graphs.forget_requests()
-        began_s = time.monotonic()
-        while (key := graphs.next_missing()) is not None:
-            if time.monotonic() - began_s > CAPTURE_AT_START_S:
-                break
-            loop.lanes["decode"].capture(key)
-        log.info("%d decode graphs captured, %d missing", len(graphs), graphs.num_missing)
+        tables = {name: lane.graphs for name, lane in loop.lanes.items()}
+        for graphs in tables.values():
+            graphs.forget_requests()
+        began_s, more = time.monotonic(), True
+        while more and time.monotonic() - began_s <= CAPTURE_AT_START_S:
+            more = loop.capture_next()
+        for name, graphs in tables.items():
+            log.info("%d %s graphs captured, %d missing", len(graphs), name, graphs.num_missing)
 
     def _warm_up(
         self, loop: LaunchLoop, lane: LaneName, num_blocks: int, tokens: Iterator[int]
@@ -229,10 +255,10 @@ class Opening:
                 yield plan, loop.run_alone(lane, plan)
         loop.lanes[lane].rebuild([])
 
-    def _destroy(self, graphs: GraphTable) -> None:
-        """None of them may run meanwhile."""
+    def _destroy(self, *tables: GraphTable) -> None:
+        """None of their graphs may run meanwhile."""
         self._platform.synchronize()
-        for graph in graphs.take_all():
+        for graph in (graph for table in tables for graph in table.take_all()):
             self._platform.driver.destroy_graph(graph)
 
     def _diagnose(self, error: BaseException, loop: LaunchLoop) -> LaneFailed:
