@@ -11,7 +11,6 @@ OPS = (
     "silu_mul",
     "embedding",
     "sampling",
-    "gather_kv",
     "prefill_attention",
     "decode_attention",
 )

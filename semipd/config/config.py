@@ -3,7 +3,7 @@
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from semipd.config.schema import OptionSpec, Value, nearest_key, section_specs, 
 from semipd.config.sections import (
     AdmissionConfig,
     AuthConfig,
+    CudaConfig,
     DrainConfig,
     EngineConfig,
     KvConfig,
@@ -24,7 +25,7 @@ from semipd.config.sections import (
     SupervisionConfig,
 )
 from semipd.core.errors import SemipdError
-from semipd.core.settings import EngineSettings
+from semipd.core.settings import CudaSettings, EngineSettings
 from semipd.system.small_files import read_small_file
 from semipd.wire.address import default_socket_path
 
@@ -63,6 +64,7 @@ class Config:
     model: ServedModelConfig = field(default_factory=ServedModelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     kv: KvConfig = field(default_factory=KvConfig)
+    cuda: CudaConfig = field(default_factory=CudaConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     slo: SloConfig = field(default_factory=SloConfig)
     origins: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -133,6 +135,7 @@ class Config:
             state_dir=self.partition.state_dir,
             start_patience=self.supervision.start_patience,
             worker_step_limit_s=self.supervision.worker_step_limit_s,
+            cuda=CudaSettings(**asdict(self.cuda)),
         )
 
 
@@ -147,6 +150,7 @@ SECTIONS: dict[str, type] = {
     "model": ServedModelConfig,
     "engine": EngineConfig,
     "kv": KvConfig,
+    "cuda": CudaConfig,
     "partition": PartitionConfig,
     "slo": SloConfig,
 }
@@ -164,7 +168,7 @@ def load_config(
     """Resolve the configuration. Without `path` no file is read: there is no implicit one.
 
     Raises SemipdError: `config_not_found`, `config_unreadable`, `unknown_option`, `invalid_config`,
-    `conflicting_options`.
+    `conflicting_options` (also: an option of [cuda] for another device).
     """
     values: dict[str, Value] = {}
     origins: dict[str, str] = {}
@@ -173,7 +177,25 @@ def load_config(
         for key, (value, origin) in layer.items():
             values[key], origins[key] = value, origin
     sections = {name: record(**_of_section(values, name)) for name, record in SECTIONS.items()}
-    return Config(**sections, origins=MappingProxyType(origins))
+    config = Config(**sections, origins=MappingProxyType(origins))
+    _check_cuda(config)
+    return config
+
+
+def _check_cuda(config: Config) -> None:
+    """What only a GPU can do is not accepted and then ignored."""
+    if config.engine.device == "cuda":
+        return
+    for spec in (spec for spec in SPECS.values() if spec.key.startswith("cuda.")):
+        value = config.value(spec.key)
+        if value != spec.default:
+            raise SemipdError(
+                "conflicting_options",
+                f"{spec.key} = {toml_literal(value)} ({config.origin(spec.key)}) is for the device cuda; "
+                f"engine.device is {config.engine.device} ({config.origin('engine.device')}).",
+                f"Leave {spec.key} out, or set engine.device to cuda.",
+                param=spec.key,
+            )
 
 
 def default_engine_settings(**changes: Any) -> EngineSettings:

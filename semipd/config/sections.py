@@ -256,6 +256,15 @@ class KvConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class CudaConfig:
+    """Each field stands in CudaSettings too. For another device than cuda only the defaults are allowed."""
+
+    sm_carveout: bool = option(
+        False, "Tell cuBLAS how many SMs the lane has whose matrix products come next; not yet measured."
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class PartitionConfig:
     mode: PartitionMode = option(
         "auto",

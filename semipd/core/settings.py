@@ -14,6 +14,17 @@ SchedulerName = Literal["semipd", "chunked", "prefill-first"]
 
 
 @dataclass(frozen=True, slots=True)
+class CudaSettings:
+    """What only the CUDA device can do: the section [cuda] of the configuration.
+
+    Attributes:
+        sm_carveout: cuBLAS is told the SMs of the lane whose matrix products come next.
+    """
+
+    sm_carveout: bool
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSettings:
     """Attributes:
     model_dir: local checkpoint folder ("" for devices that need none, e.g. fake).
@@ -36,6 +47,7 @@ class EngineSettings:
     log_format: how the engine process logs: "text" or "json".
     start_patience: factor on the time limit of each start-up phase, and of the start of another worker.
     worker_step_limit_s: a worker process that takes longer for a step is killed and replaced.
+    cuda: switches of the CUDA device; their defaults for every other device.
     """
 
     model_dir: str
@@ -63,6 +75,7 @@ class EngineSettings:
     state_dir: str
     start_patience: float
     worker_step_limit_s: float
+    cuda: CudaSettings
 
     @property
     def slo(self) -> Slo:
@@ -74,4 +87,4 @@ class EngineSettings:
 
     @classmethod
     def from_wire(cls, data: dict[str, Any]) -> "EngineSettings":
-        return cls(**data)
+        return cls(**data | {"cuda": CudaSettings(**data["cuda"])})

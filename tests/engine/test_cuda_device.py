@@ -21,10 +21,11 @@ from semipd.core.messages import Inbound, SetPartition, Submit
 from semipd.core.plan import StepPlan
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
-from semipd.core.settings import EngineSettings
+from semipd.core.settings import CudaSettings, EngineSettings
 from semipd.devices.contract import LaneFailed
 from semipd.devices.cuda.driver.diagnosis import diagnose
 from semipd.devices.cuda.driver.interface import CudaError
+from semipd.devices.cuda.driver.matmul_sms import AimMatmuls, leave_matmuls
 from semipd.devices.cuda.lane import launch_thread
 from semipd.devices.cuda.sampler.sampler import TorchSampler
 from semipd.devices.cuda.start.device import CudaDevice
@@ -54,7 +55,9 @@ class RandomModel:
             buffer[spec.offset_bytes : spec.offset_bytes + raw.numel()] = raw
 
 
-def fake_platform(driver: DeferredCuda) -> Callable[[], Platform]:
+def fake_platform(
+    driver: DeferredCuda, aim_matmuls_of: Callable[[int], AimMatmuls] = lambda num_sms: leave_matmuls
+) -> Callable[[], Platform]:
     zeroed = [(lane, part) for lane in ("prefill", "decode") for part in ("slots", "history", "rows")]
 
     def platform() -> Platform:
@@ -69,6 +72,7 @@ def fake_platform(driver: DeferredCuda) -> Callable[[], Platform]:
             uuid="",
             synchronize=lambda: driver.host("device synchronised", writes=zeroed),
             close=_nothing,
+            aim_matmuls_of=aim_matmuls_of,
         )
 
     return platform
@@ -124,6 +128,22 @@ def test_a_model_with_one_bad_row_serves(bad: int) -> None:
     oracle = Oracle(TINY, model.weights)
     assert all(run.tokens[r.seq] == oracle.generate(r)[0] for r in good)
     assert (run.finished[SeqId(9)].code, SeqId(9) in run.tokens) == ("invalid_logits", False)
+    device.close()
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_cublas_is_told_the_lanes_sms_only_where_that_is_wanted(wanted: bool) -> None:
+    driver, told = new_driver(), list[int]()
+
+    def aim_matmuls_of(device_sms: int) -> AimMatmuls:
+        told.append(device_sms)
+        return told.append
+
+    settings = replace(DEFAULTS, cuda=CudaSettings(sm_carveout=wanted))
+    platform = fake_platform(driver, aim_matmuls_of)
+    device = CudaDevice.open(settings, lambda phase, limit_s: None, RandomModel(), platform)
+    lanes = {split.units_of(lane) for split in device.info.splits for lane in ("prefill", "decode")}
+    assert set(told) == (lanes | {132} if wanted else set())
     device.close()
 
 

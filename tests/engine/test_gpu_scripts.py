@@ -21,6 +21,7 @@ from support.cuda_rig import TINY, Oracle, random_weights
 from semipd.checkpoints.layout import plan_weights
 from semipd.config.config import default_engine_settings
 from semipd.core.errors import SemipdError
+from semipd.core.settings import SchedulerName
 from semipd.core.split import Split
 from semipd.devices.cuda.start.model import DeviceModel
 from semipd.devices.fake import FakeDevice, expected_tokens
@@ -119,8 +120,8 @@ def test_a_run_that_is_cut_short_can_be_drained() -> None:
 
 
 @pytest.mark.parametrize("scheduler", ["semipd", "chunked"])
-def test_interference_is_measured_while_all_streams_decode(scheduler: str) -> None:
-    settings = default_engine_settings(**(SETTINGS.to_wire() | {"scheduler": scheduler}))
+def test_interference_is_measured_while_all_streams_decode(scheduler: SchedulerName) -> None:
+    settings = replace(SETTINGS, scheduler=scheduler)
     load = Load(streams=4, stream_prompt_tokens=32, prompt_tokens=64, window_s=0.3, start_limit_s=10.0)
     row = measure(FakeDevice(), settings, load)
     assert row["prompt_tokens_per_s"] > 0

@@ -8,6 +8,7 @@ if not torch.cuda.is_available():
     pytest.skip("needs an NVIDIA GPU", allow_module_level=True)
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from gpulib.host import Host
 from gpulib.models import SMALL, RandomModel, cpu_weights
@@ -47,7 +48,7 @@ def reference() -> Reference:
 def test_tokens_are_the_references(
     device: CudaDevice, reference: Reference, scheduler: SchedulerName
 ) -> None:
-    settings = default_engine_settings(**(SETTINGS.to_wire() | {"scheduler": scheduler}))
+    settings = replace(SETTINGS, scheduler=scheduler)
     requests = parity_requests(16, SMALL.vocab_size, seed=3)
     verdict = reference.judge(requests, Host(device, settings).run(requests, 60.0))
     assert (verdict.beyond, verdict.unfinished) == (0, 0), verdict

@@ -22,6 +22,7 @@ from semipd.core.split import LaneName
 from semipd.core.state.device import DeviceStats
 from semipd.devices.contract import DeviceInfo
 from semipd.devices.cpu.math.network import CpuNetwork
+from semipd.devices.cuda.driver.matmul_sms import AimMatmuls, leave_matmuls
 from semipd.devices.cuda.driver.timing_events import EventPool
 from semipd.devices.cuda.lane.lane import CudaLane
 from semipd.devices.cuda.lane.launch_loop import IDLE_BEFORE_CAPTURE_NS, Command, LaunchLoop
@@ -183,6 +184,7 @@ class Rig:
     chunk_passes: tuple[PassSize, ...] = ()
     prefill_moves: bool = True
     ops: Ops = field(default_factory=TorchOps)
+    aim_matmuls: AimMatmuls = leave_matmuls
     sampler_of: Callable[[LaneSize], Sampler] = lambda size: TorchSampler()
     tokens: dict[SeqId, list[int]] = field(default_factory=dict)
     logprobs: dict[SeqId, list[TokenLogprobs | None]] = field(default_factory=dict)
@@ -220,6 +222,7 @@ class Rig:
             WatchedStaging(self.driver),
             EventPool(self.driver),
             CPU,
+            self.aim_matmuls,
         )
         names: tuple[LaneName, ...] = ("prefill", "decode")
         sizes = {

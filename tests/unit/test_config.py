@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from semipd.config.config import SPECS, Config, Override, default_engine_settings, load_config
 from semipd.config.schema import nearest_key, toml_literal
+from semipd.config.sections import CudaConfig
 from semipd.core.errors import SemipdError
-from semipd.core.settings import EngineSettings
+from semipd.core.settings import CudaSettings, EngineSettings
 from semipd.core.slo import SLO_BOUNDS
 
 DEFAULT_FILE = Path(__file__).parents[2] / "configs" / "default.toml"
@@ -53,7 +54,7 @@ def test_nothing_given_is_all_defaults() -> None:
 def test_every_setting_reaches_the_engine() -> None:
     """max_num_blocks is for tests only; every other field of EngineSettings has an option."""
     values = {
-        "engine.device": "fake",
+        "engine.device": "cuda",
         "engine.scheduler": "chunked",
         "engine.max_num_seqs": "3",
         "engine.prefill_chunk_tokens": "5",
@@ -76,6 +77,7 @@ def test_every_setting_reaches_the_engine() -> None:
         "slo.window_s": "10",
         "supervision.start_patience": "3",
         "supervision.worker_step_limit_s": "90",
+        "cuda.sm_carveout": "true",
     }
     config = load_config(overrides=[Override(key, text, "--set") for key, text in values.items()])
     settings = config.engine_settings(Path("/models/x"))
@@ -84,6 +86,23 @@ def test_every_setting_reaches_the_engine() -> None:
         assert (getattr(settings, name) == getattr(default_engine_settings(), name)) == (
             name == "max_num_blocks"
         ), name
+
+
+def test_what_only_a_gpu_can_do_is_refused_elsewhere(tmp_path: Path) -> None:
+    path = write(tmp_path, "[cuda]\nsm_carveout = true\n")
+    with pytest.raises(SemipdError, match=r"cuda\.sm_carveout = true .* is for the device cuda; .* is cpu"):
+        load_config(path)
+    assert load_config(path, {"SEMIPD__ENGINE__DEVICE": "cuda"}).engine_settings("").cuda.sm_carveout
+    path = write(tmp_path, "[cuda]\nsm_carveout = false\n")
+    assert not load_config(path).cuda.sm_carveout
+
+
+def test_the_engine_hears_all_of_its_settings() -> None:
+    settings = default_engine_settings(cuda=CudaSettings(sm_carveout=True))
+    assert EngineSettings.from_wire(settings.to_wire()) == settings
+    assert [f.name for f in dataclasses.fields(CudaSettings)] == [
+        f.name for f in dataclasses.fields(CudaConfig)
+    ]
 
 
 def test_ready_file_is_complete_and_holds_the_defaults() -> None:

@@ -78,6 +78,7 @@ class LaneExecutor:
         assert not self.inflight, f"{self.name}: warm-up with {len(self.inflight)} steps in flight"
         place = self._place(key.split)
         self._cached = None
+        self._shared.aim_matmuls(place.num_sms)
         self._work.warm_up(place, key)
         self._shared.driver.synchronize_stream(place.stream)
 
@@ -157,6 +158,7 @@ class LaneExecutor:
         lanes, events = self._shared.lanes, self._shared.events
         place = Place(split, lanes.move(self.name, split), lanes.num_sms(self.name, split))
         self.split = split
+        self._shared.aim_matmuls(place.num_sms)
         step.is_mixed |= split != step.plan.split
         if step.started is None:
             self._wait_for_peer(step, place)

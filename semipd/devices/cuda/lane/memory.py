@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from semipd.devices.cuda.driver.interface import Driver
+from semipd.devices.cuda.driver.matmul_sms import AimMatmuls, leave_matmuls
 from semipd.devices.cuda.driver.stream_work import Submit
 from semipd.devices.cuda.driver.timing_events import EventPool
 from semipd.devices.cuda.rows.padded import PaddedRows
@@ -30,6 +31,7 @@ class Shared:
     staging: Staging
     events: EventPool
     device: torch.device
+    aim_matmuls: AimMatmuls = leave_matmuls
 
 
 PROMPT_ROWS_AT_ONCE = 64

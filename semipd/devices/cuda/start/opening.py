@@ -21,6 +21,7 @@ from semipd.core.split import LaneName
 from semipd.devices.contract import DeviceInfo, LaneFailed
 from semipd.devices.cuda.driver.diagnosis import diagnose
 from semipd.devices.cuda.driver.environment import environment_notes
+from semipd.devices.cuda.driver.matmul_sms import AimMatmuls, leave_matmuls
 from semipd.devices.cuda.driver.timing_events import EventPool
 from semipd.devices.cuda.lane.executor import LaneExecutor
 from semipd.devices.cuda.lane.graphs import GraphKey, GraphTable
@@ -89,6 +90,7 @@ class Opening:
         self._warm_libraries()
         weights = self._load()
         self._lanes = self._divide()
+        self._aim_matmuls = self._matmul_sms()
         self._events = EventPool(self._platform.driver)
         self._stack.callback(self._events.close)
         self._sizes = {name: self._size(name) for name in _NAMES}
@@ -130,6 +132,11 @@ class Opening:
             log.warning("%s is not divided: %s", found.device_name, found.reason)
         return lanes
 
+    def _matmul_sms(self) -> AimMatmuls:
+        if not self._settings.cuda.sm_carveout:
+            return leave_matmuls
+        return self._platform.aim_matmuls_of(self._lanes.capability.num_sms)
+
     def _size(self, lane: LaneName) -> LaneSize:
         return lane_size(
             lane,
@@ -163,6 +170,7 @@ class Opening:
             platform.staging,
             self._events,
             platform.device,
+            self._aim_matmuls,
         )
 
     def _all_graphs_bytes(self, weights: dict[str, Tensor]) -> int:

@@ -8,6 +8,7 @@ import torch
 from semipd.core.errors import SemipdError
 from semipd.devices.cuda.driver.bindings import CudaDriver
 from semipd.devices.cuda.driver.interface import Driver
+from semipd.devices.cuda.driver.matmul_sms import AimMatmuls, sm_carveout
 from semipd.devices.cuda.driver.stream_work import Submit, submit_to
 from semipd.devices.cuda.rows.size import LaneSize
 from semipd.devices.cuda.rows.staging import Staging
@@ -24,6 +25,7 @@ class Platform:
     ops_of: for weights and KV of a dtype. sampler_of: for a lane of some size.
     uuid: of the GPU, for NVML; "": no statistics.
     synchronize: wait for everything on the device.
+    aim_matmuls_of: for a device of so many SMs; asked for only where it is wanted.
     """
 
     driver: Driver
@@ -35,6 +37,7 @@ class Platform:
     uuid: str
     synchronize: Callable[[], None]
     close: Callable[[], None]
+    aim_matmuls_of: Callable[[int], AimMatmuls]
 
 
 def real_platform() -> Platform:
@@ -75,6 +78,7 @@ def _platform(
         uuid=driver.device_uuid(),
         synchronize=torch.cuda.synchronize,
         close=driver.close,
+        aim_matmuls_of=lambda num_sms: sm_carveout(torch, num_sms),
     )
 
 
