@@ -18,9 +18,19 @@ from unittest.mock import patch
 import torch
 from kernellib.bench_ops import Inputs, Prepared, prepare
 from kernellib.noop_triton import NoopDriver, noop_triton
+from kernellib.workloads import BLOCK_SIZE
 from semipd_kernels import launches
 from semipd_kernels.decode_attention import decode_attention, decode_workspace
 from torch import Tensor
+
+from semipd.checkpoints.layout import plan_weights
+from semipd.checkpoints.weights import weight_views
+from semipd.devices.cuda.forward.kernel_ops import KernelOps
+from semipd.network.activations import Activations
+from semipd.network.config import ModelConfig, RopeConfig
+from semipd.network.kv_layout import KvLayout
+from semipd.network.network import Network
+from semipd.network.rows import ChunkRows, StepRows
 
 HEADS = {"heads": 32, "kv_heads": 8, "head_dim": 128}
 NUM_SMS = 64
@@ -38,6 +48,7 @@ def shapes(rows: int) -> dict[str, dict[str, int]]:
         "prefill_attention": {"seqs": 1, "query_len": rows, "context": rows, **HEADS},
         "decode_attention": {},
         "sampling": {"rows": rows, "vocab_size": 4096},
+        "prefill_layer": {},
     }
 
 
@@ -52,7 +63,8 @@ class Cost(NamedTuple):
 
 def measure(op: str, rows: int, driver: NoopDriver) -> Cost:
     inputs = Inputs("cpu", "cpu", 1, num_sms=NUM_SMS)
-    prepared = decode(inputs, rows) if op == "decode_attention" else prepare(op, shapes(rows)[op], inputs)
+    build = {"decode_attention": decode, "prefill_layer": prefill_layer}.get(op)
+    prepared = build(inputs, rows) if build else prepare(op, shapes(rows)[op], inputs)
     prepared.run()
     driver.launched.clear()
     prepared.run()
@@ -81,6 +93,49 @@ def decode(inputs: Inputs, rows: int) -> Prepared:
             q, pool, tables, lens, num_sms=NUM_SMS, num_splits=num_splits, out=out, workspace=work
         )
         return (attended,)
+
+    return Prepared(run)
+
+
+SMALL = ModelConfig(
+    family="llama",
+    vocab_size=64,
+    hidden_size=64,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=64,
+    intermediate_size=64,
+    rms_norm_eps=1e-5,
+    rope=RopeConfig("default", 10_000.0),
+    max_position_embeddings=64,
+    tie_word_embeddings=False,
+    qkv_bias=False,
+    o_bias=False,
+    mlp_bias=False,
+    qk_norm=False,
+    dtype="float32",
+)
+
+
+def prefill_layer(inputs: Inputs, rows: int) -> Prepared:
+    """The network's middle layer over one chunk, its four matrix products included: on the CPU, and so tiny
+    that they cost about as much as handing them to cuBLAS."""
+    rows = min(rows, 8)
+    layout = plan_weights(SMALL, "float32")
+    weights = weight_views(layout, torch.zeros(layout.total_bytes, dtype=torch.uint8))
+    pool = torch.zeros(KvLayout.of(SMALL, BLOCK_SIZE).pool_shape(4))
+    network = Network(SMALL, weights, pool, KernelOps(torch.float32, 90))
+    plan, ints = network.plan_chunks([rows], [rows], NUM_SMS), torch.zeros(rows, dtype=torch.int32)
+    starts, lens, work = torch.tensor([0, rows]), torch.tensor([rows]), torch.from_numpy(plan.work)
+    tables = torch.zeros(1, 4, dtype=torch.int32)
+    chunks = ChunkRows(tables, starts.int(), lens.int(), work, plan, [rows], [rows])
+    step = StepRows(ints, ints, ints.long(), None, chunks)
+    memory = Activations.reserve(SMALL, rows, torch.empty(0))
+
+    def run() -> tuple[Tensor, ...]:
+        network.layers(step, memory, (1,), NUM_SMS)
+        return (memory.branch,)
 
     return Prepared(run)
 

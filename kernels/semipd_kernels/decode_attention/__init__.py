@@ -50,12 +50,20 @@ def decode_workspace(
 
     4 * batch * num_splits * heads * (head_dim + 1) bytes, and a little.
     """
+    parts = workspace_parts(batch, heads, head_dim, num_splits)
+    return DecodeWorkspace(*(torch.empty(shape, dtype=dtype, device=device) for shape, dtype in parts))
+
+
+def workspace_parts(
+    batch: int, heads: int, head_dim: int, num_splits: int
+) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Shapes and dtypes of the tensors of a workspace."""
     items = batch * num_splits
-    return DecodeWorkspace(
-        torch.empty(items, heads, head_dim, dtype=torch.float32, device=device),
-        torch.empty(items, heads, dtype=torch.float32, device=device),
-        torch.empty(batch, 2, dtype=torch.int32, device=device),
-    )
+    return [
+        ((items, heads, head_dim), torch.float32),
+        ((items, heads), torch.float32),
+        ((batch, 2), torch.int32),
+    ]
 
 
 def decode_attention(
@@ -90,8 +98,7 @@ def decode_attention(
         num_splits: from `choose_num_splits`; default its choice for contexts as wide as the tables. With more
             than 1 a second kernel merges.
         out: like q; rows at any stride.
-        workspace: from `decode_workspace`; unused when num_splits is 1. Where splits need one and none is
-            given, a call costs the host several times as much (see semipd_kernels.launches).
+        workspace: from `decode_workspace`; unused when num_splits is 1.
         config: default `configs.choose` for the device, D and num_sms.
         dependent: launch by programmatic dependent launch, see semipd_kernels.dependent; from sm_90.
 

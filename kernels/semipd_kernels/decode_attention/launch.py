@@ -8,12 +8,12 @@ import torch
 import triton
 from torch import Tensor
 
-from semipd_kernels.decode_attention import DecodeConfig, DecodeWorkspace, check_workspace, decode_workspace
+from semipd_kernels.decode_attention import DecodeConfig, DecodeWorkspace, check_workspace, workspace_parts
 from semipd_kernels.decode_attention.configs import choose
 from semipd_kernels.decode_attention.kernel import decode_attention_kernel, merge_splits_kernel
 from semipd_kernels.decode_attention.splits import choose_num_splits
 from semipd_kernels.dependent import dependence
-from semipd_kernels.launches import Launch
+from semipd_kernels.launches import Launch, Scratch
 
 MIN_ROWS = 16
 """Rows of the smallest tensor-core tile; smaller groups are padded, which costs no memory traffic."""
@@ -63,12 +63,13 @@ def launches(
         )
     split = num_splits > 1
     # Without splits never written: any pointers do.
-    partial_out, partial_lse, spans = out, out, kv_lens
-    if split:
-        if workspace is None:
-            workspace = decode_workspace(batch, num_heads, head_dim, num_splits, q.device)
+    parts: tuple[Tensor | Scratch, ...] = (out, out, kv_lens)
+    if split and workspace is not None:
         check_workspace(workspace, q, num_splits)
-        partial_out, partial_lse, spans = workspace.tensors
+        parts = workspace.tensors
+    elif split:
+        parts = tuple(Scratch(*part) for part in workspace_parts(batch, num_heads, head_dim, num_splits))
+    partial_out, partial_lse, spans = parts
     group = num_heads // num_kv_heads
     tensors = (q, kv_layer, block_tables, kv_lens, out, partial_out, partial_lse, spans)
     strides = (q.stride(0), out.stride(0), block_tables.stride(0))
@@ -93,7 +94,12 @@ def launches(
 
 
 def _merge(
-    kv_lens: Tensor, spans: Tensor, partial_out: Tensor, partial_lse: Tensor, out: Tensor, dependent: bool
+    kv_lens: Tensor,
+    spans: Tensor | Scratch,
+    partial_out: Tensor | Scratch,
+    partial_lse: Tensor | Scratch,
+    out: Tensor,
+    dependent: bool,
 ) -> Launch:
     batch, num_heads, head_dim = out.shape
     constants = {
