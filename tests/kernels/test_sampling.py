@@ -15,8 +15,8 @@ import torch
 import triton
 import triton.language as tl
 from semipd_kernels.sampling import SamplingWorkspace, sample, shape
+from semipd_kernels.sampling.arithmetic.kernel import threshold_of, uniform_bits
 from semipd_kernels.sampling.filters.kernel import _coarse_bin, _first_bits
-from semipd_kernels.sampling.kernel import _threshold, _uniform_bits
 from semipd_kernels.sampling.reference import sample_reference
 from torch import Tensor
 
@@ -406,9 +406,9 @@ def test_rows_of_logits_may_be_strided() -> None:
 @triton.jit
 def _uniform_kernel(seeds_ptr, positions_ptr, totals_ptr, bits_ptr, thresholds_ptr):  # type: ignore[no-untyped-def]
     index = tl.program_id(0)
-    bits = _uniform_bits(tl.load(seeds_ptr + index), tl.load(positions_ptr + index))
+    bits = uniform_bits(tl.load(seeds_ptr + index), tl.load(positions_ptr + index))
     tl.store(bits_ptr + index, bits)
-    tl.store(thresholds_ptr + index, _threshold(bits, tl.load(totals_ptr + index)))
+    tl.store(thresholds_ptr + index, threshold_of(bits, tl.load(totals_ptr + index)))
 
 
 def test_uniforms_have_the_bits_of_the_plain_samplers() -> None:

@@ -26,7 +26,7 @@ def _case(dtype: str, ids: str) -> AotCase:
             **dict.fromkeys(("table_stride", "out_stride", "vocab_size", "width", "tiles"), "i32"),
         },
         constexprs={"TILE": TILE, "DEPENDENT": False},
-        aligned=frozenset(("ids_ptr", "table_ptr", "out_ptr", *sizes)),
+        aligned=frozenset(("table_ptr", "out_ptr", *sizes)),
         num_warps=NUM_WARPS,
         num_stages=1,
         shipped=ids == "i64" and dtype != "fp32",

@@ -6,7 +6,7 @@ import triton.language as tl
 from semipd_kernels.dependent.kernel import wait_for_earlier_kernels
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["ids_ptr"])
 def embedding_kernel(
     ids_ptr,
     table_ptr,

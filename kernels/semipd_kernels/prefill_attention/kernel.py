@@ -68,7 +68,10 @@ def _update(acc, row_sum, row_max, q, k, v, start, row_positions, qk_scale,
     return acc, row_sum, new_max
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+@triton.jit(
+    do_not_specialize=["table_stride"],
+    do_not_specialize_on_alignment=["table_ptr", "query_starts_ptr", "kv_lens_ptr"],
+)
 def prefill_attention_kernel(
     q_ptr, key_ptr, value_ptr, table_ptr, query_starts_ptr, kv_lens_ptr, items_ptr, out_ptr,
     qk_scale, table_stride, q_stride, out_stride, block_stride,

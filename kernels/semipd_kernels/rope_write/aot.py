@@ -17,7 +17,6 @@ def cases() -> Iterator[AotCase]:
 
 
 def _case(dtype: str, head_dim: int, qk_norm: bool, block_size: int) -> AotCase:
-    indices = ("positions_ptr", "slots_ptr")
     tables = ("frequencies_ptr", "qk_norm_ptr")
     return AotCase(
         name=f"rope_write/{dtype}/d{head_dim}/b{block_size}" + ("/qk_norm" if qk_norm else ""),
@@ -40,7 +39,7 @@ def _case(dtype: str, head_dim: int, qk_norm: bool, block_size: int) -> AotCase:
             "HEADS": heads_per_program(head_dim),
             "DEPENDENT": False,
         },
-        aligned=frozenset(("qkv_ptr", "pool_ptr", "qkv_stride", *indices, *tables)),
+        aligned=frozenset(("qkv_ptr", "pool_ptr", "qkv_stride", *tables)),
         num_warps=NUM_WARPS,
         num_stages=1,
         shipped=dtype != "fp32" and block_size == 16 and (head_dim != 256 or not qk_norm),

@@ -6,7 +6,7 @@ import triton.language as tl
 from semipd_kernels.dependent.kernel import wait_for_earlier_kernels
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_blocks"], do_not_specialize_on_alignment=["positions_ptr", "slots_ptr"])
 def rope_write_kernel(
     qkv_ptr,
     positions_ptr,

@@ -63,9 +63,10 @@ def sample(
     if not takes_triton(logits):
         return out.copy_(sample_reference(logits, rows, stages, slots, counts))
     if len(logits):
-        from semipd_kernels.sampling.launch import launch
+        from semipd_kernels.sampling.launch import launches
 
-        launch(logits, rows, stages, slots, counts, workspace, out)
+        for launch in launches(logits, rows, stages, slots, counts, workspace, out):
+            launch.run()
     return out
 
 

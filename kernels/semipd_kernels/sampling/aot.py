@@ -97,7 +97,7 @@ def _case(
 ) -> AotCase:
     types = {**_TYPES, "logits_ptr": f"*{dtype}"}
     signature = {arg: types[arg] for arg in function.arg_names if arg not in constexprs}
-    divisible = {arg for arg in signature if arg.endswith("_ptr")}
+    divisible = {arg for arg in signature if arg.endswith("_ptr")} - {*kernel.ROW_POINTERS}
     if aligned:
         divisible |= signature.keys() & {"logits_stride", "vocab_size"}
     return AotCase(

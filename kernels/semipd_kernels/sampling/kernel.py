@@ -18,6 +18,14 @@ import triton.language as tl
 
 from semipd.sampling.history import PROMPT_FLAG
 from semipd_kernels.sampling import shape
+from semipd_kernels.sampling.arithmetic.kernel import (
+    distance_of,
+    mass_from,
+    threshold_of,
+    tile_beyond,
+    token_beyond,
+    uniform_bits,
+)
 
 COARSE_BINS = tl.constexpr(shape.COARSE_BINS)
 FINE_BINS = tl.constexpr(shape.FINE_BINS)
@@ -46,8 +54,28 @@ OUTPUT_COUNT = tl.constexpr(PROMPT_FLAG - 1)
 """The bits of a count that say how often a token is in the output; the next one: it is in the prompt. A
 negative count: the row may not choose the token."""
 
+ROW_POINTERS = (
+    "edit_bias_ptr",
+    "edit_starts_ptr",
+    "edit_tokens_ptr",
+    "edit_until_ptr",
+    "frequency_ptr",
+    "min_p_ptr",
+    "out_ptr",
+    "positions_ptr",
+    "presence_ptr",
+    "repetition_ptr",
+    "seeds_ptr",
+    "slots_ptr",
+    "temperature_ptr",
+    "top_k_ptr",
+    "top_p_ptr",
+)
+"""Vectors with an entry a row may begin anywhere, often as rows of one matrix: a kernel for each of their
+alignments would be compiled while serving."""
 
-@triton.jit
+
+@triton.jit(do_not_specialize_on_alignment=ROW_POINTERS)
 def adjust_kernel(
     logits_ptr,
     adjusted_ptr,
@@ -111,7 +139,7 @@ def adjust_kernel(
     tl.store(tile_token_ptr + program, first + token)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=ROW_POINTERS)
 def best_kernel(
     tile_best_ptr,
     tile_token_ptr,
@@ -160,7 +188,7 @@ def best_kernel(
             tl.store(fine_mass_ptr + fine, tl.zeros([FINE_BINS], tl.int64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=ROW_POINTERS)
 def weigh_kernel(
     logits_ptr,
     adjusted_ptr,
@@ -182,15 +210,15 @@ def weigh_kernel(
     if tl.load(state_ptr + row * STATE_FIELDS + MODE) == DRAW:
         tokens = (program % tiles) * TILE + tl.arange(0, TILE)
         values = _row_values(logits_ptr, adjusted_ptr, slots_ptr, row, tokens, logits_stride, vocab_size)
-        distance = _distance(values, tl.load(best_ptr + row), tl.load(temperature_ptr + row))
+        distance = distance_of(values, tl.load(best_ptr + row), tl.load(temperature_ptr + row))
         bits = distance.to(tl.int32, bitcast=True)
         limit = tl.load(state_ptr + row * STATE_FIELDS + LIMIT).to(tl.int32)
-        mass = tl.where(bits < limit, _mass_from(distance, tl.load(min_p_ptr + row)), 0)
+        mass = tl.where(bits < limit, mass_from(distance, tl.load(min_p_ptr + row)), 0)
         tl.store(tile_mass_ptr + program, tl.sum(mass, axis=0))
         tl.store(tile_ties_ptr + program, tl.sum((bits == limit).to(tl.int32), axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=ROW_POINTERS)
 def pick_kernel(
     logits_ptr,
     adjusted_ptr,
@@ -218,31 +246,28 @@ def pick_kernel(
         ties = tl.load(state + TIES)
         min_p = tl.load(min_p_ptr + row)
         tied_distance = tl.where(ties > 0, limit, 0).to(tl.float32, bitcast=True)
-        tied_mass = _mass_from(tied_distance, min_p)
+        tied_mass = mass_from(tied_distance, min_p)
 
         index = tl.arange(0, TILES)
         mass = tl.load(tile_mass_ptr + row * tiles + index, mask=index < tiles, other=0)
         tied = tl.load(tile_ties_ptr + row * tiles + index, mask=index < tiles, other=0).to(tl.int64)
         ties_before = tl.cumsum(tied, axis=0) - tied
         mass += tl.maximum(tl.minimum(ties - ties_before, tied), 0) * tied_mass
-        cumulative = tl.cumsum(mass, axis=0)
-        threshold = _threshold(
-            _uniform_bits(tl.load(seeds_ptr + row), tl.load(positions_ptr + row)), tl.sum(mass, axis=0)
+        threshold = threshold_of(
+            uniform_bits(tl.load(seeds_ptr + row), tl.load(positions_ptr + row)), tl.sum(mass, axis=0)
         )
-        tile = tl.sum((cumulative <= threshold).to(tl.int32), axis=0)
-        mass_before = tl.sum(tl.where(index < tile, mass, 0), axis=0)
+        tile, mass_before = tile_beyond(mass, index, threshold)
         ties_left = ties - tl.sum(tl.where(index < tile, tied, 0), axis=0)
 
         offsets = tl.arange(0, TILE)
         tokens = tile * TILE + offsets
         values = _row_values(logits_ptr, adjusted_ptr, slots_ptr, row, tokens, logits_stride, vocab_size)
-        distance = _distance(values, tl.load(best_ptr + row), tl.load(temperature_ptr + row))
+        distance = distance_of(values, tl.load(best_ptr + row), tl.load(temperature_ptr + row))
         bits = distance.to(tl.int32, bitcast=True)
         at_limit = (bits == limit).to(tl.int32)
         survives = (bits < limit) | ((at_limit != 0) & (tl.cumsum(at_limit, axis=0) <= ties_left))
-        weights = tl.where(survives, _mass_from(distance, min_p), 0)
-        passed = mass_before + tl.cumsum(weights, axis=0) <= threshold
-        tl.store(out_ptr + row, (tile * TILE + tl.sum(passed.to(tl.int32), axis=0)).to(tl.int64))
+        weights = tl.where(survives, mass_from(distance, min_p), 0)
+        tl.store(out_ptr + row, tile * TILE + token_beyond(weights, mass_before, threshold))
 
 
 @triton.jit
@@ -271,52 +296,3 @@ def _row_values(logits_ptr, adjusted_ptr, slots_ptr, row, tokens, logits_stride,
         other=-float("inf"),
     )
     return tl.maximum(adjusted, raw.to(tl.float32))
-
-
-@triton.jit
-def _distance(values, best, temperature):
-    """Correctly rounded, so that equal logits, and top-k, are those of the plain sampler."""
-    tiny: tl.constexpr = 1.1754943508222875e-38
-    return tl.math.div_rn(best - values, tl.maximum(temperature, tiny))
-
-
-@triton.jit
-def _mass(distance):
-    return (tl.exp(-distance) * 1099511627776.0).to(tl.int64)
-
-
-@triton.jit
-def _mass_from(distance, min_p):
-    weight = tl.exp(-distance)
-    return tl.where(weight >= min_p, (weight * 1099511627776.0).to(tl.int64), 0)
-
-
-@triton.jit
-def _threshold(uniform_bits, total):
-    """floor(uniform x total) for uniform = uniform_bits / 2^24, without overflow for total < 2^62."""
-    low = uniform_bits * (total & 0xFFFFFF)
-    return uniform_bits * (total >> 24) + (low >> 24)
-
-
-@triton.jit
-def _uniform_bits(seed, position):
-    """Top 24 bits of the first word of Philox-4x32-10 (Salmon et al., SC 2011): key = seed,
-    counter = (low and high word of the position, 0, 0)."""
-    words: tl.constexpr = 0xFFFFFFFF
-    k0 = seed.to(tl.uint64, bitcast=True) & words
-    k1 = seed.to(tl.uint64, bitcast=True) >> 32
-    c0 = position.to(tl.uint64, bitcast=True) & words
-    c1 = position.to(tl.uint64, bitcast=True) >> 32
-    c2 = c0 * 0
-    c3 = c0 * 0
-    for _ in tl.static_range(10):
-        # Both factors are below 2^32.
-        product0 = c0 * 0xD2511F53
-        product1 = c2 * 0xCD9E8D57
-        c0 = (product1 >> 32) ^ c1 ^ k0
-        c1 = product1 & words
-        c2 = (product0 >> 32) ^ c3 ^ k1
-        c3 = product0 & words
-        k0 = (k0 + 0x9E3779B9) & words
-        k1 = (k1 + 0xBB67AE85) & words
-    return (c0 >> 8).to(tl.int64)

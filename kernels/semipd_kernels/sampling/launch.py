@@ -1,7 +1,6 @@
 """The sequence of launches of one sampling step. The grids depend on the shapes alone."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from semipd.sampling.parameters import RowParams
 from semipd.sampling.stages import Stages
+from semipd_kernels.launches import Launch
 from semipd_kernels.sampling import kernel, shape
 from semipd_kernels.sampling.filters import kernel as filters
 from semipd_kernels.sampling.workspace import SamplingWorkspace
@@ -16,7 +16,7 @@ from semipd_kernels.sampling.workspace import SamplingWorkspace
 NO_SLOT = -1
 
 
-def launch(
+def launches(
     logits: Tensor,
     rows: RowParams,
     stages: Stages,
@@ -24,30 +24,29 @@ def launch(
     counts: Tensor,
     work: SamplingWorkspace,
     out: Tensor,
-) -> None:
+) -> Iterator[Launch]:
     vocab_size, tiles = logits.shape[1], shape.num_tiles(logits.shape[1])
     used = _used_slots(slots, stages)
-    _adjust(logits, rows, stages, used, counts, work, out)
+    yield from _adjust(logits, rows, stages, used, counts, work, out)
     if stages.drawn is None:
         return
     source = (logits, work.adjusted, used, rows.temperature)
     sizes = (logits.stride(0), vocab_size, tiles)
     if stages.filters:
         histogram = (work.coarse_count, work.coarse_mass)
-        _per_tile(filters.coarse_kernel, len(rows), tiles)(*source, work.best, work.state, *histogram, *sizes)
-        select = _per_row(filters.select_coarse_kernel, len(rows), shape.NUM_WARPS)
-        select(rows.top_k, rows.top_p, work.state, *histogram)
+        args = (*source, work.best, work.state, *histogram, *sizes)
+        yield per_tile(filters.coarse_kernel, len(rows), tiles, args)
+        select = (rows.top_k, rows.top_p, work.state, *histogram)
+        yield per_row(filters.select_coarse_kernel, len(rows), select)
     for _ in range(stages.filters):
         for last in (False, True):
-            _refine(rows, work, source, sizes, last)
+            yield from _refine(rows, work, source, sizes, last)
     sums = (work.tile_mass, work.tile_ties)
-    _per_tile(kernel.weigh_kernel, len(rows), tiles)(
-        *source, rows.min_p, work.best, work.state, *sums, *sizes
-    )
-    pick = _per_row(kernel.pick_kernel, len(rows), shape.NUM_WARPS)
+    weigh = (*source, rows.min_p, work.best, work.state, *sums, *sizes)
+    yield per_tile(kernel.weigh_kernel, len(rows), tiles, weigh)
     seeds = (rows.seeds, rows.positions)
-    constants = {"TILE": shape.TILE, "TILES": shape.power_of_2(tiles)}
-    pick(*source, rows.min_p, *seeds, work.best, work.state, *sums, out, *sizes, **constants)
+    pick = (*source, rows.min_p, *seeds, work.best, work.state, *sums, out, *sizes)
+    yield per_row(kernel.pick_kernel, len(rows), pick, TILE=shape.TILE, TILES=shape.power_of_2(tiles))
 
 
 def _used_slots(slots: Tensor, stages: Stages) -> Tensor:
@@ -73,28 +72,19 @@ def _adjust(
     counts: Tensor,
     work: SamplingWorkspace,
     out: Tensor,
-) -> None:
+) -> Iterator[Launch]:
     vocab_size, tiles = logits.shape[1], shape.num_tiles(logits.shape[1])
     penalties = (rows.repetition, rows.frequency, rows.presence)
-    bests = (work.tile_best, work.tile_token)
-    _per_tile(kernel.adjust_kernel, len(rows), tiles, EDITS=shape.EDITS)(
-        logits,
-        work.adjusted,
-        counts,
-        slots,
-        *penalties,
-        rows.positions,
-        *_edits(stages, slots),
-        *bests,
-        logits.stride(0),
-        vocab_size,
-        tiles,
-    )
+    edits, bests = _edits(stages, slots), (work.tile_best, work.tile_token)
+    source = (logits, work.adjusted, counts, slots)
+    sizes = (logits.stride(0), vocab_size, tiles)
+    adjust = (*source, *penalties, rows.positions, *edits, *bests, *sizes)
+    yield per_tile(kernel.adjust_kernel, len(rows), tiles, adjust, EDITS=shape.EDITS)
     histograms = (work.coarse_count, work.coarse_mass, work.fine_count, work.fine_mass)
     filters = (rows.temperature, rows.top_k, rows.top_p)
-    best = _per_row(kernel.best_kernel, len(rows), shape.NUM_WARPS)
+    best = (*bests, *filters, work.best, work.state, *histograms, out, vocab_size, tiles)
     constants = {"TILES": shape.power_of_2(tiles), "DRAWS": stages.drawn is not None}
-    best(*bests, *filters, work.best, work.state, *histograms, out, vocab_size, tiles, **constants)
+    yield per_row(kernel.best_kernel, len(rows), best, **constants)
 
 
 def _refine(
@@ -103,27 +93,21 @@ def _refine(
     source: tuple[Tensor, ...],
     sizes: tuple[int, int, int],
     last: bool,
-) -> None:
+) -> Iterator[Launch]:
     histogram = (work.fine_count, work.fine_mass)
-    refine = _per_tile(filters.refine_kernel, len(rows), sizes[2], LAST=last)
-    refine(*source, work.best, work.state, *histogram, *sizes)
-    select = _per_row(filters.select_fine_kernel, len(rows), shape.NUM_WARPS)
-    select(rows.top_k, rows.top_p, work.state, work.coarse_mass, *histogram, LAST=last)
+    refine = (*source, work.best, work.state, *histogram, *sizes)
+    yield per_tile(filters.refine_kernel, len(rows), sizes[2], refine, LAST=last)
+    select = (rows.top_k, rows.top_p, work.state, work.coarse_mass, *histogram)
+    yield per_row(filters.select_fine_kernel, len(rows), select, LAST=last)
 
 
-# No fused multiply-add in any of these: the same expressions must give the same bits in every kernel.
+OPTIONS: dict[str, Any] = {"num_warps": shape.NUM_WARPS, "num_stages": 1, "enable_fp_fusion": False}
+"""No fused multiply-add in any kernel of sampling: the same expressions must give the same bits in all."""
 
 
-def _per_tile(function: Any, num_rows: int, tiles: int, **constants: Any) -> Callable[..., Any]:
-    return partial(
-        function[(num_rows * tiles,)],
-        TILE=shape.TILE,
-        num_warps=shape.NUM_WARPS,
-        num_stages=1,
-        enable_fp_fusion=False,
-        **constants,
-    )
+def per_tile(function: Any, num_rows: int, tiles: int, args: tuple[Any, ...], **constants: Any) -> Launch:
+    return Launch(function, num_rows * tiles, args, {"TILE": shape.TILE, **OPTIONS, **constants})
 
 
-def _per_row(function: Any, num_rows: int, num_warps: int) -> Callable[..., Any]:
-    return partial(function[(num_rows,)], num_warps=num_warps, num_stages=1, enable_fp_fusion=False)
+def per_row(function: Any, num_rows: int, args: tuple[Any, ...], **constants: Any) -> Launch:
+    return Launch(function, num_rows, args, {**OPTIONS, **constants})

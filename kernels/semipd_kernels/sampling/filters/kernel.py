@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from semipd_kernels.sampling.arithmetic.kernel import distance_of, mass_of
 from semipd_kernels.sampling.kernel import (
     BEFORE_COUNT,
     BEFORE_MASS,
@@ -16,18 +17,17 @@ from semipd_kernels.sampling.kernel import (
     LIMIT,
     MODE,
     NEEDED,
+    ROW_POINTERS,
     STATE_FIELDS,
     TIES,
     TOP_K,
     TOP_K_BITS,
     TOP_P,
-    _distance,
-    _mass,
     _row_values,
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=ROW_POINTERS)
 def coarse_kernel(
     logits_ptr,
     adjusted_ptr,
@@ -49,15 +49,15 @@ def coarse_kernel(
     if mode >= TOP_K:
         tokens = (program % tiles) * TILE + tl.arange(0, TILE)
         values = _row_values(logits_ptr, adjusted_ptr, slots_ptr, row, tokens, logits_stride, vocab_size)
-        distance = _distance(values, tl.load(best_ptr + row), tl.load(temperature_ptr + row))
-        mass = _mass(distance)
+        distance = distance_of(values, tl.load(best_ptr + row), tl.load(temperature_ptr + row))
+        mass = mass_of(distance)
         bins = _coarse_bin(distance)
         if mode == TOP_K:
             tl.atomic_add(coarse_count_ptr + row * COARSE_BINS + bins, 1, mask=mass > 0, sem="relaxed")
         tl.atomic_add(coarse_mass_ptr + row * COARSE_BINS + bins, mass, mask=mass > 0, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=ROW_POINTERS)
 def refine_kernel(
     logits_ptr,
     adjusted_ptr,
@@ -81,8 +81,8 @@ def refine_kernel(
     if tl.load(state + MODE) >= TOP_K:
         tokens = (program % tiles) * TILE + tl.arange(0, TILE)
         values = _row_values(logits_ptr, adjusted_ptr, slots_ptr, row, tokens, logits_stride, vocab_size)
-        distance = _distance(values, tl.load(best_ptr + row), tl.load(temperature_ptr + row))
-        mass = _mass(distance)
+        distance = distance_of(values, tl.load(best_ptr + row), tl.load(temperature_ptr + row))
+        mass = mass_of(distance)
         bits = distance.to(tl.int32, bitcast=True)
         interval = tl.load(state + COARSE_BIN).to(tl.int32)
         inside = (mass > 0) & (_coarse_bin(distance) == interval)
@@ -98,7 +98,7 @@ def refine_kernel(
             tl.atomic_add(fine_mass_ptr + row * FINE_BINS + bins, mass, mask=inside, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=ROW_POINTERS)
 def select_coarse_kernel(top_k_ptr, top_p_ptr, state_ptr, coarse_count_ptr, coarse_mass_ptr):
     """Chooses the interval to refine. A top-k that all tokens with mass meet has no effect."""
     row = tl.program_id(0).to(tl.int64)
@@ -122,7 +122,7 @@ def select_coarse_kernel(top_k_ptr, top_p_ptr, state_ptr, coarse_count_ptr, coar
             _start_top_p(state, mass, top_p, bins)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=ROW_POINTERS)
 def select_fine_kernel(
     top_k_ptr, top_p_ptr, state_ptr, coarse_mass_ptr, fine_count_ptr, fine_mass_ptr, LAST: tl.constexpr
 ):

@@ -1,0 +1,1 @@
+"""Distances, masses and random numbers."""
