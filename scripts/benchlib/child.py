@@ -2,10 +2,19 @@
 
 import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # a bare GPU image has not installed us
 
 from semipd.system.parent_death import die_with_parent
 
 EXIT_NOT_FOUND = 127
+
+
+def mortal(command: Sequence[str]) -> list[str]:
+    """The command, so that what it starts does not outlive this process. Start it from the main thread."""
+    return [sys.executable, __file__, str(os.getpid()), *command]
 
 
 def main() -> None:

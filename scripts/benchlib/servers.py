@@ -1,9 +1,7 @@
 """Starting and stopping the servers that are compared, and finding out what they accept."""
 
 import asyncio
-import os
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -14,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchlib import child
+from benchlib.child import mortal
 from benchlib.load.http_client import HttpClient, HttpStatusError
 from benchlib.load.records import Record
 from benchlib.load.targets import HttpTarget, RefusedError
 from semipd.core.errors import SemipdError
+from semipd.system.children import kill_group
 
 POLL_S = 0.25
 REQUEST_LIMIT_S = 120.0
@@ -107,7 +106,7 @@ def _spawn(command: Sequence[str], log: Path) -> "subprocess.Popen[bytes]":
     with log.open("ab") as output:
         # a session of its own: stopping it ends whatever it has started
         return subprocess.Popen(
-            [sys.executable, child.__file__, str(os.getpid()), *command],
+            mortal(command),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -120,8 +119,7 @@ async def _stop(process: "subprocess.Popen[bytes]") -> None:
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         await asyncio.to_thread(process.wait, STOP_LIMIT_S)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    kill_group(process)
     process.wait()
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from fuzzlib.command_cases import Case, make_case
 from semipd.command_line.exit_codes import EXITS, INTERRUPTED, TERMINATED
+from semipd.system.children import kill_group
 
 ROOT = Path(__file__).parents[2]
 CASE_LIMIT_S = 60.0
@@ -209,7 +210,7 @@ class _Run:
         for _ in range(2):
             self._read(select.select(open_sources, [], [], 0.0)[0], open_sources)
         if process.poll() is None:
-            process.kill()
+            kill_group(process)
             process.wait()
             return None
         return _ENDINGS.get(process.returncode, process.returncode)

@@ -11,6 +11,8 @@ SPIN_NS = (200_000, 1_000_000)
 BLOCK = 4096
 GEMM = (4096, 8192, 8192)
 SMALL_GEMM = (512, 4096, 14336)
+DECODE_GEMMS = ((64, 4096, 14336), (16, 4096, 14336))
+GEMMS = (GEMM, SMALL_GEMM, *DECODE_GEMMS)
 
 
 class Lab:
@@ -49,10 +51,13 @@ class Lab:
 
     @functools.cached_property
     def gemm_operands(self) -> dict[tuple[int, int, int], tuple[Any, Any, Any]]:
+        """Activations, weights as the engine has them ([n, k], transposed: other kernels of cuBLAS) and
+        results."""
         t, out = self.torch, {}
-        for m, k, n in (GEMM, SMALL_GEMM):
-            shapes = ((m, k), (k, n), (m, n))
-            out[m, k, n] = tuple(t.randn(s, device="cuda", dtype=t.bfloat16) for s in shapes)
+        for m, k, n in GEMMS:
+            shapes = ((m, k), (n, k), (m, n))
+            a, weights, c = (t.randn(s, device="cuda", dtype=t.bfloat16) for s in shapes)
+            out[m, k, n] = a, weights.t(), c
         t.cuda.synchronize()
         return out
 

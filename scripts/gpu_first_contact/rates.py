@@ -7,7 +7,7 @@ import statistics
 import time
 from typing import Any
 
-from lab import BLOCK, GEMM, SMALL_GEMM, Lab
+from lab import BLOCK, GEMM, GEMMS, SMALL_GEMM, Lab
 
 
 def bandwidth(lab: Lab) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def gemm(lab: Lab) -> dict[str, Any]:
             torch.backends.cuda.preferred_blas_library(library)
             torch._C._set_sm_carveout_experimental(lab.total_sms - sms if carve_out else None)
             try:
-                for shape in (GEMM, SMALL_GEMM):
+                for shape in GEMMS:
                     name = f"{library}{' carve-out' if carve_out else ''} {shape[0]}"
                     row[name] = round(lab.gemm_tflops(stream, shape), 1)
             finally:

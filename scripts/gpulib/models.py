@@ -77,11 +77,11 @@ class RandomModel:
             weight.copy_(noise)
 
 
-def cpu_weights(model: DeviceModel, source: RandomModel) -> dict[str, Tensor]:
-    """What the device has, rounded to its dtype, as float32 on the CPU."""
-    buffer = torch.empty(model.layout.total_bytes, dtype=torch.uint8)
+def reference_weights(model: DeviceModel, source: RandomModel, device: str = "cpu") -> dict[str, Tensor]:
+    """What the engine has, in its dtype, once more."""
+    buffer = torch.empty(model.layout.total_bytes, dtype=torch.uint8, device=device)
     source.load(model, buffer, lambda phase, limit_s: None)
-    return {name: weight.float() for name, weight in weight_views(model.layout, buffer).items()}
+    return weight_views(model.layout, buffer)
 
 
 def num_parameters(config: ModelConfig) -> int:

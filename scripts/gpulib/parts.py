@@ -7,11 +7,17 @@ import json
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from benchlib.child import mortal
+
+from semipd.system.children import kill_group
 
 TAIL_CHARS = 3000
 
@@ -49,24 +55,42 @@ def run_part(part: Part, out: Path, limit_s: float) -> dict[str, Any]:
     result_path = out.with_suffix(f".{part.name}.part")
     result_path.unlink(missing_ok=True)
     began_s = time.monotonic()
-    error = ""
-    try:
-        done = subprocess.run(
-            [*part.command, str(result_path)], capture_output=True, text=True, timeout=limit_s, check=False
-        )
-        if done.returncode:
-            error = f"exit status {done.returncode}: {done.stderr[-TAIL_CHARS:]}"
-    except subprocess.TimeoutExpired as expired:
-        words = expired.stderr.decode(errors="replace") if isinstance(expired.stderr, bytes) else ""
-        error = f"stopped after {limit_s:.0f} s: {words[-TAIL_CHARS:]}"
+    ended = run_group([*part.command, str(result_path)], limit_s)
     result = _read(result_path)
     result_path.unlink(missing_ok=True)
     result["took_s"] = round(time.monotonic() - began_s, 1)
-    if error:
-        result["error"] = error
+    if ended.status is None:
+        result["error"] = f"stopped after {limit_s:.0f} s: {ended.words}"
+    elif ended.status:
+        result["error"] = f"exit status {ended.status}: {ended.words}"
     elif len(result) == 1:
         result["error"] = "it ended well but wrote nothing"
     return result
+
+
+class Ended(NamedTuple):
+    """`status`: None when it was stopped. `words`: the last ones on its standard error stream."""
+
+    status: int | None
+    words: str
+
+
+def run_group(command: Sequence[str], limit_s: float) -> Ended:
+    """Run it to its end or for so long; then nothing that it started is left, and the GPU is free again. Call
+    from the main thread."""
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            mortal(command), stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True
+        )
+        status = None
+        try:
+            with suppress(subprocess.TimeoutExpired):
+                status = process.wait(limit_s)
+        finally:
+            kill_group(process)
+            process.wait()
+        errors.seek(0)
+        return Ended(status, errors.read().decode(errors="replace")[-TAIL_CHARS:])
 
 
 def save(results: Mapping[str, Any], out: Path) -> None:

@@ -116,8 +116,7 @@ def measured_profile(
 ) -> dict[str, dict[str, list[list[float]]]]:
     """For `engine.sim_profile`, in the form of docs/policies.md: curves by SM count. A point is left out when
     its difference of times is lost in their noise."""
-    weights = plan_weights(config, config.dtype).total_bytes
-    weights -= config.vocab_size * config.hidden_size * ITEM_BYTES[config.dtype]  # the table is not read
+    weights = weights_read_bytes(config)
     kv = ATTENTION_BATCH * KvLayout.of(config, ATTENTION_TOKENS).block_bytes(config.dtype)
     flops = 2 * num_parameters(config) * PREFILL_TOKENS
     curves: dict[str, list[list[float]]] = {
@@ -137,10 +136,21 @@ def measured_profile(
     return {"curves": {name: points for name, points in curves.items() if points}}
 
 
-def bandwidth_share(rows: list[dict[str, float]], config: ModelConfig, copy_bytes_per_s: float) -> float:
-    """Share of the measured copy bandwidth that the long decode step reaches on the whole device, counting
-    weights and KV once."""
-    row = rows[-1]
-    weights = plan_weights(config, config.dtype).total_bytes
-    kv = ATTENTION_BATCH * KvLayout.of(config, ATTENTION_TOKENS).block_bytes(config.dtype)
-    return (weights + kv) / (row["decode_long_ms"] / 1e3) / copy_bytes_per_s
+def weights_read_bytes(config: ModelConfig) -> int:
+    """Of a step: all weights, once; of an embedding table that is not the head's too, only rows."""
+    total = plan_weights(config, config.dtype).total_bytes
+    table = config.vocab_size * config.hidden_size * ITEM_BYTES[config.dtype]
+    return total if config.tie_word_embeddings else total - table
+
+
+def decode_read_bytes(config: ModelConfig, batch: int, context_tokens: int) -> int:
+    """The least that a decode step reads: weights and KV, once."""
+    kv = batch * KvLayout.of(config, context_tokens).block_bytes(config.dtype)
+    return weights_read_bytes(config) + kv
+
+
+def bandwidth_share(
+    step_ms: float, batch: int, context_tokens: int, config: ModelConfig, copy_bytes_per_s: float
+) -> float:
+    """Share of the measured copy bandwidth that a decode step reaches, at the least it must read."""
+    return decode_read_bytes(config, batch, context_tokens) / (step_ms / 1e3) / copy_bytes_per_s

@@ -254,7 +254,7 @@ def _prefill(
 
 
 def _matmul(inputs: Inputs, m: int, k: int, n: int) -> Prepared:
-    a, b = inputs.floats(m, k), inputs.floats(k, n)
+    a, b = inputs.floats(m, k), inputs.floats(n, k).t()  # weights lie as [out, in]: other kernels of cuBLAS
     out = torch.empty(m, n, dtype=a.dtype, device=a.device)
     return Prepared(lambda: (torch.mm(a, b, out=out),))
 

@@ -14,7 +14,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from benchlib.child import mortal
+
 from kernellib.budget import Budget
+from semipd.system.children import kill_group
 
 EXIT_REFUSED = 2
 EXIT_DEVICE_LOST = 3
@@ -86,9 +89,8 @@ class _Child:
 
     def records(self) -> Iterator[Record]:
         """Everything but `begin` and `refused`, as it comes."""
-        with subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as process:
+        pipe, command = subprocess.PIPE, mortal(self._command)
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, process_group=0) as process:
             assert process.stdin is not None
             with suppress(BrokenPipeError):  # its status tells
                 process.stdin.write(json.dumps(self._job) + "\n")
@@ -101,7 +103,7 @@ class _Child:
             except (queue.Empty, subprocess.TimeoutExpired):
                 pass
             finally:
-                process.kill()
+                kill_group(process)
 
     def fate(self) -> str:
         if self.status is None:

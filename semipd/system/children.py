@@ -2,9 +2,10 @@
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _ROOT = Path(__file__).absolute().parents[2]
@@ -46,6 +47,13 @@ def _search_path() -> list[str]:
     is_installed = _ROOT.name in ("site-packages", "dist-packages")
     is_searched = any(Path(entry or ".").absolute() == _ROOT for entry in sys.path)
     return [*entries, str(_ROOT)] if is_searched and not is_installed else entries
+
+
+def kill_group(process: "subprocess.Popen[bytes] | subprocess.Popen[str]") -> None:
+    """SIGKILL to a process that was started as the leader of a group (`process_group=0` or
+    `start_new_session=True`) and to all that it has started, also when it has ended itself."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def ignore_signals() -> None:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from gpulib.host import Host
-from gpulib.models import SMALL, RandomModel, cpu_weights
-from gpulib.parity import TOLERANCES, Reference, parity_requests
+from gpulib.models import SMALL, RandomModel, reference_weights
+from gpulib.parity import Reference, parity_requests
 
 from semipd.config.config import default_engine_settings
 from semipd.core.messages import Inbound, SetPartition
@@ -41,7 +41,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[CudaDevice]:
 @pytest.fixture(scope="module")
 def reference() -> Reference:
     source = RandomModel(SMALL)
-    return Reference(SMALL, cpu_weights(source.read(SETTINGS), source), TOLERANCES["float32"])
+    return Reference(SMALL, reference_weights(source.read(SETTINGS), source))
 
 
 @pytest.mark.parametrize("scheduler", ["semipd", "chunked", "prefill-first"])

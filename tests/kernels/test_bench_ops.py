@@ -62,6 +62,21 @@ def test_torch_computes_the_same_for_comparison(
     assert max(errors.values()) <= CHECK_LIMIT, errors
 
 
+def test_products_have_weights_as_the_engine_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """[out, in], transposed: other kernels of cuBLAS than for [in, out]."""
+    strides: list[tuple[int, ...]] = []
+    real = torch.mm
+
+    def mm(a: torch.Tensor, b: torch.Tensor, **more: torch.Tensor) -> torch.Tensor:
+        strides.append(b.stride())
+        return real(a, b, **more)
+
+    monkeypatch.setattr(torch, "mm", mm)
+    (out,) = prepare("matmul", {"m": 3, "k": 8, "n": 5}, Inputs("cpu", "cpu", seed=1, num_sms=1)).run()
+    assert out.shape == (3, 5)
+    assert strides == [(1, 8)]
+
+
 def test_inputs_repeat_by_seed() -> None:
     one, same, other = (Inputs("cpu", "cpu", seed, num_sms=1).paged(2, 40, 2, 64) for seed in (1, 1, 2))
     assert torch.equal(one[0], same[0])

@@ -18,6 +18,7 @@ from kernellib.budget import Budget
 from kernellib.roofline import Roofline, rate, share
 from kernellib.supervise import RefusedError, supervise
 from kernellib.workloads import WORKLOADS, Work
+from support.ended import ends_soon
 
 ROOT = Path(__file__).parents[2]
 H200 = Roofline(132, copy_gb_s=4000.0, matmul_tflop_s=800.0)
@@ -55,6 +56,10 @@ def test_roofline() -> None:
     assert rate(work, "compute", 2000.0) == pytest.approx(400.0)
     assert share(work, "memory", 2000.0, H200) == pytest.approx(0.5)
     assert share(work, "compute", 1000.0, H200) == pytest.approx(1.0)
+
+
+def test_products_have_the_rows_of_prompts_and_of_decode_steps() -> None:
+    assert [w.shape["m"] for w in WORKLOADS if w.op == "matmul"] == [8192, 64, 16]
 
 
 def test_workloads_have_unique_names_and_shapes_that_fit() -> None:
@@ -195,7 +200,7 @@ def test_without_cuda_it_refuses_and_writes_nothing(tmp_path: Path) -> None:
 
 
 CHILD = """
-import os, sys, time
+import os, subprocess, sys, time
 from kernellib.budget import Budget
 from kernellib.supervise import Reporter, work_through
 report = Reporter()
@@ -209,6 +214,10 @@ if mode == "no start":
 def work(key):
     if key.startswith("crash"): os._exit(11)
     if key == "hang": time.sleep(600)
+    if key.startswith("/"):
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        open(key, "w").write(str(child.pid))
+        time.sleep(600)
     if key in ("raise", "lose"): raise ValueError(key + "\\nsecond line")
     return {"value": key.upper()}
 pieces = [(key, lambda key=key: work(key)) for key in report.job["keys"]]
@@ -252,6 +261,12 @@ def test_a_hang_is_killed(run_child: Callable[..., Any]) -> None:
         ("error", "hang", "no answer within 2 s; the process was killed"),
         ("result", "b", "B"),
     ]
+
+
+def test_a_hang_is_killed_with_what_it_started(run_child: Callable[..., Any], tmp_path: Path) -> None:
+    name = tmp_path / "pid"
+    run_child("work", [str(name)], patience_s=1.5)
+    assert ends_soon(int(name.read_text()))
 
 
 def test_what_time_does_not_allow_is_named(run_child: Callable[..., Any]) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import signal
 import subprocess
 import time
@@ -17,6 +16,7 @@ from semipd.core.state.engine import EngineStatus
 from semipd.daemon.engine.link import Link
 from semipd.daemon.engine.ready import EngineReady, PhaseTime, refusal
 from semipd.engine.launcher import EngineChild
+from semipd.system.children import kill_group
 from semipd.system.patience import StartPatience
 from semipd.system.process_usage import NOTHING, ProcessUsage, tree_usage
 from semipd.wire.engine_link import inbound_to_wire, outbound_from_wire
@@ -138,7 +138,7 @@ class EngineRun:
         """SIGKILL the engine and every process of its group, now. `why` it had to be, for `ended`."""
         if self._child.process.poll() is None:
             self._accused = self._accused or why
-            os.killpg(self._child.process.pid, signal.SIGKILL)
+            kill_group(self._child.process)
 
     def reopen_log(self) -> None:
         """It takes over our standard error stream as it is now."""
