@@ -25,7 +25,7 @@ from semipd.config.sections import (
     SupervisionConfig,
 )
 from semipd.core.errors import SemipdError
-from semipd.core.settings import CudaSettings, EngineSettings
+from semipd.core.settings import PREFILL_GRAPH_FILL, PREFILL_GRAPH_ROWS, CudaSettings, EngineSettings
 from semipd.system.small_files import read_small_file
 from semipd.wire.address import default_socket_path
 
@@ -179,6 +179,7 @@ def load_config(
     sections = {name: record(**_of_section(values, name)) for name, record in SECTIONS.items()}
     config = Config(**sections, origins=MappingProxyType(origins))
     _check_cuda(config)
+    _check_prefill_graphs(config)
     return config
 
 
@@ -196,6 +197,26 @@ def _check_cuda(config: Config) -> None:
                 f"Leave {spec.key} out, or set engine.device to cuda.",
                 param=spec.key,
             )
+
+
+def _check_prefill_graphs(config: Config) -> None:
+    """That there will be steps to replay."""
+    least = int(PREFILL_GRAPH_ROWS[0] * PREFILL_GRAPH_FILL)
+    if not config.cuda.prefill_graphs:
+        return
+    if config.engine.scheduler != "semipd":
+        key, wanted = "engine.scheduler", "semipd"
+    elif config.engine.prefill_chunk_tokens < least:
+        key, wanted = "engine.prefill_chunk_tokens", f"at least {least}"
+    else:
+        return
+    raise SemipdError(
+        "conflicting_options",
+        f"cuda.prefill_graphs ({config.origin('cuda.prefill_graphs')}) is of no use: {key} is "
+        f"{config.value(key)} ({config.origin(key)}), and must be {wanted}.",
+        f"Leave cuda.prefill_graphs out, or change {key}.",
+        param="cuda.prefill_graphs",
+    )
 
 
 def default_engine_settings(**changes: Any) -> EngineSettings:

@@ -262,6 +262,12 @@ class CudaConfig:
     sm_carveout: bool = option(
         False, "Tell cuBLAS how many SMs the lane has whose matrix products come next; not yet measured."
     )
+    dependent_launch: bool = option(
+        False, "Launch small kernels while the ones before them still end; from Hopper; not yet measured."
+    )
+    prefill_graphs: bool = option(
+        False, "Replay prefill steps of 192 to 2048 tokens as CUDA graphs where they fit; not yet measured."
+    )
 
 
 @dataclass(frozen=True, slots=True)

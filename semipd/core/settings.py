@@ -13,15 +13,26 @@ from semipd.system.logs import LogFormat
 SchedulerName = Literal["semipd", "chunked", "prefill-first"]
 
 
+PREFILL_GRAPH_ROWS = (256, 512, 1024, 2048)
+"""Of a prefill step's graphs. A longer step computes for so long that launching it costs nothing."""
+
+PREFILL_GRAPH_FILL = 0.75
+"""A step that fills less of a graph is computed without: padded rows cost more than launches."""
+
+
 @dataclass(frozen=True, slots=True)
 class CudaSettings:
     """What only the CUDA device can do: the section [cuda] of the configuration.
 
     Attributes:
         sm_carveout: cuBLAS is told the SMs of the lane whose matrix products come next.
+        dependent_launch: small kernels and decode attention are launched by programmatic dependent launch.
+        prefill_graphs: groups of layers of a prefill are captured as graphs.
     """
 
     sm_carveout: bool
+    dependent_launch: bool
+    prefill_graphs: bool
 
 
 @dataclass(frozen=True, slots=True)

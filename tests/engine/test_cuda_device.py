@@ -5,7 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -21,31 +21,37 @@ from semipd.core.messages import Inbound, SetPartition, Submit
 from semipd.core.plan import StepPlan
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
-from semipd.core.settings import CudaSettings, EngineSettings
+from semipd.core.settings import EngineSettings
 from semipd.devices.contract import LaneFailed
 from semipd.devices.cuda.driver.diagnosis import diagnose
-from semipd.devices.cuda.driver.interface import CudaError
+from semipd.devices.cuda.driver.interface import CudaError, Graph, Stream
 from semipd.devices.cuda.driver.matmul_sms import AimMatmuls, leave_matmuls
+from semipd.devices.cuda.forward.kernel_ops import KernelOps
 from semipd.devices.cuda.lane import launch_thread
 from semipd.devices.cuda.sampler.sampler import TorchSampler
+from semipd.devices.cuda.start import assembly
 from semipd.devices.cuda.start.device import CudaDevice
 from semipd.devices.cuda.start.model import DeviceModel, cuda_dtype
 from semipd.devices.cuda.start.opening import RESERVE_BYTES
-from semipd.devices.cuda.start.platform import Platform
+from semipd.devices.cuda.start.platform import Platform, can_launch_dependently
 from semipd.engine.launcher import spawn_engine
+from semipd.network.config import ModelConfig
 from semipd.network.ops_torch import TorchOps
 from semipd.wire.engine_link import LINK_FRAME_BYTES
 from semipd.wire.frames import FrameReader, encode_frame
+
+MIB = 2**20
 
 
 class RandomModel:
     """A ModelSource."""
 
-    def __init__(self) -> None:
-        self.weights = random_weights(TINY)
+    def __init__(self, config: ModelConfig = TINY) -> None:
+        self.config = config
+        self.weights = random_weights(config)
 
     def read(self, settings: EngineSettings) -> DeviceModel:
-        return DeviceModel.of(TINY, settings)
+        return DeviceModel.of(self.config, settings)
 
     def load(self, model: DeviceModel, buffer: torch.Tensor, report: Report) -> None:
         report("loading weights", 1.0)
@@ -67,7 +73,7 @@ def fake_platform(
             submit=driver.submit,
             staging=WatchedStaging(driver),
             device=CPU,
-            ops_of=lambda dtype: TorchOps(),
+            ops_of=lambda model, settings: TorchOps(),
             sampler_of=lambda size: TorchSampler(),
             uuid="",
             synchronize=lambda: driver.host("device synchronised", writes=zeroed),
@@ -139,7 +145,7 @@ def test_cublas_is_told_the_lanes_sms_only_where_that_is_wanted(wanted: bool) ->
         told.append(device_sms)
         return told.append
 
-    settings = replace(DEFAULTS, cuda=CudaSettings(sm_carveout=wanted))
+    settings = replace(DEFAULTS, cuda=replace(DEFAULTS.cuda, sm_carveout=wanted))
     platform = fake_platform(driver, aim_matmuls_of)
     device = CudaDevice.open(settings, lambda phase, limit_s: None, RandomModel(), platform)
     lanes = {split.units_of(lane) for split in device.info.splits for lane in ("prefill", "decode")}
@@ -188,6 +194,73 @@ def test_opens_serves_through_switches_and_leaves_nothing_behind() -> None:
     assert stats["graphs"]["hits"] > 20
     assert stats["switches"]["decode"]["count"] > 2
     device.close()
+    device.close()
+    driver.check_order()
+    assert driver.alive() == []
+
+
+@pytest.mark.parametrize(("arch", "wanted"), [(80, False), (90, False), (90, True), (100, True)])
+def test_kernels_are_launched_dependently_where_it_is_wanted(arch: int, wanted: bool) -> None:
+    pytest.importorskip("triton")
+    settings = replace(DEFAULTS.cuda, dependent_launch=wanted)
+    assert can_launch_dependently(settings, arch) == wanted
+
+
+def test_dependent_launches_that_are_not_to_be_had_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = pytest.importorskip("triton.backends.nvidia.compiler")
+    settings = replace(DEFAULTS.cuda, dependent_launch=True)
+    with pytest.raises(SemipdError, match=r"compute capability 9 on, the GPU has 8\.6"):
+        can_launch_dependently(settings, 86)
+    monkeypatch.setattr(compiler, "CUDAOptions", Versionless)
+    with pytest.raises(SemipdError, match=r"Triton \S+ does not offer it\. .*"):
+        can_launch_dependently(settings, 90)
+
+
+@dataclass
+class Versionless:
+    """Options of a compiler that has never heard of it."""
+
+    num_warps: int = 4
+
+
+def test_prefill_graphs_are_captured_counted_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each graph takes a MiB of the fake's memory."""
+    monkeypatch.setattr(assembly, "PREFILL_GRAPH_ROWS", (8, 24))
+    model, driver = RandomModel(replace(TINY, head_dim=64)), new_driver()
+    capture, destroy = driver.capture, driver.destroy_graph
+
+    def take(num_bytes: int) -> None:
+        driver.memory = (driver.memory[0] - num_bytes, driver.memory[1])
+
+    def taking(stream: Stream, body: Callable[[], None]) -> Graph:
+        take(MIB)
+        return capture(stream, body)
+
+    def giving(graph: Graph) -> None:
+        take(-MIB)
+        destroy(graph)
+
+    driver.capture, driver.destroy_graph = taking, giving  # type: ignore[method-assign]
+    driver.memory = (2 * RESERVE_BYTES, 4 * RESERVE_BYTES)
+
+    def platform() -> Platform:
+        return replace(fake_platform(driver)(), ops_of=lambda *_: KernelOps(torch.float32, 90))
+
+    found = {}
+    for wanted in (False, True):
+        settings = replace(DEFAULTS, cuda=replace(DEFAULTS.cuda, prefill_graphs=wanted))
+        device = CudaDevice.open(settings, lambda phase, limit_s: None, model, platform)
+        found[wanted] = (device.info.memory["graphs"] // MIB, device.stats()["graphs"]["captured"])
+        if not wanted:
+            device.close()
+    num_graphs = (len(device.info.splits) + 1) * 2  # sizes; three layers are one group
+    assert found[True] == (found[False][0] + num_graphs, found[False][1] + num_graphs)
+    requests = greedy_requests(6)
+    run = LiveRun(device, settings)
+    run.run(requests)
+    oracle = Oracle(model.config, model.weights)
+    assert run.tokens == {request.seq: oracle.generate(request)[0] for request in requests}
+    assert device._opened.graphs["prefill"].num_hits > 3
     device.close()
     driver.check_order()
     assert driver.alive() == []

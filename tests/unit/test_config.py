@@ -78,6 +78,7 @@ def test_every_setting_reaches_the_engine() -> None:
         "supervision.start_patience": "3",
         "supervision.worker_step_limit_s": "90",
         "cuda.sm_carveout": "true",
+        "cuda.dependent_launch": "true",
     }
     config = load_config(overrides=[Override(key, text, "--set") for key, text in values.items()])
     settings = config.engine_settings(Path("/models/x"))
@@ -97,8 +98,24 @@ def test_what_only_a_gpu_can_do_is_refused_elsewhere(tmp_path: Path) -> None:
     assert not load_config(path).cuda.sm_carveout
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('scheduler = "chunked"', r"engine\.scheduler is chunked \(file .*, and must be semipd"),
+        ("prefill_chunk_tokens = 191", r"engine\.prefill_chunk_tokens is 191 .* must be at least 192"),
+    ],
+)
+def test_prefill_graphs_that_no_step_would_fill_are_refused(tmp_path: Path, line: str, says: str) -> None:
+    text = '[engine]\ndevice = "cuda"\n{}\n[cuda]\nprefill_graphs = true\n'
+    with pytest.raises(SemipdError, match=says):
+        load_config(write(tmp_path, text.format(line)))
+    assert load_config(write(tmp_path, text.format("prefill_chunk_tokens = 192"))).cuda.prefill_graphs
+
+
 def test_the_engine_hears_all_of_its_settings() -> None:
-    settings = default_engine_settings(cuda=CudaSettings(sm_carveout=True))
+    settings = default_engine_settings(
+        cuda=dataclasses.replace(default_engine_settings().cuda, sm_carveout=True)
+    )
     assert EngineSettings.from_wire(settings.to_wire()) == settings
     assert [f.name for f in dataclasses.fields(CudaSettings)] == [
         f.name for f in dataclasses.fields(CudaConfig)

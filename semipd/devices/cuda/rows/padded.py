@@ -11,14 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from semipd.core.settings import PREFILL_GRAPH_FILL
 from semipd.devices.cuda.rows.slots import PADDING_SLOT, SlotState
 from semipd.devices.cuda.rows.staging import Packer
 from semipd.network.rows import ChunkPlan, ChunkRows, PassSize, StepRows
 from semipd.steps.residents import Chunk
 from semipd.steps.rows import ChunkVectors, chunk_vectors
-
-LEAST_FILLED = 0.75
-"""A step that fills less of a pass is computed without padding: rows cost more than launches."""
 
 NO_KV_SLOT = -1
 
@@ -60,7 +58,7 @@ class PaddedRows:
         num_rows = sum(chunk.segment.length for chunk in chunks)
         for size in self._sizes:
             if num_rows <= size.num_rows:
-                fits = len(chunks) <= size.num_chunks and num_rows >= LEAST_FILLED * size.num_rows
+                fits = len(chunks) <= size.num_chunks and num_rows >= PREFILL_GRAPH_FILL * size.num_rows
                 return size if fits else None
         return None
 

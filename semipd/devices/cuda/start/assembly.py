@@ -6,7 +6,7 @@ import torch
 
 from semipd.checkpoints.weights import TORCH_DTYPES
 from semipd.core.plan import blocks_for
-from semipd.core.settings import EngineSettings
+from semipd.core.settings import PREFILL_GRAPH_FILL, PREFILL_GRAPH_ROWS, EngineSettings
 from semipd.core.split import LaneName, Split
 from semipd.devices.cuda.lane.executor import LaneExecutor
 from semipd.devices.cuda.lane.graphs import GraphTable, batch_buckets
@@ -26,9 +26,6 @@ GROUP_LAYERS = 4
 step, and a few milliseconds of the device."""
 
 
-CHUNK_PASS_ROWS = (256, 512, 1024, 2048)
-"""Of captured passes over chunks. A longer pass computes for so long that launching it costs nothing."""
-
 MOST_CHUNKS = 32
 """Of a captured pass: each needs a row of block tables."""
 
@@ -42,8 +39,11 @@ def lane_size(
 ) -> LaneSize:
     """The decode lane also runs merged steps, and everything under the one-lane schedulers."""
     merged = max(settings.step_token_budget, settings.merge_tokens, settings.max_num_seqs)
+    passes = _chunk_passes(lane, settings)
+    padded = max((size.num_rows for size in passes), default=0)
+    most_others = merged if lane == "decode" else settings.max_num_seqs
     return LaneSize(
-        max_rows=max(merged if lane == "decode" else settings.max_num_seqs, settings.prefill_chunk_tokens),
+        max_rows=max(most_others, settings.prefill_chunk_tokens, padded),
         max_num_seqs=settings.max_num_seqs,
         block_size=block_size,
         max_blocks_per_seq=blocks_for(max_model_len, block_size),
@@ -51,13 +51,17 @@ def lane_size(
         vocab_size=config.vocab_size,
         buckets=batch_buckets(settings.max_num_seqs),
         group_layers=GROUP_LAYERS,
+        chunk_passes=passes,
     )
 
 
-def chunk_passes(max_rows: int, max_num_seqs: int) -> tuple[PassSize, ...]:
-    """Sizes of captured passes over chunks that a lane of these sizes can fill."""
-    num_chunks = min(MOST_CHUNKS, max_num_seqs)
-    return tuple(PassSize(rows, num_chunks) for rows in CHUNK_PASS_ROWS if rows <= max_rows)
+def _chunk_passes(lane: LaneName, settings: EngineSettings) -> tuple[PassSize, ...]:
+    """Sizes of captured passes over chunks, up to what a full chunk fills."""
+    if lane == "decode" or not settings.cuda.prefill_graphs:
+        return ()
+    num_chunks = min(MOST_CHUNKS, settings.max_num_seqs)
+    most_rows = settings.prefill_chunk_tokens / PREFILL_GRAPH_FILL
+    return tuple(PassSize(rows, num_chunks) for rows in PREFILL_GRAPH_ROWS if rows <= most_rows)
 
 
 def reserve_memory(
@@ -93,7 +97,8 @@ def graph_tables(
 ) -> dict[LaneName, GraphTable]:
     """With everything still to be captured."""
     prefill, splits = sizes["prefill"], graph_splits(lanes, None)
-    solo_first = [lanes.solo_prefill, *(split for split in splits if split != lanes.solo_decode)]
+    # A device that is not divided computes prompts in merged steps, in the other lane.
+    solo_first = [lanes.solo_prefill, *splits[1:]] if lanes.splits else []
     rows, first_layers = (
         [p.num_rows for p in prefill.chunk_passes],
         range(0, num_layers, prefill.group_layers),

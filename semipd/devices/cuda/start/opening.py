@@ -130,6 +130,8 @@ class Opening:
             log.info("%s: splits %s", found.device_name, ", ".join(map(str, found.splits)))
         else:
             log.warning("%s is not divided: %s", found.device_name, found.reason)
+            if self._settings.cuda.prefill_graphs:
+                log.warning("cuda.prefill_graphs has no effect: prompts are computed in merged steps")
         return lanes
 
     def _matmul_sms(self) -> AimMatmuls:
@@ -150,7 +152,7 @@ class Opening:
         model = self._model
         size, platform = self._sizes[lane], self._platform
         sampler = platform.sampler_of(size)
-        ops = platform.ops_of(TORCH_DTYPES[model.dtype])
+        ops = platform.ops_of(model, self._settings.cuda)
         return reserve_memory(size, model.config, model.dtype, sampler, ops, platform.device)
 
     def _shared(self, weights: dict[str, Tensor], num_blocks: int) -> Shared:
@@ -166,7 +168,7 @@ class Opening:
             platform.driver,
             self._lanes,
             platform.submit,
-            Network(model.config, weights, pool, platform.ops_of(pool.dtype)),
+            Network(model.config, weights, pool, platform.ops_of(model, self._settings.cuda)),
             platform.staging,
             self._events,
             platform.device,

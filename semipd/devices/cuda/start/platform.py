@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
+from semipd.checkpoints.weights import TORCH_DTYPES
 from semipd.core.errors import SemipdError
+from semipd.core.settings import CudaSettings
 from semipd.devices.cuda.driver.bindings import CudaDriver
 from semipd.devices.cuda.driver.interface import Driver
 from semipd.devices.cuda.driver.matmul_sms import AimMatmuls, sm_carveout
@@ -13,16 +15,19 @@ from semipd.devices.cuda.driver.stream_work import Submit, submit_to
 from semipd.devices.cuda.rows.size import LaneSize
 from semipd.devices.cuda.rows.staging import Staging
 from semipd.devices.cuda.sampler.sampler import Sampler, TorchSampler
+from semipd.devices.cuda.start.model import DeviceModel
 from semipd.network.ops import Ops
 from semipd.network.ops_torch import TorchOps
 
 _OLDEST_ARCH = 80
 
+OpsOf = Callable[[DeviceModel, CudaSettings], Ops]
+
 
 @dataclass(frozen=True, slots=True)
 class Platform:
     """Attributes:
-    ops_of: for weights and KV of a dtype. sampler_of: for a lane of some size.
+    ops_of: for the model's weights and KV, as settings choose. sampler_of: for a lane of some size.
     uuid: of the GPU, for NVML; "": no statistics.
     synchronize: wait for everything on the device.
     aim_matmuls_of: for a device of so many SMs; asked for only where it is wanted.
@@ -32,7 +37,7 @@ class Platform:
     submit: Submit
     staging: Staging
     device: torch.device
-    ops_of: Callable[[torch.dtype], Ops]
+    ops_of: OpsOf
     sampler_of: Callable[[LaneSize], Sampler]
     uuid: str
     synchronize: Callable[[], None]
@@ -50,22 +55,40 @@ def real_platform() -> Platform:
 
     driver = CudaDriver.open()
     device, arch = torch.device("cuda", 0), _arch()
-    return _platform(
-        driver, device, lambda dtype: KernelOps(dtype, arch), lambda size: KernelSampler(size, device)
-    )
+
+    def ops_of(model: DeviceModel, settings: CudaSettings) -> Ops:
+        dtype, dependent = TORCH_DTYPES[model.dtype], can_launch_dependently(settings, arch)
+        return KernelOps(dtype, arch, dependent=dependent)
+
+    return _platform(driver, device, ops_of, lambda size: KernelSampler(size, device))
+
+
+def can_launch_dependently(settings: CudaSettings, arch: int) -> bool:
+    """Whether it is wanted. Raises SemipdError(`unsupported_gpu`): wanted and not possible."""
+    from semipd_kernels.dependent import why_not_dependent
+
+    reason = why_not_dependent(arch) if settings.dependent_launch else ""
+    if reason:
+        raise SemipdError(
+            "unsupported_gpu",
+            f"cuda.dependent_launch is on, but there is no programmatic dependent launch: {reason}.",
+            "Set cuda.dependent_launch to false.",
+            param="cuda.dependent_launch",
+        )
+    return settings.dependent_launch
 
 
 def plain_platform() -> Platform:
     """With plain torch operations: slow, but what results can be compared with."""
     driver = CudaDriver.open()
     device = torch.device("cuda", 0)
-    return _platform(driver, device, lambda dtype: TorchOps(), lambda size: TorchSampler())
+    return _platform(driver, device, lambda model, settings: TorchOps(), lambda size: TorchSampler())
 
 
 def _platform(
     driver: CudaDriver,
     device: torch.device,
-    ops_of: Callable[[torch.dtype], Ops],
+    ops_of: OpsOf,
     sampler_of: Callable[[LaneSize], Sampler],
 ) -> Platform:
     return Platform(
