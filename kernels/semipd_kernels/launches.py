@@ -191,13 +191,14 @@ def _repeat(num_programs: int, compiled: Any, arguments: Sequence[Any], num_tens
         return num_tensors + len(values) + views.index(argument) if argument.offset else argument.idx
 
     pick = itemgetter(*(place(number, argument) for number, argument in enumerate(arguments)))
-    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+    run, metadata = compiled.run, compiled.packed_metadata
 
     def repeat(stream: int, addresses: tuple[int, ...]) -> None:
         pool = addresses + values
         if views:
             pool += tuple([addresses[idx] + offset for idx, offset in views])
-        run(num_programs, 1, 1, stream, function, metadata, None, None, None, *pick(pool))
+        # Not a copy of the function's handle: Triton unloads it with the last reference to the kernel.
+        run(num_programs, 1, 1, stream, compiled.function, metadata, None, None, None, *pick(pool))
 
     return repeat
 

@@ -52,7 +52,7 @@ def test_requests_get_their_tokens_through_the_launchers(seed: int) -> None:
 PASSES = (PassSize(4, 3), PassSize(8, 3), PassSize(24, 3))
 
 
-@each_seed(range(4), soak=range(4, 24))
+@each_seed(range(2), soak=range(2, 24))
 @pytest.mark.usefixtures("wide_heads")
 def test_captured_passes_over_chunks_give_the_tokens_of_eager_ones(seed: int) -> None:
     """With all graphs, or with those that pauses left captured; others run without, and so do steps that fill

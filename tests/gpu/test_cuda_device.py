@@ -17,6 +17,7 @@ from gpulib.parity import Reference, parity_requests
 from semipd.config.config import default_engine_settings
 from semipd.core.messages import Inbound, SetPartition
 from semipd.core.settings import SchedulerName
+from semipd.devices.cuda.start import assembly
 from semipd.devices.cuda.start.device import CudaDevice
 from semipd.devices.cuda.start.platform import Platform, plain_platform, real_platform
 
@@ -70,3 +71,18 @@ def test_live_switches_change_no_token(device: CudaDevice, reference: Reference)
     verdict = reference.judge(requests, run)
     assert (verdict.beyond, verdict.unfinished) == (0, 0), verdict
     assert sum(event.kind == "split_changed" for event in run.events) > 10
+
+
+@pytest.mark.parametrize("switch", ["dependent_launch", "prefill_graphs"])
+def test_switches_of_the_section_cuda_change_no_token(
+    reference: Reference, switch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if switch == "dependent_launch" and torch.cuda.get_device_capability(0) < (9, 0):
+        pytest.skip("programmatic dependent launch exists from sm_90 on")
+    monkeypatch.setattr(assembly, "PREFILL_GRAPH_ROWS", (16, 32, 64, 256))
+    settings = replace(SETTINGS, cuda=replace(SETTINGS.cuda, **{switch: True}))
+    device = CudaDevice.open(settings, lambda phase, limit_s: None, RandomModel(SMALL))
+    requests = parity_requests(32, SMALL.vocab_size, seed=5)
+    verdict = reference.judge(requests, Host(device, settings).run(requests, 60.0))
+    device.close()
+    assert (verdict.beyond, verdict.unfinished) == (0, 0), verdict
