@@ -10,8 +10,8 @@ from semipd.core.sampling import SamplingParams
 from semipd.core.split import Split
 
 _GOLDEN = 0.618
-_GREEDY = SamplingParams(max_tokens=4, seed=0, temperature=0.0)
-_EVERYTHING = SamplingParams(
+GREEDY = SamplingParams(max_tokens=4, seed=0, temperature=0.0)
+EVERYTHING = SamplingParams(
     max_tokens=4,
     seed=0,
     temperature=0.8,
@@ -49,7 +49,7 @@ def warm_up_plans(
     length = max(1, min(chunk_tokens, max_model_len - 2, (usable - 1) * block_size - 1))
     blocks = list(range(PADDING_BLOCK + 1, num_blocks))
     step_id = 0
-    for params in (_GREEDY, _EVERYTHING):
+    for params in (GREEDY, EVERYTHING):
         table = blocks[: min(blocks_for(length + 1, block_size), usable)]
         join = Join(SeqId(1), [next(tokens)] * length, length, params, table)
         segment = Segment(SeqId(1), 0, length, True, params.prompt_logprobs)

@@ -1,0 +1,219 @@
+"""Compiles the kernels that an engine will launch before it launches them: many at once, and without a GPU.
+
+Triton compiles at a kernel's first launch, in the thread that launches: for an 8B model about half a minute
+of one core, in which nothing is served. Here processes run two layers of the network on CPU tensors under a
+driver of Triton that compiles as ever and launches nothing. What they compile lies in Triton's cache
+(TRITON_CACHE_DIR), where a real launch finds it: the cache knows a kernel by its source, its arguments'
+types, its constants and the compute capability.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from types import SimpleNamespace
+from typing import Any, Literal
+
+from semipd.core.sampling import SamplingParams
+from semipd.network.config import DTypeName, ModelConfig
+
+MOST_PROCESSES = 14
+"""More than there are jobs would only import torch."""
+
+PROMPT_ROWS = (64, 2048)
+"""Of the narrow and of the wide tiles of prefill attention."""
+
+NUM_LAYERS = 2
+"""The first norm of a pass is another kernel than the later ones."""
+
+_SHARED_MEMORY_BYTES = 232_448
+_THREADS = 1024
+
+Progress = Callable[[int, int], None]
+"""(jobs that are done, all jobs)."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSet:
+    """What an engine launches.
+
+    Attributes:
+        arch: compute capability, 90 for Hopper.
+        lane_sms: SM counts of all lanes, the whole device included.
+        buckets: batch sizes of decode steps.
+        max_model_len, block_size: in tokens.
+        dependent: launches are programmatic dependent ones.
+    """
+
+    config: ModelConfig
+    dtype: DTypeName
+    arch: int
+    lane_sms: tuple[int, ...]
+    buckets: tuple[int, ...]
+    max_model_len: int
+    block_size: int
+    dependent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """`num_sms`: of the lane; 0: sampling, which depends on no lane."""
+
+    kind: Literal["decode", "prefill", "sampling"]
+    num_sms: int = 0
+
+
+def jobs(kernels: KernelSet) -> list[Job]:
+    """Longest first."""
+    kinds: tuple[Literal["prefill", "decode"], ...] = ("prefill", "decode")
+    lanes = [Job(kind, sms) for kind in kinds for sms in kernels.lane_sms]
+    return [Job("sampling"), *lanes]
+
+
+def compile_all(
+    kernels: KernelSet, processes: int = 0, progress: Progress = lambda done, total: None
+) -> None:
+    """Fill the cache. `processes`: at once; 0: as many as there are cores, within reason."""
+    todo = jobs(kernels)
+    processes = min(processes or os.cpu_count() or 1, MOST_PROCESSES, len(todo))
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        running = [pool.submit(compile_job, kernels, job) for job in todo]
+        for done, future in enumerate(as_completed(running), start=1):
+            future.result()
+            progress(done, len(todo))
+
+
+def compile_job(kernels: KernelSet, job: Job) -> list[str]:
+    """In this process, whose Triton is of no use for a GPU afterwards. Returns the names of what it had to
+    compile; what the cache held is not among them."""
+    compiled = _pretend(kernels.arch)
+    if job.kind == "sampling":
+        _sample(kernels.config.vocab_size)
+    else:
+        _pass_of(kernels, job.kind, job.num_sms)
+    return compiled
+
+
+def _pretend(arch: int) -> list[str]:
+    """Gives Triton a driver that knows a GPU and has none. The list grows with what is compiled."""
+    from semipd_kernels import dispatch
+    from semipd_kernels.decode_attention import launch
+    from semipd_kernels.launches import forget_launches
+    from triton import knobs
+    from triton.runtime import driver
+
+    compiled = list[str]()
+
+    def note(src: Any, metadata: Any, metadata_group: Any, times: Any, cache_hit: bool) -> None:
+        if not cache_hit:
+            compiled.append(src.name)
+
+    driver.set_active(_CompileOnly(arch))
+    knobs.compilation.listener = note
+    dispatch.INTERPRETED = True  # CPU tensors take the kernels too
+    launch.INTERPRETED_ARCH = arch
+    forget_launches()
+    return compiled
+
+
+class _CompileOnly:
+    """See triton.runtime.driver."""
+
+    def __init__(self, arch: int) -> None:
+        self._arch = arch
+        self.utils = SimpleNamespace(
+            get_device_properties=lambda device: {"max_shared_mem": _SHARED_MEMORY_BYTES},
+            load_binary=lambda name, kernel, shared, device: (1, 1, 0, 0, _THREADS),
+        )
+
+    def launcher_cls(self, src: object, metadata: object) -> Callable[..., None]:
+        return lambda *args: None
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self._arch, 32)
+
+
+def _pass_of(kernels: KernelSet, kind: Literal["decode", "prefill"], num_sms: int) -> None:
+    import torch
+
+    from semipd.checkpoints.layout import plan_weights
+    from semipd.checkpoints.weights import TORCH_DTYPES, weight_views
+    from semipd.devices.cuda.forward.kernel_ops import KernelOps
+    from semipd.network.activations import Activations
+    from semipd.network.kv_layout import KvLayout
+    from semipd.network.network import Network
+
+    class Ops(KernelOps):
+        """Products are not Triton's."""
+
+        def linear(self, x: Any, weight: Any, bias: Any, out: Any) -> Any:
+            return out
+
+    config, dtype = replace(kernels.config, num_layers=NUM_LAYERS), TORCH_DTYPES[kernels.dtype]
+    layout = plan_weights(config, kernels.dtype)
+    weights = weight_views(layout, torch.empty(layout.total_bytes, dtype=torch.uint8))
+    pool = torch.empty(KvLayout.of(config, kernels.block_size).pool_shape(3), dtype=dtype)
+    network = Network(config, weights, pool, Ops(dtype, kernels.arch, dependent=kernels.dependent))
+    sizes = kernels.buckets if kind == "decode" else PROMPT_ROWS
+    memory = Activations.reserve(config, max(sizes), pool)
+    for size in sizes:
+        rows = _decode(kernels, size) if kind == "decode" else _prompt(network, size, num_sms, kernels)
+        activations = memory.first(size)
+        network.embed(rows, activations)
+        network.layers(rows, activations, range(NUM_LAYERS), num_sms)
+        network.finish(activations, None)
+
+
+def _decode(kernels: KernelSet, batch: int) -> Any:
+    import torch
+
+    from semipd.core.plan import blocks_for
+    from semipd.devices.cuda.rows.layout import decode_rows
+    from semipd.devices.cuda.rows.slots import SlotState
+
+    blocks = blocks_for(kernels.max_model_len, kernels.block_size)
+    state = SlotState(batch + 1, blocks, kernels.block_size, torch.device("cpu"))
+    return decode_rows(state, torch.zeros(batch, dtype=torch.int32))
+
+
+def _prompt(network: Any, num_rows: int, num_sms: int, kernels: KernelSet) -> Any:
+    import torch
+
+    from semipd.core.plan import blocks_for
+    from semipd.network.rows import ChunkRows, StepRows
+
+    tables = torch.zeros(1, blocks_for(kernels.max_model_len, kernels.block_size), dtype=torch.int32)
+    plan = network.plan_chunks([num_rows], [num_rows], num_sms)
+    ints = torch.zeros(num_rows, dtype=torch.int32)
+    starts, lens = torch.tensor([0, num_rows], dtype=torch.int32), torch.tensor([num_rows], dtype=torch.int32)
+    work = torch.from_numpy(plan.work)
+    chunks = ChunkRows(tables, starts, lens, work, plan, [num_rows], [num_rows])
+    return StepRows(ints, ints, ints.long(), None, chunks)
+
+
+def _sample(vocab_size: int) -> None:
+    """Greedy, and through every stage."""
+    import torch
+    from semipd_kernels.sampling import SamplingWorkspace, sample
+
+    from semipd.devices.cuda.lane.warm_up import EVERYTHING, GREEDY
+    from semipd.sampling.parameters import RowParams, column_values
+    from semipd.sampling.stages import StagePlan
+
+    cpu, slots = torch.device("cpu"), torch.zeros(1, dtype=torch.int64)
+    work, counts = SamplingWorkspace(1, vocab_size, 2, cpu), torch.zeros(2, vocab_size, dtype=torch.int32)
+    simple = SamplingParams(max_tokens=4, seed=0, temperature=0.8)
+    for params in (GREEDY, simple, EVERYTHING):
+        columns = torch.tensor([column_values(params, [1] * 7)], dtype=torch.int32).t().contiguous()
+        plan = StagePlan([(params, 7, 7)], vocab_size)
+        stages = plan.bind({name: torch.tensor(v, dtype=torch.int32) for name, v in plan.vectors.items()})
+        sample(torch.zeros(1, vocab_size), RowParams.of(columns), stages, slots, counts, work)

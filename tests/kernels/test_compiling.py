@@ -1,0 +1,59 @@
+"""Triton's cache is filled without a GPU, and what is launched later finds everything there."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from semipd.devices.cuda.start.compiling import Job, KernelSet, jobs
+from semipd.network.config import ModelConfig, RopeConfig
+
+TINY = ModelConfig(
+    family="llama",
+    vocab_size=256,
+    hidden_size=128,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=64,
+    intermediate_size=256,
+    rms_norm_eps=1e-5,
+    rope=RopeConfig("default", 10_000.0),
+    max_position_embeddings=128,
+    tie_word_embeddings=False,
+    qkv_bias=False,
+    o_bias=False,
+    mlp_bias=False,
+    qk_norm=False,
+    dtype="bfloat16",
+)
+KERNELS = KernelSet(TINY, "bfloat16", 90, (16,), (1, 2), 128, 16)
+CODE = """
+import json, test_compiling as t
+from semipd.devices.cuda.start.compiling import Job, compile_job
+print(json.dumps(compile_job(t.KERNELS, Job("decode", 16))))
+"""
+
+
+def compiled_in_a_new_process(cache: Path) -> list[str]:
+    environ = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environ |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, "-c", CODE], env=environ, capture_output=True, text=True, timeout=300, check=True
+    )
+    names: list[str] = json.loads(done.stdout)
+    return names
+
+
+def test_later_launches_compile_nothing(tmp_path: Path) -> None:
+    first = compiled_in_a_new_process(tmp_path)
+    assert {"decode_attention_kernel", "rope_write_kernel", "embedding_kernel"} <= set(first)
+    assert compiled_in_a_new_process(tmp_path) == []
+
+
+def test_every_lane_is_compiled_for() -> None:
+    several = KernelSet(TINY, "bfloat16", 90, (16, 64, 132), (1, 2), 128, 16)
+    wanted = {Job("prefill", sms) for sms in (16, 64, 132)} | {Job("decode", sms) for sms in (16, 64, 132)}
+    assert set(jobs(several)) == {Job("sampling"), *wanted}
