@@ -19,9 +19,10 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT), str(ROOT / "kernels")]
 
 from semipd.checkpoints.config import load_model_config  # noqa: E402
 from semipd.config.config import default_engine_settings  # noqa: E402
+from semipd.core.settings import KV_BLOCK_SIZES  # noqa: E402
 from semipd.devices.cuda.lane.graphs import batch_buckets  # noqa: E402
 from semipd.devices.cuda.start.compiling import KernelSet, compile_all  # noqa: E402
-from semipd.devices.cuda.start.model import KV_BLOCK_SIZE, cuda_dtype  # noqa: E402
+from semipd.devices.cuda.start.model import cuda_dtype  # noqa: E402
 from semipd.network.config import ModelConfig  # noqa: E402
 
 GRANULE_SMS = 8
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lane_sms=tuple(options.sms or lane_sizes(options.num_sms)),
         buckets=batch_buckets(options.max_num_seqs),
         max_model_len=options.max_model_len or config.max_position_embeddings,
-        block_size=KV_BLOCK_SIZE,
+        block_size=options.kv_block_size,
     )
     began_s = time.monotonic()
     compile_all(kernels, options.processes, _say)
@@ -70,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float16", "float32"))
     parser.add_argument("--max-num-seqs", type=int, default=default.max_num_seqs)
     parser.add_argument("--max-model-len", type=int, default=0, help="0: the model's own")
+    parser.add_argument(
+        "--kv-block-size", type=int, default=default.cuda.kv_block_size, choices=KV_BLOCK_SIZES
+    )
     parser.add_argument("--arch", type=int, default=90, help="compute capability, 90 for Hopper")
     parser.add_argument("--num-sms", type=int, default=132, help="of the GPU: lanes of all its sizes")
     parser.add_argument("--sms", type=_sizes, help="only lanes of these sizes, as 16,64,132")

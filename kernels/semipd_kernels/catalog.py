@@ -11,6 +11,7 @@ OPS = (
     "silu_mul",
     "embedding",
     "sampling",
+    "gather_kv",
     "prefill_attention",
     "decode_attention",
 )

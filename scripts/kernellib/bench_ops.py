@@ -250,7 +250,43 @@ def _prefill(
         return (prefill_attention(q, pool, tables, starts, kv_lens, out, plan, num_sms=num_sms),)
 
     queries = q.view(seqs, query_len, heads, head_dim)
-    return Prepared(run, _sdpa(queries, pool, tables, context), comparable=True)
+    baselines = _sdpa(queries, pool, tables, context) | {
+        "gather_kv, sdpa": _served_sdpa(queries, pool, tables, context)
+    }
+    return Prepared(run, baselines, comparable=True)
+
+
+def _served_sdpa(q: Tensor, pool: Tensor, tables: Tensor, context: int) -> Run:
+    """What `cuda.prefill_attention = "sdpa"` does: contexts are copied, one after the other.
+
+    `q`: [S, L, heads, D], the last L of `context` tokens.
+    """
+    from semipd_kernels.gather_kv import gather_kv
+
+    from semipd.devices.cuda.forward.sdpa_ops import attend
+
+    memory = pool.new_empty(2, pool.shape[2], tables.shape[1] * BLOCK_SIZE, pool.shape[4])
+
+    def run() -> tuple[Tensor, ...]:
+        parts = [
+            attend(queries, gather_kv(pool, table, context, memory), queries.shape[2] ** -0.5)
+            for queries, table in zip(q, tables, strict=True)
+        ]
+        return (torch.cat(parts),)
+
+    return run
+
+
+def _gather(inputs: Inputs, context: int, kv_heads: int, head_dim: int) -> Prepared:
+    from semipd_kernels.gather_kv import gather_kv
+
+    pool, tables = inputs.paged(1, context, kv_heads, head_dim)
+    out = pool.new_empty(2, kv_heads, context, head_dim)
+
+    def indexed() -> tuple[Tensor, ...]:
+        return (pool[:, tables[0].long()].transpose(1, 2).flatten(2, 3)[:, :, :context],)
+
+    return Prepared(lambda: (gather_kv(pool, tables[0], context, out),), {"torch": indexed}, comparable=True)
 
 
 def _matmul(inputs: Inputs, m: int, k: int, n: int) -> Prepared:
@@ -308,5 +344,6 @@ _BUILD: dict[str, Callable[..., Prepared]] = {
     "sampling": _sampling,
     "decode_attention": _decode,
     "prefill_attention": _prefill,
+    "gather_kv": _gather,
     "matmul": _matmul,
 }

@@ -102,6 +102,12 @@ def prefill_attention_work(
     return Work(items * ITEM_BYTES, 4 * seqs * visible * heads * head_dim)
 
 
+def gather_kv_work(context: int, kv_heads: int, head_dim: int) -> Work:
+    """Keys and values are read once and written once."""
+    tables = -(-context // BLOCK_SIZE) * INDEX_BYTES
+    return Work(4 * context * kv_heads * head_dim * ITEM_BYTES + tables, 0)
+
+
 def matmul_work(m: int, k: int, n: int) -> Work:
     return Work((m * k + k * n + m * n) * ITEM_BYTES, 2 * m * k * n)
 
@@ -114,6 +120,7 @@ WORK: Mapping[str, Callable[..., Work]] = {
     "sampling": sampling_work,
     "decode_attention": decode_attention_work,
     "prefill_attention": prefill_attention_work,
+    "gather_kv": gather_kv_work,
     "matmul": matmul_work,
 }
 
@@ -174,5 +181,6 @@ WORKLOADS = (
     Workload("rms_norm", "t64", {"rows": 64, "width": 4096}, {"rows": 7}),
     Workload("silu_mul", "t64", {"rows": 64, "width": 14336}, {"rows": 7}),
     Workload("rope_write", "t64", {"rows": 64, **_HEADS}, {"rows": 7}),
+    Workload("gather_kv", "ctx8192", {"context": 8192, "kv_heads": 8, "head_dim": 128}, {"context": 133}),
 )
 """Most wanted first: what the time does not allow is left out from the end."""

@@ -208,6 +208,8 @@ def _check_prefill_graphs(config: Config) -> None:
         key, wanted = "engine.scheduler", "semipd"
     elif config.engine.prefill_chunk_tokens < least:
         key, wanted = "engine.prefill_chunk_tokens", f"at least {least}"
+    elif config.cuda.prefill_attention != "triton":
+        key, wanted = "cuda.prefill_attention", "triton"
     else:
         return
     raise SemipdError(

@@ -33,7 +33,7 @@ class Rule:
     description: str
     minimum: float | None = None
     maximum: float | None = None
-    choices: tuple[str, ...] = ()
+    choices: tuple[str | int, ...] = ()
     required: bool = False
 
 
@@ -43,7 +43,7 @@ def option(
     *,
     minimum: float | None = None,
     maximum: float | None = None,
-    choices: Iterable[str] = (),
+    choices: Iterable[str | int] = (),
     required: bool = False,
 ) -> Any:
     """A dataclass field with the facts that `config --explain` and the checks need."""
@@ -65,7 +65,7 @@ class OptionSpec:
         """What is allowed, in words; empty when everything of the type is."""
         rule = self.rule
         if rule.choices:
-            return "one of " + ", ".join(rule.choices)
+            return "one of " + ", ".join(map(str, rule.choices))
         if rule.minimum is not None and rule.maximum is not None:
             return f"{rule.minimum} to {rule.maximum}"
         if rule.minimum is not None:
@@ -95,8 +95,10 @@ class OptionSpec:
 
     def _within_bounds(self, value: Value) -> bool:
         rule = self.rule
+        if rule.choices:
+            return value in rule.choices
         if isinstance(value, str):
-            return value in rule.choices if rule.choices else bool(value) or not rule.required
+            return bool(value) or not rule.required
         return (rule.minimum is None or value >= rule.minimum) and (
             rule.maximum is None or value <= rule.maximum
         )

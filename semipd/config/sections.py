@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from semipd.config.schema import option
-from semipd.core.settings import SchedulerName
+from semipd.core.settings import KV_BLOCK_SIZES, PrefillAttention, SchedulerName
 from semipd.core.split import PartitionMode, PolicyName
 from semipd.system.logs import LOG_FORMATS, LogFormat
 
@@ -267,6 +267,12 @@ class CudaConfig:
     )
     prefill_graphs: bool = option(
         False, "Replay prefill steps of 192 to 2048 tokens as CUDA graphs where they fit; not yet measured."
+    )
+    kv_block_size: int = option(16, "Tokens per KV block; 64 is not yet measured.", choices=KV_BLOCK_SIZES)
+    prefill_attention: PrefillAttention = option(
+        "triton",
+        "What computes attention of prompts; sdpa: torch, from a copy of each context; not yet measured.",
+        choices=get_args(PrefillAttention),
     )
 
 

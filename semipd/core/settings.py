@@ -11,6 +11,10 @@ from semipd.core.split import PartitionMode, PolicyName
 from semipd.system.logs import LogFormat
 
 SchedulerName = Literal["semipd", "chunked", "prefill-first"]
+PrefillAttention = Literal["triton", "sdpa"]
+
+KV_BLOCK_SIZES = (16, 64)
+"""Of the CUDA device."""
 
 
 PREFILL_GRAPH_ROWS = (256, 512, 1024, 2048)
@@ -28,11 +32,16 @@ class CudaSettings:
         sm_carveout: cuBLAS is told the SMs of the lane whose matrix products come next.
         dependent_launch: small kernels and decode attention are launched by programmatic dependent launch.
         prefill_graphs: groups of layers of a prefill are captured as graphs.
+        kv_block_size: tokens per KV block, one of KV_BLOCK_SIZES.
+        prefill_attention: "triton": the kernels of semipd_kernels; "sdpa": torch's, see
+            devices.cuda.forward.sdpa_ops.
     """
 
     sm_carveout: bool
     dependent_launch: bool
     prefill_graphs: bool
+    kv_block_size: int
+    prefill_attention: PrefillAttention
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,8 @@ class ChunkRows:
         work: int32, the device's part of `plan`.
         plan: how attention cuts the chunks; made by Ops.plan_chunks, and known to those ops only.
         host_query_lens, host_kv_lens: the same on the host.
+        context: [2, num_kv, tokens, head_dim], where attention may copy a context to; None where it reads the
+            pool.
     """
 
     tables: Tensor
@@ -62,6 +64,7 @@ class ChunkRows:
     plan: ChunkPlan
     host_query_lens: list[int]
     host_kv_lens: list[int]
+    context: Tensor | None = None
 
     @classmethod
     def unplanned(cls, tables: Tensor, query_lens: list[int], kv_lens: list[int]) -> "ChunkRows":

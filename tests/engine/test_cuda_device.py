@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from gpulib.steps import StepTimer, lane_splits
-from support.cuda_rig import CPU, DEFAULTS, TINY, Oracle, random_weights
+from support.cuda_rig import CPU, DEFAULTS, MAX_MODEL_LEN, TINY, Oracle, random_weights
 from support.deferred_cuda import DeferredCuda, WatchedStaging
 from support.live_engine import LiveRun
 
@@ -263,6 +263,27 @@ def test_prefill_graphs_are_captured_counted_and_replayed(monkeypatch: pytest.Mo
     device.close()
     driver.check_order()
     assert driver.alive() == []
+
+
+def test_the_device_has_the_block_size_that_was_asked_for() -> None:
+    """And memory for what torch's attention copies and returns."""
+    switches = replace(DEFAULTS.cuda, kv_block_size=64, prefill_attention="sdpa")
+    settings, driver = replace(DEFAULTS, cuda=switches), new_driver()
+    plain, device = open_fake(new_driver()), open_fake(driver, settings)
+    context_bytes = 2 * TINY.num_kv_heads * TINY.head_dim * 4 * MAX_MODEL_LEN
+    attended_bytes = 24 * TINY.q_width * 4 * (len(device.info.splits) + 1)
+    bytes_more = {name: device.info.memory[name] - plain.info.memory[name] for name in ("buffers", "reserve")}
+    assert bytes_more["reserve"] == 2 * attended_bytes
+    # Tables have fewer entries.
+    assert 2 * context_bytes * 0.8 < bytes_more["buffers"] < 2 * context_bytes
+    assert device.info.block_size == 64
+    assert device.info.memory["kv_pool"] == device.info.num_blocks * 64 * 2 * 3 * 2 * 8 * 4
+    run, requests = LiveRun(device, settings), greedy_requests(4)
+    run.run(requests)
+    oracle = Oracle(TINY, random_weights(TINY))
+    assert run.tokens == {request.seq: oracle.generate(request)[0] for request in requests}
+    for each in (plain, device):
+        each.close()
 
 
 def test_a_device_that_cannot_be_divided_serves_merged_steps() -> None:

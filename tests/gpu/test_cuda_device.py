@@ -9,6 +9,7 @@ if not torch.cuda.is_available():
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from gpulib.host import Host
 from gpulib.models import SMALL, RandomModel, reference_weights
@@ -73,14 +74,16 @@ def test_live_switches_change_no_token(device: CudaDevice, reference: Reference)
     assert sum(event.kind == "split_changed" for event in run.events) > 10
 
 
-@pytest.mark.parametrize("switch", ["dependent_launch", "prefill_graphs"])
+@pytest.mark.parametrize(
+    ("switch", "value"), [("dependent_launch", True), ("prefill_graphs", True), ("kv_block_size", 64)]
+)
 def test_switches_of_the_section_cuda_change_no_token(
-    reference: Reference, switch: str, monkeypatch: pytest.MonkeyPatch
+    reference: Reference, switch: str, value: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if switch == "dependent_launch" and torch.cuda.get_device_capability(0) < (9, 0):
         pytest.skip("programmatic dependent launch exists from sm_90 on")
     monkeypatch.setattr(assembly, "PREFILL_GRAPH_ROWS", (16, 32, 64, 256))
-    settings = replace(SETTINGS, cuda=replace(SETTINGS.cuda, **{switch: True}))
+    settings = replace(SETTINGS, cuda=replace(SETTINGS.cuda, **{switch: value}))
     device = CudaDevice.open(settings, lambda phase, limit_s: None, RandomModel(SMALL))
     requests = parity_requests(32, SMALL.vocab_size, seed=5)
     verdict = reference.judge(requests, Host(device, settings).run(requests, 60.0))

@@ -42,6 +42,7 @@ COMPARED = [
         "prefill_attention",
         {"seqs": 2, "query_len": 11, "context": 37, "heads": 4, "kv_heads": 4, "head_dim": 64},
     ),
+    ("gather_kv", {"context": 37, "kv_heads": 2, "head_dim": 64}),
 ]
 
 

@@ -101,21 +101,31 @@ def test_what_only_a_gpu_can_do_is_refused_elsewhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ('scheduler = "chunked"', r"engine\.scheduler is chunked \(file .*, and must be semipd"),
-        ("prefill_chunk_tokens = 191", r"engine\.prefill_chunk_tokens is 191 .* must be at least 192"),
+        ('engine.scheduler = "chunked"', r"engine\.scheduler is chunked \(file .*, and must be semipd"),
+        ("engine.prefill_chunk_tokens = 191", r"engine\.prefill_chunk_tokens is 191 .* must be at least 192"),
+        ('cuda.prefill_attention = "sdpa"', r"cuda\.prefill_attention is sdpa .* must be triton"),
     ],
 )
 def test_prefill_graphs_that_no_step_would_fill_are_refused(tmp_path: Path, line: str, says: str) -> None:
-    text = '[engine]\ndevice = "cuda"\n{}\n[cuda]\nprefill_graphs = true\n'
+    text = 'engine.device = "cuda"\ncuda.prefill_graphs = true\n{}\n'
     with pytest.raises(SemipdError, match=says):
         load_config(write(tmp_path, text.format(line)))
-    assert load_config(write(tmp_path, text.format("prefill_chunk_tokens = 192"))).cuda.prefill_graphs
+    assert load_config(write(tmp_path, text.format("engine.prefill_chunk_tokens = 192"))).cuda.prefill_graphs
+
+
+def test_numbers_to_choose_from(tmp_path: Path) -> None:
+    gpu = '[engine]\ndevice = "cuda"\n[cuda]\n'
+    with pytest.raises(SemipdError, match=r"cuda\.kv_block_size must be one of 16, 64; got 32"):
+        load_config(write(tmp_path, f"{gpu}kv_block_size = 32\n"))
+    assert (
+        load_config(write(tmp_path, f"{gpu}kv_block_size = 64\n")).engine_settings("").cuda.kv_block_size
+        == 64
+    )
 
 
 def test_the_engine_hears_all_of_its_settings() -> None:
-    settings = default_engine_settings(
-        cuda=dataclasses.replace(default_engine_settings().cuda, sm_carveout=True)
-    )
+    defaults = default_engine_settings()
+    settings = dataclasses.replace(defaults, cuda=dataclasses.replace(defaults.cuda, sm_carveout=True))
     assert EngineSettings.from_wire(settings.to_wire()) == settings
     assert [f.name for f in dataclasses.fields(CudaSettings)] == [
         f.name for f in dataclasses.fields(CudaConfig)

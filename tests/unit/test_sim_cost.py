@@ -218,7 +218,7 @@ def test_tables_agree_with_what_is_published() -> None:
 
 
 def test_the_configuration_offers_every_simulated_gpu() -> None:
-    choices = [choice for choice in SPECS["engine.device"].rule.choices if choice.startswith("sim:")]
+    choices = [choice for choice in SPECS["engine.device"].rule.choices if "sim:" in str(choice)]
     assert choices == [f"sim:{name}" for name in GPUS]
 
 

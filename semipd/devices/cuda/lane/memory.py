@@ -48,6 +48,7 @@ class LaneMemory:
         metadata, delta: int32, where uploads go. history_tokens: int32, the history of one sequence and the
             tokens that it may choose.
         padded: rows of captured passes over chunks; None: there are none.
+        context: see ChunkRows; None: attention reads the pool.
     """
 
     state: SlotState
@@ -60,6 +61,7 @@ class LaneMemory:
     history_tokens: Tensor
     sampler: Sampler
     padded: PaddedRows | None = None
+    context: Tensor | None = None
     retired: list[Tensor] = field(default_factory=list)
 
     @classmethod
@@ -70,6 +72,7 @@ class LaneMemory:
         sampler: Sampler,
         device: torch.device,
         padded: PaddedRows | None = None,
+        context: Tensor | None = None,
     ) -> "LaneMemory":
         num_slots = size.max_num_seqs + 1
         state = SlotState(num_slots, size.max_blocks_per_seq, size.block_size, device)
@@ -92,6 +95,7 @@ class LaneMemory:
             ints(size.max_tokens_per_seq + size.vocab_size),
             sampler,
             padded,
+            context,
         )
 
     def grow_metadata(self, num_elements: int) -> None:
@@ -103,5 +107,6 @@ class LaneMemory:
     def num_bytes(self) -> int:
         tensors = (self.state.flat, self.logits, self.slots, self.metadata, self.delta, self.history_tokens)
         rows_bytes = 0 if self.padded is None else self.padded.num_bytes
+        context_bytes = 0 if self.context is None else self.context.nbytes
         activations_bytes = self.activations.num_bytes + self.history.counts.nbytes
-        return sum(t.nbytes for t in tensors) + activations_bytes + rows_bytes
+        return sum(t.nbytes for t in tensors) + activations_bytes + rows_bytes + context_bytes

@@ -90,7 +90,7 @@ class LaneWork:
 
         def body() -> None:
             target[:size].copy_(buffer[:size], non_blocking=True)
-            self._bound = layout.bind(target, memory.state)
+            self._bound = layout.bind(target, memory.state, memory.context)
             if not layout.chunks:
                 memory.slots.zero_()
                 memory.slots[: len(layout.decoding)].copy_(self._bound.decode_slots)

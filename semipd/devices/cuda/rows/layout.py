@@ -65,15 +65,16 @@ class StepLayout:
     def num_rows(self) -> int:
         return len(self.decoding) + sum(chunk.segment.length for chunk in self.chunks)
 
-    def bind(self, memory: Tensor, state: SlotState) -> "BoundLayout":
-        """`memory`: int32, where the packer's vectors have gone. Launches on the current stream."""
+    def bind(self, memory: Tensor, state: SlotState, context: Tensor | None = None) -> "BoundLayout":
+        """`memory`: int32, where the packer's vectors have gone. `context`: see ChunkRows. Launches on the
+        current stream."""
         view = self.packer.views(memory)
         sampled_slots = view(self._sampled_slots).long()
         stages = self._stages.bind({name: view(number) for name, number in self._stage_vectors.items()})
         targets = view(self._prompt_targets)
         if not self.chunks:
             return BoundLayout(view(self._decode_slots), sampled_slots, stages, targets, None, None)
-        rows = self._load(view, state) if self.padded_size is not None else self._rows(view, state)
+        rows = self._load(view, state) if self.padded_size is not None else self._rows(view, state, context)
         return BoundLayout(view(self._decode_slots), sampled_slots, stages, targets, rows, view(self._wanted))
 
     def _load(self, view: Callable[[int], Tensor], state: SlotState) -> StepRows:
@@ -92,7 +93,7 @@ class StepLayout:
         self._query_starts = packer.add(np.cumsum([0, *lengths]))
         self._kv_lens = packer.add([c.end for c in chunks])
 
-    def _rows(self, view: Callable[[int], Tensor], state: SlotState) -> StepRows:
+    def _rows(self, view: Callable[[int], Tensor], state: SlotState, context: Tensor | None) -> StepRows:
         tables = state.tables.index_select(0, view(self._chunk_slots))
         chunks = ChunkRows(
             tables,
@@ -102,6 +103,7 @@ class StepLayout:
             self._plan,
             [chunk.segment.length for chunk in self.chunks],
             [chunk.end for chunk in self.chunks],
+            context,
         )
         tokens, positions = view(self._tokens), view(self._positions)
         slots = view(self._kv_slots).long()

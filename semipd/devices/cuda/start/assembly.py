@@ -52,6 +52,7 @@ def lane_size(
         buckets=batch_buckets(settings.max_num_seqs),
         group_layers=GROUP_LAYERS,
         chunk_passes=passes,
+        context_tokens=max_model_len if settings.cuda.prefill_attention == "sdpa" else 0,
     )
 
 
@@ -69,7 +70,16 @@ def reserve_memory(
 ) -> LaneMemory:
     like = torch.empty(0, dtype=TORCH_DTYPES[dtype], device=device)
     activations = Activations.reserve(config, size.max_rows, like)
-    return LaneMemory.reserve(size, activations, sampler, device, _padded_rows(size, config, ops, like))
+    padded, context = _padded_rows(size, config, ops, like), _context(size, config, like)
+    return LaneMemory.reserve(size, activations, sampler, device, padded, context)
+
+
+def _context(size: LaneSize, config: ModelConfig, like: torch.Tensor) -> torch.Tensor | None:
+    """Tokens in multiples of 16, so that every head begins aligned."""
+    if not size.context_tokens:
+        return None
+    num_tokens = blocks_for(size.context_tokens, 16) * 16
+    return like.new_empty(2, config.num_kv_heads, num_tokens, config.head_dim)
 
 
 def _padded_rows(size: LaneSize, config: ModelConfig, ops: Ops, like: torch.Tensor) -> PaddedRows | None:

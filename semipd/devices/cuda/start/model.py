@@ -14,9 +14,6 @@ from semipd.core.settings import EngineSettings
 from semipd.network.config import DTypeName, ModelConfig
 from semipd.network.kv_layout import KvLayout
 
-KV_BLOCK_SIZE = 16
-"""Tokens per KV block."""
-
 
 @dataclass(frozen=True, slots=True)
 class DeviceModel:
@@ -31,7 +28,8 @@ class DeviceModel:
         """Raises SemipdError(`invalid_value`) for an unknown dtype."""
         dtype = cuda_dtype(settings.dtype, config)
         length = settings.max_model_len or config.max_position_embeddings
-        return cls(config, dtype, plan_weights(config, dtype), KvLayout.of(config, KV_BLOCK_SIZE), length)
+        kv_layout = KvLayout.of(config, settings.cuda.kv_block_size)
+        return cls(config, dtype, plan_weights(config, dtype), kv_layout, length)
 
 
 class ModelSource(Protocol):

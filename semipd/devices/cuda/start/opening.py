@@ -42,6 +42,7 @@ from semipd.devices.cuda.start.memory_table import DEFAULT_KV_FRACTION, GpuMemor
 from semipd.devices.cuda.start.model import ModelSource
 from semipd.devices.cuda.start.nvml import Nvml
 from semipd.devices.cuda.start.platform import Platform
+from semipd.network.config import ITEM_BYTES
 from semipd.network.network import Network
 from semipd.steps.failures import check_trial
 from semipd.steps.sizing import num_kv_blocks
@@ -220,7 +221,7 @@ class Opening:
             weights_bytes=model.layout.total_bytes,
             buffers_bytes=sum(memory.num_bytes for memory in self._memories.values()),
             graphs_bytes=graphs_bytes,
-            reserve_bytes=RESERVE_BYTES,
+            reserve_bytes=RESERVE_BYTES + self._attended_bytes(),
             block_size=model.kv_layout.block_size,
             block_bytes=model.kv_layout.block_bytes(model.dtype),
             kv_bytes=settings.kv_bytes,
@@ -228,6 +229,14 @@ class Opening:
             max_num_blocks=settings.max_num_blocks,
             max_model_len=model.max_model_len,
         )
+
+    def _attended_bytes(self) -> int:
+        """What torch's attention returns: the allocator keeps it for every stream that computes chunks."""
+        if self._settings.cuda.prefill_attention == "triton":
+            return 0
+        model, num_streams = self._model, len(self._lanes.splits) + 1
+        row_bytes = model.config.q_width * ITEM_BYTES[model.dtype]
+        return num_streams * row_bytes * sum(size.max_rows for size in self._sizes.values())
 
     def _start(self, shared: Shared, graphs: dict[LaneName, GraphTable], num_blocks: int) -> LaunchThread:
         """From here on only the launch thread launches: torch keeps library handles per thread."""

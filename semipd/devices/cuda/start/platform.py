@@ -51,6 +51,7 @@ def real_platform() -> Platform:
     Raises SemipdError: `cuda_unavailable`, `unsupported_gpu`; CudaError.
     """
     from semipd.devices.cuda.forward.kernel_ops import KernelOps
+    from semipd.devices.cuda.forward.sdpa_ops import SdpaOps, check_sdpa
     from semipd.devices.cuda.sampler.kernel_sampler import KernelSampler
 
     driver = CudaDriver.open()
@@ -58,7 +59,10 @@ def real_platform() -> Platform:
 
     def ops_of(model: DeviceModel, settings: CudaSettings) -> Ops:
         dtype, dependent = TORCH_DTYPES[model.dtype], can_launch_dependently(settings, arch)
-        return KernelOps(dtype, arch, dependent=dependent)
+        if settings.prefill_attention == "triton":
+            return KernelOps(dtype, arch, dependent=dependent)
+        check_sdpa(model.config, dtype, device)
+        return SdpaOps(dtype, arch, dependent=dependent)
 
     return _platform(driver, device, ops_of, lambda size: KernelSampler(size, device))
 
