@@ -32,6 +32,10 @@ class Column(IntEnum):
     SEED_HIGH_BITS = 10
 
 
+PADDING_SLOT = 0
+"""Of a lane's columns: nobody's. Its token 0 at position 0 stays."""
+
+
 def column_values(params: SamplingParams, token_ids: Sequence[int]) -> tuple[int, ...]:
     """By Column, of a sequence with the history `token_ids`: its newest token stands at its position."""
     floats = _Floats(
@@ -46,6 +50,14 @@ def column_values(params: SamplingParams, token_ids: Sequence[int]) -> tuple[int
     top_k = min(params.top_k, MAX_COUNT)
     bits = memoryview(floats).cast("B").cast("i")
     return (token_ids[-1], len(token_ids) - 1, top_k, *bits, *seed_words)
+
+
+def advance_columns(columns: Tensor, slots: Tensor, tokens: Tensor) -> None:
+    """`tokens` int32 [R] are the newest of the sequences in `slots` int64 [R], each named once; the padding
+    slot, which keeps its token and its position, any number of times."""
+    is_own = slots != PADDING_SLOT
+    columns[Column.TOKEN].scatter_(0, slots, tokens.where(is_own, 0))
+    columns[Column.POSITION].index_add_(0, slots, is_own.to(torch.int32))
 
 
 def float_bits(value: float) -> int:

@@ -15,11 +15,13 @@ lower id.
 A row's token depends on that row alone: every operation here works row by row, whatever else is in the batch.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from semipd.core.sampling import SMALLEST
 from semipd.sampling.history import FORBIDDEN, PROMPT_FLAG
 from semipd.sampling.nucleus import nucleus
 from semipd.sampling.parameters import RowParams
@@ -43,6 +45,20 @@ class Ahead(NamedTuple):
 
 NOTHING_AHEAD = Ahead()
 
+_UNFILTERED = Stages(
+    edits=None,
+    counted=None,
+    restricts=False,
+    repeats=False,
+    outputs=False,
+    adjusted=None,
+    drawn=RowSet(None),
+    max_top_k=0,
+    top_p=None,
+    min_p=True,
+    filters=0,
+)
+
 
 def sample(
     logits: Tensor, rows: RowParams, stages: Stages, counts: Tensor, ahead: Ahead = NOTHING_AHEAD
@@ -58,6 +74,17 @@ def sample(
     if stages.drawn is not None:
         uniform = draws(rows, stages.drawn) if ahead.uniform is None else ahead.uniform
         tokens = stages.drawn.put(tokens, _draw(logits, best, rows, stages, stages.drawn, uniform))
+    return torch.where(best.isfinite(), tokens, INVALID_TOKEN)
+
+
+def sample_unfiltered(logits: Tensor, rows: RowParams) -> Tensor:
+    """The tokens of `sample` for rows whose logits nothing changes and no top-k or top-p cuts. Which of them
+    are drawn is read on the device: the same operations serve every batch."""
+    best, greedy = logits.max(dim=-1)
+    drawn = replace(rows, temperature=rows.temperature.clamp_min(SMALLEST))
+    uniform = draws(rows, RowSet(None))
+    tokens = _draw(logits, best, drawn, _UNFILTERED, RowSet(None), uniform)
+    tokens = tokens.where(rows.temperature > 0.0, greedy)
     return torch.where(best.isfinite(), tokens, INVALID_TOKEN)
 
 

@@ -134,6 +134,11 @@ class StagePlan:
         self._min_p = any(p.min_p > 0.0 for p in drawn)
         self._filters = max([(p.top_k > 0) + (p.top_p < 1.0) for p in drawn], default=0)
 
+    @property
+    def is_unfiltered(self) -> bool:
+        """Whether every row is greedy or drawn from its raw logits, by temperature and min-p alone."""
+        return not self._filters and "adjusted" not in self.vectors
+
     def bind(self, tensors: Mapping[str, Tensor]) -> Stages:
         """`tensors`: the vectors on the device, int32."""
 

@@ -16,6 +16,7 @@ from semipd_kernels.prefill_attention import plan_prefill, prefill_attention
 from semipd_kernels.rms_norm import add_rms_norm
 from semipd_kernels.rope_write import rope_write
 from semipd_kernels.sampling import SamplingWorkspace, sample
+from semipd_kernels.sampling.unfiltered import sample_unfiltered
 from semipd_kernels.silu_mul import silu_mul
 from torch import Tensor
 
@@ -27,6 +28,7 @@ HEADS, KV_HEADS, DIM, VOCAB, MOST = 8, 2, 64, 9000, 64
 POOLS = [torch.zeros(2, blocks, KV_HEADS, 16, DIM, dtype=torch.bfloat16) for blocks in (16, 33)]
 CPU = torch.device("cpu")
 WORKSPACE = SamplingWorkspace(MOST, VOCAB, MOST, CPU)
+COLUMNS = torch.zeros(len(Column), MOST + 1, dtype=torch.int32)
 COUNTS = torch.zeros(MOST, VOCAB, dtype=torch.int32)
 
 
@@ -110,6 +112,8 @@ def call_sampling(count: int) -> None:
         rows = RowParams.of(torch.tensor(values, dtype=torch.int32).t().contiguous())
         slots = torch.arange(count)
         sample(torch.zeros(count, VOCAB), rows, plan.bind(vectors), slots, COUNTS, WORKSPACE)
+    ones = torch.ones(3, count, dtype=torch.int32)
+    sample_unfiltered(torch.zeros(count, VOCAB), ones[1], COLUMNS, ones[2], WORKSPACE)
 
 
 CALLS: dict[str, Callable[[int], None]] = {

@@ -6,6 +6,7 @@ from typing import Any
 from semipd_kernels.aot import AotCase
 from semipd_kernels.sampling import kernel, shape
 from semipd_kernels.sampling.filters import kernel as filters
+from semipd_kernels.sampling.unfiltered import kernel as unfiltered
 
 VOCABULARIES = {"128k": 32, "152k": 38, "262k": 64}
 """Tiles of the vocabularies of Llama 3, Qwen and the largest one."""
@@ -15,6 +16,7 @@ _TYPES = {
     "best_ptr": "*fp32",
     "coarse_count_ptr": "*i32",
     "coarse_mass_ptr": "*i64",
+    "columns_ptr": "*i32",
     "counts_ptr": "*i32",
     "edit_bias_ptr": "*fp32",
     "edit_starts_ptr": "*i32",
@@ -24,6 +26,7 @@ _TYPES = {
     "fine_mass_ptr": "*i64",
     "frequency_ptr": "*fp32",
     "logits_stride": "i32",
+    "num_slots": "i32",
     "min_p_ptr": "*fp32",
     "out_ptr": "*i64",
     "positions_ptr": "*i64",
@@ -38,6 +41,7 @@ _TYPES = {
     "tile_ties_ptr": "*i32",
     "tile_token_ptr": "*i32",
     "tiles": "i32",
+    "tokens_ptr": "*i32",
     "top_k_ptr": "*i32",
     "top_p_ptr": "*fp32",
     "vocab_size": "i32",
@@ -50,9 +54,12 @@ def cases() -> Iterator[AotCase]:
             yield from _dense_cases(dtype, aligned)
     for name, tiles in VOCABULARIES.items():
         yield from _row_cases(name, shape.power_of_2(tiles))
+        yield from _unfiltered_cases(name, shape.power_of_2(tiles))
     for last in (False, True):
         name = f"sampling/select_fine{'/last' if last else ''}"
         yield _case(name, filters.select_fine_kernel, {"LAST": last}, shape.NUM_WARPS)
+    best = {"TILE": shape.TILE}
+    yield _case("sampling/unfiltered/best", unfiltered.best_kernel, best, shape.NUM_WARPS)
     yield _case("sampling/select_coarse", filters.select_coarse_kernel, {}, shape.NUM_WARPS)
 
 
@@ -86,6 +93,12 @@ def _row_cases(name: str, tiles: int) -> Iterator[AotCase]:
     yield _case(f"sampling/pick/{name}", kernel.pick_kernel, constexprs, shape.NUM_WARPS)
 
 
+def _unfiltered_cases(name: str, tiles: int) -> Iterator[AotCase]:
+    constexprs = {"TILE": shape.TILE, "TILES": tiles}
+    for step, function in (("weigh", unfiltered.weigh_kernel), ("pick", unfiltered.pick_kernel)):
+        yield _case(f"sampling/unfiltered/{step}/{name}", function, constexprs, shape.NUM_WARPS)
+
+
 def _case(
     name: str,
     function: Any,
@@ -97,7 +110,7 @@ def _case(
 ) -> AotCase:
     types = {**_TYPES, "logits_ptr": f"*{dtype}"}
     signature = {arg: types[arg] for arg in function.arg_names if arg not in constexprs}
-    divisible = {arg for arg in signature if arg.endswith("_ptr")} - {*kernel.ROW_POINTERS}
+    divisible = {arg for arg in signature if arg.endswith("_ptr")} - {*kernel.ROW_POINTERS, "tokens_ptr"}
     if aligned:
         divisible |= signature.keys() & {"logits_stride", "vocab_size"}
     return AotCase(

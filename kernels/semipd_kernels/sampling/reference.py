@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from semipd.sampling.parameters import RowParams
-from semipd.sampling.sampler import sample
+from semipd.sampling.sampler import sample, sample_unfiltered
 from semipd.sampling.stages import Stages
 
 
@@ -15,3 +15,7 @@ def sample_reference(
     return sample(
         copied, rows, stages, counts if stages.counted is None else counts[stages.counted.pick(slots)]
     )
+
+
+def sample_unfiltered_reference(logits: Tensor, slots: Tensor, columns: Tensor) -> Tensor:
+    return sample_unfiltered(logits.float(), RowParams.of(columns.index_select(1, slots)))

@@ -45,6 +45,8 @@ class LaneMemory:
     Attributes:
         sampler: with whatever memory it works in.
         slots: int32 [buckets[-1]], of the decode batch; padded with the padding slot.
+        sampled_slots: int32 [buckets[-1]]: `slots` if a decode pass samples this batch, else padding.
+        tokens: int32 [max_num_seqs], of rows that were sampled without the host.
         metadata, delta: int32, where uploads go. history_tokens: int32, the history of one sequence and the
             tokens that it may choose.
         padded: rows of captured passes over chunks; None: there are none.
@@ -56,6 +58,8 @@ class LaneMemory:
     activations: Activations
     logits: Tensor
     slots: Tensor
+    sampled_slots: Tensor
+    tokens: Tensor
     metadata: Tensor
     delta: Tensor
     history_tokens: Tensor
@@ -90,6 +94,8 @@ class LaneMemory:
             # Every sequence may sample in one step; prompt rows come in blocks.
             torch.empty(max(size.max_num_seqs, PROMPT_ROWS_AT_ONCE), size.vocab_size, device=device),
             ints(size.buckets[-1]),
+            ints(size.buckets[-1]),
+            ints(size.max_num_seqs),
             metadata,
             ints(2 * state.max_delta),
             ints(size.max_tokens_per_seq + size.vocab_size),
@@ -98,6 +104,12 @@ class LaneMemory:
             context,
         )
 
+    def load_batch(self, slots: Tensor, *, samples: bool) -> None:
+        """The decode batch, int32 on the device; `samples`: its decode passes do."""
+        self.slots.zero_()
+        self.slots[: len(slots)].copy_(slots)
+        self.sampled_slots.copy_(self.slots) if samples else self.sampled_slots.zero_()
+
     def grow_metadata(self, num_elements: int) -> None:
         """The device may still read the old buffer, so it is kept; doubling bounds what that costs."""
         self.retired.append(self.metadata)
@@ -105,7 +117,8 @@ class LaneMemory:
 
     @property
     def num_bytes(self) -> int:
-        tensors = (self.state.flat, self.logits, self.slots, self.metadata, self.delta, self.history_tokens)
+        rows = (self.slots, self.sampled_slots, self.tokens)
+        tensors = (self.state.flat, self.logits, *rows, self.metadata, self.delta, self.history_tokens)
         rows_bytes = 0 if self.padded is None else self.padded.num_bytes
         context_bytes = 0 if self.context is None else self.context.nbytes
         activations_bytes = self.activations.num_bytes + self.history.counts.nbytes

@@ -25,6 +25,9 @@ from semipd.network.activations import Activations
 from semipd.network.rows import PassSize, StepRows
 from semipd.steps.residents import Resident
 
+_SAMPLED = ("slots", "tokens")
+"""What sampling writes."""
+
 
 class LaneWork:
     def __init__(
@@ -92,8 +95,7 @@ class LaneWork:
             target[:size].copy_(buffer[:size], non_blocking=True)
             self._bound = layout.bind(target, memory.state, memory.context)
             if not layout.chunks:
-                memory.slots.zero_()
-                memory.slots[: len(layout.decoding)].copy_(self._bound.decode_slots)
+                memory.load_batch(self._bound.decode_slots, samples=layout.is_unfiltered)
 
         touched = self._touched({("pinned", id(buffer)), "slots"}, {"metadata", "rows"})
         return lambda place: self._shared.submit(place.stream, "layout", body, touched)
@@ -106,7 +108,7 @@ class LaneWork:
                 upload(place)
             if layout.decoding:
                 self._launch_decode(place, layout, lens)
-                self._launch_sampling(place, step)
+                self._launch_sampling(place, step, is_sampled=layout.is_unfiltered)
 
         return piece
 
@@ -120,17 +122,25 @@ class LaneWork:
             else:
                 driver.launch_graph(graph, place.stream)
 
-        touched = self._touched_kv(layout, lens, {"slots", "rows"}, {"activations", "logits"})
+        touched = self._touched_kv(layout, lens, {"slots", "rows"}, {"activations", "logits", *_SAMPLED})
         self._shared.submit(place.stream, f"decode {bucket}", body, touched)
 
     def decode_pass(self, bucket: int, num_sms: int) -> None:
-        """Logits of the batch in `memory.slots`, padded to `bucket`: what a graph captures."""
+        """Logits of the batch in `memory.slots`, padded to `bucket`, and its next tokens if nothing more is
+        needed than it can do without the host: what a graph captures."""
         memory, network = self._memory, self._shared.network
         rows = decode_rows(memory.state, memory.slots[:bucket])
         activations = memory.activations.first(bucket)
         network.embed(rows, activations)
         network.layers(rows, activations, range(network.num_layers), num_sms)
         network.logits(network.finish(activations, None), memory.logits[:bucket])
+        self._sample_unfiltered(memory.sampled_slots[:bucket])
+
+    def _sample_unfiltered(self, slots: Tensor) -> None:
+        """`slots` int32, of the rows of `memory.logits`."""
+        memory, num_rows = self._memory, len(slots)
+        logits, tokens = memory.logits[:num_rows], memory.tokens[:num_rows]
+        memory.sampler.sample_unfiltered(logits, slots, memory.state, tokens)
 
     @property
     def padded(self) -> PaddedRows | None:
@@ -149,12 +159,12 @@ class LaneWork:
 
         def body() -> None:
             if key.first_layer is None:
-                memory.slots.zero_()
+                memory.load_batch(memory.slots[:0], samples=False)
             elif memory.padded is not None:
                 memory.padded.clear(self._padded_size(key), memory.state)
             run()
 
-        touched = self._touched({"slots"}, {"rows", "activations", "logits"})
+        touched = self._touched({"slots"}, {"rows", "activations", "logits", *_SAMPLED})
         self._shared.submit(place.stream, f"warm up {key.bucket}", body, touched)
 
     def _padded_size(self, key: GraphKey) -> PassSize:
@@ -254,29 +264,42 @@ class LaneWork:
         touched = self._touched({"metadata"}, {"activations", "logits", *outputs})
         self._shared.submit(place.stream, "finish", body, touched)
         if num_sampled:
-            self._launch_sampling(place, step)
+            self._launch_sampling(place, step, is_sampled=False)
 
-    def _launch_sampling(self, place: Place, step: LaneStep) -> None:
+    def _launch_sampling(self, place: Place, step: LaneStep, *, is_sampled: bool) -> None:
+        """`is_sampled`: the pass did it, and only the results are missing."""
         memory, num_rows = self._memory, len(step.sampled)
 
         def body() -> None:
-            bound, logits = self._bound, memory.logits[:num_rows]
-            assert bound is not None
             assert step.tokens is not None
-            slots, stages = bound.sampled_slots, bound.stages
-            raw = logits.clone() if step.logprobs is not None else logits
-            tokens = memory.sampler.sample(logits, slots, stages, memory.state, memory.history)
-            valid = tokens.clamp_min(0)
-            memory.state.advance(slots, valid)
-            if stages.counted is not None:
-                memory.history.advance(stages.counted.pick(slots), stages.counted.pick(valid).long())
+            raw = memory.logits[:num_rows]
+            if not is_sampled:
+                raw = raw.clone() if step.logprobs is not None else raw
+                self._sample(num_rows)
+            tokens = memory.tokens[:num_rows]
             step.tokens[:num_rows].copy_(tokens, non_blocking=True)
             if step.logprobs is not None:
                 step.logprobs.launch(raw, tokens)
 
         outputs = {("pinned", id(step.tokens)), *_pinned(step.logprobs)}
-        touched = self._touched({"metadata", "rows"}, {"logits", "slots", "history", *outputs})
+        writes = outputs if is_sampled else {"logits", "history", *_SAMPLED, *outputs}
+        touched = self._touched({"metadata", "rows", "logits", "tokens"}, writes)
         self._shared.submit(place.stream, "sample", body, touched)
+
+    def _sample(self, num_rows: int) -> None:
+        """From the logits of a step's sampled rows to `memory.tokens`, slots and histories."""
+        bound, memory = self._bound, self._memory
+        assert bound is not None
+        slots, stages = bound.sampled_slots, bound.stages
+        if not (stages.adjusts or stages.filters):
+            self._sample_unfiltered(slots.to(torch.int32))
+            return
+        logits, tokens = memory.logits[:num_rows], memory.tokens[:num_rows]
+        tokens.copy_(memory.sampler.sample(logits, slots, stages, memory.state, memory.history))
+        valid = tokens.clamp_min(0)
+        memory.state.advance(slots, valid)
+        if stages.counted is not None:
+            memory.history.advance(stages.counted.pick(slots), stages.counted.pick(valid).long())
 
     def _touched(self, reads: set[Hashable], writes: set[Hashable]) -> Callable[[], Touched]:
         return lambda: Touched(self._named(reads), self._named(writes))

@@ -62,6 +62,11 @@ class StepLayout:
             self._work = packer.add(self._plan.work.astype(np.int64))
 
     @property
+    def is_unfiltered(self) -> bool:
+        """Whether its rows are sampled as a captured decode pass samples: see Sampler.sample_unfiltered."""
+        return self._stages.is_unfiltered
+
+    @property
     def num_rows(self) -> int:
         return len(self.decoding) + sum(chunk.segment.length for chunk in self.chunks)
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from semipd.core.settings import PREFILL_GRAPH_FILL
-from semipd.devices.cuda.rows.slots import PADDING_SLOT, SlotState
+from semipd.devices.cuda.rows.slots import SlotState
 from semipd.devices.cuda.rows.staging import Packer
 from semipd.network.rows import ChunkPlan, ChunkRows, PassSize, StepRows
+from semipd.sampling.parameters import PADDING_SLOT
 from semipd.steps.residents import Chunk
 from semipd.steps.rows import ChunkVectors, chunk_vectors
 

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from semipd.devices.cuda.rows.slots import PADDING_SLOT, Delta, SlotState
+from semipd.devices.cuda.rows.slots import Delta, SlotState
+from semipd.sampling.parameters import PADDING_SLOT
 from semipd.sampling.stages import needs_history
 from semipd.steps.residents import Resident, Residents
 

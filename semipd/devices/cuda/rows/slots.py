@@ -9,11 +9,8 @@ import torch
 from torch import Tensor
 
 from semipd.core.plan import PADDING_BLOCK
-from semipd.sampling.parameters import Column, column_values
+from semipd.sampling.parameters import Column, advance_columns, column_values
 from semipd.steps.residents import Resident
-
-PADDING_SLOT = 0
-
 
 Delta = dict[int, int]
 """Index into `SlotState.flat` to new value: each index once, so the order of writing cannot matter."""
@@ -56,6 +53,5 @@ class SlotState:
         self.flat.scatter_(0, indices.long(), values)
 
     def advance(self, slots: Tensor, tokens: Tensor) -> None:
-        """`tokens` int32 [R] are the newest of the sequences in `slots` int64 [R], each named once."""
-        self.columns[Column.TOKEN].scatter_(0, slots, tokens)
-        self.columns[Column.POSITION].index_add_(0, slots, torch.ones_like(tokens))
+        """See advance_columns."""
+        advance_columns(self.columns, slots, tokens)

@@ -2,6 +2,7 @@
 
 import torch
 from semipd_kernels.sampling import SamplingWorkspace, sample
+from semipd_kernels.sampling.unfiltered import sample_unfiltered
 from torch import Tensor
 
 from semipd.devices.cuda.rows.size import LaneSize
@@ -23,3 +24,6 @@ class KernelSampler:
     ) -> Tensor:
         rows = RowParams.of(state.columns.index_select(1, slots))
         return sample(logits, rows, stages, slots, history.counts, self._workspace).to(torch.int32)
+
+    def sample_unfiltered(self, logits: Tensor, slots: Tensor, state: SlotState, tokens: Tensor) -> None:
+        sample_unfiltered(logits, slots, state.columns, tokens, self._workspace)

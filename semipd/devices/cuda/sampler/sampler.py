@@ -9,7 +9,7 @@ from torch import Tensor
 from semipd.devices.cuda.rows.slots import SlotState
 from semipd.sampling.history import TokenHistory
 from semipd.sampling.parameters import RowParams
-from semipd.sampling.sampler import sample
+from semipd.sampling.sampler import sample, sample_unfiltered
 from semipd.sampling.stages import Stages
 
 
@@ -24,6 +24,14 @@ class Sampler(Protocol):
         `logits` float32 [R, vocab] may be overwritten; `slots` int64 [R]. Changes neither state nor history.
         """
 
+    def sample_unfiltered(self, logits: Tensor, slots: Tensor, state: SlotState, tokens: Tensor) -> None:
+        """The same for rows that need no more of their parameters than temperature and min-p, and the tokens'
+        way back into `state`. Can be captured: it launches the same whatever the rows hold.
+
+        `logits` [R, vocab] float32, left unchanged; `slots` int32 [R]: rows of the padding slot are left out;
+        `tokens` int32 [R], written.
+        """
+
 
 class TorchSampler:
     """The sampler of semipd.sampling. On a GPU top-p waits for the device, see nucleus."""
@@ -34,3 +42,8 @@ class TorchSampler:
         rows = RowParams.of(state.columns.index_select(1, slots))
         counts = history.counts if stages.counted is None else history.counts[stages.counted.pick(slots)]
         return sample(logits, rows, stages, counts).to(torch.int32)
+
+    def sample_unfiltered(self, logits: Tensor, slots: Tensor, state: SlotState, tokens: Tensor) -> None:
+        rows = RowParams.of(state.columns.index_select(1, slots))
+        tokens.copy_(sample_unfiltered(logits, rows))
+        state.advance(slots.long(), tokens.clamp_min(0))
