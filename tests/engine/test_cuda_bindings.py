@@ -6,6 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +17,7 @@ import pytest
 
 from semipd.core.errors import SemipdError
 from semipd.devices.cuda.driver.bindings import CudaDriver
+from semipd.devices.cuda.driver.interface import CudaError, Event, Graph, Stream
 
 SUPPORT = Path(__file__).parents[1] / "support"
 
@@ -120,3 +124,99 @@ def test_a_placement_check_that_cannot_run_is_an_answer() -> None:
     with pytest.raises(SemipdError, match="placement kernel did not run") as raised:
         CudaDriver(Api(), broken, 0).placement(1, 4, 1000)  # type: ignore[arg-type]
     assert raised.value.code == "placement_failed"
+
+
+class Pools:
+    """torch's memory pools for graphs, with the rules of create_or_incref_pool and releasePool."""
+
+    def __init__(self) -> None:
+        self.use_counts: dict[int, int] = {}
+        self.calls = list[str]()
+        self.failing = 0
+        self._handles = count(1)
+
+    def cuda(self) -> SimpleNamespace:
+        return SimpleNamespace(
+            set_device=lambda ordinal: None,
+            synchronize=lambda: None,
+            empty_cache=lambda: self.calls.append("empty_cache"),
+            graph_pool_handle=lambda: next(self._handles),
+            CUDAGraph=lambda: TorchGraph(self),
+            ExternalStream=lambda stream, device: stream,
+            stream=lambda stream: nullcontext(),
+            OutOfMemoryError=MemoryError,
+        )
+
+    def capture_begin(self, pool: int) -> None:
+        if pool in self.use_counts:
+            assert self.use_counts[pool] > 0, "INTERNAL ASSERT FAILED: use_count > 0"
+        self.use_counts[pool] = self.use_counts.get(pool, 0) + 1
+
+
+class TorchGraph:
+    def __init__(self, pools: Pools) -> None:
+        self._pools = pools
+        self._pool = 0
+
+    def capture_begin(self, pool: int, capture_error_mode: str) -> None:
+        assert capture_error_mode == "thread_local"
+        self._pools.capture_begin(pool)
+        self._pool = pool
+
+    def capture_end(self) -> None:
+        if self._pools.failing:
+            self.reset()
+
+    def reset(self) -> None:
+        self._pools.use_counts[self._pool] -= 1
+
+
+def capturing(pools: Pools) -> tuple[CudaDriver, Callable[[int], Graph]]:
+    driver = CudaDriver(Api(), SimpleNamespace(cuda=pools.cuda()), 0)
+
+    def body() -> None:
+        if pools.failing:
+            raise MemoryError
+
+    return driver, lambda stream: driver.capture(Stream(stream), body)
+
+
+def test_a_graph_pool_is_forgotten_with_the_last_graph_of_its_stream() -> None:
+    pools = Pools()
+    driver, capture = capturing(pools)
+    first, second, other = capture(1), capture(1), capture(2)
+    assert pools.use_counts == {1: 2, 2: 1}
+    driver.destroy_graph(first)
+    third = capture(1)
+    assert pools.use_counts == {1: 2, 2: 1}
+    for graph in (second, third, other):
+        driver.destroy_graph(graph)
+    capture(1)
+    capture(2)
+    assert pools.use_counts == {1: 0, 2: 0, 3: 1, 4: 1}
+
+
+def test_a_pool_whose_only_capture_failed_is_not_used_again() -> None:
+    pools = Pools()
+    _, capture = capturing(pools)
+    pools.failing = 1
+    with pytest.raises(MemoryError):
+        capture(1)
+    pools.failing = 0
+    capture(1)
+    assert pools.calls == ["empty_cache"]  # the retry, and nothing else
+    assert pools.use_counts == {1: 0, 2: 0, 3: 1}
+
+
+def test_captures_leave_the_cached_memory_of_other_streams_alone() -> None:
+    pools = Pools()
+    _, capture = capturing(pools)
+    assert len({capture(stream) for stream in (1, 1, 2)}) == 3
+    assert pools.calls == []
+
+
+def test_asking_for_an_unfinished_event_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even inside: it is asked every 20 us."""
+    driver = driver_of(cuEventQuery=(600,))
+    monkeypatch.setattr(CudaError, "__init__", lambda *args: pytest.fail("an exception was made"))
+    assert driver.event_done(Event(1)) is False

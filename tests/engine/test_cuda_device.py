@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -27,9 +29,12 @@ from semipd.devices.cuda.driver.diagnosis import diagnose
 from semipd.devices.cuda.driver.interface import CudaError, Graph, Stream
 from semipd.devices.cuda.driver.matmul_sms import AimMatmuls, leave_matmuls
 from semipd.devices.cuda.forward.kernel_ops import KernelOps
-from semipd.devices.cuda.lane import launch_thread
+from semipd.devices.cuda.lane import executor, launch_loop, launch_thread
+from semipd.devices.cuda.lane.executor import LaneExecutor
+from semipd.devices.cuda.lane.graphs import GraphKey
+from semipd.devices.cuda.lane.warm_up import WarmUpSize, trial_tokens, warm_up_plans
 from semipd.devices.cuda.sampler.sampler import TorchSampler
-from semipd.devices.cuda.start import assembly
+from semipd.devices.cuda.start import assembly, opening
 from semipd.devices.cuda.start.device import CudaDevice
 from semipd.devices.cuda.start.model import DeviceModel, cuda_dtype
 from semipd.devices.cuda.start.opening import RESERVE_BYTES
@@ -167,7 +172,8 @@ def test_opens_serves_through_switches_and_leaves_nothing_behind() -> None:
         "starting CUDA",
         "loading weights",
         "dividing the SMs",
-        "warming up",
+        "compiling kernels",
+        *(f"warming up: stream {number} of 16" for number in range(1, 17)),
         "capturing graphs",
     ]
     assert sum(device.info.memory.values()) == driver.memory[1]
@@ -284,6 +290,99 @@ def test_the_device_has_the_block_size_that_was_asked_for() -> None:
     assert run.tokens == {request.seq: oracle.generate(request)[0] for request in requests}
     for each in (plain, device):
         each.close()
+
+
+def test_graphs_that_start_up_had_no_time_for_can_be_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "CAPTURE_AT_START_S", -1.0)
+    monkeypatch.setattr(launch_loop, "IDLE_BEFORE_CAPTURE_NS", 0)
+    device = open_fake(new_driver())
+    assert device.wait_for_graphs(60.0) == 0
+    assert device.stats()["graphs"]["captured"] == len(device.info.splits) * 4 + 4
+    device.close()
+
+
+def test_compiling_takes_nothing_from_the_time_for_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes before captures seem to take an hour; the limit is for the captures."""
+    hours = [0.0]
+    warm_up = LaneExecutor.warm_up
+
+    def slow(lane: LaneExecutor, key: GraphKey) -> None:
+        hours[0] += 3600.0
+        warm_up(lane, key)
+
+    clock = SimpleNamespace(monotonic=lambda: hours[0], monotonic_ns=time.monotonic_ns)
+    monkeypatch.setattr(executor, "time", clock)
+    monkeypatch.setattr(LaneExecutor, "warm_up", slow)
+    device = open_fake(new_driver())
+    assert device.stats()["graphs"]["missing"] == 0
+    device.close()
+
+
+def test_each_stage_of_start_up_has_its_own_limit() -> None:
+    thread, reported = launch_thread.LaunchThread(_nothing, _diagnosis), list[tuple[str, float]]()
+    stages = [
+        launch_thread.Stage("one", 60.0, _nothing),
+        launch_thread.Stage("two", 0.01, lambda: time.sleep(0.5)),
+    ]
+    loop: Any = SimpleNamespace(turn=lambda now_ns: False, use_pause=lambda now_ns: False, is_busy=False)
+    with pytest.raises(LaneFailed, match=r"not come past this within 0\.01 s: two\."):
+        thread.start(loop, stages, lambda words, limit_s: reported.append((words, limit_s)))
+    assert reported == [("one", 60.0), ("two", 0.01)]
+    assert thread.stop()
+    thread.close()
+
+
+def _diagnosis(error: BaseException) -> LaneFailed:
+    return diagnose(error, lambda: "")
+
+
+def test_warm_up_leaves_no_cached_memory_and_prompt_logprobs_stay_on_solo_streams() -> None:
+    driver = new_driver()
+    device = open_fake(driver)
+    size = WarmUpSize(60, 16, 24, 160)
+    tokens = trial_tokens(61)
+    plans = {
+        wanted: [*warm_up_plans(device.info.solo_decode, size, tokens, with_prompt_logprobs=wanted)]
+        for wanted in (False, True)
+    }
+    asks = {wanted: [s.prompt_logprobs for p in of for s in p.segments] for wanted, of in plans.items()}
+    assert asks == {False: [None, None], True: [None, 2]}
+    assert driver.log.count("release cached") == 5  # around two trial graphs, and after the warm-up
+    device.close()
+
+
+class CachingCuda(DeferredCuda):
+    """An allocator that keeps what passes gave back, until it is told to release it."""
+
+    cached_bytes = 0
+    graphs_bytes = 0
+
+    def memory_bytes(self) -> tuple[int, int]:
+        return self.memory[0] - self.cached_bytes - self.graphs_bytes, self.memory[1]
+
+    def release_cached(self) -> None:
+        self.cached_bytes = 0
+
+    def submit(self, stream: Stream, label: str, *args: Any) -> None:
+        self.cached_bytes = 2**22
+        super().submit(stream, label, *args)
+
+    def capture(self, stream: Stream, body: Callable[[], None]) -> Graph:
+        self.cached_bytes = 0  # as torch.cuda.graph does, and the second try of ours
+        self.graphs_bytes += 2**10
+        return super().capture(stream, body)
+
+    def destroy_graph(self, graph: Graph) -> None:
+        self.graphs_bytes -= 2**10
+        super().destroy_graph(graph)
+
+
+def test_the_memory_of_graphs_is_not_hidden_by_what_warm_up_leaves_cached() -> None:
+    driver = CachingCuda(random.Random(0), max_run=8)
+    driver.memory = new_driver().memory
+    device = open_fake(driver)
+    assert device.info.memory["graphs"] == 2**10 * device.stats()["graphs"]["captured"]
+    device.close()
 
 
 def test_a_device_that_cannot_be_divided_serves_merged_steps() -> None:

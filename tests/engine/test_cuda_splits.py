@@ -233,9 +233,18 @@ def lying(lie: Callable[[GreenContext | None, frozenset[int]], frozenset[int]]) 
 def test_a_lane_that_leaves_its_sms_ends_the_partition() -> None:
     cuda, lanes = lying(lambda context, sms: sms | {131, 0})
     assert "[placement_failed]" in lanes.capability.reason
-    assert "should have" in lanes.capability.reason
+    assert "Both lanes of split 116+16 ran on 2 SMs: [0, 131]" in lanes.capability.reason
     lanes.close()
     assert cuda.alive() == []
+
+
+def test_sms_that_nobody_else_has_are_a_note() -> None:
+    """Two more than asked for, as loaded modules with device-side launches bring about on Hopper."""
+    _, lanes = lying(lambda context, sms: sms | {132, 133} if len(sms) == 116 else sms)
+    assert lanes.capability.can_partition, lanes.capability.reason
+    note = "prefill lane of split 116+16 should have 116 SMs and ran on 118, none of them the other lane's"
+    assert note in " ".join(lanes.capability.notes)
+    assert lanes.num_sms("prefill", lanes.splits[0]) == 116
 
 
 def test_a_lane_that_misses_sms_ends_the_partition() -> None:

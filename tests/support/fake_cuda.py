@@ -139,6 +139,10 @@ class FakeCuda(FakeSms):
         self._called("memory_bytes")
         return self.memory
 
+    def release_cached(self) -> None:
+        self._called("release_cached")
+        self.log.append("release cached")
+
     # ---- partitioning --------------------------------------------------------------------------
 
     def destroy_green_context(self, context: GreenContext) -> None:

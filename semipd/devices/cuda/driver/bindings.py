@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module, metadata
-from typing import Any
+from itertools import count
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from semipd.core.errors import SemipdError
@@ -47,6 +48,14 @@ _OTHER_HINT = "Look the number up under CUresult in the CUDA driver API referenc
 _INSTALL_HINT = "Install cuda-bindings 13, for example with pip install 'semipd[gpu]', or use --device cpu."
 
 
+class _Captured(NamedTuple):
+    """torch's CUDAGraph, its stream, and the handle of the memory that the graphs of this stream work in."""
+
+    graph: Any
+    stream: Stream
+    pool: Any
+
+
 class CudaDriver:
     """See driver.Driver. One per process and device."""
 
@@ -59,7 +68,8 @@ class CudaDriver:
         self._sm_type = api.CUdevResourceType(_SM_RESOURCE)
         self._torch_streams: dict[Stream, Any] = {}
         self._pools: dict[Stream, Any] = {}
-        self._graphs: dict[Graph, Any] = {}
+        self._graphs: dict[Graph, _Captured] = {}
+        self._graph_numbers = count(1)
         self._buffers: dict[str, Any] = {}
         self.bind_thread()
 
@@ -108,6 +118,9 @@ class CudaDriver:
     def memory_bytes(self) -> tuple[int, int]:
         free, total = self._call("cuMemGetInfo")
         return free, total
+
+    def release_cached(self) -> None:
+        self._torch.cuda.empty_cache()
 
     def sm_resource(self) -> SmResource:
         return _resource(self._call("cuDeviceGetDevResource", self._device, self._sm_type))
@@ -195,12 +208,11 @@ class CudaDriver:
         self._call("cuStreamWaitEvent", stream, event, 0)
 
     def event_done(self, event: Event) -> bool:
-        try:
-            self._call("cuEventQuery", event)
-        except CudaError as error:
-            if error.status == _NOT_READY:
-                return False
-            raise
+        # Asked every 20 us while work is in flight: an exception for "not yet" would cost more than asking.
+        (status,) = self._api.cuEventQuery(event)
+        if int(status) == _NOT_READY:
+            return False
+        _check("cuEventQuery", status)
         return True
 
     def synchronize_event(self, event: Event) -> None:
@@ -218,28 +230,46 @@ class CudaDriver:
             yield
 
     def capture(self, stream: Stream, body: Callable[[], None]) -> Graph:
-        # torch's capture, not the driver's: its allocator must keep the graph's scratch memory for the graph.
-        if stream not in self._pools:
-            self._pools[stream] = self._torch.cuda.graph_pool_handle()
-        captured = self._torch.cuda.CUDAGraph()
-        with self._torch.cuda.graph(
-            captured,
-            pool=self._pools[stream],
-            stream=self._torch_stream(stream),
-            # Other threads of the engine may look at events meanwhile.
-            capture_error_mode="thread_local",
-        ):
-            body()
-        graph = Graph(id(captured))
+        try:
+            captured = self._capture(stream, body)
+        except self._torch.cuda.OutOfMemoryError:
+            # While it captures, torch's allocator cannot take back what other streams have cached.
+            self.release_cached()
+            captured = self._capture(stream, body)
+        graph = Graph(next(self._graph_numbers))
         self._graphs[graph] = captured
+        self._pools[stream] = captured.pool
         return graph
+
+    def _capture(self, stream: Stream, body: Callable[[], None]) -> "_Captured":
+        """torch's capture, not the driver's: its allocator must keep the graph's scratch memory for the
+        graph. But not torch.cuda.graph, which gives all cached device and pinned memory back first: the next
+        steps would wait for the driver to map it again."""
+        graph = self._torch.cuda.CUDAGraph()
+        # The handle of a pool without graphs is dead, also when its only capture failed: torch asserts that
+        # nobody captures into it again.
+        pool = self._pools.get(stream) or self._torch.cuda.graph_pool_handle()
+        self._torch.cuda.synchronize()
+        with self.on(stream):
+            # Other threads of the engine may look at events meanwhile.
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                body()
+            finally:
+                graph.capture_end()
+        return _Captured(graph, stream, pool)
 
     def launch_graph(self, graph: Graph, stream: Stream) -> None:
         with self.on(stream):
-            self._graphs[graph].replay()
+            self._graphs[graph].graph.replay()
 
     def destroy_graph(self, graph: Graph) -> None:
-        self._graphs.pop(graph).reset()
+        # Resetting also frees the cuBLAS workspaces that other graphs of the stream still write to (torch
+        # issue 193402). So all graphs of a stream go together, when none of them will run again.
+        captured, stream, _ = self._graphs.pop(graph)
+        captured.reset()
+        if all(other.stream != stream for other in self._graphs.values()):
+            self._pools.pop(stream, None)
 
     def _torch_stream(self, stream: Stream) -> Any:
         found = self._torch_streams.get(stream)
@@ -255,10 +285,15 @@ class CudaDriver:
         except (RuntimeError, AttributeError) as error:  # the library, or the function in it, is missing
             hint = "Update the NVIDIA driver and cuda-bindings, or use --device cpu."
             raise SemipdError("cuda_unavailable", f"{name} cannot be called ({error}).", hint) from error
-        if int(status) != _SUCCESS:
-            word = getattr(status, "name", "unknown error")
-            raise CudaError(name, int(status), word, _HINTS.get(int(status), _OTHER_HINT))
+        _check(name, status)
         return values[0] if len(values) == 1 else tuple(values)
+
+
+def _check(name: str, status: Any) -> None:
+    """Raises CudaError for whatever is not success."""
+    if int(status) != _SUCCESS:
+        word = getattr(status, "name", "unknown error")
+        raise CudaError(name, int(status), word, _HINTS.get(int(status), _OTHER_HINT))
 
 
 def _resource(handle: Any) -> SmResource:

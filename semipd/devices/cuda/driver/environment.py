@@ -8,8 +8,10 @@ _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 _WANTED = {
     # Two streams on one hardware queue wait for each other even on disjoint SMs; the default is 8 queues.
     CONNECTIONS: "32",
-    # A module loaded in the middle of serving can stop the whole context.
-    "CUDA_MODULE_LOADING": "EAGER",
+    # EAGER would load every kernel of every library, seconds and memory for each process; among them modules
+    # with device-side launches, which give green contexts two SMs more than they asked for (on compute
+    # capability 9.x). Loading a module could stop the lanes while serving; warm-up has run every kernel.
+    "CUDA_MODULE_LOADING": "LAZY",
 }
 _ALLOCATOR_CONF = "expandable_segments:True"  # fewer cudaMalloc and cudaFree, which stop the device
 
@@ -30,6 +32,11 @@ def environment_notes(environ: Mapping[str, str]) -> tuple[str, ...]:
         notes.append(
             f"{CONNECTIONS} is {connections or 'not set'}, not 32: a lane may wait for the other in a "
             "hardware queue although their SMs are disjoint."
+        )
+    if environ.get("CUDA_MODULE_LOADING") == "EAGER":
+        notes.append(
+            "CUDA_MODULE_LOADING is EAGER: every kernel of every library is loaded, and a lane may get more "
+            "SMs than it asked for. semipd warms up what it runs; leave the variable out."
         )
     if "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" in environ:
         percentage = environ["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"]

@@ -88,6 +88,10 @@ class Driver(Protocol):
     def memory_bytes(self) -> tuple[int, int]:
         """Free and total bytes of the device, all processes counted (cuMemGetInfo)."""
 
+    def release_cached(self) -> None:
+        """What the allocator holds and nobody uses goes back to the device (torch.cuda.empty_cache). Blocks
+        until the device is idle; for start-up only."""
+
     def sm_resource(self) -> SmResource:
         """Every SM of the device (cuDeviceGetDevResource)."""
 

@@ -43,6 +43,7 @@ class LaneExecutor:
         self.last_settled: Event | None = None
         solo = shared.lanes.solo_prefill if name == "prefill" else shared.lanes.solo_decode
         self.split: Split = solo
+        self.capturing_s = 0.0  # without the passes before the captures, which may compile kernels
         self._shared = shared
         self._size = size
         self._work = LaneWork(name, shared, size, memory, graphs)
@@ -86,7 +87,9 @@ class LaneExecutor:
         """Warm up, then capture that pass as a graph."""
         self.warm_up(key)
         place, driver = self._place(key.split), self._shared.driver
+        began_s = time.monotonic()
         graph = driver.capture(place.stream, self._work.captured_pass(key, place.num_sms))
+        self.capturing_s += time.monotonic() - began_s
         self.graphs.add(key, graph)
 
     def _place(self, split: Split) -> Place:

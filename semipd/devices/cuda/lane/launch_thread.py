@@ -5,9 +5,11 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
+from semipd.checkpoints.progress import Report
 from semipd.core.plan import StepResult
 from semipd.core.split import LaneName
 from semipd.devices.contract import LaneFailed
@@ -31,6 +33,15 @@ _SLACK_NS = 5_000
 Diagnose = Callable[[BaseException], LaneFailed]
 
 
+class Stage(NamedTuple):
+    """A part of what the thread does before it serves: what is reported as it begins, and how long it may
+    take."""
+
+    words: str
+    limit_s: float
+    run: Callable[[], None]
+
+
 class LaunchThread:
     """See lane.Runner. `bind` is called first in the thread; `diagnose` makes an answer of whatever failed.
 
@@ -44,31 +55,35 @@ class LaunchThread:
         self._results: dict[LaneName, deque[StepResult]] = {"prefill": deque(), "decode": deque()}
         self._failure: LaneFailed | None = None
         self._turn_began_ns = 0
+        self._signalled = False
         self._closing = False
-        self._prepare: Callable[[], None] = lambda: None
-        self._prepared = threading.Event()
+        self._stages: list[tuple[Stage, threading.Event]] = []
         self._work = threading.Event()
         self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="launch", daemon=True)
 
-    def start(self, loop: LaunchLoop, prepare: Callable[[], None], limit_s: float) -> None:
-        """Run `prepare` in the thread, then serve. Returns when it has run.
+    def start(self, loop: LaunchLoop, stages: Sequence[Stage], report: Report) -> None:
+        """Run the stages in the thread, each with a limit of its own, then serve. Returns when they have run.
 
-        Raises LaneFailed: what it raised, or `start_up_timeout` after `limit_s`.
+        Raises LaneFailed: what a stage raised, or `start_up_timeout` after its limit.
         """
         self._loop = loop
-        self._prepare = prepare
+        self._stages = [(stage, threading.Event()) for stage in stages]
         self._thread.start()
-        if not self._prepared.wait(limit_s):
-            message = f"The device has not been prepared within {limit_s:g} s."
-            raise LaneFailed("start_up_timeout", message, "Look for Xid messages in the kernel log (dmesg).")
-        if self._failure is not None:
-            raise self._failure
+        for stage, done in self._stages:
+            report(stage.words, stage.limit_s)
+            if not done.wait(stage.limit_s):
+                message = f"Start-up has not come past this within {stage.limit_s:g} s: {stage.words}."
+                hint = "Look for Xid messages in the kernel log (dmesg)."
+                raise LaneFailed("start_up_timeout", message, hint)
+            if self._failure is not None:
+                raise self._failure
 
     def deliver(self, lane: LaneName, result: StepResult) -> None:
         """For the loop: called in the thread."""
         self._results[lane].append(result)
         os.eventfd_write(self._eventfd, 1)
+        self._signalled = True  # after the write: whoever sees it finds something to read
 
     def fileno(self) -> int:
         return self._eventfd
@@ -114,13 +129,15 @@ class LaunchThread:
         try:
             self._bind()
             _sharpen_sleep()
-            self._prepare()
-            self._prepared.set()
+            for stage, done in self._stages:
+                stage.run()
+                done.set()
             while not self._closing:
                 self._turn()
         except BaseException as error:
             self._failure = self._diagnose(error)
-            self._prepared.set()
+            for _, done in self._stages:
+                done.set()
             os.eventfd_write(self._eventfd, 1)
 
     def _turn(self) -> None:
@@ -148,6 +165,10 @@ class LaunchThread:
             )
 
     def _drain(self) -> None:
+        """Asked twice a turn, mostly with nothing there: reading would then raise an exception."""
+        if not self._signalled:
+            return
+        self._signalled = False
         with suppress(BlockingIOError):
             os.eventfd_read(self._eventfd)
 

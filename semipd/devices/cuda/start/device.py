@@ -17,6 +17,7 @@ DECODE_DEPTH = 2
 """The host runs one step behind the device."""
 
 _START_S = 60.0
+_GRAPH_POLL_S = 0.01
 _WAKE_NS = 1_000_000_000
 
 
@@ -57,6 +58,16 @@ class CudaDevice:
     def wake_at_ns(self) -> int | None:
         """While work is in flight somebody has to notice that the launch thread hangs."""
         return time.monotonic_ns() + _WAKE_NS if self._opened.thread.is_busy else None
+
+    def wait_for_graphs(self, limit_s: float) -> int:
+        """For measurements: start-up captures only what it has time for. Blocks, while the lanes are idle,
+        until every graph is captured or `limit_s` has passed; returns how many are missing."""
+        tables, end_s = self._opened.graphs.values(), time.monotonic() + limit_s
+        while (missing := sum(table.num_missing for table in tables)) and time.monotonic() < end_s:
+            if self._opened.thread.has_failed:
+                break
+            time.sleep(_GRAPH_POLL_S)
+        return missing
 
     def stats(self) -> DeviceStats:
         lanes, graphs = self._opened.lanes, self._opened.graphs.values()

@@ -5,10 +5,10 @@ CUDA ─▶ libraries ─▶ weights ─▶ lanes ─▶ working memory ─▶ a
 
 import logging
 import os
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from semipd.checkpoints.progress import Report
 from semipd.checkpoints.weights import TORCH_DTYPES, weight_views
 from semipd.core.plan import StepPlan, StepResult
 from semipd.core.settings import EngineSettings
-from semipd.core.split import LaneName
+from semipd.core.split import LaneName, Split
 from semipd.devices.contract import DeviceInfo, LaneFailed
 from semipd.devices.cuda.driver.diagnosis import diagnose
 from semipd.devices.cuda.driver.environment import environment_notes
@@ -26,9 +26,9 @@ from semipd.devices.cuda.driver.timing_events import EventPool
 from semipd.devices.cuda.lane.executor import LaneExecutor
 from semipd.devices.cuda.lane.graphs import GraphKey, GraphTable
 from semipd.devices.cuda.lane.launch_loop import LaunchLoop
-from semipd.devices.cuda.lane.launch_thread import LaunchThread
+from semipd.devices.cuda.lane.launch_thread import LaunchThread, Stage
 from semipd.devices.cuda.lane.memory import LaneMemory, Shared
-from semipd.devices.cuda.lane.warm_up import trial_tokens, warm_up_plans
+from semipd.devices.cuda.lane.warm_up import WarmUpSize, trial_tokens, warm_up_plans
 from semipd.devices.cuda.rows.size import LaneSize
 from semipd.devices.cuda.split.streams import Lanes
 from semipd.devices.cuda.start.assembly import (
@@ -51,9 +51,12 @@ RESERVE_BYTES = 2**30
 """Stays free: cuBLAS workspaces of every stream, kernels loaded late, the allocator's slack. Estimate."""
 
 CAPTURE_AT_START_S = 20.0
-"""Graphs that do not fit into this time are captured in the pauses of serving."""
+"""Graphs that do not fit into this time, compiling not counted, are captured in the pauses of serving."""
 
-_LANES_S, _WARM_UP_S, _CAPTURE_S = 120.0, 300.0, 120.0
+_LANES_S, _COMPILE_S, _CAPTURE_S = 120.0, 900.0, 300.0
+"""Time limits. Compiling every kernel of a pass takes half a minute of processor time, on a busy or slow host
+many times that; a capture may compile too, for a batch size that nobody has warmed up."""
+
 _NAMES: tuple[LaneName, ...] = ("prefill", "decode")
 
 log = logging.getLogger("semipd.devices.cuda")
@@ -96,7 +99,7 @@ class Opening:
         self._stack.callback(self._events.close)
         self._sizes = {name: self._size(name) for name in _NAMES}
         self._memories = {name: self._reserve(name) for name in _NAMES}
-        self._report("warming up", _WARM_UP_S)
+        self._report("compiling kernels", _COMPILE_S)
         demand = self._demand(self._all_graphs_bytes(weights))
         num_blocks = num_kv_blocks(demand)
         log.info("device memory:\n%s", demand.table(num_blocks))
@@ -187,28 +190,34 @@ class Opening:
         key, num_graphs = table.next_missing(), table.num_missing
         if key is None:
             return 0
-        size, driver = self._sizes["prefill"], self._platform.driver
+        size = self._sizes["prefill"]
         lane = LaneExecutor("prefill", self._shared(weights, 2), size, self._memories["prefill"], table)
-        lane.warm_up(key)
-        before = driver.memory_bytes()[0]
-        lane.capture(key)
-        used = max(0, before - driver.memory_bytes()[0])
+        used = self._captured_bytes(lane, key)
         self._destroy(table)
         return used * num_graphs
+
+    def _captured_bytes(self, lane: LaneExecutor, key: GraphKey) -> int:
+        """What one more graph keeps. At both looks at the free memory the allocator's cache is empty: what a
+        warm-up leaves in it is no graph's."""
+        driver = self._platform.driver
+        lane.warm_up(key)
+        driver.release_cached()
+        before = driver.memory_bytes()[0]
+        lane.capture(key)
+        driver.release_cached()
+        return max(0, before - driver.memory_bytes()[0])
 
     def _trial_graph_bytes(self, weights: dict[str, Tensor]) -> int:
         """Of one split's graphs, judged by its two largest: the first brings the scratch memory that all of
         the split share, the second what each further one adds."""
-        driver, size = self._platform.driver, self._sizes["decode"]
+        size = self._sizes["decode"]
         splits = [self._lanes.solo_decode]
         table = GraphTable(splits, size.buckets)
         lane = LaneExecutor("decode", self._shared(weights, 2), size, self._memories["decode"], table)
-        used = []
-        for bucket in [*reversed(size.buckets)][:2]:
-            lane.warm_up(GraphKey(splits[0], bucket))
-            before = driver.memory_bytes()[0]
-            lane.capture(GraphKey(splits[0], bucket))
-            used.append(max(0, before - driver.memory_bytes()[0]))
+        used = [
+            self._captured_bytes(lane, GraphKey(splits[0], bucket))
+            for bucket in [*reversed(size.buckets)][:2]
+        ]
         self._destroy(table)
         return used[0] + (len(size.buckets) - 1) * used[-1]
 
@@ -241,38 +250,54 @@ class Opening:
     def _start(self, shared: Shared, graphs: dict[LaneName, GraphTable], num_blocks: int) -> LaunchThread:
         """From here on only the launch thread launches: torch keeps library handles per thread."""
         driver = self._platform.driver
-        self._report("capturing graphs", _CAPTURE_S)
         self._stack.callback(lambda: self._destroy(*graphs.values()))
         thread = LaunchThread(driver.bind_thread, lambda error: self._diagnose(error, loop))
         loop = build_loop(shared, self._sizes, self._memories, graphs, thread.deliver)
         self._stack.callback(thread.stop)
-        thread.start(loop, lambda: self._prepare(loop, num_blocks), _CAPTURE_S)
+        thread.start(loop, self._stages(loop, num_blocks), self._report)
         return thread
 
-    def _prepare(self, loop: LaunchLoop, num_blocks: int) -> None:
-        """In the launch thread: warm up both lanes under every split, capture the likeliest graphs."""
-        tokens = trial_tokens(self._model.config.vocab_size)
-        steps = [step for name in loop.lanes for step in self._warm_up(loop, name, num_blocks, tokens)]
-        check_trial(steps, self._model.dtype)
-        tables = {name: lane.graphs for name, lane in loop.lanes.items()}
-        for graphs in tables.values():
-            graphs.forget_requests()
-        began_s, more = time.monotonic(), True
-        while more and time.monotonic() - began_s <= CAPTURE_AT_START_S:
-            more = loop.capture_next()
-        for name, graphs in tables.items():
-            log.info("%d %s graphs captured, %d missing", len(graphs), name, graphs.num_missing)
+    def _stages(self, loop: LaunchLoop, num_blocks: int) -> list[Stage]:
+        """In the launch thread: warm up both lanes under every split, capture the likeliest graphs. What a
+        split is the first to need is compiled in its stage; the time for graphs begins afterwards."""
+        places = [(name, split) for name in loop.lanes for split in (*self._lanes.splits, self._solo(name))]
+        tokens, steps = trial_tokens(self._model.config.vocab_size), list[tuple[StepPlan, StepResult]]()
+
+        def warm_up(lane: LaneName, split: Split) -> None:
+            steps.extend(self._warm_up(loop, lane, split, num_blocks, tokens))
+
+        stages = [
+            Stage(f"warming up: stream {number} of {len(places)}", _COMPILE_S, partial(warm_up, *place))
+            for number, place in enumerate(places, 1)
+        ]
+        return [*stages, Stage("capturing graphs", _CAPTURE_S, lambda: self._capture(loop, steps))]
+
+    def _solo(self, lane: LaneName) -> Split:
+        return self._lanes.solo_prefill if lane == "prefill" else self._lanes.solo_decode
 
     def _warm_up(
-        self, loop: LaunchLoop, lane: LaneName, num_blocks: int, tokens: Iterator[int]
+        self, loop: LaunchLoop, lane: LaneName, split: Split, num_blocks: int, tokens: Iterator[int]
     ) -> Iterator[tuple[StepPlan, StepResult]]:
-        solo = self._lanes.solo_prefill if lane == "prefill" else self._lanes.solo_decode
-        max_rows, block_size = self._sizes[lane].max_rows, self._sizes[lane].block_size
-        longest = self._model.max_model_len
-        for split in (*self._lanes.splits, solo):
-            for plan in warm_up_plans(split, num_blocks, block_size, max_rows, longest, tokens):
-                yield plan, loop.run_alone(lane, plan)
+        sizes = self._sizes[lane]
+        size = WarmUpSize(num_blocks, sizes.block_size, sizes.max_rows, self._model.max_model_len)
+        with_prompt_logprobs = split == self._solo(lane)
+        for plan in warm_up_plans(split, size, tokens, with_prompt_logprobs=with_prompt_logprobs):
+            yield plan, loop.run_alone(lane, plan)
         loop.lanes[lane].rebuild([])
+
+    def _capture(self, loop: LaunchLoop, steps: Sequence[tuple[StepPlan, StepResult]]) -> None:
+        """`steps`: of the warm-up."""
+        check_trial(steps, self._model.dtype)
+        self._platform.driver.release_cached()
+        lanes, more = loop.lanes.values(), True
+        for lane in lanes:
+            lane.graphs.forget_requests()
+        while more and sum(lane.capturing_s for lane in lanes) <= CAPTURE_AT_START_S:
+            more = loop.capture_next()
+        for lane in lanes:
+            log.info(
+                "%d %s graphs captured, %d missing", len(lane.graphs), lane.name, lane.graphs.num_missing
+            )
 
     def _destroy(self, *tables: GraphTable) -> None:
         """None of their graphs may run meanwhile."""
