@@ -80,10 +80,12 @@ class Inputs:
             return [longest] * seqs
         return [max(least, longest - 41 * seq) for seq in range(seqs)]
 
-    def paged(self, seqs: int, context: int, kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    def paged(
+        self, seqs: int, context: int, kv_heads: int, head_dim: int, block_size: int = BLOCK_SIZE
+    ) -> tuple[Tensor, Tensor]:
         """Pool of one layer and block tables: every sequence's blocks lie anywhere; block 0 is nobody's."""
-        blocks = -(-context // BLOCK_SIZE)
-        pool = self.pool(2, 1 + seqs * blocks, kv_heads, BLOCK_SIZE, head_dim)
+        blocks = -(-context // block_size)
+        pool = self.pool(2, 1 + seqs * blocks, kv_heads, block_size, head_dim)
         return pool, (1 + self.order(seqs * blocks)).view(seqs, blocks).int()
 
 
@@ -199,11 +201,12 @@ def _decode(
     heads: int,
     kv_heads: int,
     head_dim: int,
+    block_size: int = BLOCK_SIZE,
 ) -> Prepared:
     from semipd_kernels.decode_attention import decode_attention
 
     num_sms = inputs.num_sms
-    pool, tables = inputs.paged(seqs, context, kv_heads, head_dim)
+    pool, tables = inputs.paged(seqs, context, kv_heads, head_dim, block_size)
     q = inputs.floats(seqs, heads, head_dim)
     kv_lens = torch.tensor(inputs.lengths(seqs, context), dtype=torch.int32, device=q.device)
     out = torch.empty_like(q)
@@ -222,11 +225,12 @@ def _prefill(
     heads: int,
     kv_heads: int,
     head_dim: int,
+    block_size: int = BLOCK_SIZE,
 ) -> Prepared:
     from semipd_kernels.prefill_attention import plan_prefill, prefill_attention
 
     num_sms = inputs.num_sms
-    pool, tables = inputs.paged(seqs, context, kv_heads, head_dim)
+    pool, tables = inputs.paged(seqs, context, kv_heads, head_dim, block_size)
     contexts = inputs.lengths(seqs, context, least=query_len)
     rows = [query_len] * seqs
     q = inputs.floats(sum(rows), heads, head_dim)
@@ -265,7 +269,7 @@ def _served_sdpa(q: Tensor, pool: Tensor, tables: Tensor, context: int) -> Run:
 
     from semipd.devices.cuda.forward.sdpa_ops import attend
 
-    memory = pool.new_empty(2, pool.shape[2], tables.shape[1] * BLOCK_SIZE, pool.shape[4])
+    memory = pool.new_empty(2, pool.shape[2], tables.shape[1] * pool.shape[3], pool.shape[4])
 
     def run() -> tuple[Tensor, ...]:
         parts = [

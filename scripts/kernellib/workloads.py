@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 ITEM_BYTES = 2
 INDEX_BYTES = 4
 BLOCK_SIZE = 16
+"""Tokens per KV block, where a shape says nothing else."""
 
 
 class Work(NamedTuple):
@@ -86,15 +87,23 @@ def sampling_work(rows: int, vocab_size: int) -> Work:
     return Work(rows * vocab_size * 4, 0)
 
 
-def decode_attention_work(seqs: int, context: int, heads: int, kv_heads: int, head_dim: int) -> Work:
+def decode_attention_work(
+    seqs: int, context: int, heads: int, kv_heads: int, head_dim: int, block_size: int = BLOCK_SIZE
+) -> Work:
     kv_items = 2 * seqs * context * kv_heads * head_dim
     q_items = 2 * seqs * heads * head_dim
-    tables = seqs * -(-context // BLOCK_SIZE) * INDEX_BYTES
+    tables = seqs * -(-context // block_size) * INDEX_BYTES
     return Work((kv_items + q_items) * ITEM_BYTES + tables, 4 * seqs * context * heads * head_dim)
 
 
 def prefill_attention_work(
-    seqs: int, query_len: int, context: int, heads: int, kv_heads: int, head_dim: int
+    seqs: int,
+    query_len: int,
+    context: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    block_size: int = BLOCK_SIZE,
 ) -> Work:
     """Only the products of a query with keys it may see. `context` includes the `query_len` new tokens."""
     visible = query_len * (context - query_len) + query_len * (query_len + 1) // 2
@@ -167,6 +176,8 @@ WORKLOADS = (
     decode_workload(32, 1024),
     prefill_workload(1, 2048, 32768),
     prefill_workload(4, 2048, 2048),
+    decode_workload(64, 4096, {"block_size": 64}),
+    prefill_workload(1, 8192, 8192, {"block_size": 64}),
     Workload("sampling", "b64", {"rows": 64, "vocab_size": 128256}, {"rows": 5, "vocab_size": 5003}),
     Workload(
         "embedding",

@@ -42,6 +42,10 @@ COMPARED = [
         "prefill_attention",
         {"seqs": 2, "query_len": 11, "context": 37, "heads": 4, "kv_heads": 4, "head_dim": 64},
     ),
+    (
+        "decode_attention",
+        {"seqs": 2, "context": 90, "heads": 4, "kv_heads": 2, "head_dim": 64, "block_size": 64},
+    ),
     ("gather_kv", {"context": 37, "kv_heads": 2, "head_dim": 64}),
 ]
 
