@@ -23,6 +23,9 @@ CAN_USE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
 	$$python -c '$(CAN_USE)' 2>/dev/null && { command -v $$python; break; }; done)
 
+# Bytecode is kept whatever the environment says: the tests start hundreds of processes.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: start test test-triton check lint soak clean
 
 start: $(VENV)/.installed
