@@ -66,7 +66,7 @@ def test_every_arrival_ends_once_with_all_its_tokens(tmp_path: Path, policy: str
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_same_case_same_result(tmp_path: Path, policy: str) -> None:
-    case = azure_case(tmp_path, policy, rate=14.0)
+    case = azure_case(tmp_path, policy, rate=14.0, window_s=4.0)
     first, second = run_case(case), run_case(case)
     assert first.figures == second.figures
     assert (first.num_steps, first.split_held_s) == (second.num_steps, second.split_held_s)
@@ -160,7 +160,7 @@ def test_prefixes_of_a_trace_are_found(tmp_path: Path) -> None:
 
 
 def test_more_contention_or_less_bandwidth_is_slower(tmp_path: Path) -> None:
-    case = azure_case(tmp_path, "fixed:64", rate=14.0)
+    case = azure_case(tmp_path, "fixed:64", rate=14.0, window_s=4.0)
     plain = run_case(case).figures.mean_e2e_ms
     assert run_case(replace(case, contention=4.0)).figures.mean_e2e_ms > plain
     assert run_case(replace(case, contention=0.0)).figures.mean_e2e_ms < plain
