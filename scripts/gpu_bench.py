@@ -3,15 +3,14 @@
     python scripts/gpu_bench.py --trace FILE --form azure --out docs/measurements/YYYY-MM-DD-gpu-bench.json
 
 For every policy: runs at rising rates, TTFT, TPOT, attainment and goodput; the best member of each family
-against the best chunked budget; and a measured profile for the simulator (FILE.profile.json, see
-docs/policies.md).
+against the best chunked budget. Takes hours; what minutes can tell, and the profile for the simulator, are
+gpu_contact.py's.
 
 The engine is driven without the daemon: TTFT excludes HTTP, tokenizing and the socket. Each family runs in a
 process of its own under a time limit; JSON and Markdown are written after each.
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -89,21 +88,6 @@ def runner(
     return run
 
 
-def profile(results: Results, args: argparse.Namespace) -> None:
-    """Step times by SM count, and the profile made of them."""
-    from gpulib.models import MODELS
-    from gpulib.steps import StepTimer, measured_profile, step_table
-
-    device = opening.open_random(args.model, BASE)
-    try:
-        results["device"], results["versions"] = device.info.name, opening.versions()
-        results["gpu"] = device.stats()["gpu"]
-        results["steps"] = rows = step_table(StepTimer(device), device)
-        results["profile"] = measured_profile(rows, MODELS[args.model])
-    finally:
-        device.close()
-
-
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -149,26 +133,20 @@ def main() -> None:
         opening.prepare_process(os.environ)
         name, path = args.part
         results = Results(Path(path))
-        if name == "profile":
-            profile(results, args)
-        else:
-            family(results, name, args)
+        family(results, name, args)
         return
     opening.refuse_without_cuda("gpu_bench.py")
     names = args.families.split(",")
     policies(names, BUDGETS, (), WHOLE_PROMPTS)  # a wrong name ends here, not after an hour
     read_trace(args.trace, args.form)
     again = [sys.executable, *sys.argv]
-    parts = [Part(name, [*again, "--part", name], args.limit_s) for name in ["profile", *names]]
+    parts = [Part(name, [*again, "--part", name], args.limit_s) for name in names]
     everything = run_parts(parts, args.out, f"GPU benchmark: {args.trace.stem}", args.total_s)
     everything["parts"]["summary"] = {
         "targets": f"{args.ttft_ms:g}/{args.tpot_ms:g} ms, attainment 90 %",
         "highest rates": summary(everything["parts"]),
     }
     save(everything, args.out)
-    found = everything["parts"]["profile"].get("profile")
-    if found:
-        args.out.with_suffix(".profile.json").write_text(json.dumps(found, indent=1) + "\n")
     print(f"written to {args.out} and {args.out.with_suffix('.md')}")
 
 

@@ -1,1 +1,1 @@
-"""What `gpu_check.py` and `gpu_bench.py` share."""
+"""What `gpu_contact.py` and `gpu_bench.py` share."""

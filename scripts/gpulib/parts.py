@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,22 +31,40 @@ class Part:
     limit_s: float
 
 
-def run_parts(parts: Sequence[Part], out: Path, title: str, total_s: float) -> dict[str, Any]:
-    """Run all, in order, as long as `total_s` lasts; `out` is the JSON file, Markdown stands beside it."""
+RunPart = Callable[[Part, Path, float], dict[str, Any]]
+
+
+def run_parts(
+    parts: Sequence[Part],
+    out: Path,
+    title: str,
+    total_s: float,
+    *,
+    run: RunPart | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    keep: Callable[[dict[str, Any]], None] = lambda results: None,
+) -> dict[str, Any]:
+    """Run all, in order, as long as `total_s` lasts; `out` is the JSON file, Markdown stands beside it.
+
+    Args:
+        run: instead of `run_part`, with its arguments. clock: what `total_s` is measured by.
+        keep: called with the results so far after each part.
+    """
     results: dict[str, Any] = {"title": title, "host": platform.node(), "python": sys.version.split()[0]}
     results["began"] = time.strftime("%Y-%m-%d %H:%M:%S %Z")
     results["parts"] = {}
-    end_s = time.monotonic() + total_s
+    end_s = clock() + total_s
     out.parent.mkdir(parents=True, exist_ok=True)
     for part in parts:
-        limit_s = min(part.limit_s, end_s - time.monotonic())
+        limit_s = min(part.limit_s, end_s - clock())
         if limit_s < 1.0:
             results["parts"][part.name] = {
                 "error": f"not begun: the {total_s:g} s of the whole run were over"
             }
         else:
-            results["parts"][part.name] = run_part(part, out, limit_s)
+            results["parts"][part.name] = (run or run_part)(part, out, limit_s)
         save(results, out)
+        keep(results)
     return results
 
 
@@ -96,9 +114,14 @@ def run_group(command: Sequence[str], limit_s: float) -> Ended:
 def save(results: Mapping[str, Any], out: Path) -> None:
     """Both files, each replaced in one go."""
     for path, text in ((out, json.dumps(results, indent=1)), (out.with_suffix(".md"), to_markdown(results))):
-        scratch = path.with_suffix(path.suffix + ".new")
-        scratch.write_text(text + "\n", encoding="utf-8")
-        scratch.replace(path)
+        replace_file(path, text + "\n")
+
+
+def replace_file(path: Path, text: str) -> None:
+    """In one go: whoever reads it, or is cut short here, has a whole file."""
+    scratch = path.with_suffix(path.suffix + ".new")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)
 
 
 def to_markdown(results: Mapping[str, Any]) -> str:
@@ -152,4 +175,4 @@ class Results(dict[str, Any]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, value)
-        self._path.write_text(json.dumps(self), encoding="utf-8")
+        replace_file(self._path, json.dumps(self))

@@ -1,4 +1,4 @@
-"""What `gpu_check.py` and `gpu_bench.py` do without a GPU: parts, tables, oracle, loads, profile, refusal."""
+"""What the scripts for a GPU do without one: parts, tables, oracle, loads, profile, refusal."""
 
 import json
 import subprocess
@@ -95,16 +95,17 @@ def test_results_are_on_disk_after_every_entry(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-@pytest.mark.parametrize("script", ["gpu_check.py", "gpu_bench.py"])
+@pytest.mark.parametrize("script", ["gpu_contact.py", "gpu_bench.py"])
 def test_scripts_refuse_clearly_without_a_gpu(script: str, tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,10,5\n")
-    more = ["--trace", str(trace)] if script == "gpu_bench.py" else []
-    command = [sys.executable, str(SCRIPTS / script), *more, "--out", str(tmp_path / "x.json")]
+    bench = ["--trace", str(trace), "--out", str(tmp_path / "x.json")]
+    more = bench if script == "gpu_bench.py" else [str(tmp_path)]
+    command = [sys.executable, str(SCRIPTS / script), *more]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 1
     assert f"error: {script} measures a GPU, but torch" in done.stderr
-    assert not (tmp_path / "x.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.csv"]
 
 
 # ---- driving an engine --------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""First contact with a GPU: the plan, its parts, and what is made of their results."""
