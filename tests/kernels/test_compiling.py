@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from semipd.devices.cuda.start.compiling import Job, KernelSet, jobs
+from kernellib.noop_triton import noop_triton
+from semipd_kernels.sampling.aot import cases as sampling_cases
+
+from semipd.devices.cuda.start.compiling import Job, KernelSet, _sample, jobs
 from semipd.network.config import ModelConfig, RopeConfig
 
 TINY = ModelConfig(
@@ -57,3 +60,10 @@ def test_every_lane_is_compiled_for() -> None:
     several = KernelSet(TINY, "bfloat16", 90, (16, 64, 132), (1, 2), 128, 16)
     wanted = {Job("prefill", sms) for sms in (16, 64, 132)} | {Job("decode", sms) for sms in (16, 64, 132)}
     assert set(jobs(several)) == {Job("sampling"), *wanted}
+
+
+def test_sampling_is_compiled_whole() -> None:
+    """No kernel of the operation is missing: those of rows in graphs, and of everything else."""
+    with noop_triton() as noop:
+        _sample(256)
+        assert set(noop.compiled) == {case.kernel.fn.__name__ for case in sampling_cases()}

@@ -4,6 +4,7 @@ Triton compiles a kernel for each alignment of its pointers, and for integers th
 So the rows of an operation, and where its vectors begin, must not say anything to it.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,6 +13,7 @@ from kernellib.noop_triton import NoopDriver, noop_triton
 from semipd_kernels.catalog import OPS, aot_cases
 from semipd_kernels.decode_attention import decode_attention
 from semipd_kernels.embedding import embedding
+from semipd_kernels.gather_kv import gather_kv
 from semipd_kernels.prefill_attention import plan_prefill, prefill_attention
 from semipd_kernels.rms_norm import add_rms_norm
 from semipd_kernels.rope_write import rope_write
@@ -21,6 +23,7 @@ from semipd_kernels.silu_mul import silu_mul
 from torch import Tensor
 
 from semipd.core.sampling import SamplingParams
+from semipd.devices.cuda.lane.warm_up import EVERYTHING
 from semipd.sampling.parameters import Column, RowParams, column_values
 from semipd.sampling.stages import StagePlan
 
@@ -102,16 +105,24 @@ def prefill(num_decoding: int, length: int) -> None:
     prefill_attention(q, pool, tables, starts, lens, out, plan, num_sms=8, scale=0.1)
 
 
+def call_gather_kv(count: int) -> None:
+    """A context of so many tokens; tables are rows of one matrix."""
+    out = torch.zeros(2, KV_HEADS, 4 * MOST, DIM, dtype=torch.bfloat16)
+    for table in torch.zeros(2, 5, dtype=torch.int32):
+        gather_kv(POOLS[0], table, count, out)
+
+
+def sample_all(params: SamplingParams, count: int) -> None:
+    plan = StagePlan([(params, 1, 2)] * count, VOCAB)
+    vectors = {name: torch.tensor([0, *vector])[1:].int() for name, vector in plan.vectors.items()}
+    values = [column_values(params, [1, 2])] * count
+    rows = RowParams.of(torch.tensor(values, dtype=torch.int32).t().contiguous())
+    slots = torch.arange(count)
+    sample(torch.zeros(count, VOCAB), rows, plan.bind(vectors), slots, COUNTS, WORKSPACE)
+
+
 def call_sampling(count: int) -> None:
-    greedy = SamplingParams(max_tokens=9, seed=1, temperature=0.0)
-    everything = SamplingParams(9, 1, top_k=9, top_p=0.9, repetition_penalty=1.1, logit_bias=((1, 1.0),))
-    for params in (greedy, everything):
-        plan = StagePlan([(params, 1, 2)] * count, VOCAB)
-        vectors = {name: torch.tensor([0, *vector])[1:].int() for name, vector in plan.vectors.items()}
-        values = [column_values(params, [1, 2])] * count
-        rows = RowParams.of(torch.tensor(values, dtype=torch.int32).t().contiguous())
-        slots = torch.arange(count)
-        sample(torch.zeros(count, VOCAB), rows, plan.bind(vectors), slots, COUNTS, WORKSPACE)
+    sample_all(EVERYTHING, count)
     ones = torch.ones(3, count, dtype=torch.int32)
     sample_unfiltered(torch.zeros(count, VOCAB), ones[1], COLUMNS, ones[2], WORKSPACE)
 
@@ -124,6 +135,7 @@ CALLS: dict[str, Callable[[int], None]] = {
     "sampling": call_sampling,
     "prefill_attention": call_prefill_attention,
     "decode_attention": call_decode_attention,
+    "gather_kv": call_gather_kv,
 }
 
 
@@ -139,6 +151,15 @@ def test_any_number_of_rows_needs_the_kernels_of_warm_up(op: str, warmed_rows: i
     warmed = list(noop.compiled)
     for count in range(1, MOST + 1):
         CALLS[op](count)
+    assert noop.compiled == warmed
+
+
+def test_no_parameters_need_a_kernel_that_warm_up_does_not(noop: NoopDriver) -> None:
+    call_sampling(1)
+    warmed = list(noop.compiled)
+    for temperature, top_k, top_p, penalty in itertools.product((0.0, 1.0), (0, 9), (1.0, 0.9), (0.0, 0.5)):
+        params = SamplingParams(9, 1, temperature, top_k=top_k, top_p=top_p, presence_penalty=penalty)
+        sample_all(params, 3)
     assert noop.compiled == warmed
 
 

@@ -85,10 +85,8 @@ def _dense_cases(dtype: str, aligned: bool) -> Iterator[AotCase]:
 
 
 def _row_cases(name: str, tiles: int) -> Iterator[AotCase]:
-    for draws in (False, True):
-        constexprs: dict[str, Any] = {"TILES": tiles, "DRAWS": draws}
-        title = f"sampling/best{'' if draws else '/greedy'}/{name}"
-        yield _case(title, kernel.best_kernel, constexprs, shape.NUM_WARPS)
+    constexprs = {"TILES": tiles}
+    yield _case(f"sampling/best/{name}", kernel.best_kernel, constexprs, shape.NUM_WARPS)
     constexprs = {"TILE": shape.TILE, "TILES": tiles}
     yield _case(f"sampling/pick/{name}", kernel.pick_kernel, constexprs, shape.NUM_WARPS)
 

@@ -156,9 +156,8 @@ def best_kernel(
     vocab_size,
     tiles,
     TILES: tl.constexpr,
-    DRAWS: tl.constexpr,
 ):
-    """Greedy token, or -1 for a row without a finite largest logit. DRAWS: prepares what follows."""
+    """Greedy token, or -1 for a row without a finite largest logit; prepares what follows."""
     row = tl.program_id(0).to(tl.int64)
     index = tl.arange(0, TILES)
     values = tl.load(tile_best_ptr + row * tiles + index, mask=index < tiles, other=-float("inf"))
@@ -166,26 +165,25 @@ def best_kernel(
     token = tl.load(tile_token_ptr + row * tiles + tile).to(tl.int64)
     finite = (best > -float("inf")) & (best < float("inf"))
     tl.store(out_ptr + row, tl.where(finite, token, -1))
-    if DRAWS:
-        drawn = finite & (tl.load(temperature_ptr + row) > 0.0)
-        mode = tl.where(drawn, DRAW, DONE)
-        top_k = tl.load(top_k_ptr + row)
-        mode = tl.where(drawn & (tl.load(top_p_ptr + row) < 1.0), TOP_P, mode)
-        mode = tl.where(drawn & (top_k > 0) & (top_k < vocab_size), TOP_K, mode)
-        state = state_ptr + row * STATE_FIELDS
-        fields = tl.arange(0, STATE_FIELDS)
-        initial = tl.where(fields == MODE, mode, 0)
-        initial = tl.where((fields == TOP_K_BITS) | (fields == LIMIT), ALL_BITS, initial)
-        tl.store(state + fields, initial.to(tl.int64))
-        # Not -0: minus a 0 it would give the distance -0, whose bits rank behind every other.
-        tl.store(best_ptr + row, tl.where(best == 0.0, 0.0, best))
-        if mode >= TOP_K:
-            coarse = row * COARSE_BINS + tl.arange(0, COARSE_BINS)
-            tl.store(coarse_count_ptr + coarse, tl.zeros([COARSE_BINS], tl.int32))
-            tl.store(coarse_mass_ptr + coarse, tl.zeros([COARSE_BINS], tl.int64))
-            fine = row * FINE_BINS + tl.arange(0, FINE_BINS)
-            tl.store(fine_count_ptr + fine, tl.zeros([FINE_BINS], tl.int32))
-            tl.store(fine_mass_ptr + fine, tl.zeros([FINE_BINS], tl.int64))
+    drawn = finite & (tl.load(temperature_ptr + row) > 0.0)
+    mode = tl.where(drawn, DRAW, DONE)
+    top_k = tl.load(top_k_ptr + row)
+    mode = tl.where(drawn & (tl.load(top_p_ptr + row) < 1.0), TOP_P, mode)
+    mode = tl.where(drawn & (top_k > 0) & (top_k < vocab_size), TOP_K, mode)
+    state = state_ptr + row * STATE_FIELDS
+    fields = tl.arange(0, STATE_FIELDS)
+    initial = tl.where(fields == MODE, mode, 0)
+    initial = tl.where((fields == TOP_K_BITS) | (fields == LIMIT), ALL_BITS, initial)
+    tl.store(state + fields, initial.to(tl.int64))
+    # Not -0: minus a 0 it would give the distance -0, whose bits rank behind every other.
+    tl.store(best_ptr + row, tl.where(best == 0.0, 0.0, best))
+    if mode >= TOP_K:
+        coarse = row * COARSE_BINS + tl.arange(0, COARSE_BINS)
+        tl.store(coarse_count_ptr + coarse, tl.zeros([COARSE_BINS], tl.int32))
+        tl.store(coarse_mass_ptr + coarse, tl.zeros([COARSE_BINS], tl.int64))
+        fine = row * FINE_BINS + tl.arange(0, FINE_BINS)
+        tl.store(fine_count_ptr + fine, tl.zeros([FINE_BINS], tl.int32))
+        tl.store(fine_mass_ptr + fine, tl.zeros([FINE_BINS], tl.int64))
 
 
 @triton.jit(do_not_specialize_on_alignment=ROW_POINTERS)

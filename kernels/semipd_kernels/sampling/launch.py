@@ -83,8 +83,7 @@ def _adjust(
     histograms = (work.coarse_count, work.coarse_mass, work.fine_count, work.fine_mass)
     filters = (rows.temperature, rows.top_k, rows.top_p)
     best = (*bests, *filters, work.best, work.state, *histograms, out, vocab_size, tiles)
-    constants = {"TILES": shape.power_of_2(tiles), "DRAWS": stages.drawn is not None}
-    yield per_row(kernel.best_kernel, len(rows), best, **constants)
+    yield per_row(kernel.best_kernel, len(rows), best, TILES=shape.power_of_2(tiles))
 
 
 def _refine(

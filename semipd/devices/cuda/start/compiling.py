@@ -15,7 +15,6 @@ from multiprocessing import get_context
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from semipd.core.sampling import SamplingParams
 from semipd.network.config import DTypeName, ModelConfig
 
 MOST_PROCESSES = 14
@@ -201,19 +200,21 @@ def _prompt(network: Any, num_rows: int, num_sms: int, kernels: KernelSet) -> An
 
 
 def _sample(vocab_size: int) -> None:
-    """Greedy, and through every stage."""
+    """As a graph does, and through every stage."""
     import torch
     from semipd_kernels.sampling import SamplingWorkspace, sample
+    from semipd_kernels.sampling.unfiltered import sample_unfiltered
 
-    from semipd.devices.cuda.lane.warm_up import EVERYTHING, GREEDY
+    from semipd.devices.cuda.lane.warm_up import EVERYTHING
     from semipd.sampling.parameters import RowParams, column_values
     from semipd.sampling.stages import StagePlan
 
     cpu, slots = torch.device("cpu"), torch.zeros(1, dtype=torch.int64)
     work, counts = SamplingWorkspace(1, vocab_size, 2, cpu), torch.zeros(2, vocab_size, dtype=torch.int32)
-    simple = SamplingParams(max_tokens=4, seed=0, temperature=0.8)
-    for params in (GREEDY, simple, EVERYTHING):
-        columns = torch.tensor([column_values(params, [1] * 7)], dtype=torch.int32).t().contiguous()
-        plan = StagePlan([(params, 7, 7)], vocab_size)
-        stages = plan.bind({name: torch.tensor(v, dtype=torch.int32) for name, v in plan.vectors.items()})
-        sample(torch.zeros(1, vocab_size), RowParams.of(columns), stages, slots, counts, work)
+    columns = torch.tensor([column_values(EVERYTHING, [1] * 7)] * 2, dtype=torch.int32).t().contiguous()
+    plan = StagePlan([(EVERYTHING, 7, 7)], vocab_size)
+    stages = plan.bind({name: torch.tensor(v, dtype=torch.int32) for name, v in plan.vectors.items()})
+    logits, row = torch.zeros(1, vocab_size), RowParams.of(columns[:, :1].contiguous())
+    sample(logits, row, stages, slots, counts, work)
+    ints = torch.ones(2, 4, dtype=torch.int32)
+    sample_unfiltered(logits, ints[0, :1], columns, ints[1, :1], work)
