@@ -19,11 +19,11 @@ def expected(batch: PagedBatch, seq: int, num_tokens: int) -> torch.Tensor:
     [(16, 64, torch.bfloat16), (16, 256, torch.float32), (64, 128, torch.bfloat16), (64, 64, torch.float16)],
 )
 def test_tokens_come_in_order(block_size: int, head_dim: int, dtype: torch.dtype) -> None:
-    """Whole blocks, a part of one, one token, none; the memory behind them is not touched."""
+    """Whole blocks, a part of one, one token, fewer than there are, none; the memory behind stays."""
     lengths = [3 * block_size, 2 * block_size + 5, 1]
     batch = paged_batch(lengths, kv_heads=3, head_dim=head_dim, dtype=dtype, seed=1, block_size=block_size)
     room = 3 * block_size + 16
-    for seq, num_tokens in [*enumerate(lengths), (0, 0)]:
+    for seq, num_tokens in [*enumerate(lengths), (0, block_size + 3), (0, 0)]:
         out = Guarded((2, 3, room, head_dim), dtype)
         got = gather_kv(batch.pool, batch.block_tables[seq], num_tokens, out.tensor)
         assert torch.equal(got, expected(batch, seq, num_tokens))
