@@ -25,7 +25,7 @@ from pathlib import Path
 import safetensors
 import tokenizers
 import torch
-from demo_corpus import EOS, EOS_ID, ROW_LENGTHS_TOKENS, Corpus, Passages
+from demolib.corpus import EOS, EOS_ID, ROW_LENGTHS_TOKENS, Corpus, Passages
 from safetensors.torch import load, save
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -292,7 +292,7 @@ def write_card(run: Run, recipe: Recipe, shape: Shape, corpus: Corpus, data: Pat
     held_out = len(corpus.validation_ids)
     losses = [mean_loss(model, ids, device) for ids in (corpus.train_ids, corpus.validation_ids)]
     bits_per_byte = losses[1] * (held_out - 1) / math.log(2) / corpus.validation_bytes
-    template = Path(__file__).with_name("demo_model_card.md").read_text(encoding="utf-8")
+    template = (Path(__file__).parent / "demolib" / "model_card.md").read_text(encoding="utf-8")
     card = template.format(
         run=run, recipe=recipe, shape=shape, command=command_line(recipe, data.name),
         parameters=sum(p.numel() for p in model.parameters()),

@@ -21,18 +21,9 @@ from semipd.checkpoints.config import load_model_config  # noqa: E402
 from semipd.config.config import default_engine_settings  # noqa: E402
 from semipd.core.settings import KV_BLOCK_SIZES  # noqa: E402
 from semipd.devices.cuda.lane.graphs import batch_buckets  # noqa: E402
-from semipd.devices.cuda.start.compiling import KernelSet, compile_all  # noqa: E402
+from semipd.devices.cuda.start.compiling import KernelSet, compile_all, lane_sizes  # noqa: E402
 from semipd.devices.cuda.start.model import cuda_dtype  # noqa: E402
 from semipd.network.config import ModelConfig  # noqa: E402
-
-GRANULE_SMS = 8
-LEAST_LANE_SMS = 16
-
-
-def lane_sizes(num_sms: int) -> list[int]:
-    """Of every lane of a GPU with so many SMs that is divided in groups of eight, and the whole GPU."""
-    decode = range(LEAST_LANE_SMS, num_sms - LEAST_LANE_SMS + 1, GRANULE_SMS)
-    return sorted({*decode, *(num_sms - sms for sms in decode), num_sms})
 
 
 def model_config(name: str, max_model_len: int) -> ModelConfig:

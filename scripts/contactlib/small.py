@@ -24,9 +24,10 @@ SMALL = opening.changed(
     opening.BASE,
     {"max_num_seqs": 32, "prefill_chunk_tokens": 256, "step_token_budget": 256, "kv_bytes": 2**28},
 )
-LANE_SMS = (16, 24, 32, 40, 48, 64, 84, 100, 132)
 KERNEL_OPS = ("decode_attention", "prefill_attention", "matmul", "rms_norm", "sampling")
 KERNELS_S = 65
+NUM_SMS = 132
+"""Of an H100 or H200."""
 WANTED_SWITCHES = 200
 
 
@@ -44,8 +45,10 @@ def compile_kernels(results: Results, out: Path) -> None:
     from gpulib.models import MODELS
 
     from semipd.devices.cuda.lane.graphs import batch_buckets
-    from semipd.devices.cuda.start.compiling import KernelSet, compile_all
+    from semipd.devices.cuda.start.compiling import KernelSet, compile_all, lane_sizes
     from semipd.devices.cuda.start.model import cuda_dtype
+
+    lane_sms = tuple(lane_sizes(NUM_SMS))
 
     for name, dtype, settings in (
         ("llama-3-8b", "bfloat16", LARGE),
@@ -54,7 +57,7 @@ def compile_kernels(results: Results, out: Path) -> None:
     ):
         config, known = MODELS[name], cuda_dtype(dtype, MODELS[name])
         buckets, longest = batch_buckets(settings.max_num_seqs), config.max_position_embeddings
-        compile_all(KernelSet(config, known, 90, LANE_SMS, buckets, longest, settings.cuda.kv_block_size))
+        compile_all(KernelSet(config, known, 90, lane_sms, buckets, longest, settings.cuda.kv_block_size))
         results[f"{name} {dtype}"] = "compiled"
 
 

@@ -4,12 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from kernellib.noop_triton import noop_triton
 from semipd_kernels.sampling.aot import cases as sampling_cases
 
-from semipd.devices.cuda.start.compiling import Job, KernelSet, _sample, jobs
+from semipd.devices.cuda.start import compiling
+from semipd.devices.cuda.start.compiling import Job, KernelSet, _sample, jobs, lane_sizes
 from semipd.network.config import ModelConfig, RopeConfig
 
 TINY = ModelConfig(
@@ -54,6 +59,65 @@ def test_later_launches_compile_nothing(tmp_path: Path) -> None:
     first = compiled_in_a_new_process(tmp_path)
     assert {"decode_attention_kernel", "rope_write_kernel", "embedding_kernel"} <= set(first)
     assert compiled_in_a_new_process(tmp_path) == []
+
+
+def test_what_was_compiled_for_a_cache_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compiling, "ProcessPoolExecutor", _Inline)
+    done = list[Job]()
+
+    def compile_job(kernels: KernelSet, job: Job) -> list[str]:
+        done.append(job)
+        return []
+
+    monkeypatch.setattr(compiling, "compile_job", compile_job)
+    said = list[tuple[int, int]]()
+    compiling.compile_all(KERNELS, progress=lambda *numbers: said.append(numbers))
+    assert set(done) == set(jobs(KERNELS))
+    assert said == [(1, 3), (2, 3), (3, 3)]
+    done.clear()
+    compiling.compile_all(KERNELS)
+    assert done == []
+    compiling.compile_all(replace(KERNELS, lane_sms=(16, 64)))
+    assert set(done) == {Job("prefill", 64), Job("decode", 64)}
+    done.clear()
+    compiling.compile_all(replace(KERNELS, block_size=64))
+    assert set(done) == set(jobs(KERNELS))
+
+
+def test_a_start_goes_on_without_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    phases = list[str]()
+
+    def compile_all(kernels: KernelSet, *, progress: Callable[[int, int], None]) -> None:
+        progress(3, 7)
+        raise OSError("no space left")
+
+    monkeypatch.setattr(compiling, "compile_all", compile_all)
+    compiling.compile_beforehand(KERNELS, lambda phase, limit_s: phases.append(phase), 9.0)
+    assert phases == ["compiling kernels: 3 of 7"]
+    assert "could not be compiled beforehand" in caplog.text
+
+
+class _Inline:
+    def __init__(self, processes: int, mp_context: object) -> None:
+        pass
+
+    def __enter__(self) -> "_Inline":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def submit(self, call: Callable[..., list[str]], *args: object) -> "Future[list[str]]":
+        future: Future[list[str]] = Future()
+        future.set_result(call(*args))
+        return future
+
+
+def test_lanes_of_an_h200() -> None:
+    assert lane_sizes(132) == sorted({16, 24, 32, 40, 48, 64, 80, 116, 108, 100, 92, 84, 68, 52, 132})
 
 
 def test_every_lane_is_compiled_for() -> None:

@@ -7,15 +7,25 @@ driver of Triton that compiles as ever and launches nothing. What they compile l
 types, its constants and the compute capability.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from multiprocessing import get_context
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
+from semipd.checkpoints.progress import Report
+from semipd.core.settings import CudaSettings
+from semipd.devices.cuda.split.green_contexts import decode_group_counts
+from semipd.devices.cuda.split.streams import Lanes
+from semipd.devices.cuda.start.model import DeviceModel
 from semipd.network.config import DTypeName, ModelConfig
+
+log = logging.getLogger("semipd.devices.cuda")
 
 MOST_PROCESSES = 14
 """More than there are jobs would only import torch."""
@@ -63,6 +73,13 @@ class Job:
     num_sms: int = 0
 
 
+def lane_sizes(num_sms: int, group_sms: int = 8) -> list[int]:
+    """SM counts of all lanes of a GPU that the driver divides into groups of so many, and the whole GPU."""
+    groups, rest = divmod(num_sms, group_sms)
+    decode = [group_sms * count for count in decode_group_counts(groups, rest > 0)]
+    return sorted({*decode, *(num_sms - sms for sms in decode), num_sms})
+
+
 def jobs(kernels: KernelSet) -> list[Job]:
     """Longest first."""
     kinds: tuple[Literal["prefill", "decode"], ...] = ("prefill", "decode")
@@ -73,14 +90,60 @@ def jobs(kernels: KernelSet) -> list[Job]:
 def compile_all(
     kernels: KernelSet, processes: int = 0, progress: Progress = lambda done, total: None
 ) -> None:
-    """Fill the cache. `processes`: at once; 0: as many as there are cores, within reason."""
-    todo = jobs(kernels)
+    """Fill the cache; jobs that have been done for it before are left out. Raises what compiling raises.
+    `processes`: at once; 0: as many as there are cores, within reason."""
+    todo = [job for job in jobs(kernels) if not _stamp(kernels, job).exists()]
+    if not todo:
+        return
     processes = min(processes or os.cpu_count() or 1, MOST_PROCESSES, len(todo))
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        running = [pool.submit(compile_job, kernels, job) for job in todo]
+        running = {pool.submit(compile_job, kernels, job): job for job in todo}
         for done, future in enumerate(as_completed(running), start=1):
             future.result()
+            _stamp(kernels, running[future]).touch()
             progress(done, len(todo))
+
+
+def kernel_set(
+    model: DeviceModel, lanes: Lanes, buckets: tuple[int, ...], settings: CudaSettings, arch: int
+) -> KernelSet:
+    """Of an engine with these lanes."""
+    units = {unit for split in lanes.splits for unit in (split.prefill_units, split.decode_units)}
+    return KernelSet(
+        model.config,
+        model.dtype,
+        arch,
+        tuple(sorted({*units, lanes.capability.num_sms})),
+        buckets,
+        model.max_model_len,
+        model.kv_layout.block_size,
+        settings.dependent_launch,
+    )
+
+
+def compile_beforehand(kernels: KernelSet, report: Report, limit_s: float) -> None:
+    """At an engine's start. What cannot be compiled now is compiled, or fails, when it is launched first."""
+
+    def progress(done: int, total: int) -> None:
+        report(f"compiling kernels: {done} of {total}", limit_s)
+
+    try:
+        compile_all(kernels, progress=progress)
+    except Exception:  # of the compiler, of its processes, of the cache's folder
+        log.warning("kernels could not be compiled beforehand", exc_info=True)
+
+
+def _stamp(kernels: KernelSet, job: Job) -> Path:
+    """A file in the cache that says: done. With a kernel's source it changes its name."""
+    import semipd_kernels
+    import triton
+
+    digest = sha256(repr((triton.__version__, job, replace(kernels, lane_sms=()))).encode())
+    for source in sorted(Path(str(semipd_kernels.__file__)).parent.rglob("*.py")):
+        digest.update(source.read_bytes())
+    folder = Path(triton.knobs.cache.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"semipd-{digest.hexdigest()[:32]}"
 
 
 def compile_job(kernels: KernelSet, job: Job) -> list[str]:

@@ -38,6 +38,7 @@ from semipd.devices.cuda.start.assembly import (
     lane_size,
     reserve_memory,
 )
+from semipd.devices.cuda.start.compiling import compile_beforehand, kernel_set
 from semipd.devices.cuda.start.memory_table import DEFAULT_KV_FRACTION, GpuMemoryDemand
 from semipd.devices.cuda.start.model import ModelSource
 from semipd.devices.cuda.start.nvml import Nvml
@@ -99,7 +100,7 @@ class Opening:
         self._stack.callback(self._events.close)
         self._sizes = {name: self._size(name) for name in _NAMES}
         self._memories = {name: self._reserve(name) for name in _NAMES}
-        self._report("compiling kernels", _COMPILE_S)
+        self._compile_kernels()
         demand = self._demand(self._all_graphs_bytes(weights))
         num_blocks = num_kv_blocks(demand)
         log.info("device memory:\n%s", demand.table(num_blocks))
@@ -108,6 +109,13 @@ class Opening:
         nvml = Nvml.open(self._platform.uuid)
         self._stack.callback(nvml.close)
         return Opened(self._info(num_blocks, demand.rows(num_blocks)), self._lanes, graphs, thread, nvml)
+
+    def _compile_kernels(self) -> None:
+        self._report("compiling kernels", _COMPILE_S)
+        if arch := self._platform.kernel_arch:
+            buckets = self._sizes["decode"].buckets
+            kernels = kernel_set(self._model, self._lanes, buckets, self._settings.cuda, arch)
+            compile_beforehand(kernels, self._report, _COMPILE_S)
 
     def _warm_libraries(self) -> None:
         """cuBLAS makes its handle in the context that is current: it must be the primary one."""

@@ -1,7 +1,7 @@
 """What a real GPU and a test do differently."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -31,6 +31,7 @@ class Platform:
     uuid: of the GPU, for NVML; "": no statistics.
     synchronize: wait for everything on the device.
     aim_matmuls_of: for a device of so many SMs; asked for only where it is wanted.
+    kernel_arch: compute capability that our kernels are compiled for; 0: none of them run.
     """
 
     driver: Driver
@@ -43,6 +44,7 @@ class Platform:
     synchronize: Callable[[], None]
     close: Callable[[], None]
     aim_matmuls_of: Callable[[int], AimMatmuls]
+    kernel_arch: int = 0
 
 
 def real_platform() -> Platform:
@@ -64,7 +66,9 @@ def real_platform() -> Platform:
         check_sdpa(model.config, dtype, device)
         return SdpaOps(dtype, arch, dependent=dependent)
 
-    return _platform(driver, device, ops_of, lambda size: KernelSampler(size, device))
+    return replace(
+        _platform(driver, device, ops_of, lambda size: KernelSampler(size, device)), kernel_arch=arch
+    )
 
 
 def can_launch_dependently(settings: CudaSettings, arch: int) -> bool:

@@ -1,0 +1,1 @@
+"""Training of the demo model: its corpus and its card."""
