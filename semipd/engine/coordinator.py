@@ -221,8 +221,15 @@ class Coordinator:
         if self.scheduler.decoding and self._may_launch(self.decode, split):
             self._launch_step(self.decode, split, *self.scheduler.take_decodes(out), [], out)
         if prefill_busy and self._may_launch(self.prefill, split):
-            chunks = self.scheduler.take_chunks(self.settings.prefill_chunk_tokens, out)
-            self._launch_step(self.prefill, split, [], [], chunks, out)
+            self._launch_step(self.prefill, split, [], [], self._prefill_chunks(out), out)
+
+    def _prefill_chunks(self, out: Outbox) -> list[Chunk]:
+        """A lane that still computes is given the next chunk only where the same one would come next anyway:
+        a step full with the prompt that is under way. So depth changes no choice."""
+        budget_tokens = self.settings.prefill_chunk_tokens
+        if self.prefill.inflight:
+            return self.scheduler.take_full_chunk(budget_tokens)
+        return self.scheduler.take_chunks(budget_tokens, out)
 
     def _launch_merged(self, budget_tokens: int, out: Outbox) -> None:
         if self._may_launch(self.decode, self.device.info.solo_decode):

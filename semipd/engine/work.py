@@ -50,7 +50,7 @@ def _remaining_ms(prefill: LaneState, times: StepTimes, now_ns: int) -> float:
     """Of the prefill steps in flight, as predicted; 0 when they are overdue."""
     if not prefill.inflight:
         return 0.0
-    elapsed_ms = (now_ns - prefill.inflight[0].launched_at_ns) / 1e6
+    elapsed_ms = (now_ns - max(prefill.inflight[0].launched_at_ns, prefill.last_settled_ns)) / 1e6
     predicted_ms = sum(
         times.prefill(prefill.units(f.plan.split)).ms(f.new_tokens, f.attended_tokens)
         for f in prefill.inflight

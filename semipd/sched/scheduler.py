@@ -253,6 +253,19 @@ class Scheduler:
             budget_tokens -= self._take_chunk(admitted, budget_tokens, chunks)
         return chunks
 
+    def take_full_chunk(self, budget_tokens: int) -> list[Chunk]:
+        """The next chunk of the first prompt that has tokens to launch, if it fills the budget; else nothing.
+        Places nobody, and launches nothing of a prompt of which no chunk is in flight."""
+        chunks: list[Chunk] = []
+        begun = next((s for s in self.prefilling if s.num_scheduled < len(s.tokens)), None)
+        if (
+            begun is not None
+            and begun.num_inflight
+            and len(begun.tokens) - begun.num_scheduled >= budget_tokens
+        ):
+            self._take_chunk(begun, budget_tokens, chunks)
+        return chunks
+
     @staticmethod
     def _take_chunk(sequence: Sequence, budget_tokens: int, chunks: list[Chunk]) -> int:
         start = sequence.num_scheduled

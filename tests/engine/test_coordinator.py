@@ -12,7 +12,7 @@ from semipd.core.plan import StepPlan
 from semipd.core.request import SeqId
 from semipd.core.settings import EngineSettings, SchedulerName
 from semipd.core.split import LaneName, Split
-from semipd.devices.fake import FakeDevice, default_latency
+from semipd.devices.fake import FakeDevice, FakeLane, default_latency
 from semipd.sched import limits, scheduler
 
 POLICIES: tuple[SchedulerName, ...] = ("semipd", "chunked", "prefill-first")
@@ -33,6 +33,55 @@ def test_tokens_equal_an_undisturbed_run(policy: SchedulerName, depth: int) -> N
         assert run.tokens[r.seq] == run.expected(r)
         assert run.finished[r.seq].reason == "length"
     assert run.coordinator.scheduler.memory.pool.num_free == run.device.info.num_blocks - 1
+
+
+def prefill_segments(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, int, int]]]:
+    """(sequence, start, length) of the segments of each prefill step, filled while runs go on."""
+    steps = list[list[tuple[int, int, int]]]()
+    launch = FakeLane.launch
+
+    def noting(lane: FakeLane, plan: StepPlan, now_ns: int) -> None:
+        if lane.name == "prefill":
+            steps.append([(s.seq, s.start, s.length) for s in plan.segments])
+        launch(lane, plan, now_ns)
+
+    monkeypatch.setattr(FakeLane, "launch", noting)
+    return steps
+
+
+def test_a_lane_that_computes_gets_only_whole_chunks_of_the_prompt_under_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = Run(FakeDevice(prefill_depth=2), settings(prefill_chunk_tokens=16, merge_tokens=0))
+    steps = prefill_segments(monkeypatch)
+    run.tick([submit(1, list(range(40)), max_tokens=2), submit(2, list(range(50, 90)), max_tokens=2)])
+    assert len(run.coordinator.prefill.inflight) == 1
+    run.tick()
+    # The rest of the first prompt would leave room for the second: that is decided when the lane is free.
+    assert steps == [[(1, 0, 16)], [(1, 16, 16)]]
+    run.drain()
+    assert steps[2] == [(1, 32, 8), (2, 0, 8)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_depth_changes_no_chunk(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefixes that the prompts share are found as well as without it."""
+    rng = random.Random(seed)
+    prompts = [
+        [7] * rng.randrange(60) + [rng.randrange(90) for _ in range(rng.randrange(1, 90))] for _ in range(8)
+    ]
+    found = []
+    for depth in (1, 2):
+        chunk_tokens = 16 + 8 * (seed % 3)
+        run = Run(
+            FakeDevice(prefill_depth=depth), settings(prefill_chunk_tokens=chunk_tokens, merge_tokens=0)
+        )
+        steps = prefill_segments(monkeypatch)
+        run.tick([submit(idx, prompt, max_tokens=1) for idx, prompt in enumerate(prompts, 1)])
+        run.drain()
+        found.append((steps, run.tokens))
+        monkeypatch.undo()
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("policy", POLICIES)

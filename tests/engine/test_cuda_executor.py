@@ -12,7 +12,7 @@ from support.happens_before import HOST, Drain, Op, Violation, Wait, explain, vi
 from support.seeds import each_seed
 
 from semipd.core.errors import SemipdError
-from semipd.core.messages import Inbound, SetPartition, Submit
+from semipd.core.messages import Cancel, Inbound, SetPartition, Submit
 from semipd.core.plan import Join, Segment, StepPlan, StepResult
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
@@ -69,6 +69,37 @@ def test_preempted_sequences_give_up_blocks_only_when_nothing_reads_them(seed: i
     serve(rig, requests, switches=True)
     check_outputs(rig, requests)
     assert rig.coordinator.scheduler.num_preemptions > 0
+
+
+@each_seed(range(2), soak=range(2, 8))
+def test_requests_may_go_between_two_chunks_on_the_device(seed: int) -> None:
+    """Cancelled or preempted while two chunks of a prompt are in flight; the others notice nothing, and a
+    prompt whose blocks were taken away begins again."""
+    rig = Rig(seed, settings=replace(DEFAULTS, prefill_chunk_tokens=8))
+    greedy = SamplingParams(max_tokens=6, seed=1, temperature=0.0)
+    requests = [
+        Request(SeqId(n), f"r{n}", [rig.rng.randrange(61) for _ in range(60 + n)], greedy, 0)
+        for n in range(1, 7)
+    ]
+    gone, num_ahead = set[SeqId](), 0
+    inbox: list[Inbound] = [Submit(r) for r in requests]
+    while rig.finished.keys() != {r.seq for r in requests}:
+        rig.tick(inbox)
+        inbox = []
+        flights = rig.coordinator.prefill.inflight
+        num_ahead += len(flights) == 2
+        under_way = next((s for f in flights for s in f.sequences if s.phase == "prefilling"), None)
+        if len(flights) == 2 and under_way is not None and rig.rng.random() < 0.2:
+            if len(gone) < 2:
+                inbox = [Cancel(under_way.seq)]
+                gone.add(under_way.seq)
+            elif under_way.num_preemptions == 0:
+                rig.coordinator.scheduler._preempt(under_way, Outbox(0))
+    rig.finish()
+    assert num_ahead > 10
+    assert len(gone) == 2
+    check_outputs(rig, [r for r in requests if r.seq not in gone])
+    assert all(rig.finished[seq].reason == "cancelled" for seq in gone)
 
 
 @each_seed(range(1), soak=range(1, 3))

@@ -1,4 +1,4 @@
-"""cuBLAS hears of the lane whose matrix products come next."""
+"""Matrix products: cuBLAS hears of the lane whose products come next, and writes logits in float32."""
 
 import random
 from collections.abc import Callable
@@ -10,10 +10,13 @@ import torch
 from support.cuda_rig import Rig
 from support.cuda_serving import check_outputs, random_requests, serve
 from support.deferred_cuda import DeferredCuda
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from semipd.core.errors import SemipdError
 from semipd.devices.cuda.driver.interface import Graph, Stream
 from semipd.devices.cuda.driver.matmul_sms import sm_carveout
+from semipd.network.ops_torch import linear
 
 
 class FakeTorch:
@@ -50,6 +53,38 @@ def test_a_torch_without_it_is_named(lacks: str) -> None:
 
 def test_the_torch_that_is_installed_has_it() -> None:
     assert callable(getattr(torch._C, "_set_sm_carveout_experimental", None))
+
+
+class Calls(TorchDispatchMode):
+    """The operations that were called."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names = list[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_of_a_gpu_are_never_rounded_to_two_bytes(dtype: torch.dtype) -> None:
+    """On a GPU of no memory: what torch would call."""
+    with FakeTensorMode():
+        x, weight = (torch.empty(rows, 8, dtype=dtype, device="cuda:0") for rows in (4, 16))
+        out = torch.empty(4, 16, device="cuda:0")
+        with Calls() as calls:
+            assert linear(x, weight, None, out) is out
+    assert [name for name in calls.names if "mm" in name] == ["aten.mm.dtype_out"]
+
+
+def test_where_torch_cannot_the_product_is_copied() -> None:
+    x, weight, out = (
+        torch.ones(2, 8, dtype=torch.bfloat16),
+        torch.ones(3, 8, dtype=torch.bfloat16),
+        torch.empty(2, 3),
+    )
+    assert linear(x, weight, None, out).eq(8.0).all()
 
 
 def test_every_product_is_launched_with_its_lanes_sms(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,6 +180,7 @@ class Rig:
     num_blocks: int = 60
     block_size: int = 16
     decode_depth: int = 2
+    prefill_depth: int = 2
     group_layers: int = 1
     chunk_passes: tuple[PassSize, ...] = ()
     prefill_moves: bool = True
@@ -206,7 +207,7 @@ class Rig:
         self.loop = self.runner.loop = self._loop()
         self.device = RigDevice(
             self._info(),
-            CudaLane("prefill", self.runner, 1),
+            CudaLane("prefill", self.runner, self.prefill_depth),
             CudaLane("decode", self.runner, self.decode_depth),
         )
         self.coordinator = Coordinator(self.device, self.settings)

@@ -16,6 +16,10 @@ from semipd.devices.cuda.start.platform import Platform, real_platform
 DECODE_DEPTH = 2
 """The host runs one step behind the device."""
 
+PREFILL_DEPTH = 2
+"""Nothing is fed back between two chunks of a prompt, so the next one waits on the device. In the
+millisecond or two in which host and coordinator turn around, a tenth of a chunk of 256 tokens is computed."""
+
 _START_S = 60.0
 _GRAPH_POLL_S = 0.01
 _WAKE_NS = 1_000_000_000
@@ -26,7 +30,7 @@ class CudaDevice:
 
     def __init__(self, opened: Opened, stack: ExitStack) -> None:
         self.info = opened.info
-        self.prefill = CudaLane("prefill", opened.thread, 1)
+        self.prefill = CudaLane("prefill", opened.thread, PREFILL_DEPTH)
         self.decode = CudaLane("decode", opened.thread, DECODE_DEPTH)
         self._opened = opened
         self._stack = stack
