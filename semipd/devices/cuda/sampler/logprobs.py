@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from semipd.core.plan import TokenLogprobs
+from semipd.sampling.logprobs import row_logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +25,13 @@ class LogprobBuffers:
 
     def launch(self, logits: Tensor, tokens: Tensor, first_row: int = 0) -> None:
         """Of raw `logits` [r, vocab] float32 and `tokens` int32 [r], into rows from `first_row` on."""
-        logprobs = logits.log_softmax(dim=-1)
-        own = logprobs.gather(1, tokens.long().clamp_min(0)[:, None])
-        ranks = (logprobs >= own).sum(dim=-1, dtype=torch.int32)
-        # Lower ids first among equals, as in sampling.
-        ids = logprobs.topk(self.num_top, dim=-1).indices.sort(dim=-1).values
-        values, order = logprobs.gather(1, ids).sort(dim=-1, descending=True, stable=True)
+        found = row_logprobs(logits, tokens.long().clamp_min(0), self.num_top)
         end = first_row + logits.shape[0]
-        self.own[first_row:end].copy_(own.squeeze(1), non_blocking=True)
-        self.ranks[first_row:end].copy_(ranks, non_blocking=True)
+        self.own[first_row:end].copy_(found.own, non_blocking=True)
+        self.ranks[first_row:end].copy_(found.ranks.to(torch.int32), non_blocking=True)
         cells = slice(first_row * self.num_top, end * self.num_top)
-        self.values[cells].copy_(values.flatten(), non_blocking=True)
-        self.ids[cells].copy_(ids.gather(1, order).flatten().to(torch.int32), non_blocking=True)
+        self.values[cells].copy_(found.values.flatten(), non_blocking=True)
+        self.ids[cells].copy_(found.ids.flatten().to(torch.int32), non_blocking=True)
 
     def entries(self, tokens: Sequence[int], num_top: Sequence[int | None]) -> list[TokenLogprobs | None]:
         """One per row, None where `num_top` is. Only once the device is done."""
