@@ -4,6 +4,7 @@ import signal
 import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from pty import STDIN_FILENO
 from typing import Any, ClassVar, Protocol
 
 from textual import on, work
@@ -13,7 +14,7 @@ from textual.screen import Screen
 from textual.widgets import ContentSwitcher, Footer
 
 from semipd.command_line.answers import understood
-from semipd.command_line.exit_codes import TERMINATED
+from semipd.command_line.exit_codes import DONE, TERMINATED
 from semipd.core.errors import SemipdError
 from semipd_top.panels.header import Frame, condition_of, header
 from semipd_top.picture.picture import Monitor, Picture
@@ -26,6 +27,7 @@ from semipd_top.screen.dialogs.slo import SloDialog
 from semipd_top.screen.environment import blamed_on_variables
 from semipd_top.screen.panes import EventsPane, OverviewPane, Pane, RequestsPane
 from semipd_top.screen.tables import SyncedTable
+from semipd_top.screen.terminal import watched_terminal
 from semipd_top.screen.widgets import LinesWidget
 from semipd_top.sources.contract import Gone, Item, Operator, Playback, Source
 
@@ -107,6 +109,11 @@ class TopApp(App[int]):
     def on_mount(self) -> None:
         self._listen()
         self.set_interval(DRAW_EVERY_S, self._draw_if_due)
+
+    def on_resize(self) -> None:
+        """What the terminal still shows is unknown even when it is as large as before: one that shrank and
+        grew while we were busy has lost its contents, and Textual redraws only what has another size."""
+        self.screen.refresh()
 
     def newest(self) -> Picture:
         return self._still or self._monitor.picture(self._source.now_s())
@@ -322,8 +329,10 @@ def run_app(
     app.theme = theme or ("ansi-dark" if few_colours else app.theme)
     # the terminal is put back before the end
     signal.signal(signal.SIGTERM, lambda *_: app.exit(return_code=TERMINATED))
-    with blamed_on_variables(if_named=True):
+    with blamed_on_variables(if_named=True), watched_terminal(STDIN_FILENO) as gone:
         app.run()
+    if gone.is_set():
+        return DONE
     if app.failure is not None:
         traceback.print_exception(app.failure)
         return 1
