@@ -45,14 +45,7 @@ class Inputs:
     """
 
     def __init__(
-        self,
-        device: str,
-        source: str,
-        seed: int,
-        *,
-        num_sms: int,
-        config: Any = None,
-        ragged: bool = False,
+        self, device: str, source: str, seed: int, *, num_sms: int, config: Any = None, ragged: bool = False
     ) -> None:
         self.device, self.source, self.ragged = device, source, ragged
         self.num_sms, self.config = num_sms, config

@@ -34,7 +34,8 @@ from semipd.devices.cuda.lane.executor import LaneExecutor
 from semipd.devices.cuda.lane.graphs import GraphKey
 from semipd.devices.cuda.lane.warm_up import WarmUpSize, trial_tokens, warm_up_plans
 from semipd.devices.cuda.sampler.sampler import TorchSampler
-from semipd.devices.cuda.start import assembly, opening
+from semipd.devices.cuda.start import assembly, compiling, opening
+from semipd.devices.cuda.start.compiling import KernelSet
 from semipd.devices.cuda.start.device import CudaDevice
 from semipd.devices.cuda.start.model import DeviceModel, cuda_dtype
 from semipd.devices.cuda.start.opening import RESERVE_BYTES
@@ -382,6 +383,30 @@ def test_the_memory_of_graphs_is_not_hidden_by_what_warm_up_leaves_cached() -> N
     driver.memory = new_driver().memory
     device = open_fake(driver)
     assert device.info.memory["graphs"] == 2**10 * device.stats()["graphs"]["captured"]
+    device.close()
+
+
+def test_kernels_are_compiled_for_every_lane_before_anything_is_launched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    phases, asked = list[str](), list[KernelSet]()
+
+    def compile_all(kernels: KernelSet, *, progress: Callable[[int, int], None]) -> None:
+        asked.append(kernels)
+        progress(1, 1)
+
+    monkeypatch.setattr(compiling, "compile_all", compile_all)
+    driver = new_driver()
+    platform = replace(fake_platform(driver)(), kernel_arch=90)
+    device = CudaDevice.open(
+        DEFAULTS, lambda phase, limit_s: phases.append(phase), RandomModel(), lambda: platform
+    )
+    splits, kernels = device.info.splits, asked[0]
+    units = {unit for split in splits for unit in (split.prefill_units, split.decode_units)}
+    assert set(kernels.lane_sms) == {*units, device.info.num_units}
+    assert (kernels.arch, kernels.block_size) == (90, device.info.block_size)
+    at = phases.index("compiling kernels: 1 of 1")
+    assert phases[at - 1] == "compiling kernels"
     device.close()
 
 
