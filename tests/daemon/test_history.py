@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from prometheus_client import Histogram as TheirHistogram
@@ -393,6 +393,7 @@ def test_a_full_window_covers_the_latest_outcomes(seed: int, monkeypatch: pytest
 
 
 @given(st.lists(st.tuples(st.floats(0, 3), st.integers(1, 50)), max_size=40))
+@settings(deadline=None)
 def test_histogram_like_prometheus_own(observations: list[tuple[float, int]]) -> None:
     bounds = DEFINITIONS["vllm:inter_token_latency_seconds"].buckets
     ours = Histogram(bounds)

@@ -19,12 +19,12 @@ def blamed_on_variables(*, if_named: bool = False) -> Iterator[None]:
     except SemipdError:
         raise
     except Exception as error:
-        suspects = _named(f"{error}") or ([] if if_named else _given())
-        if not suspects:
+        variables = _named(f"{error}") or ([] if if_named else _given())
+        if not variables:
             raise
         why = f"{type(error).__name__}: {brief(str(error), 200)}"
-        message = f"Textual cannot be started with {' or '.join(suspects)} of the environment ({why})."
-        raise SemipdError("invalid_environment", message, f"Run: unset {' '.join(suspects)}") from error
+        message = f"Textual cannot be started with {' or '.join(variables)} of the environment ({why})."
+        raise SemipdError("invalid_environment", message, f"Run: unset {' '.join(variables)}") from error
 
 
 def _given() -> list[str]:
