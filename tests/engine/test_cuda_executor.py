@@ -71,6 +71,18 @@ def test_preempted_sequences_give_up_blocks_only_when_nothing_reads_them(seed: i
     assert rig.coordinator.scheduler.num_preemptions > 0
 
 
+def test_nothing_is_pinned_while_serving() -> None:
+    """With log-probabilities, prompts of every length and a burst of newcomers."""
+    rig = Rig(3)
+    requests = random_requests(rig.rng, 12, rig.config.vocab_size)
+    rig.tick([Submit(request) for request in requests])
+    serve(rig, requests[:0])
+    assert rig.finished.keys() == {request.seq for request in requests}
+    assert rig.staging.num_late == 0
+    rig.staging.take(2**19)
+    assert rig.staging.num_late == 1
+
+
 @each_seed(range(2), soak=range(2, 8))
 def test_requests_may_go_between_two_chunks_on_the_device(seed: int) -> None:
     """Cancelled or preempted while two chunks of a prompt are in flight; the others notice nothing, and a

@@ -215,12 +215,13 @@ class Rig:
         self._now_ns = 0
 
     def _loop(self) -> LaunchLoop:
+        self.staging = WatchedStaging(self.driver)
         shared = Shared(
             self.driver,
             self.cuda_lanes,
             self.driver.submit,
             Network(self.config, self.weights, self.pool, self.ops),
-            WatchedStaging(self.driver),
+            self.staging,
             EventPool(self.driver),
             CPU,
             self.aim_matmuls,
@@ -234,6 +235,7 @@ class Rig:
             )
             for name in names
         }
+        self.staging.reserve(sizes.values())
         memories = {
             name: reserve_memory(
                 sizes[name], self.config, "float32", self.sampler_of(sizes[name]), self.ops, CPU

@@ -10,6 +10,7 @@ import random
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
 import torch
 from support.fake_cuda import FakeCuda
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from semipd.devices.cuda.driver.interface import Event, Graph, Stream
 from semipd.devices.cuda.driver.stream_work import Touched
+from semipd.devices.cuda.rows.size import LaneSize
 from semipd.devices.cuda.rows.staging import Staging
 
 POISON = -(10**6)
@@ -167,6 +169,11 @@ class WatchedStaging(Staging):
         buffer = super().take(num_elements, dtype).fill_(POISON)
         self._driver.host("staging filled", writes=[("pinned", id(buffer))])
         return buffer
+
+    def reserve(self, sizes: Iterable[LaneSize]) -> None:
+        """Nothing has been lent yet."""
+        with patch.object(WatchedStaging, "give_back", Staging.give_back):
+            super().reserve(sizes)
 
     def give_back(self, buffers: Iterable[Tensor]) -> None:
         buffers = list(buffers)

@@ -1,14 +1,42 @@
 """Pinned host memory between host and device, lent to a step and given back when the step has settled."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from semipd.core.sampling import MAX_LOGPROBS
+from semipd.devices.cuda.rows.size import LaneSize
+
 _SMALLEST = 256
 """Elements: below that, buffers of many sizes would only fragment the pool."""
+
+
+_LARGER = 4
+"""Sizes tried, each twice the one before: one that is free costs less than a new one."""
+
+_LARGEST = 2**18
+"""Elements: larger buffers are for vocabularies and prompts so long that pinning one is no longer felt."""
+
+_SMALL = 2**12
+_PER_LANE = 24
+"""Buffers of each size: two steps in flight and one begun take up to seven each."""
+
+
+def buffer_counts(size: LaneSize) -> dict[int, int]:
+    """Buffers by length that a lane may have lent out at once. Small ones also carry the prompts of
+    newcomers, of which one step can have as many as there are seats."""
+    longest = max(
+        size.max_tokens_per_seq + size.vocab_size, MAX_LOGPROBS * size.max_rows, 64 * size.max_num_seqs
+    )
+    lengths = [_SMALLEST << shift for shift in range(_LARGEST.bit_length()) if _SMALLEST << shift <= _LARGEST]
+    return {
+        length: _PER_LANE + (size.max_num_seqs if length <= _SMALL else 0)
+        for length in lengths
+        if length < 2 * longest
+    }
 
 
 class Staging:
@@ -19,15 +47,31 @@ class Staging:
         self._pin = pin
         self._free: defaultdict[tuple[torch.dtype, int], list[Tensor]] = defaultdict(list)
         self.num_bytes = 0
+        self.num_late = 0
+
+    def reserve(self, sizes: Iterable[LaneSize]) -> None:
+        """Once, before serving: pinning memory takes the driver milliseconds, in which no lane is fed. What a
+        step needs beyond this is allocated when it comes, and counted in `num_late`."""
+        for size in sizes:
+            counts = buffer_counts(size)
+            for dtype in (torch.int32, torch.float32):
+                slab = self._allocate(sum(length * count for length, count in counts.items()), dtype)
+                lengths = [length for length, count in counts.items() for _ in range(count)]
+                self.give_back(slab.split(lengths))
+        self.num_late = 0
 
     def take(self, num_elements: int, dtype: torch.dtype = torch.int32) -> Tensor:
         """A whole buffer of at least `num_elements`; its content is undefined."""
         size = max(_SMALLEST, 1 << (num_elements - 1).bit_length())
-        free = self._free[dtype, size]
-        if free:
-            return free.pop()
-        self.num_bytes += size * dtype.itemsize
-        return torch.empty(size, dtype=dtype, pin_memory=self._pin)
+        for length in (size << shift for shift in range(_LARGER)):
+            if free := self._free[dtype, length]:
+                return free.pop()
+        return self._allocate(size, dtype)
+
+    def _allocate(self, num_elements: int, dtype: torch.dtype) -> Tensor:
+        self.num_late += 1
+        self.num_bytes += num_elements * dtype.itemsize
+        return torch.empty(num_elements, dtype=dtype, pin_memory=self._pin)
 
     def give_back(self, buffers: Sequence[Tensor]) -> None:
         """The steps that used them have settled."""

@@ -100,6 +100,7 @@ class Opening:
         self._stack.callback(self._events.close)
         self._sizes = {name: self._size(name) for name in _NAMES}
         self._memories = {name: self._reserve(name) for name in _NAMES}
+        self._platform.staging.reserve(self._sizes.values())
         self._compile_kernels()
         demand = self._demand(self._all_graphs_bytes(weights))
         num_blocks = num_kv_blocks(demand)
