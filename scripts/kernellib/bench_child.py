@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from kernellib import gpu
-from kernellib.bench_ops import CHECK_LIMIT, Inputs, Prepared, Run, prepare, relative_error, worst_error
+from kernellib.bench_ops import CHECK_LIMIT, Inputs, Prepared, prepare, relative_error, worst_error
 from kernellib.budget import Budget
 from kernellib.lanes import Lane
 from kernellib.supervise import Reporter, work_through
 from kernellib.timing import Timed, measure
+from kernellib.torch_attention import Run
 from kernellib.workloads import WORKLOADS, Workload, matmul_work
 
 DEVICE = "cuda"

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 
+from kernellib.torch_attention import Run, sdpa, served_sdpa
 from kernellib.workloads import BLOCK_SIZE, Workload
 from semipd.core.sampling import SamplingParams
 
@@ -19,8 +18,6 @@ CHECK_LIMIT = 1e-2
 """Of |out - reference| / |reference| in bfloat16."""
 
 CHECK_SEED = 1
-
-Run = Callable[[], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +204,7 @@ def _decode(
     def run() -> tuple[Tensor, ...]:
         return (decode_attention(q, pool, tables, kv_lens, num_sms=num_sms, out=out, config=inputs.config),)
 
-    return Prepared(run, _sdpa(q.view(seqs, 1, heads, head_dim), pool, tables, context), comparable=True)
+    return Prepared(run, sdpa(q.view(seqs, 1, heads, head_dim), pool, tables, context), comparable=True)
 
 
 def _prefill(
@@ -247,31 +244,10 @@ def _prefill(
         return (prefill_attention(q, pool, tables, starts, kv_lens, out, plan, num_sms=num_sms),)
 
     queries = q.view(seqs, query_len, heads, head_dim)
-    baselines = _sdpa(queries, pool, tables, context) | {
-        "gather_kv, sdpa": _served_sdpa(queries, pool, tables, context)
+    baselines = sdpa(queries, pool, tables, context) | {
+        "gather_kv, sdpa": served_sdpa(queries, pool, tables, context)
     }
     return Prepared(run, baselines, comparable=True)
-
-
-def _served_sdpa(q: Tensor, pool: Tensor, tables: Tensor, context: int) -> Run:
-    """What `cuda.prefill_attention = "sdpa"` does: contexts are copied, one after the other.
-
-    `q`: [S, L, heads, D], the last L of `context` tokens.
-    """
-    from semipd_kernels.gather_kv import gather_kv
-
-    from semipd.devices.cuda.forward.sdpa_ops import attend
-
-    memory = pool.new_empty(2, pool.shape[2], tables.shape[1] * pool.shape[3], pool.shape[4])
-
-    def run() -> tuple[Tensor, ...]:
-        parts = [
-            attend(queries, gather_kv(pool, table, context, memory), queries.shape[2] ** -0.5)
-            for queries, table in zip(q, tables, strict=True)
-        ]
-        return (torch.cat(parts),)
-
-    return run
 
 
 def _gather(inputs: Inputs, context: int, kv_heads: int, head_dim: int) -> Prepared:
@@ -290,40 +266,6 @@ def _matmul(inputs: Inputs, m: int, k: int, n: int) -> Prepared:
     a, b = inputs.floats(m, k), inputs.floats(n, k).t()  # weights lie as [out, in]: other kernels of cuBLAS
     out = torch.empty(m, n, dtype=a.dtype, device=a.device)
     return Prepared(lambda: (torch.mm(a, b, out=out),))
-
-
-def _sdpa(q: Tensor, pool: Tensor, tables: Tensor, context: int) -> dict[str, Run]:
-    """torch's attention, one entry per backend, on keys and values gathered beforehand: contiguous for it.
-
-    `q`: [S, L, heads, D], the last L of `context` tokens.
-    """
-    query_len = q.shape[1]
-    queries = q.transpose(1, 2)
-    keys, values = (
-        part[tables.long()].transpose(1, 2).flatten(2, 3)[:, :, :context].contiguous() for part in pool
-    )
-    mask = None if query_len in (1, context) else causal_lower_right(query_len, context)
-
-    def with_backend(backend: SDPBackend) -> Run:
-        def run() -> tuple[Tensor, ...]:
-            with sdpa_kernel(backend):
-                attended = functional.scaled_dot_product_attention(
-                    queries,
-                    keys,
-                    values,
-                    attn_mask=mask,
-                    is_causal=query_len == context,
-                    enable_gqa=keys.shape[1] != queries.shape[1],
-                )
-            return (attended.transpose(1, 2).flatten(0, 1),)
-
-        return run
-
-    return {
-        "sdpa flash": with_backend(SDPBackend.FLASH_ATTENTION),
-        "sdpa cudnn": with_backend(SDPBackend.CUDNN_ATTENTION),
-        "sdpa efficient": with_backend(SDPBackend.EFFICIENT_ATTENTION),
-    }
 
 
 def _arch(device: torch.device) -> int:
