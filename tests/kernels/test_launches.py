@@ -1,5 +1,6 @@
 """Repeated launches reach the launcher with the arguments of ordinary ones, without entering Triton again."""
 
+import dataclasses
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,10 +17,14 @@ from semipd_kernels.prefill_attention import plan_prefill, prefill_attention
 from semipd_kernels.rms_norm import add_rms_norm, rms_norm
 from semipd_kernels.rms_norm.kernel import rms_norm_kernel
 from semipd_kernels.rope_write import rope_write
+from semipd_kernels.sampling import SamplingMemory, SamplingWorkspace, sample
 from semipd_kernels.silu_mul import silu_mul
 from torch import Tensor
 
 from semipd.core.errors import SemipdError
+from semipd.core.sampling import SamplingParams
+from semipd.sampling.parameters import RowParams, column_values
+from semipd.sampling.stages import StagePlan
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 Call = Callable[[], object]
@@ -280,6 +285,34 @@ def test_scratch_is_new_for_every_call_and_one_for_all_launches_of_it(
         assert (merge.args[2], merge.args[3], merge.args[1]) == parts
     assert len(entered) == 2
     assert [tensor.shape for tensor in held[:3]] == [(4, 4, 64), (4, 4), (2, 2)]
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}, {"top_p": 0.9, "top_k": 5}, {"temperature": 0.0}])
+def test_sampling_repeats_all_its_launches(
+    filters: dict[str, float], noop: NoopDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where an argument is an address, both calls have that of the same tensor of theirs."""
+    vocab_size, num_rows, entered = 5000, 3, entries(monkeypatch)
+    work = SamplingWorkspace(4, vocab_size, 4, torch.device("cpu"))
+    params = [SamplingParams(max_tokens=4, seed=seed, **filters) for seed in range(num_rows)]  # type: ignore[arg-type]
+    named = []
+    for _ in range(2):
+        logits, counts = torch.zeros(num_rows, vocab_size), torch.zeros(4, vocab_size, dtype=torch.int32)
+        columns = torch.tensor([column_values(p, [1, 2]) for p in params], dtype=torch.int32)
+        rows, out = RowParams.of(columns.t().contiguous()), torch.zeros(num_rows, dtype=torch.int64)
+        stages = StagePlan([(p, 2, 2) for p in params], vocab_size).bind({})
+        entered.clear()
+        noop.launched.clear()
+        sample(logits, rows, stages, torch.arange(num_rows), counts, work, out=out)
+        parts = (getattr(rows, field.name) for field in dataclasses.fields(rows))
+        memory = (getattr(work, name) for name in SamplingMemory._fields)
+        names = {t.data_ptr(): name for name, t in enumerate((logits, counts, out, *parts, *memory))}
+        calls = [(call.specialization, call.grid, call.args) for call in noop.launched]
+        named.append(
+            [(key, grid, [names.get(arg, arg > 2**20) for arg in args]) for key, grid, args in calls]
+        )
+    assert named[0] == named[1]
+    assert (len(named[0]) >= 2, entered) == (True, [])
 
 
 def test_memory_that_is_nobodys_or_two_tensors_own_is_not_repeated(

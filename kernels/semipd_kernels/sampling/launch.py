@@ -3,42 +3,40 @@
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from semipd.sampling.parameters import RowParams
-from semipd.sampling.stages import Stages
 from semipd_kernels.launches import Launch
 from semipd_kernels.sampling import kernel, shape
 from semipd_kernels.sampling.filters import kernel as filters
-from semipd_kernels.sampling.workspace import SamplingWorkspace
-
-NO_SLOT = -1
+from semipd_kernels.sampling.workspace import SamplingMemory
 
 
 def launches(
     logits: Tensor,
     rows: RowParams,
-    stages: Stages,
-    slots: Tensor,
+    used: Tensor,
+    edits: tuple[Tensor, ...],
     counts: Tensor,
-    work: SamplingWorkspace,
+    work: SamplingMemory,
     out: Tensor,
+    draws: bool,
+    num_filters: int,
 ) -> Iterator[Launch]:
+    """`used`: slots, see `sampling.used_slots`. `num_filters`: see Stages.filters."""
     vocab_size, tiles = logits.shape[1], shape.num_tiles(logits.shape[1])
-    used = _used_slots(slots, stages)
-    yield from _adjust(logits, rows, stages, used, counts, work, out)
-    if stages.drawn is None:
+    yield from _adjust(logits, rows, used, edits, counts, work, out)
+    if not draws:
         return
     source = (logits, work.adjusted, used, rows.temperature)
     sizes = (logits.stride(0), vocab_size, tiles)
-    if stages.filters:
+    if num_filters:
         histogram = (work.coarse_count, work.coarse_mass)
         args = (*source, work.best, work.state, *histogram, *sizes)
         yield per_tile(filters.coarse_kernel, len(rows), tiles, args)
         select = (rows.top_k, rows.top_p, work.state, *histogram)
         yield per_row(filters.select_coarse_kernel, len(rows), select)
-    for _ in range(stages.filters):
+    for _ in range(num_filters):
         for last in (False, True):
             yield from _refine(rows, work, source, sizes, last)
     sums = (work.tile_mass, work.tile_ties)
@@ -49,34 +47,18 @@ def launches(
     yield per_row(kernel.pick_kernel, len(rows), pick, TILE=shape.TILE, TILES=shape.power_of_2(tiles))
 
 
-def _used_slots(slots: Tensor, stages: Stages) -> Tensor:
-    """int32 [R]: NO_SLOT where the logits are taken as they are."""
-    used = torch.full_like(slots, NO_SLOT, dtype=torch.int32)
-    if stages.adjusted is not None:
-        used.index_copy_(0, stages.adjusted, slots[stages.adjusted].to(torch.int32))
-    return used
-
-
-def _edits(stages: Stages, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if stages.edits is not None:
-        return stages.edits.starts, stages.edits.tokens, stages.edits.bias, stages.edits.until
-    none = like.new_zeros(0)
-    return like.new_zeros(len(like) + 1), none, none.view(torch.float32), none.long()
-
-
 def _adjust(
     logits: Tensor,
     rows: RowParams,
-    stages: Stages,
-    slots: Tensor,
+    used: Tensor,
+    edits: tuple[Tensor, ...],
     counts: Tensor,
-    work: SamplingWorkspace,
+    work: SamplingMemory,
     out: Tensor,
 ) -> Iterator[Launch]:
     vocab_size, tiles = logits.shape[1], shape.num_tiles(logits.shape[1])
     penalties = (rows.repetition, rows.frequency, rows.presence)
-    edits, bests = _edits(stages, slots), (work.tile_best, work.tile_token)
-    source = (logits, work.adjusted, counts, slots)
+    bests, source = (work.tile_best, work.tile_token), (logits, work.adjusted, counts, used)
     sizes = (logits.stride(0), vocab_size, tiles)
     adjust = (*source, *penalties, rows.positions, *edits, *bests, *sizes)
     yield per_tile(kernel.adjust_kernel, len(rows), tiles, adjust, EDITS=shape.EDITS)
@@ -88,7 +70,7 @@ def _adjust(
 
 def _refine(
     rows: RowParams,
-    work: SamplingWorkspace,
+    work: SamplingMemory,
     source: tuple[Tensor, ...],
     sizes: tuple[int, int, int],
     last: bool,

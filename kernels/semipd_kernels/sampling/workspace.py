@@ -1,8 +1,27 @@
 """Device memory that sampling works in; nothing in it outlives a call."""
 
+from typing import NamedTuple
+
 import torch
+from torch import Tensor
 
 from semipd_kernels.sampling.shape import COARSE_BINS, FINE_BINS, STATE_FIELDS, num_tiles
+
+
+class SamplingMemory(NamedTuple):
+    """The tensors of a workspace."""
+
+    adjusted: Tensor
+    tile_best: Tensor
+    tile_token: Tensor
+    tile_mass: Tensor
+    tile_ties: Tensor
+    best: Tensor
+    state: Tensor
+    coarse_count: Tensor
+    coarse_mass: Tensor
+    fine_count: Tensor
+    fine_mass: Tensor
 
 
 class SamplingWorkspace:
