@@ -17,7 +17,8 @@ from semipd_kernels.prefill_attention import plan_prefill, prefill_attention
 from semipd_kernels.rms_norm import add_rms_norm, rms_norm
 from semipd_kernels.rms_norm.kernel import rms_norm_kernel
 from semipd_kernels.rope_write import rope_write
-from semipd_kernels.sampling import SamplingMemory, SamplingWorkspace, sample
+from semipd_kernels.sampling import SamplingWorkspace, sample
+from semipd_kernels.sampling.workspace import SamplingMemory
 from semipd_kernels.silu_mul import silu_mul
 from torch import Tensor
 
@@ -309,7 +310,7 @@ def test_sampling_repeats_all_its_launches(
         names = {t.data_ptr(): name for name, t in enumerate((logits, counts, out, *parts, *memory))}
         calls = [(call.specialization, call.grid, call.args) for call in noop.launched]
         named.append(
-            [(key, grid, [names.get(arg, arg > 2**20) for arg in args]) for key, grid, args in calls]
+            [(key, grid, [names.get(arg, min(arg, 2**30)) for arg in args]) for key, grid, args in calls]
         )
     assert named[0] == named[1]
     assert (len(named[0]) >= 2, entered) == (True, [])
