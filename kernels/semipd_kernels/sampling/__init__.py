@@ -67,8 +67,9 @@ def sample(
     if not takes_triton(logits):
         _check(logits, rows, slots, counts, out, *sizes)
         return out.copy_(sample_reference(logits, rows, stages, slots, counts))
-    memory = (*_edits(stages, slots), *_fields(rows), *_parts(workspace))
-    tensors = (logits, slots, used_slots(slots, stages), counts, out, *memory)
+    used = used_slots(slots, stages)
+    memory = (*_edits(stages, used), *_fields(rows), *_parts(workspace))
+    tensors = (logits, slots, used, counts, out, *memory)
     _LAUNCHES.run(tensors, *sizes, stages.drawn is not None, stages.filters)
     return out
 
@@ -102,6 +103,7 @@ def used_slots(slots: Tensor, stages: Stages) -> Tensor:
 
 
 def _edits(stages: Stages, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`like`: int32 [R]."""
     if stages.edits is not None:
         return stages.edits.starts, stages.edits.tokens, stages.edits.bias, stages.edits.until
     none = like.new_zeros(0)
