@@ -28,6 +28,9 @@ class AotCase:
         async_copy: the code must hold asynchronous copies (cp.async or TMA).
         dependent: launched by programmatic dependent launch: the code must wait for the kernel before
             it before it touches memory; any other must not wait.
+        prefetches: innermost loops with asynchronous copies must not wait for those of the same turn.
+        max_turn_instructions: most instructions that a warp issues in one turn of the streaming loop with
+            tensor cores; 0: no promise.
         vector_bytes: global loads in innermost loops (without loops: all of them) must move at least so many
             bytes per thread and instruction, but for a quarter of the bytes; 0: no promise.
         spills_allowed: bytes; anything else than 0 needs its reason beside it.
@@ -45,6 +48,8 @@ class AotCase:
     tensor_cores: bool = False
     async_copy: bool = False
     dependent: bool = False
+    prefetches: bool = False
+    max_turn_instructions: int = 0
     vector_bytes: int = 0
     spills_allowed: int = 0
     options: Mapping[str, Any] = field(default_factory=lambda: {"enable_fp_fusion": True})

@@ -208,3 +208,12 @@ def test_tensor_core_instructions() -> None:
 )
 def test_a_dependent_kernel_waits_before_it_touches_memory(text: str, waits: bool | None) -> None:
     assert ptx.waits_first(text) is waits
+
+
+def test_streaming_loops_tell_how_far_they_load_ahead() -> None:
+    loop = ".L_1: DEPBAR.LE SB0, 0x2; WARPGROUP.DEPBAR.LE gsb0, 0x0; HGMMA R1; LDGSTS [R1];"
+    sass = f"DEPBAR.LE SB0, 0x0; {loop} @P0 BRA `(.L_1); DEPBAR.LE SB0, 0x0; EXIT;"
+    assert cubin.async_depth(sass) == 2
+    assert cubin.turn_instructions(sass) == 5
+    assert cubin.async_depth(sass.replace("0x2", "0x0")) == 0
+    assert cubin.async_depth("DEPBAR.LE SB0, 0x0; EXIT;") is None

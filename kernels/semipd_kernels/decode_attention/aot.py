@@ -88,6 +88,7 @@ def _case(
         shipped=shipped,
         tensor_cores=dtype != "fp32",  # fp32 is for exactness: its products are plain multiply-adds
         async_copy=True,
+        prefetches=dtype != "fp32",
         vector_bytes=16,
         # An address, saved before the loop and read after it: ptxas prefers 80 or 96 registers for sm_80.
         spills_allowed=8 if dtype == "fp32" else 0,

@@ -23,8 +23,8 @@ class PrefillConfig:
 # D 64 is bound by exp2 rather than by the tensor cores: two independent CTAs hide each other's softmax.
 _WIDE = {
     (90, 64): PrefillConfig(128, 64, num_warps=4, num_stages=3, ctas_per_sm=2),
-    (90, 128): PrefillConfig(128, 128, num_warps=8, num_stages=2, ctas_per_sm=1),
-    (90, 256): PrefillConfig(128, 64, num_warps=8, num_stages=2, ctas_per_sm=1),
+    (90, 128): PrefillConfig(128, 128, num_warps=8, num_stages=3, ctas_per_sm=1),
+    (90, 256): PrefillConfig(128, 32, num_warps=8, num_stages=3, ctas_per_sm=1),
     (80, 64): PrefillConfig(128, 64, num_warps=8, num_stages=3, ctas_per_sm=1),
     (80, 128): PrefillConfig(128, 64, num_warps=8, num_stages=3, ctas_per_sm=1),
     (80, 256): PrefillConfig(64, 32, num_warps=8, num_stages=2, ctas_per_sm=1),
@@ -35,7 +35,7 @@ _WIDE = {
 _NARROW = {
     (90, 64): PrefillConfig(64, 64, num_warps=4, num_stages=3, ctas_per_sm=2),
     (90, 128): PrefillConfig(64, 64, num_warps=4, num_stages=3, ctas_per_sm=2),
-    (90, 256): PrefillConfig(64, 64, num_warps=8, num_stages=2, ctas_per_sm=1),
+    (90, 256): PrefillConfig(64, 32, num_warps=8, num_stages=3, ctas_per_sm=1),
     (80, 64): PrefillConfig(64, 64, num_warps=4, num_stages=3, ctas_per_sm=2),
     (80, 128): PrefillConfig(64, 64, num_warps=4, num_stages=3, ctas_per_sm=1),
     (80, 256): PrefillConfig(64, 32, num_warps=8, num_stages=2, ctas_per_sm=1),

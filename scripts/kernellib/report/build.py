@@ -83,7 +83,7 @@ def compile_case(case: Any, arch: int) -> Facts:
     promised = promises(case, arch)
     try:
         compiled = _triton_compile(case, arch)
-        moves, machine = ptx.inspect(compiled.asm["ptx"]), cubin.inspect(compiled.asm["cubin"])
+        moves, machine = ptx.inspect(compiled.asm["ptx"]), _machine(case, compiled.asm["cubin"])
     except Exception as error:  # whatever the compiler raises is the finding
         return replace(promised, error=f"does not compile: {type(error).__name__}: {_first_line(error)}")
     return replace(
@@ -96,8 +96,14 @@ def compile_case(case: Any, arch: int) -> Facts:
         loads=moves.loads,
         tensor_core_ops=moves.tensor_core_ops,
         async_copies=moves.async_copies,
+        async_depth=machine.async_depth,
+        turn_instructions=machine.turn_instructions,
         waits_first=moves.waits_first,
     )
+
+
+def _machine(case: Any, code: bytes) -> cubin.CubinFacts:
+    return cubin.inspect(code, streams=case.prefetches or bool(case.max_turn_instructions))
 
 
 def promises(case: Any, arch: int) -> Facts:
@@ -111,6 +117,8 @@ def promises(case: Any, arch: int) -> Facts:
         dependent=case.dependent,
         vector_bytes=case.vector_bytes,
         spills_allowed=case.spills_allowed,
+        prefetches=case.prefetches,
+        max_turn_instructions=case.max_turn_instructions,
     )
 
 

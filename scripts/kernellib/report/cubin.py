@@ -11,6 +11,9 @@ from kernellib.report.loops import UnclearFlowError, innermost_loops
 
 TOOL_LIMIT_S = 120
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
+_COPY = re.compile(r"\bLDGSTS\b")
+_DEPBAR = re.compile(r"(?<!\.)\bDEPBAR\.LE SB0, (0x[0-9a-f]+)")
+_TENSOR = re.compile(r"\b(?:HMMA|HGMMA)\b")
 _LOCAL = re.compile(r"\b(?:LDL|STL)(\.\w+)*\b")
 
 
@@ -22,22 +25,32 @@ class CubinFacts:
         spill_bytes: stack of one thread. Triton's kernels have no arrays and no calls, so it holds spills.
         spills_in_loops: instructions of innermost loops that load or store them; None when the machine code
             does not tell its loops.
+        async_depth: groups of asynchronous copies that may be under way when an innermost loop with copies
+            goes on after its wait, the least of all; 0: it waits for loads of its own turn. None without
+            such a loop, or unknown.
+        turn_instructions: of the innermost loops with tensor-core instructions and asynchronous copies,
+            the fewest in one turn; those with masks have more. 0 without such a loop.
     """
 
     registers: int
     spill_bytes: int
     spills_in_loops: int | None
+    async_depth: int | None = None
+    turn_instructions: int = 0
 
 
-def inspect(cubin: bytes) -> CubinFacts:
-    """Raises `RuntimeError` with the tool's words when the cubin cannot be read."""
+def inspect(cubin: bytes, *, streams: bool = False) -> CubinFacts:
+    """`streams`: its streaming loops are read too.
+
+    Raises `RuntimeError` with the tool's words when the cubin cannot be read."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         registers, stack = parse_usage(_run("cuobjdump", "-res-usage", file.name))
-        if not stack:
+        if not stack and not streams:
             return CubinFacts(registers, 0, 0)  # disassembling takes seconds
-        return CubinFacts(registers, stack, spills_in_loops(_run("nvdisasm", "-c", file.name)))
+        sass = _run("nvdisasm", "-c", file.name)
+        return CubinFacts(registers, stack, spills_in_loops(sass), async_depth(sass), turn_instructions(sass))
 
 
 def parse_usage(text: str) -> tuple[int, int]:
@@ -49,11 +62,38 @@ def parse_usage(text: str) -> tuple[int, int]:
 
 
 def spills_in_loops(sass: str) -> int | None:
-    try:
-        loops = innermost_loops(sass)
-    except UnclearFlowError:
+    loops = _loops(sass)
+    if loops is None:
         return None
     return sum(bool(_LOCAL.search(instruction)) for loop in loops for instruction in loop)
+
+
+def async_depth(sass: str) -> int | None:
+    waits = [
+        int(wait[1], 16)
+        for loop in _loops(sass) or []
+        if any(_COPY.search(instruction) for instruction in loop)
+        for wait in map(_DEPBAR.search, loop)
+        if wait
+    ]
+    return min(waits, default=None)
+
+
+def turn_instructions(sass: str) -> int:
+    streaming = [
+        len(loop)
+        for loop in _loops(sass) or []
+        if any(map(_COPY.search, loop)) and any(map(_TENSOR.search, loop))
+    ]
+    return min(streaming, default=0)
+
+
+def _loops(sass: str) -> list[list[str]] | None:
+    """None where the machine code does not tell its loops."""
+    try:
+        return innermost_loops(sass)
+    except UnclearFlowError:
+        return None
 
 
 def _run(tool: str, *args: str) -> str:

@@ -29,6 +29,8 @@ class Facts:
     vector_bytes: int
     spills_allowed: int
     dependent: bool = False
+    prefetches: bool = False
+    max_turn_instructions: int = 0
     error: str = ""
     registers: int = 0
     spill_bytes: int = 0
@@ -38,6 +40,8 @@ class Facts:
     loads: tuple[dict[int, int], ...] = ()
     tensor_core_ops: dict[str, int] = field(default_factory=dict)
     async_copies: int = 0
+    async_depth: int | None = None
+    turn_instructions: int = 0
     waits_first: bool | None = None
 
     @property
@@ -76,6 +80,20 @@ def violations(facts: Facts) -> list[str]:
         broken.append("promises tensor cores, has no mma or wgmma instruction")
     if facts.async_copy and not facts.async_copies:
         broken.append("promises asynchronous copies, has no cp.async in an innermost loop")
+    return broken + _slow_loops(facts)
+
+
+def _slow_loops(facts: Facts) -> list[str]:
+    broken = []
+    if facts.prefetches and facts.async_depth is None:
+        broken.append("promises loads ahead, no innermost loop waits for asynchronous copies")
+    elif facts.prefetches and not facts.async_depth:
+        broken.append("waits in an innermost loop for the loads of the same turn")
+    limit = facts.max_turn_instructions
+    if limit and not facts.turn_instructions:
+        broken.append("promises few instructions a tile, has no streaming loop with tensor cores")
+    elif limit and facts.turn_instructions > limit:
+        broken.append(f"issues {facts.turn_instructions} instructions a tile and warp, limit {limit}")
     if facts.dependent and not facts.waits_first:
         broken.append("is launched dependently, and does not wait for the kernel before it first of all")
     if not facts.dependent and facts.waits_first is not None:

@@ -5,7 +5,17 @@ from itertools import groupby
 
 from kernellib.report.facts import KIB, Facts, streaming_loops, violations, wide_frac
 
-HEADER = ("case", "registers", "spills (B)", "shared (KiB)", "wide loads", "tensor cores", "async copies")
+HEADER = (
+    "case",
+    "registers",
+    "spills (B)",
+    "shared (KiB)",
+    "wide loads",
+    "tensor cores",
+    "async copies",
+    "depth",
+    "a turn",
+)
 
 
 def table(every: Iterable[Facts]) -> str:
@@ -49,6 +59,8 @@ def _figures(facts: Facts) -> tuple[str, ...]:
         _wide_loads(facts),
         ", ".join(f"{count} {name.split('.')[0]}" for name, count in sorted(facts.tensor_core_ops.items())),
         str(facts.async_copies or ""),
+        "" if facts.async_depth is None else str(facts.async_depth),
+        str(facts.turn_instructions or ""),
     )
 
 
