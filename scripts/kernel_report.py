@@ -108,7 +108,7 @@ def _fingerprint(ops: tuple[str, ...], full: bool) -> str:
     sources = [
         *KERNELS.rglob("*.py"),
         KERNELS / "tuned.json",
-        *SCRIPTS.glob("kernellib/*.py"),
+        *SCRIPTS.glob("kernellib/report/*.py"),
         Path(__file__),
     ]
     for path in sorted(sources):

@@ -8,6 +8,9 @@ from semipd_kernels.decode_attention.kernel import decode_attention_kernel, merg
 from semipd_kernels.decode_attention.launch import MERGE_WARPS, SPLITS_TILE, batch_pad, group_pad
 
 HEAD_DIMS = (64, 128, 256)
+TURN_INSTRUCTIONS = {64: 350, 128: 300, 256: 300}
+"""Of a warp, for a tile of 32 KiB. A scheduler issues one a clock, so with 300 an SM reads at most 109 bytes
+a clock; to saturate an H200, 64 SMs need 67 and 40 SMs 107."""
 ITEM_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
@@ -89,6 +92,7 @@ def _case(
         tensor_cores=dtype != "fp32",  # fp32 is for exactness: its products are plain multiply-adds
         async_copy=True,
         prefetches=dtype != "fp32",
+        max_turn_instructions=TURN_INSTRUCTIONS[head_dim] if dtype != "fp32" else 0,
         vector_bytes=16,
         # An address, saved before the loop and read after it: ptxas prefers 80 or 96 registers for sm_80.
         spills_allowed=8 if dtype == "fp32" else 0,

@@ -39,6 +39,46 @@ def share_out(kv_lens_ptr, batch, num_items, TILE: tl.constexpr, BATCH_PAD: tl.c
     return (tiles + high - 1) // high
 
 
+@triton.jit
+def table_entries(table, start, num_held, TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+    """Blocks of the tile at `start`, of which `num_held` keys count; one for all where blocks are no smaller.
+    `num_held` = TILE as a constant: all count, and nothing is compared."""
+    first = table + start // BLOCK_SIZE
+    if BLOCK_SIZE >= TILE:
+        entries = tl.load(first, mask=num_held > 0, other=0)
+    else:
+        rows = tl.arange(0, TILE)
+        entries = tl.load(first + rows // BLOCK_SIZE, mask=rows < num_held, other=0)
+    return entries
+
+
+@triton.jit
+def tile_offsets(
+    blocks, start, block_stride, TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr
+):
+    """What the tile at `start`, a multiple of TILE, adds to the addresses of its rows in block 0: int64
+    [TILE, 1], in elements, or one for all."""
+    offsets = blocks.to(tl.int64) * block_stride
+    if BLOCK_SIZE > TILE:
+        offsets += start % BLOCK_SIZE * HEAD_DIM
+    if BLOCK_SIZE < TILE:
+        offsets = offsets[:, None]
+    return offsets
+
+
+@triton.jit
+def attend(acc, mass, peak, q, keys, values, num_held, scale_log2e, TILE: tl.constexpr):
+    """One step of the online softmax, over the first `num_held` keys of the tile."""
+    scores = tl.dot(q, tl.trans(keys), input_precision="ieee")
+    scores = tl.where((tl.arange(0, TILE) < num_held)[None, :], scores, float("-inf"))
+    new_peak = tl.maximum(peak, tl.max(scores, 1) * scale_log2e)
+    weights = tl.exp2(scores * scale_log2e - new_peak[:, None])
+    shrink = tl.exp2(peak - new_peak)
+    mass = mass * shrink + tl.sum(weights, 1)
+    acc = tl.dot(weights.to(values.dtype), values, acc * shrink[:, None], input_precision="ieee")
+    return acc, mass, new_peak
+
+
 @triton.jit(
     do_not_specialize=["table_stride", "batch", "num_items", "num_blocks", "num_kv_heads"],
     do_not_specialize_on_alignment=["block_tables_ptr", "kv_lens_ptr", "spans_ptr"],
@@ -98,7 +138,11 @@ def decode_attention_kernel(
     kv_len = tl.load(kv_lens_ptr + seq)
     num_tiles = (kv_len + TILE - 1) // TILE
     start = split * num_tiles // num_splits * TILE
-    stop = (split + 1) * num_tiles // num_splits * TILE
+    stop = tl.minimum((split + 1) * num_tiles // num_splits * TILE, kv_len)
+    size = tl.maximum(stop - start, 0)
+    # Whole tiles compare no positions. In 32 bits comparisons are few beside the products: one loop does.
+    PEELED: tl.constexpr = q_ptr.dtype.element_ty.primitive_bitwidth == 16
+    size_whole = size // TILE * TILE if PEELED else 0
 
     dims = tl.arange(0, HEAD_DIM)
     rows = tl.arange(0, GROUP_PAD)
@@ -107,31 +151,34 @@ def decode_attention_kernel(
     row_offsets = heads[:, None] * HEAD_DIM + dims[None, :]
     q = tl.load(q_ptr + seq.to(tl.int64) * q_stride + row_offsets, mask=in_group, other=0.0)
 
-    table_ptr = block_tables_ptr + seq.to(tl.int64) * table_stride
-    values_offset = num_blocks.to(tl.int64) * num_kv_heads * (BLOCK_SIZE * HEAD_DIM)
-    tile_rows = tl.arange(0, TILE)
+    table = block_tables_ptr + seq.to(tl.int64) * table_stride
+    block_stride = num_kv_heads * (BLOCK_SIZE * HEAD_DIM)
+    slots = (tl.arange(0, TILE) % BLOCK_SIZE)[:, None]
+    keys_ptr = kv_ptr + kv_head.to(tl.int64) * (BLOCK_SIZE * HEAD_DIM) + slots * HEAD_DIM + dims[None, :]
+    values_ptr = keys_ptr + num_blocks.to(tl.int64) * block_stride
     peak = tl.full([GROUP_PAD], float("-inf"), tl.float32)
     mass = tl.zeros([GROUP_PAD], tl.float32)
     acc = tl.zeros([GROUP_PAD, HEAD_DIM], tl.float32)
+    # Block ids are read a tile ahead, in registers; the last turn reads its own again.
+    blocks = table_entries(table, start, size_whole, TILE, BLOCK_SIZE)
     # From 0, not from `start`: with a start known only at run time Triton 3.9 forgets that the rows of keys
-    # are aligned, and loads single elements. Block ids are loads that loads depend on: the pipeliner gives
-    # the two levels half the stages each, so these many stages keep BUFFERS tiles of keys and of values.
-    for done in tl.range(0, stop - start, TILE, num_stages=2 * BUFFERS + 2):
-        positions = start + done + tile_rows
-        held = positions < kv_len
-        blocks = tl.load(table_ptr + positions // BLOCK_SIZE, mask=held, other=0).to(tl.int64)
-        slots = (blocks * num_kv_heads + kv_head) * BLOCK_SIZE + positions % BLOCK_SIZE
-        key_ptrs = kv_ptr + slots[:, None] * HEAD_DIM + dims[None, :]
-        keys = tl.load(key_ptrs, mask=held[:, None], other=0.0)
-        values = tl.load(key_ptrs + values_offset, mask=held[:, None], other=0.0)
-        scores = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale_log2e
-        scores = tl.where(held[None, :], scores, float("-inf"))
-        new_peak = tl.maximum(peak, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_peak[:, None])
-        shrink = tl.exp2(peak - new_peak)
-        mass = mass * shrink + tl.sum(weights, 1)
-        acc = tl.dot(weights.to(values.dtype), values, acc * shrink[:, None], input_precision="ieee")
-        peak = new_peak
+    # are aligned, and loads single elements. One stage computes, so these many keep BUFFERS tiles.
+    for done in tl.range(0, size_whole, TILE, num_stages=BUFFERS + 1):
+        offsets = tile_offsets(blocks, start + done, block_stride, TILE, BLOCK_SIZE, HEAD_DIM)
+        ahead = tl.minimum(done + TILE, size_whole - TILE)
+        blocks = table_entries(table, start + ahead, TILE, TILE, BLOCK_SIZE)
+        keys, values = tl.load(keys_ptr + offsets), tl.load(values_ptr + offsets)
+        acc, mass, peak = attend(acc, mass, peak, q, keys, values, TILE, scale_log2e, TILE)
+    # One turn at most if peeled. Else block ids are loads that loads depend on: the pipeliner gives the two
+    # levels half of the stages each.
+    for done in tl.range(size_whole, size, TILE, num_stages=1 if PEELED else 2 * BUFFERS + 2):
+        num_held = size - done
+        blocks = table_entries(table, start + done, num_held, TILE, BLOCK_SIZE)
+        offsets = tile_offsets(blocks, start + done, block_stride, TILE, BLOCK_SIZE, HEAD_DIM)
+        held = (tl.arange(0, TILE) < num_held)[:, None]
+        keys = tl.load(keys_ptr + offsets, mask=held, other=0.0)
+        values = tl.load(values_ptr + offsets, mask=held, other=0.0)
+        acc, mass, peak = attend(acc, mass, peak, q, keys, values, num_held, scale_log2e, TILE)
 
     out = acc / tl.where(mass > 0, mass, 1.0)[:, None]  # without keys: zeros
     if num_splits == 1:

@@ -67,7 +67,7 @@ def _case(
         shipped=(width, dtype, head_dim, group, block_size) in SHIPPED,
         tensor_cores=dtype != "fp32",
         async_copy=True,
-        prefetches=arch >= 90 and config.num_stages > 2,
+        prefetches=arch >= 90 and dtype != "fp32",
         vector_bytes=16,
         # 128 rows of 256 fp32 sums take half of the registers; a few values spill around the loops, none in
         # them
