@@ -10,6 +10,7 @@ an end in time. Prints a table; exit code 1 when something was violated.
 
 import argparse
 import asyncio
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -23,6 +24,8 @@ from fuzzlib.command_runs import Tally, run_cases
 
 async def main() -> int:
     arguments = _arguments()
+    # A shell's background job ignores interrupts, and so would the commands that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     indices = range(arguments.cases) if arguments.case is None else range(arguments.case, arguments.case + 1)
     with tempfile.TemporaryDirectory(prefix="semipd-fuzz-") as name:
         folder = Path(name)
