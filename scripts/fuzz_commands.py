@@ -24,8 +24,6 @@ from fuzzlib.command_runs import Tally, run_cases
 
 async def main() -> int:
     arguments = _arguments()
-    # A shell's background job ignores interrupts, and so would the commands that it starts.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     indices = range(arguments.cases) if arguments.case is None else range(arguments.case, arguments.case + 1)
     with tempfile.TemporaryDirectory(prefix="semipd-fuzz-") as name:
         folder = Path(name)
@@ -71,4 +69,6 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    # A shell's background job ignores interrupts, and so would the commands that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(asyncio.run(main()))
