@@ -5,7 +5,6 @@ from collections.abc import Callable
 from torch import Tensor, cat
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 
 Run = Callable[[], tuple[Tensor, ...]]
 
@@ -15,6 +14,8 @@ def sdpa(q: Tensor, pool: Tensor, tables: Tensor, context: int) -> dict[str, Run
 
     `q`: [S, L, heads, D], the last L of `context` tokens.
     """
+    from torch.nn.attention.bias import causal_lower_right  # brings torch's compiler, a second and a half
+
     query_len = q.shape[1]
     queries = q.transpose(1, 2)
     keys, values = (

@@ -71,7 +71,12 @@ def worker_stopped(engine: int, worker: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "strike", [engine_killed, worker_stopped, pytest.param(engine_stopped, marks=pytest.mark.soak)]
+    "strike",
+    [
+        engine_killed,
+        pytest.param(worker_stopped, marks=pytest.mark.soak),
+        pytest.param(engine_stopped, marks=pytest.mark.soak),
+    ],
 )
 async def test_streams_go_on_as_the_oracle_says(
     tmp_path: Path, folder: Path, strike: Callable[[int, int], None]

@@ -152,7 +152,10 @@ def test_memory_comes_back(daemon: Daemon) -> None:
     "body",
     [
         {"prompt": [5] * 400, "max_tokens": 1, "prompt_logprobs": 20, "n": 100},
-        {"prompt": [5] * 10, "max_tokens": 400, "logprobs": 20, "n": 100, "ignore_eos": True},
+        pytest.param(
+            {"prompt": [5] * 10, "max_tokens": 400, "logprobs": 20, "n": 100, "ignore_eos": True},
+            marks=pytest.mark.soak,
+        ),
     ],
 )
 def test_memory_comes_back_after_large_answers(daemon: Daemon, body: dict[str, Any]) -> None:

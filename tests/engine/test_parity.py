@@ -22,11 +22,13 @@ CASES = [
     pytest.param(*case, marks=[] if case in QUICK else pytest.mark.soak)
     for case in itertools.product(POLICIES, (1, 7, 16, 512))
 ]
+# What families differ in is compared with transformers without a device in test_models_parity.
+FAMILIES = ("llama", "qwen3", *(pytest.param(name, marks=pytest.mark.soak) for name in ("mistral", "qwen2")))
 NUM_BLOCKS = 40
 MAX_TOKENS = 64
 
 
-@pytest.fixture(scope="module", params=("llama", "mistral", "qwen2", "qwen3"))
+@pytest.fixture(scope="module", params=FAMILIES)
 def family(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[CpuDevice, GreedyOracle]]:

@@ -102,7 +102,9 @@ def test_units_follow_a_changing_load_and_events_show_it() -> None:
 
 def test_merged_steps_replace_the_split_when_both_targets_are_easy() -> None:
     run = Run(
-        FakeDevice(latency=narrow_decode), settings(merge_tokens=256, slo_tpot_ms=40.0, slo_ttft_ms=5000.0)
+        FakeDevice(latency=narrow_decode),
+        settings(merge_tokens=256, slo_tpot_ms=40.0, slo_ttft_ms=5000.0),
+        check=False,
     )
     load = Load(run)
     load.keep(1_500 * MS, decoding=4, prompt=50)
@@ -120,7 +122,9 @@ def test_merged_steps_replace_the_split_when_both_targets_are_easy() -> None:
 
 
 def test_an_override_takes_effect_between_two_steps_and_expires() -> None:
-    run = Run(FakeDevice(latency=narrow_decode), settings(partition_mode="fixed", prefill_units=8))
+    run = Run(
+        FakeDevice(latency=narrow_decode), settings(partition_mode="fixed", prefill_units=8), check=False
+    )
     load = Load(run)
     load.keep(500 * MS, decoding=6, prompt=60)
     asked_ns = run.now_ns

@@ -268,6 +268,7 @@ def test_simulate_prints_and_saves(tmp_path: Path) -> None:
     assert "unknown_policy" in refused.stderr
 
 
+@pytest.mark.soak
 def test_compare_policies_smoke_and_resume(tmp_path: Path) -> None:
     rows = [(idx * 0.4, 3000 + idx * 31 % 2000, 50 + idx * 7 % 100) for idx in range(60)]
     azure_file(tmp_path, rows, "azure2023_conv_first5000.csv")

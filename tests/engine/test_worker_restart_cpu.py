@@ -124,7 +124,7 @@ class TestDuring16Streams:
     @pytest.mark.parametrize(
         ("lane", "fault", "how"),
         [
-            ("prefill", kill, "was ended by SIGKILL"),
+            pytest.param("prefill", kill, "was ended by SIGKILL", marks=pytest.mark.soak),
             ("decode", kill, "was ended by SIGKILL"),
             ("decode", stop, f"did not finish step .* within {STEP_LIMIT_S:g} s and was killed"),
         ],

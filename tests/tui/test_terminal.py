@@ -183,6 +183,7 @@ def test_an_engine_dies_and_requests_go_on(daemon: SimDaemon) -> None:
         assert made.failed == []
 
 
+@pytest.mark.soak  # the same on the simulated device is cheaper
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core cannot be divided")
 def test_the_cpu_device_is_watched_overridden_and_restarted(tmp_path: Path) -> None:
     daemon = SimDaemon(tmp_path, {"supervision.backoff_s": RESTART_S}, CPU)

@@ -167,6 +167,7 @@ def test_nothing_measured_is_a_failure(tmp_path: Path, monkeypatch: pytest.Monke
     assert path.read_text() == render(TABLE)
 
 
+@pytest.mark.soak
 def test_without_cuda_it_refuses(tmp_path: Path) -> None:
     path = tmp_path / "tuned.json"
     path.write_text(render(TABLE))
