@@ -11,11 +11,13 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
+from gpulib.models import LLAMA_3_8B
 from kernellib.bench_ops import Inputs, Prepared, prepare
 from kernellib.noop_triton import NoopDriver, noop_triton
 from kernellib.workloads import BLOCK_SIZE
@@ -27,7 +29,6 @@ from semipd.checkpoints.layout import plan_weights
 from semipd.checkpoints.weights import weight_views
 from semipd.devices.cuda.forward.kernel_ops import KernelOps
 from semipd.network.activations import Activations
-from semipd.network.config import ModelConfig, RopeConfig
 from semipd.network.kv_layout import KvLayout
 from semipd.network.network import Network
 from semipd.network.rows import ChunkRows, StepRows
@@ -97,8 +98,8 @@ def decode(inputs: Inputs, rows: int) -> Prepared:
     return Prepared(run)
 
 
-SMALL = ModelConfig(
-    family="llama",
+TINY = replace(
+    LLAMA_3_8B,
     vocab_size=64,
     hidden_size=64,
     num_layers=3,
@@ -106,14 +107,7 @@ SMALL = ModelConfig(
     num_kv_heads=2,
     head_dim=64,
     intermediate_size=64,
-    rms_norm_eps=1e-5,
-    rope=RopeConfig("default", 10_000.0),
     max_position_embeddings=64,
-    tie_word_embeddings=False,
-    qkv_bias=False,
-    o_bias=False,
-    mlp_bias=False,
-    qk_norm=False,
     dtype="float32",
 )
 
@@ -122,16 +116,16 @@ def prefill_layer(inputs: Inputs, rows: int) -> Prepared:
     """The network's middle layer over one chunk, its four matrix products included: on the CPU, and so tiny
     that they cost about as much as handing them to cuBLAS."""
     rows = min(rows, 8)
-    layout = plan_weights(SMALL, "float32")
+    layout = plan_weights(TINY, "float32")
     weights = weight_views(layout, torch.zeros(layout.total_bytes, dtype=torch.uint8))
-    pool = torch.zeros(KvLayout.of(SMALL, BLOCK_SIZE).pool_shape(4))
-    network = Network(SMALL, weights, pool, KernelOps(torch.float32, 90))
+    pool = torch.zeros(KvLayout.of(TINY, BLOCK_SIZE).pool_shape(4))
+    network = Network(TINY, weights, pool, KernelOps(torch.float32, 90))
     plan, ints = network.plan_chunks([rows], [rows], NUM_SMS), torch.zeros(rows, dtype=torch.int32)
     starts, lens, work = torch.tensor([0, rows]), torch.tensor([rows]), torch.from_numpy(plan.work)
     tables = torch.zeros(1, 4, dtype=torch.int32)
     chunks = ChunkRows(tables, starts.int(), lens.int(), work, plan, [rows], [rows])
     step = StepRows(ints, ints, ints.long(), None, chunks)
-    memory = Activations.reserve(SMALL, rows, torch.empty(0))
+    memory = Activations.reserve(TINY, rows, torch.empty(0))
 
     def run() -> tuple[Tensor, ...]:
         network.layers(step, memory, (1,), NUM_SMS)

@@ -310,7 +310,7 @@ def test_every_command_ends_alike(places: dict[str, str]) -> None:
         return ended(name, *LOOKS[name], "--socket", places[place])
 
     cases = [(name, place) for place in ENDS for name in LOOKS]
-    with ThreadPoolExecutor(6) as pool:
+    with ThreadPoolExecutor(16) as pool:
         ends = dict(zip(cases, pool.map(run, cases), strict=True))
     wrong = {case: done for case, done in ends.items() if done.returncode != ENDS[case[1]]}
     assert not wrong

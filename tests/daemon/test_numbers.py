@@ -312,6 +312,7 @@ async def test_a_combination_that_leaves_no_token_is_refused(tmp_path: Path, fie
         assert answer["error"]["param"] == ("min_tokens" if "min_tokens" in fields else "allowed_token_ids")
 
 
+@pytest.mark.soak  # the refusals are tested above, on a device that does not compute
 async def test_poisoned_parameters_do_not_touch_the_engine(tmp_path: Path) -> None:
     """On a device that computes: what used to make logits invalid is refused, and its neighbour answers."""
     cpu = default_engine_settings(device="cpu", model_dir=str(DEMO), max_model_len=128, kv_bytes=2**22)

@@ -32,6 +32,7 @@ async def over_socket(client: AsyncClient, prompt: list[int], **options: Any) ->
     return [token async for item in client.generate(prompt, **options) for token in item.token_ids]
 
 
+@pytest.mark.soak  # see also engine/test_worker_restart_cpu.py
 async def test_killed_workers_are_replaced_under_sixteen_streams(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

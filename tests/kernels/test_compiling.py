@@ -10,15 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gpulib.models import LLAMA_3_8B
 from kernellib.noop_triton import noop_triton
 from semipd_kernels.sampling.aot import cases as sampling_cases
 
 from semipd.devices.cuda.start import compiling
 from semipd.devices.cuda.start.compiling import Job, KernelSet, _sample, jobs, lane_sizes
-from semipd.network.config import ModelConfig, RopeConfig
 
-TINY = ModelConfig(
-    family="llama",
+TINY = replace(
+    LLAMA_3_8B,
     vocab_size=256,
     hidden_size=128,
     num_layers=4,
@@ -26,15 +26,7 @@ TINY = ModelConfig(
     num_kv_heads=2,
     head_dim=64,
     intermediate_size=256,
-    rms_norm_eps=1e-5,
-    rope=RopeConfig("default", 10_000.0),
     max_position_embeddings=128,
-    tie_word_embeddings=False,
-    qkv_bias=False,
-    o_bias=False,
-    mlp_bias=False,
-    qk_norm=False,
-    dtype="bfloat16",
 )
 KERNELS = KernelSet(TINY, "bfloat16", 90, (16,), (1, 2), 128, 16)
 CODE = """

@@ -31,7 +31,7 @@ def test_the_dashboard_ends_with_its_terminal() -> None:
     os.close(theirs)
     try:
         seen = b""
-        while b"LIVE" not in seen:
+        while b"Quit" not in seen:
             seen += os.read(ours, 65536)
         os.close(ours)
         assert process.wait(LIMIT_S) == DONE
