@@ -2,13 +2,13 @@
 # PYTHON=...        the interpreter for the virtual environment (3.11 or newer)
 # TORCH_INDEX=URL   an extra package index for torch, such as PyTorch's index of CPU builds
 # TRITON=3.6.0      the Triton that test-triton runs on; a newer one has its own environment beside it
-# WORKERS=4         processes that run the tests
+# WORKERS=3         processes that run the tests
 # ARGS="..."        more arguments for semipd-daemon start
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
-WORKERS ?= 4
+WORKERS ?= 3
 NODE_CACHE ?= $(HOME)/.cache/semipd-node
 TORCH_INDEX ?=
 TRITON ?= 3.6.0
