@@ -88,7 +88,9 @@ def cli(folder: Path, device: str) -> list[str]:
     return [*command, "--device", device, "--model", str(model_folder(folder / "model"))]
 
 
-@pytest.mark.parametrize(("device", "num_children"), [("fake", 1), ("cpu", 3)])
+@pytest.mark.parametrize(
+    ("device", "num_children"), [("fake", 1), pytest.param("cpu", 3, marks=pytest.mark.soak)]
+)
 def test_no_child_survives_a_killed_daemon(tmp_path: Path, device: str, num_children: int) -> None:
     with started(tmp_path, *cli(tmp_path, device)) as process:
         announced(process, tmp_path)

@@ -103,6 +103,7 @@ async def test_a_start_on_a_crowded_machine() -> None:
     await supervisor.stop()
 
 
+@pytest.mark.soak
 async def test_a_real_engine_may_take_longer_than_its_limits() -> None:
     """A fiftieth of them: importing torch takes longer anywhere."""
     settings = default_engine_settings(

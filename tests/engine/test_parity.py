@@ -23,7 +23,10 @@ CASES = [
     for case in itertools.product(POLICIES, (1, 7, 16, 512))
 ]
 # What families differ in is compared with transformers without a device in test_models_parity.
-FAMILIES = ("llama", "qwen3", *(pytest.param(name, marks=pytest.mark.soak) for name in ("mistral", "qwen2")))
+FAMILIES = (
+    "qwen3",
+    *(pytest.param(name, marks=pytest.mark.soak) for name in ("llama", "mistral", "qwen2")),
+)
 NUM_BLOCKS = 40
 MAX_TOKENS = 64
 

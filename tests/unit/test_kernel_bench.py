@@ -180,6 +180,7 @@ def test_files_are_written_after_each_record_and_once_per_fact(tmp_path: Path) -
     assert sorted(path.suffix for path in page.path.parent.iterdir()) == [".json", ".md"]
 
 
+@pytest.mark.soak
 def test_without_cuda_it_refuses_and_writes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
     environment = {"PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""}

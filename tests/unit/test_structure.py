@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PRODUCT = ("semipd", "tui", "kernels", "scripts")
-MAX_FILES = {"scripts": 26}
+MAX_FILES = {"scripts": 25}
 MOST_FILES, MOST_LINES, LONGEST_FUNCTION, MEDIAN_FUNCTION = 15, 350, 60, 6
 KERNELS = "kernels"  # their functions are as long as their algorithm
 
