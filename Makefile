@@ -65,7 +65,7 @@ $(TRITON_VENV)/.installed: | $(BIN)/python
 	$(BIN)/python -m venv $(TRITON_VENV)
 	$(TRITON_VENV)/bin/python -m pip install --disable-pip-version-check \
 		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) 'triton==$(TRITON)' 'numpy<2.4' \
-		'torch>=2.11,<2.14' pytest pytest-asyncio pytest-timeout
+		'torch>=2.11,<2.14' safetensors pytest pytest-asyncio pytest-timeout
 	@touch $@
 
 clean:
