@@ -4,7 +4,7 @@ import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from kernellib.report.loops import UnclearFlowError, innermost_loops
@@ -88,8 +88,9 @@ def turn_instructions(sass: str) -> int:
     return min(streaming, default=0)
 
 
+@lru_cache(maxsize=1)
 def _loops(sass: str) -> list[list[str]] | None:
-    """None where the machine code does not tell its loops."""
+    """None where the machine code does not tell its loops. Asked three times of each kernel."""
     try:
         return innermost_loops(sass)
     except UnclearFlowError:

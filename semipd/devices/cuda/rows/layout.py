@@ -59,7 +59,7 @@ class StepLayout:
         elif chunks:
             self._pack_chunks(packer, chunks)
             self._plan = plan_chunks([c.segment.length for c in chunks], [c.end for c in chunks])
-            self._work = packer.add(self._plan.work.astype(np.int64))
+            self._work = packer.add(self._plan.work)
 
     @property
     def is_unfiltered(self) -> bool:

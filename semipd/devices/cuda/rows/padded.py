@@ -24,6 +24,7 @@ NO_KV_SLOT = -1
 PlanPadded = Callable[[list[int], list[int], PassSize], ChunkPlan]
 """(lengths, context lengths) of the chunks, and the pass: see Ops.plan_chunks."""
 
+Packed = np.ndarray[tuple[int], np.dtype[np.int32]]
 Vector = np.ndarray[tuple[int], np.dtype[np.int64]]
 _NOTHING: Vector = np.zeros(0, dtype=np.int64)
 _NO_ROWS = ChunkVectors(_NOTHING, _NOTHING, _NOTHING)
@@ -37,11 +38,7 @@ class PaddedRows:
     ) -> None:
         self._sizes = sizes
         self._plan = plan
-
-        def on_device(values: Vector) -> Tensor:
-            return torch.from_numpy(values.astype(np.int32)).to(device)
-
-        self._empty = {size: on_device(self.packed(size, [])[0]) for size in sizes}
+        self._empty = {size: torch.from_numpy(self.packed(size, [])[0]).to(device) for size in sizes}
         self._memory = torch.zeros_like(max(self._empty.values(), key=len))
         most_chunks = max(size.num_chunks for size in sizes)
         self._tables = torch.zeros(most_chunks, table_width, dtype=torch.int32, device=device)
@@ -63,7 +60,7 @@ class PaddedRows:
                 return size if fits else None
         return None
 
-    def packed(self, size: PassSize, chunks: Sequence[Chunk]) -> tuple[Vector, ChunkPlan]:
+    def packed(self, size: PassSize, chunks: Sequence[Chunk]) -> tuple[Packed, ChunkPlan]:
         """All that a pass of `size` has to know about the chunks, for `load`: of one length for any; and how
         attention cuts them."""
         lengths, contexts = [c.segment.length for c in chunks], [c.end for c in chunks]
@@ -71,10 +68,10 @@ class PaddedRows:
         packer = Packer()
         for vector in _vectors(size, chunks, lengths, contexts):
             packer.add(vector)
-        packer.add(plan.work.astype(np.int64))
-        flat = torch.zeros(packer.size, dtype=torch.int32)
-        packer.write(flat)
-        return flat.numpy().astype(np.int64), plan
+        packer.add(plan.work)
+        flat = np.zeros(packer.size, dtype=np.int32)
+        packer.write(torch.from_numpy(flat))
+        return flat, plan
 
     def load(self, packed: Tensor, size: PassSize, state: SlotState) -> None:
         """`packed`, int32 on the device, becomes what `rows` of this size hold. Launches on the current

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ class Packer:
         self._places: list[tuple[int, int]] = []
         self.size = 0
 
-    def add(self, values: Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int64]]) -> int:
+    def add(self, values: Sequence[int] | np.ndarray[Any, np.dtype[np.integer[Any]]]) -> int:
         """The vector's number, for `views`."""
         part = np.asarray(values, dtype=np.int32)
         self._parts.append(part)

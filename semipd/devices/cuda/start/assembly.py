@@ -109,12 +109,9 @@ def graph_tables(
     prefill, splits = sizes["prefill"], graph_splits(lanes, None)
     # A device that is not divided computes prompts in merged steps, in the other lane.
     solo_first = [lanes.solo_prefill, *splits[1:]] if lanes.splits else []
-    rows, first_layers = (
-        [p.num_rows for p in prefill.chunk_passes],
-        range(0, num_layers, prefill.group_layers),
-    )
+    rows = [size.num_rows for size in prefill.chunk_passes]
     return {
-        "prefill": GraphTable(solo_first, rows, list(first_layers)),
+        "prefill": GraphTable(solo_first, rows, range(0, num_layers, prefill.group_layers)),
         "decode": GraphTable(splits, sizes["decode"].buckets),
     }
 

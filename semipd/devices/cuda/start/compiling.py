@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import cache
 from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
@@ -135,15 +136,23 @@ def compile_beforehand(kernels: KernelSet, report: Report, limit_s: float) -> No
 
 def _stamp(kernels: KernelSet, job: Job) -> Path:
     """A file in the cache that says: done. With a kernel's source it changes its name."""
-    import semipd_kernels
     import triton
 
-    digest = sha256(repr((triton.__version__, job, replace(kernels, lane_sms=()))).encode())
-    for source in sorted(Path(str(semipd_kernels.__file__)).parent.rglob("*.py")):
-        digest.update(source.read_bytes())
+    told = (triton.__version__, job, replace(kernels, lane_sms=()), _sources())
     folder = Path(triton.knobs.cache.dir)
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"semipd-{digest.hexdigest()[:32]}"
+    return folder / f"semipd-{sha256(repr(told).encode()).hexdigest()[:32]}"
+
+
+@cache
+def _sources() -> str:
+    """A digest of the kernels' sources."""
+    import semipd_kernels
+
+    digest = sha256()
+    for source in sorted(Path(str(semipd_kernels.__file__)).parent.rglob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
 
 
 def compile_job(kernels: KernelSet, job: Job) -> list[str]:

@@ -1,6 +1,7 @@
 """Start-up of the CUDA device, in the order that its parts need each other:
 
-CUDA ─▶ libraries ─▶ weights ─▶ lanes ─▶ working memory ─▶ a trial graph ─▶ KV pool ─▶ graphs ─▶ launch thread
+CUDA ─▶ libraries ─▶ weights ─▶ lanes ─▶ working memory ─▶ kernels ─▶ a trial graph ─▶ KV pool
+     ─▶ launch thread ─▶ graphs
 """
 
 import logging
