@@ -5,7 +5,6 @@ On a GPU they work but read every context at full width; the kernels' operations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -14,7 +13,7 @@ from semipd.core.plan import blocks_for
 from semipd.network.chunk_attention import attend_chunk
 from semipd.network.ops import Heads
 from semipd.network.rope import normed_and_rotated, rotation
-from semipd.network.rows import ChunkPlan, ChunkRows, DecodeRows, PassSize, StepRows
+from semipd.network.rows import NO_PLAN, ChunkPlan, ChunkRows, DecodeRows, PassSize, StepRows
 
 _HAS_OUT_DTYPE = "dtype_out" in torch.ops.aten.mm.overloads()
 
@@ -85,7 +84,7 @@ class TorchOps:
         padded: PassSize | None = None,
     ) -> ChunkPlan:
         assert padded is None, "attention here reads lengths on the host"
-        return ChunkPlan(np.empty(0, dtype=np.int32), None)
+        return NO_PLAN
 
     def prefill_attention(
         self, qkv: Tensor, heads: Heads, layer_kv: Tensor, chunks: ChunkRows, num_units: int, out: Tensor

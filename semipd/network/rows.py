@@ -35,6 +35,10 @@ class ChunkPlan:
     details: object
 
 
+NO_PLAN = ChunkPlan(np.empty(0, dtype=np.int32), None)
+"""Of operations that read lengths on the host."""
+
+
 class PassSize(NamedTuple):
     """What a captured pass over chunks is made for; a step that is replayed in it may have less."""
 
@@ -69,10 +73,9 @@ class ChunkRows:
     @classmethod
     def unplanned(cls, tables: Tensor, query_lens: list[int], kv_lens: list[int]) -> "ChunkRows":
         """For operations that need no plan."""
-        plan = ChunkPlan(np.empty(0, dtype=np.int32), None)
         starts = tables.new_tensor([*accumulate(query_lens, initial=0)])
         work = tables.new_empty(0)
-        return cls(tables, starts, tables.new_tensor(kv_lens), work, plan, query_lens, kv_lens)
+        return cls(tables, starts, tables.new_tensor(kv_lens), work, NO_PLAN, query_lens, kv_lens)
 
 
 @dataclass(frozen=True, slots=True)

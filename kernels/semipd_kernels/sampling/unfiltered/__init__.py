@@ -43,7 +43,7 @@ def sample_unfiltered(
         advance_columns(columns, slots.long(), tokens.clamp_min(0))
     elif len(logits):
         sums = (workspace.tile_best, workspace.tile_token, workspace.tile_mass)
-        _launches.run((logits, slots, columns, tokens, *sums))
+        _LAUNCHES.run((logits, slots, columns, tokens, *sums))
 
 
 def check_rows(
@@ -74,4 +74,4 @@ def _plan(*tensors: Tensor) -> Sequence[Launch]:
     return launches(*tensors)
 
 
-_launches = LaunchCache(_plan)
+_LAUNCHES = LaunchCache(_plan)

@@ -7,7 +7,6 @@ them run together in pool order. paged_decode.py has the measurements behind the
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 from torch import Tensor
 from torch.nn import functional
 
@@ -17,7 +16,7 @@ from semipd.devices.cpu.math.paged_decode import PagedDecode
 from semipd.network.chunk_attention import attend_chunk
 from semipd.network.ops import Heads
 from semipd.network.rope import normed_and_rotated, rotation
-from semipd.network.rows import ChunkPlan, ChunkRows, DecodeRows, PassSize, StepRows
+from semipd.network.rows import NO_PLAN, ChunkPlan, ChunkRows, DecodeRows, PassSize, StepRows
 
 MAX_COPIED_SEQS = 4
 MAX_COPIED_BYTES = 2**20
@@ -120,7 +119,7 @@ class CpuOps:
         padded: PassSize | None = None,
     ) -> ChunkPlan:
         assert padded is None, "attention here reads lengths on the host"
-        return ChunkPlan(np.empty(0, dtype=np.int32), None)
+        return NO_PLAN
 
     def prefill_attention(
         self, qkv: Tensor, heads: Heads, layer_kv: Tensor, chunks: ChunkRows, num_units: int, out: Tensor

@@ -5,7 +5,6 @@ then cuDNN or FlashAttention compute. A switch, and what the kernels of semipd_k
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-import numpy as np
 import torch
 from semipd_kernels.gather_kv import gather_kv
 from torch import Tensor
@@ -17,7 +16,7 @@ from semipd.core.errors import SemipdError
 from semipd.devices.cuda.forward.kernel_ops import KernelOps
 from semipd.network.config import ModelConfig
 from semipd.network.ops import Heads
-from semipd.network.rows import ChunkPlan, ChunkRows, PassSize
+from semipd.network.rows import NO_PLAN, ChunkPlan, ChunkRows, PassSize
 
 CUDNN_ROWS = 256
 """cuDNN plans anew for every shape, in milliseconds. It gets the beginnings of prompts whose length is a
@@ -36,7 +35,7 @@ class SdpaOps(KernelOps):
         padded: PassSize | None = None,
     ) -> ChunkPlan:
         assert padded is None, "torch's attention reads lengths on the host"
-        return ChunkPlan(np.empty(0, dtype=np.int32), None)
+        return NO_PLAN
 
     def prefill_attention(
         self, qkv: Tensor, heads: Heads, layer_kv: Tensor, chunks: ChunkRows, num_units: int, out: Tensor
