@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, NewType
 
 from semipd.core.sampling import SamplingParams
+from semipd.core.slo import DEFAULT_CLASS, NO_TARGETS, Targets
 
 SeqId = NewType("SeqId", int)
 """Number of a request, unique in a daemon's life: small enough to travel in every step."""
@@ -24,6 +25,9 @@ class Request:
         namespace: root of the prefix index: requests in different namespaces never share blocks.
         delay_ns: in queues and under memory pressure the request stands as if it had arrived so much later.
         arrival_ns: CLOCK_MONOTONIC at the daemon; kept over preemption and resume.
+        service_class: name for reports; what holds is in `targets`.
+        targets: what it is measured by, resolved by the daemon.
+        accept_late: it waits in the background where another would be refused for being late.
     """
 
     seq: SeqId
@@ -34,3 +38,6 @@ class Request:
     namespace: str = ""
     emitted: tuple[int, ...] = ()
     delay_ns: int = 0
+    service_class: str = DEFAULT_CLASS
+    targets: Targets = NO_TARGETS
+    accept_late: bool = False

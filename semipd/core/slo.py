@@ -1,5 +1,6 @@
-"""Service-level objective: what a request's latencies are measured against."""
+"""Service-level objectives: what requests' latencies are measured against."""
 
+import math
 from dataclasses import dataclass
 
 from semipd.core.ranges import Range
@@ -12,6 +13,45 @@ SLO_BOUNDS = {
     "window_s": Range(1.0, 86400.0),
 }
 """On every way to set a target."""
+
+
+DEFAULT_CLASS = "default"
+"""Class of requests that ask for none; its targets are those of the section [slo]."""
+
+BATCH_CLASS = "batch"
+"""Class of requests that may wait. It exists always, and has no targets unless it is configured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What one request is measured by, in milliseconds. None: no target, every value meets it.
+
+    Attributes:
+        ttft_ms: from arrival at the daemon to the first token.
+        ttft_ms_per_1k_tokens: what is added to it for each 1,000 prompt tokens that are not cached.
+        tpot_ms: mean time per further token, (last - first) / (tokens - 1).
+        itl_ms: percentile (`slo.itl_percentile`) of the times between two tokens of the request.
+    """
+
+    ttft_ms: float | None = None
+    ttft_ms_per_1k_tokens: float = 0.0
+    tpot_ms: float | None = None
+    itl_ms: float | None = None
+
+    def ttft_limit_ms(self, uncached_tokens: int) -> float:
+        """Most time to the first token; infinite without a target."""
+        if self.ttft_ms is None:
+            return math.inf
+        return self.ttft_ms + self.ttft_ms_per_1k_tokens * uncached_tokens / 1000
+
+    def due_ns(self, arrival_ns: int, uncached_tokens: int) -> int | None:
+        """When the first token must be there, on the clock of `arrival_ns`; None: whenever."""
+        if self.ttft_ms is None:
+            return None
+        return arrival_ns + int(self.ttft_limit_ms(uncached_tokens) * 1e6)
+
+
+NO_TARGETS = Targets()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ Both ends are always the same release (the daemon starts the engine), so positio
 """
 
 from collections.abc import Callable
+from dataclasses import astuple
 from typing import Any
 
 from semipd.core.errors import ProtocolError
@@ -24,6 +25,7 @@ from semipd.core.messages import (
 )
 from semipd.core.plan import TokenLogprobs
 from semipd.core.request import Request, SeqId
+from semipd.core.slo import Targets
 from semipd.wire.packed_top import PackedTop
 from semipd.wire.sampling import sampling_from_wire, sampling_to_wire
 
@@ -41,6 +43,9 @@ def request_to_wire(request: Request) -> dict[str, Any]:
         "namespace": request.namespace,
         "emitted": list(request.emitted),
         "delay_ns": request.delay_ns,
+        "service_class": request.service_class,
+        "targets": astuple(request.targets),
+        "accept_late": request.accept_late,
     }
 
 
@@ -54,6 +59,9 @@ def request_from_wire(data: dict[str, Any]) -> Request:
         namespace=data["namespace"],
         emitted=tuple(data["emitted"]),
         delay_ns=data["delay_ns"],
+        service_class=data["service_class"],
+        targets=Targets(*data["targets"]),
+        accept_late=data["accept_late"],
     )
 
 

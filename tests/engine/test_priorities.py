@@ -1,12 +1,16 @@
 """Requests with a delay: behind the others in the queue, first to give up blocks, never starved."""
 
 import dataclasses
+import math
 
+import msgpack
+import pytest
 from support.fake_engine import Run, request
 
 from semipd.config.config import default_engine_settings
 from semipd.core.messages import Submit
 from semipd.core.request import Request
+from semipd.core.slo import NO_TARGETS, Targets
 from semipd.devices.fake import FakeDevice
 from semipd.wire.engine_link import request_from_wire, request_to_wire
 
@@ -69,6 +73,18 @@ def test_the_oldest_wait_is_of_the_oldest_not_of_the_head() -> None:
     assert run.coordinator.scheduler.waiting.oldest_arrival_ns() == 2
 
 
-def test_the_delay_survives_the_link() -> None:
-    sent = batch(1, [1], arrival_ns=1)
-    assert request_from_wire(request_to_wire(sent)) == sent
+@pytest.mark.parametrize("targets", [NO_TARGETS, Targets(300, 120.5, None, 40)])
+def test_the_terms_survive_the_link(targets: Targets) -> None:
+    sent = dataclasses.replace(
+        batch(1, [1], arrival_ns=1), service_class="reports", targets=targets, accept_late=True
+    )
+    wire = msgpack.unpackb(msgpack.packb(request_to_wire(sent)))
+    assert request_from_wire(wire) == sent
+
+
+def test_a_target_for_the_first_token_grows_with_what_is_not_cached() -> None:
+    growing = Targets(ttft_ms=300, ttft_ms_per_1k_tokens=200)
+    assert [growing.ttft_limit_ms(uncached) for uncached in (0, 500, 16000)] == [300, 400, 3500]
+    assert growing.due_ns(7_000_000, 500) == 407_000_000
+    assert NO_TARGETS.ttft_limit_ms(16000) == math.inf
+    assert NO_TARGETS.due_ns(7, 16000) is None
