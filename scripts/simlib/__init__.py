@@ -1,1 +1,1 @@
-"""Shared parts of the scripts that compare policies in simulation: grid of rates, figures, plots."""
+"""Shared parts of the scripts that compare policies in simulation: figures, plots."""

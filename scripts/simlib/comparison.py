@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from semipd.sim.cases import Cache, Case
 from semipd.sim.outcomes import Targets
-from simlib.search import LOWEST_RATE, RateGrid, best_of
+from semipd.sim.search import LOWEST_RATE, RateGrid, best_of
 
 WANTED = 0.9
 """Attainment that a rate must keep."""

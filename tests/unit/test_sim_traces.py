@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simlib.search import Bracket, RateGrid, best_of, bracket
 
 from semipd.core.errors import SemipdError
 from semipd.sim.outcomes import Outcome, Targets, figures, percentiles
 from semipd.sim.prompts import prompt_of, request_of
+from semipd.sim.search import Bracket, RateGrid, best_of, bracket
 from semipd.sim.traces import Arrival, Row, Trace, read_trace, replay
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
