@@ -236,7 +236,7 @@ class _Run:
             self._result.changed.append(f"{job.request_id} over {job.transport}, {outcome.fate}: {why}")
 
     async def end(self) -> Result:
-        """Leaks, the goodbye, and what is left."""
+        """Leaks, the drain, and what is left."""
         result, target = self._result, self._target
         result.num_tokens = self._meter.num_tokens
         result.leaked_blocks = abs(await target.settled())

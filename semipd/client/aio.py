@@ -15,8 +15,8 @@ from semipd.client.opening import (
     MAX_ATTEMPTS,
     READ_BYTES,
     RETRY_S,
+    connect_now,
     is_late,
-    knock,
     no_hello,
     too_busy,
     unanswered,
@@ -156,7 +156,7 @@ class AsyncClient:
 
     @classmethod
     async def _connect(cls, path: Path | str) -> "AsyncClient":
-        sock = await _knock(path)
+        sock = await _connected_socket(path)
         client = cls(*await asyncio.open_unix_connection(sock=sock))
         try:
             await client._greet(path)
@@ -264,10 +264,10 @@ class AsyncClient:
             self._writer.transport.abort()
 
 
-async def _knock(path: Path | str) -> socket.socket:
+async def _connected_socket(path: Path | str) -> socket.socket:
     num_tries = round(CONNECT_LIMIT_S / RETRY_S)
     for _ in range(num_tries):
-        if (sock := knock(path)) is not None:
+        if (sock := connect_now(path)) is not None:
             return sock
         await asyncio.sleep(RETRY_S)
     raise too_busy(path)

@@ -19,8 +19,8 @@ from semipd.client.opening import (
     MAX_ATTEMPTS,
     READ_BYTES,
     RETRY_S,
+    connect_now,
     is_late,
-    knock,
     no_hello,
     too_busy,
     unanswered,
@@ -161,7 +161,7 @@ class Client:
 
     @classmethod
     def _connect(cls, path: Path | str) -> "Client":
-        client = cls(_knock(path))
+        client = cls(_connected_socket(path))
         try:
             client._greet(path)
         except BaseException:
@@ -281,10 +281,10 @@ class Client:
         self._core.feed(data)
 
 
-def _knock(path: Path | str) -> socket.socket:
+def _connected_socket(path: Path | str) -> socket.socket:
     num_tries = round(CONNECT_LIMIT_S / RETRY_S)
     for _ in range(num_tries):
-        if (sock := knock(path)) is not None:
+        if (sock := connect_now(path)) is not None:
             return sock
         time.sleep(RETRY_S)
     raise too_busy(path)

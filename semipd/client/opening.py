@@ -20,7 +20,7 @@ MAX_ATTEMPTS = 3
 READ_BYTES = 2**16
 
 
-def knock(path: Path | str) -> socket.socket | None:
+def connect_now(path: Path | str) -> socket.socket | None:
     """A connected socket that has said hello, in one go: nothing can come between. None: the daemon's queue
     of connections is full. Raises SemipdError: as `connect_error` says."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -1,8 +1,10 @@
 """Standard input and output as they may be: closed, full, in another encoding, and left by their reader."""
 
+import errno
 import io
 import os
 import re
+import stat
 import sys
 from contextlib import suppress
 from typing import IO, Any, TextIO
@@ -38,8 +40,14 @@ class _Output(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            self.failure = error
-            raise
+            self.failure = self._left(error) or error
+            raise self.failure from error
+
+    def _left(self, error: OSError) -> BrokenPipeError | None:
+        """A terminal that has vanished is a pipe without a reader. EIO of a file is a broken disk."""
+        if error.errno == errno.EIO and stat.S_ISCHR(os.fstat(self.fileno()).st_mode):
+            return BrokenPipeError(errno.EPIPE, "the terminal has gone")
+        return None
 
     def reported(self) -> OSError | None:
         """The last failure, once."""

@@ -32,7 +32,7 @@ from semipd.wire.address import connect_error
 log = logging.getLogger(__name__)
 
 STOP_LIMIT_S = 60.0
-"""For a daemon to say goodbye to its clients and to end its engine, when it has drained."""
+"""For a daemon to tell its clients and to end its engine, when it has drained."""
 
 REFUSED_LIMIT_S = 5.0
 CONNECT_LIMIT_S = 5.0

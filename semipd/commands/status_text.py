@@ -46,7 +46,7 @@ def _daemon_rows(status: Status) -> Rows:
         ("engine", engine_text(status["engine"])),
         ("model", f"{model['name']}, context {model['max_model_len'] or 'unknown'} tokens"),
         ("device", device["name"] if device else "not known yet"),
-        ("goodbye", drain_text(status["drain"])),
+        ("drain", drain_text(status["drain"])),
         ("served", ", ".join(counts) or "nothing yet"),
     ]
 

@@ -259,6 +259,14 @@ def test_ctrl_c_at_every_moment(daemon: DaemonProcess) -> None:
     assert exit_codes.INTERRUPTED in {code for code, _ in ends}
 
 
+def test_a_vanished_terminal_is_a_reader_that_has_left() -> None:
+    ours, theirs = pty.openpty()
+    os.close(ours)
+    done = ended("client", "completion", "bash", stdout=theirs)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (exit_codes.DONE, "")
+
+
 def test_sigterm_puts_the_terminal_back() -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The goodbye: new work is refused, what runs finishes or is handed back, and it can be taken back."""
+"""Draining: new work is refused, what runs finishes or is handed back, and it can be taken back."""
 
 import asyncio
 import json

@@ -23,7 +23,7 @@ from semipd.wire.own_time import OwnTime
 FRAME_LIMIT_S = 60.0
 """For the rest of a frame that has begun."""
 
-LAST_WORDS_LIMIT_S = 3.0
+CLOSE_LIMIT_S = 3.0
 POLL_S = 0.02
 """How often to look whether a peer has read what it was sent."""
 
@@ -125,7 +125,7 @@ class FrameStream:
                 await asyncio.sleep(POLL_S)
                 left_bytes = self.writer.transport.get_write_buffer_size()
 
-    async def close(self, why: SemipdError | None = None, limit_s: float = LAST_WORDS_LIMIT_S) -> None:
+    async def close(self, why: SemipdError | None = None, limit_s: float = CLOSE_LIMIT_S) -> None:
         """Nobody may be receiving. With a reason to give, wait for the peer to end its half: one that still
         writes to a closed connection would find an error, and might never look for our words."""
         try:

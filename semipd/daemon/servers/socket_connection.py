@@ -16,8 +16,8 @@ from semipd.daemon.host.process_limits import exhausted
 from semipd.daemon.openai.models import model_card
 from semipd.daemon.requests.schema import SocketId, SocketRequest, check_names, refusal
 from semipd.daemon.servers.frame_stream import (
+    CLOSE_LIMIT_S,
     FRAME_LIMIT_S,
-    LAST_WORDS_LIMIT_S,
 )
 from semipd.daemon.servers.socket_operations import TABLE, Operation, allowed
 from semipd.daemon.servers.socket_session import Session
@@ -49,7 +49,7 @@ class SocketConnection:
         self._stream = session.stream
         self._operations: dict[RequestId, asyncio.Task[None]] = {}
         self._ending: asyncio.Future[SemipdError] = asyncio.get_running_loop().create_future()
-        self.close_limit_s = LAST_WORDS_LIMIT_S
+        self.close_limit_s = CLOSE_LIMIT_S
 
     async def run(self) -> SemipdError | None:
         """Serves until it ends. Returns what its client is owed as a last word."""
@@ -66,7 +66,7 @@ class SocketConnection:
         for subscription in self._session.subscriptions.values():
             subscription.end("shutting_down")
         if self._operations:
-            await asyncio.wait(self._operations.values(), timeout=LAST_WORDS_LIMIT_S)
+            await asyncio.wait(self._operations.values(), timeout=CLOSE_LIMIT_S)
         self.close_limit_s = LAST_READ_LIMIT_S
         self._end(SemipdError("shutting_down", "The daemon is shutting down."))
 

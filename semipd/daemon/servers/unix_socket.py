@@ -11,7 +11,7 @@ from semipd.core.errors import SemipdError
 from semipd.daemon.access import peers
 from semipd.daemon.access.addresses import DEFAULT_BACKLOG
 from semipd.daemon.servers.frame_stream import (
-    LAST_WORDS_LIMIT_S,
+    CLOSE_LIMIT_S,
     Arriving,
     FrameStream,
 )
@@ -22,8 +22,8 @@ from semipd.daemon.state.services import Services
 RESERVED_CONNECTIONS = 16
 """Of limits.max_connections, and at most an eighth of them: not for guests."""
 
-MAX_TURNED_AWAY = 256
-"""So many may read at once why they are turned away; others find it where they are closed."""
+MAX_PATIENT_REFUSALS = 256
+"""So many may read at once why they are refused; others find it where they are closed."""
 
 HASTY_LIMIT_S = 0.1
 
@@ -50,7 +50,7 @@ class _Connections:
         self._services = services
         self._arriving = Arriving()
         self._open: set[SocketConnection] = set()
-        self._turned_away: set[FrameStream] = set()
+        self._being_refused: set[FrameStream] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -62,14 +62,14 @@ class _Connections:
         stream = FrameStream(reader, writer, self._arriving, max_values)
         room = self._room_for(writer)
         if len(self._open) >= room:
-            await self._turn_away(stream, room)
+            await self._refuse(stream, room)
         else:
             await self._serve(stream)
 
     async def shut_down(self) -> None:
         await asyncio.gather(*(connection.shut_down() for connection in self._open))
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=LAST_WORDS_LIMIT_S)
+            await asyncio.wait(self._tasks, timeout=CLOSE_LIMIT_S)
 
     async def _serve(self, stream: FrameStream) -> None:
         connection = SocketConnection(Session(self._services, stream))
@@ -90,7 +90,7 @@ class _Connections:
             is_ours = True
         return limit if is_ours else limit - min(RESERVED_CONNECTIONS, limit // 8)
 
-    async def _turn_away(self, stream: FrameStream, room: int) -> None:
+    async def _refuse(self, stream: FrameStream, room: int) -> None:
         whole = self._services.connection_room
         error = SemipdError(
             "too_many_connections",
@@ -102,13 +102,13 @@ class _Connections:
             retry_after_s=1,
         )
         # half of those passing: connections that were served are being closed too
-        num_patient = min(MAX_TURNED_AWAY, whole.num_passing // 2)
-        is_patient = len(self._turned_away) < num_patient
-        limit_s = LAST_WORDS_LIMIT_S if is_patient else HASTY_LIMIT_S
+        num_patient = min(MAX_PATIENT_REFUSALS, whole.num_passing // 2)
+        is_patient = len(self._being_refused) < num_patient
+        limit_s = CLOSE_LIMIT_S if is_patient else HASTY_LIMIT_S
         if len(self._tasks) > whole.max_connections + whole.num_passing:
             limit_s = 0.0
-        self._turned_away.add(stream)
+        self._being_refused.add(stream)
         try:
             await stream.close(error, limit_s)
         finally:
-            self._turned_away.remove(stream)
+            self._being_refused.remove(stream)

@@ -82,7 +82,7 @@ class CpuLane:
     def poll(self, now_ns: int) -> list[StepResult]:
         match self.state:
             case "ending":
-                self._bury(now_ns)
+                self._note_death(now_ns)
                 return []
             case "starting":
                 self._check_replacement(now_ns)
@@ -132,7 +132,7 @@ class CpuLane:
         self.state = "ending"
         self._lost_at_ns = self._due_ns = now_ns
 
-    def _bury(self, now_ns: int) -> None:
+    def _note_death(self, now_ns: int) -> None:
         death = self.worker.reap()
         if death is None:
             if now_ns > self._lost_at_ns + _REAP_LIMIT_NS:
@@ -144,9 +144,9 @@ class CpuLane:
         log.warning("%s worker (pid %d) %s; starting another", self.name, self.worker.pid, death.how)
         step_id = None if step is None else step.step_id
         self._news.append(WorkerDeath(self.worker.pid, death.how, death.signal, step_id))
-        self._succeed(now_ns)
+        self._start_replacement(now_ns)
 
-    def _succeed(self, now_ns: int) -> None:
+    def _start_replacement(self, now_ns: int) -> None:
         try:
             self.worker = self._start()
         except OSError as error:
