@@ -24,7 +24,8 @@ from gpulib import opening  # noqa: E402
 from gpulib.parts import Part, Results, run_parts, save  # noqa: E402
 from gpulib.policies import best_of_families, climb, policies  # noqa: E402
 
-from semipd.sim.outcomes import Figures, Targets, figures  # noqa: E402
+from semipd.core.slo import Targets  # noqa: E402
+from semipd.sim.outcomes import Figures, figures  # noqa: E402
 from semipd.sim.traces import READERS, read_trace, replay  # noqa: E402
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def family(results: Results, name: str, args: argparse.Namespace) -> None:
     """Every member of a family at rising rates, on one device."""
     device = opening.open_random(args.model, BASE)
     try:
-        slo = Targets(args.ttft_ms, args.tpot_ms)
+        slo = Targets(args.ttft_ms, tpot_ms=args.tpot_ms)
         splits = device.info.splits
         for policy in policies([name], BUDGETS, splits, WHOLE_PROMPTS):
             found = climb(args.rates, runner(device, policy.settings(BASE, slo), args, slo))
@@ -75,15 +76,15 @@ def runner(
 
     def run(rate: float) -> Figures:
         arrivals = replay(trace, rate, args.window_s, args.seed)
-        requests = [request_of(trace, arrival, device.info.vocab_size) for arrival in arrivals]
+        requests = [request_of(trace, arrival, device.info.vocab_size, slo) for arrival in arrivals]
         fitting = [r for r in requests if len(r.prompt) + r.params.max_tokens <= longest]
         host = Host(device, settings)
         served = host.run(fitting, args.window_s * SETTLE_FACTOR)
         host.drain(DRAIN_S)
         outcomes = list(served.outcomes.values())
         for outcome in outcomes:
-            outcome.missed = not outcome.meets(slo)
-        return figures(outcomes, slo, args.window_s, complete=True)
+            outcome.missed = not outcome.met
+        return figures(outcomes, args.window_s, complete=True)
 
     return run
 

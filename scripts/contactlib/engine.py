@@ -12,15 +12,16 @@ from gpulib.policies import flat
 
 from contactlib.small import LARGE
 from semipd.core.settings import EngineSettings
+from semipd.core.slo import Targets
 from semipd.core.split import Split
-from semipd.sim.outcomes import Targets, figures
+from semipd.sim.outcomes import figures
 
 if TYPE_CHECKING:
     from gpulib.steps import StepTimer
 
     from semipd.devices.contract import Device
 
-SLO = Targets(500.0, 25.0)
+SLO = Targets(500.0, tpot_ms=25.0)
 RATES = (4.0, 8.0, 12.0)
 WINDOW_S = 6.0
 SETTLE_FACTOR = 1.25
@@ -121,12 +122,12 @@ def serve(device: "Device", settings: EngineSettings, rate: float) -> dict[str, 
 
     slo = {"slo_ttft_ms": SLO.ttft_ms, "slo_tpot_ms": SLO.tpot_ms}
     host = Host(device, opening.changed(settings, slo))
-    run = host.run(poisson(rate, WINDOW_S, device.info.vocab_size), WINDOW_S * SETTLE_FACTOR)
+    run = host.run(poisson(rate, WINDOW_S, device.info.vocab_size, targets=SLO), WINDOW_S * SETTLE_FACTOR)
     host.drain(10.0)
     outcomes = list(run.outcomes.values())
     for outcome in outcomes:
-        outcome.missed = not outcome.meets(SLO)
-    return flat(figures(outcomes, SLO, WINDOW_S, complete=True))
+        outcome.missed = not outcome.met
+    return flat(figures(outcomes, WINDOW_S, complete=True))
 
 
 def constants(timer: "StepTimer", device: "Device", results: Results) -> dict[str, Any]:

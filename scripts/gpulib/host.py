@@ -62,7 +62,7 @@ class Host:
             now_ns = time.monotonic_ns()
             inbox = meddle(now_ns - start_ns)
             while request is not None and request.arrival_ns <= now_ns - start_ns:
-                run.outcomes[request.seq] = Outcome(request.arrival_ns)
+                run.outcomes[request.seq] = Outcome.of(request)
                 inbox.append(Submit(replace(request, arrival_ns=request.arrival_ns + start_ns)))
                 request = next(upcoming, None)
             turn = self.coordinator.tick(now_ns, inbox)
@@ -95,8 +95,7 @@ class Host:
                         if entry is not None:
                             run.logprobs.setdefault(seq, []).append(entry.logprob)
                         outcome = run.outcomes.setdefault(seq, Outcome(now_ns))
-                        outcome.first_ns = outcome.first_ns or now_ns
-                        outcome.tokens += 1
+                        outcome.next_token(now_ns) if outcome.first_ns else outcome.first_token(now_ns)
                         run.tokens.setdefault(seq, []).append(token)
                         run.token_times_ns.setdefault(seq, []).append(now_ns)
                 case Finished(seq, reason):

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
+from semipd.core.slo import NO_TARGETS, Targets
 
 PROMPT_TOKENS = (64, 3000)
 OUTPUT_TOKENS = (16, 250)
 
 
-def poisson(rate: float, duration_s: float, vocab_size: int, seed: int = 1) -> Iterator[Request]:
+def poisson(
+    rate: float, duration_s: float, vocab_size: int, seed: int = 1, targets: Targets = NO_TARGETS
+) -> Iterator[Request]:
     """`rate` requests per second at exponential gaps; lengths log-uniform; prompts share no prefix."""
     rng = random.Random(seed)
     at_s, number = rng.expovariate(rate), 0
@@ -19,7 +22,7 @@ def poisson(rate: float, duration_s: float, vocab_size: int, seed: int = 1) -> I
         number += 1
         prompt = [rng.randrange(vocab_size) for _ in range(_log_uniform(rng, *PROMPT_TOKENS))]
         params = SamplingParams(_log_uniform(rng, *OUTPUT_TOKENS), seed=number)
-        yield Request(SeqId(number), str(number), prompt, params, int(at_s * 1e9))
+        yield Request(SeqId(number), str(number), prompt, params, int(at_s * 1e9), targets=targets)
         at_s += rng.expovariate(rate)
 
 

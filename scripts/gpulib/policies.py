@@ -6,8 +6,9 @@ from typing import Any
 
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
+from semipd.core.slo import Targets
 from semipd.core.split import Split
-from semipd.sim.outcomes import Figures, Targets
+from semipd.sim.outcomes import Figures
 
 ENOUGH = 0.9
 """Attainment that a rate must reach to count."""

@@ -9,8 +9,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
+from semipd.core.slo import Targets
 from semipd.sim.cases import Cache, Case
-from semipd.sim.outcomes import Targets
 from semipd.sim.search import LOWEST_RATE, RateGrid, best_of
 
 WANTED = 0.9
@@ -34,9 +34,9 @@ class Workload:
     first_rate: float
 
 
-SHAREGPT_SLO = Targets(300.0, 150.0)
-LONGBENCH_SLO = Targets(2250.0, 130.0)
-TIGHT_SLO = Targets(500.0, 25.0)
+SHAREGPT_SLO = Targets(300.0, tpot_ms=150.0)
+LONGBENCH_SLO = Targets(2250.0, tpot_ms=130.0)
+TIGHT_SLO = Targets(500.0, tpot_ms=25.0)
 
 WORKLOADS = {
     workload.name: workload
@@ -76,6 +76,8 @@ class Plan:
     def case(self, workload: str, slo: str) -> Case:
         load = WORKLOADS[workload]
         targets = TIGHT_SLO if slo == "tight" else load.paper_slo
+        assert targets.ttft_ms is not None
+        assert targets.tpot_ms is not None
         path = str(self.traces / load.file)
         return replace(
             self.base, trace=path, form=load.form, ttft_ms=targets.ttft_ms, tpot_ms=targets.tpot_ms

@@ -22,6 +22,10 @@ BATCH_CLASS = "batch"
 """Class of requests that may wait. It exists always, and has no targets unless it is configured."""
 
 
+ITL_PERCENTILE = 99.0
+"""Of a request's own inter-token times, where no setting says another one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Targets:
     """What one request is measured by, in milliseconds. None: no target, every value meets it.
@@ -44,6 +48,14 @@ class Targets:
             return math.inf
         return self.ttft_ms + self.ttft_ms_per_1k_tokens * uncached_tokens / 1000
 
+    def __str__(self) -> str:
+        """TTFT/TPOT in milliseconds, and the inter-token target behind them if there is one: 300/150 ms."""
+        if self == NO_TARGETS:
+            return "no targets"
+        growth = f"+{self.ttft_ms_per_1k_tokens:g}/1k" if self.ttft_ms_per_1k_tokens else ""
+        itl = "" if self.itl_ms is None else f"/{self.itl_ms:g}"
+        return f"{_shown(self.ttft_ms)}{growth}/{_shown(self.tpot_ms)}{itl} ms"
+
     def due_ns(self, arrival_ns: int, uncached_tokens: int) -> int | None:
         """When the first token must be there, on the clock of `arrival_ns`; None: whenever."""
         if self.ttft_ms is None:
@@ -52,6 +64,16 @@ class Targets:
 
 
 NO_TARGETS = Targets()
+
+
+def _shown(target_ms: float | None) -> str:
+    return "-" if target_ms is None else f"{target_ms:g}"
+
+
+def most_slow_gaps(num_gaps: int, pct: float) -> int:
+    """So many of a request's inter-token times may exceed its target while their percentile (nearest rank,
+    core.percentile) does not. So two counts judge a request exactly, however long its answer is."""
+    return num_gaps - max(int(-(-num_gaps * pct // 100)), min(num_gaps, 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,11 @@ import semipd
 from semipd.config.config import default_engine_settings
 from semipd.core.events import Event
 from semipd.core.request import Request
+from semipd.core.slo import Targets
 from semipd.devices.sim.device import SimDevice, known_gpu, known_model, pool_blocks
 from semipd.devices.sim.profile import load_profile
 from semipd.sim.disaggregated import Disaggregated
-from semipd.sim.outcomes import Figures, Targets, figures
+from semipd.sim.outcomes import Figures, figures
 from semipd.sim.policies import Kind, parse_policy, settings_for
 from semipd.sim.prompts import request_of
 from semipd.sim.simulator import Engine, Ledger, simulate
@@ -52,7 +53,7 @@ class Case:
 
     @property
     def slo(self) -> Targets:
-        return Targets(self.ttft_ms, self.tpot_ms)
+        return Targets(self.ttft_ms, tpot_ms=self.tpot_ms)
 
     def key(self) -> str:
         """Changes with the case, the trace's content, the profile's content and the simulated code."""
@@ -87,17 +88,17 @@ def run_case(case: Case) -> Result:
     trace = _trace(case.trace, case.form)
     arrivals = list(replay(trace, case.rate * spec.num_gpus, case.window_s, case.seed))
     max_misses = int(len(arrivals) * (1.0 - case.stop_below)) if case.stop_below else None
-    ledger = Ledger(case.slo, max_misses)
+    ledger = Ledger(max_misses)
     log = SplitLog()
     system, vocab_size = build(case, ledger, log.note)
-    requests: Iterator[Request] = (request_of(trace, arrival, vocab_size) for arrival in arrivals)
+    requests: Iterator[Request] = (request_of(trace, arrival, vocab_size, case.slo) for arrival in arrivals)
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     with _no_cycle_collector():
         complete = simulate(system, requests, ledger)
     wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
     coordinators = system.coordinators
     return Result(
-        figures(list(ledger.outcomes.values()), case.slo, case.window_s, complete=complete),
+        figures(list(ledger.outcomes.values()), case.window_s, complete=complete),
         wall_s,
         cpu_s,
         sum(c.decode.num_steps + c.prefill.num_steps for c in coordinators),

@@ -84,7 +84,7 @@ class Disaggregated:
         for message in self.decode.tick(now_ns, arrived).outbox:
             if isinstance(message, StepTokens):
                 for seq in message.seqs:
-                    self._ledger.next_token(seq)
+                    self._ledger.next_token(seq, now_ns)
             elif isinstance(message, Finished):
                 self._end(message, now_ns)
 

@@ -5,12 +5,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from semipd.core.percentile import percentile
+from semipd.core.request import Request
+from semipd.core.slo import DEFAULT_CLASS, ITL_PERCENTILE, NO_TARGETS, Targets, most_slow_gaps
 
 
 @dataclass(slots=True)
 class Outcome:
     """Times are virtual nanoseconds; `finished_ns` 0: it has not ended. `tokens`: output tokens.
-    `missed`: it ended outside its targets, or its first token came too late."""
+    `missed`: it ended outside its targets, or its first token came too late. `num_slow_gaps`: its inter-token
+    times above `targets.itl_ms`; tokens that come together have one gap before them and none between.
+    `itl_percentile`: of its inter-token times, held against that target."""
 
     at_ns: int
     first_ns: int = 0
@@ -19,6 +23,23 @@ class Outcome:
     failed: bool = False
     missed: bool = False
     cached_tokens: int = 0
+    service_class: str = DEFAULT_CLASS
+    targets: Targets = NO_TARGETS
+    prompt_tokens: int = 0
+    last_ns: int = 0
+    num_slow_gaps: int = 0
+    itl_percentile: float = ITL_PERCENTILE
+
+    @classmethod
+    def of(cls, request: Request, itl_percentile: float = ITL_PERCENTILE) -> "Outcome":
+        """Of a request that has just arrived."""
+        return cls(
+            request.arrival_ns,
+            service_class=request.service_class,
+            targets=request.targets,
+            prompt_tokens=len(request.prompt),
+            itl_percentile=itl_percentile,
+        )
 
     @property
     def done(self) -> bool:
@@ -40,19 +61,34 @@ class Outcome:
     def e2e_ms(self) -> float:
         return (self.finished_ns - self.at_ns) / 1e6 if self.done else math.inf
 
-    def meets(self, slo: "Targets") -> bool:
-        return self.done and self.ttft_ms <= slo.ttft_ms and self.tpot_ms <= slo.tpot_ms
+    @property
+    def is_late(self) -> bool:
+        """Its first token came too late, or is not there. Exact once `cached_tokens` is known; before that it
+        may be false too often, never true."""
+        return self.ttft_ms > self.targets.ttft_limit_ms(self.prompt_tokens - self.cached_tokens)
 
+    @property
+    def met(self) -> bool:
+        """It ended well, within every target of its own."""
+        tpot_ms = math.inf if self.targets.tpot_ms is None else self.targets.tpot_ms
+        return self.done and not self.is_late and self.tpot_ms <= tpot_ms and not self.has_slow_gaps
 
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """A request counts when both hold for it."""
+    @property
+    def has_slow_gaps(self) -> bool:
+        """Too many of its inter-token times exceed the target."""
+        return self.num_slow_gaps > most_slow_gaps(max(self.tokens - 1, 0), self.itl_percentile)
 
-    ttft_ms: float
-    tpot_ms: float
+    def first_token(self, now_ns: int) -> None:
+        self.first_ns = self.last_ns = now_ns
+        self.tokens = 1
 
-    def __str__(self) -> str:
-        return f"{self.ttft_ms:g}/{self.tpot_ms:g} ms"
+    def next_token(self, now_ns: int) -> None:
+        """One that is not the first. Called for each token of a run: without a target nothing is measured."""
+        self.tokens += 1
+        itl_ms = self.targets.itl_ms
+        if itl_ms is not None:
+            self.num_slow_gaps += now_ns - self.last_ns > itl_ms * 1e6
+            self.last_ns = now_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +113,11 @@ class Figures:
 PERCENTILES = (50, 90, 95, 99)
 
 
-def figures(outcomes: Sequence[Outcome], slo: Targets, duration_s: float, *, complete: bool) -> Figures:
-    """`duration_s`: the time in which they arrived. No outcome: attainment 1, goodput 0."""
+def figures(outcomes: Sequence[Outcome], duration_s: float, *, complete: bool) -> Figures:
+    """Each outcome is judged by its own targets. `duration_s`: the time in which they arrived. No outcome:
+    attainment 1, goodput 0."""
     done = [outcome for outcome in outcomes if outcome.done]
-    met = sum(outcome.meets(slo) for outcome in outcomes)
+    met = sum(outcome.met for outcome in outcomes)
     missed = sum(outcome.missed for outcome in outcomes)
     e2e = [outcome.e2e_ms for outcome in done]
     return Figures(

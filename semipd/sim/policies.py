@@ -5,9 +5,9 @@ from typing import Literal, get_args
 
 from semipd.core.errors import SemipdError
 from semipd.core.settings import EngineSettings
+from semipd.core.slo import Targets
 from semipd.devices.sim.device import split_table
 from semipd.devices.sim.gpus import Gpu
-from semipd.sim.outcomes import Targets
 
 Kind = Literal["prefill-first", "chunked", "fixed", "paper", "predictive", "1p1d"]
 

@@ -8,9 +8,10 @@ from semipd.core.events import Event
 from semipd.core.messages import Finished, Outbound, StepTokens, Submit
 from semipd.core.request import Request, SeqId
 from semipd.core.settings import EngineSettings
+from semipd.core.slo import ITL_PERCENTILE
 from semipd.devices.contract import Device
 from semipd.engine.coordinator import Coordinator
-from semipd.sim.outcomes import Outcome, Targets
+from semipd.sim.outcomes import Outcome
 
 MAX_TICKS_AT_ONE_TIME = 1000
 """A coordinator that asks to be woken now, again and again, is a bug and not a long simulation."""
@@ -20,11 +21,11 @@ MAX_TICKS_AT_ONE_TIME = 1000
 class Ledger:
     """Outcomes of all requests so far, and how many can no longer meet their targets.
 
-    `max_misses`: the run is given up beyond it; None: never.
+    `max_misses`: the run is given up beyond it; None: never. `itl_percentile`: see Outcome.
     """
 
-    slo: Targets
     max_misses: int | None = None
+    itl_percentile: float = ITL_PERCENTILE
     outcomes: dict[SeqId, Outcome] = field(default_factory=dict)
     num_misses: int = 0
 
@@ -34,17 +35,16 @@ class Ledger:
 
     def arrived(self, request: Request) -> None:
         assert request.seq not in self.outcomes, f"seq {request.seq} arrives twice"
-        self.outcomes[request.seq] = Outcome(request.arrival_ns)
+        self.outcomes[request.seq] = Outcome.of(request, self.itl_percentile)
 
     def first_token(self, seq: SeqId, now_ns: int) -> None:
         outcome = self.outcomes[seq]
         assert not outcome.first_ns, f"seq {seq} has two first tokens"
-        outcome.first_ns = now_ns
-        outcome.tokens = 1
-        self._judge(outcome, outcome.ttft_ms > self.slo.ttft_ms)
+        outcome.first_token(now_ns)
+        self._judge(outcome, outcome.is_late)
 
-    def next_token(self, seq: SeqId) -> None:
-        self.outcomes[seq].tokens += 1
+    def next_token(self, seq: SeqId, now_ns: int) -> None:
+        self.outcomes[seq].next_token(now_ns)
 
     def ended(self, finished: Finished, now_ns: int) -> None:
         outcome = self.outcomes[finished.seq]
@@ -52,7 +52,7 @@ class Ledger:
         outcome.finished_ns = now_ns
         outcome.failed = finished.reason == "error"
         outcome.cached_tokens = finished.cached_tokens
-        self._judge(outcome, not outcome.meets(self.slo))
+        self._judge(outcome, not outcome.met)
 
     def _judge(self, outcome: Outcome, missed: bool) -> None:
         if missed and not outcome.missed:
@@ -102,7 +102,7 @@ class Engine:
                 for seq in message.seqs:
                     outcome = outcomes[seq]
                     if outcome.first_ns:
-                        outcome.tokens += 1
+                        outcome.next_token(now_ns)
                     else:
                         self._ledger.first_token(seq, now_ns)
             elif type(message) is Finished:

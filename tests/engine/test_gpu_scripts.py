@@ -23,12 +23,13 @@ from semipd.checkpoints.layout import plan_weights
 from semipd.config.config import default_engine_settings
 from semipd.core.errors import SemipdError
 from semipd.core.settings import SchedulerName
+from semipd.core.slo import Targets
 from semipd.core.split import Split
 from semipd.devices.cuda.start.model import DeviceModel
 from semipd.devices.fake import FakeDevice, expected_tokens
 from semipd.devices.sim.gpus import GPUS
 from semipd.devices.sim.profile import load_profile
-from semipd.sim.outcomes import Outcome, Targets, figures
+from semipd.sim.outcomes import Outcome, figures
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SETTINGS = default_engine_settings(
@@ -166,7 +167,7 @@ def test_policies_are_engine_settings() -> None:
         "fixed 84+48",
         "predictive",
     ]
-    settings = chosen[3].settings(SETTINGS, Targets(500.0, 25.0))
+    settings = chosen[3].settings(SETTINGS, Targets(500.0, tpot_ms=25.0))
     assert (settings.partition_mode, settings.prefill_units) == ("fixed", 84)
     assert (settings.slo_ttft_ms, settings.slo_tpot_ms) == (500.0, 25.0)
     with pytest.raises(SemipdError, match="'best' is no policy"):
@@ -180,10 +181,9 @@ def test_the_climb_ends_when_it_is_hopeless() -> None:
         asked.append(rate)
         slow = int(rate * 10)
         outcomes = [
-            Outcome(0, 10**6, 2 * 10**6, 3, missed=i < slow) if i >= slow else Outcome(0, missed=True)
-            for i in range(100)
+            Outcome(0, 10**6, 2 * 10**6, 3) if i >= slow else Outcome(0, missed=True) for i in range(100)
         ]
-        return figures(outcomes, Targets(100.0, 100.0), 10.0, complete=True)
+        return figures(outcomes, 10.0, complete=True)
 
     found = climb([8.0, 1.0, 0.5, 6.0, 4.0], run)  # type: ignore[arg-type]
     assert asked == [0.5, 1.0, 4.0, 6.0]

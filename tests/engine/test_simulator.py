@@ -24,7 +24,7 @@ from semipd.devices.sim.models import MODELS
 from semipd.devices.sim.profile import Profile
 from semipd.sim.cases import Cache, Case, Result, build, run_case
 from semipd.sim.disaggregated import LINK_LATENCY_NS, Disaggregated
-from semipd.sim.outcomes import Outcome, Targets
+from semipd.sim.outcomes import Outcome
 from semipd.sim.policies import PolicySpec, parse_policy
 from semipd.sim.prompts import request_of
 from semipd.sim.simulator import Engine, Ledger, simulate
@@ -37,11 +37,12 @@ POLICIES = ["prefill-first", "chunked:256", "fixed:64", "paper", "predictive", "
 def requests_of(case: Case) -> list[Request]:
     trace = read_trace(Path(case.trace), case.form)
     rate = case.rate * parse_policy(case.policy).num_gpus
-    return [request_of(trace, arrival, 128_256) for arrival in replay(trace, rate, case.window_s, case.seed)]
+    arrivals = replay(trace, rate, case.window_s, case.seed)
+    return [request_of(trace, arrival, 128_256, case.slo) for arrival in arrivals]
 
 
 def outcomes_of(case: Case) -> tuple[dict[SeqId, Outcome], list[Request], Engine | Disaggregated]:
-    ledger = Ledger(case.slo)
+    ledger = Ledger()
     system, _ = build(case, ledger, lambda event: None)
     requests = requests_of(case)
     assert simulate(system, iter(requests), ledger)
@@ -86,7 +87,7 @@ def test_figures_agree_with_a_look_at_every_token(tmp_path: Path) -> None:
                         times.setdefault(seq, []).append(now_ns)
             super()._read(outbox, now_ns)
 
-    ledger = Ledger(case.slo)
+    ledger = Ledger()
     plain, _ = build(case, ledger, lambda event: None)
     assert isinstance(plain, Engine)
     watched = Watched(plain.coordinator.device, plain.coordinator.settings, ledger)
@@ -244,7 +245,7 @@ def test_time_that_stands_still_is_noticed(tmp_path: Path) -> None:
 
     nobody: Iterator[Request] = iter(())
     with pytest.raises(AssertionError, match="time stands still at 5 ns"):
-        simulate(Stuck(), nobody, Ledger(Targets(1, 1)))
+        simulate(Stuck(), nobody, Ledger())
 
 
 def script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import random
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semipd.core.errors import SemipdError
-from semipd.sim.outcomes import Outcome, Targets, figures, percentiles
+from semipd.core.percentile import percentile
+from semipd.core.request import Request, SeqId
+from semipd.core.sampling import SamplingParams
+from semipd.core.slo import Targets
+from semipd.sim.outcomes import Outcome, figures, percentiles
 from semipd.sim.prompts import prompt_of, request_of
 from semipd.sim.search import Bracket, RateGrid, best_of, bracket
 from semipd.sim.traces import Arrival, Row, Trace, read_trace, replay
@@ -148,12 +153,13 @@ MS = 1_000_000
 
 def test_figures_of_a_worked_example() -> None:
     """Ten requests in 5 s: one refused, one whose first token is late, one whose tokens are slow."""
-    good = [Outcome(0, 100 * MS, 1100 * MS, 101) for _ in range(6)]
-    single = Outcome(0, 90 * MS, 90 * MS, 1)
-    late = Outcome(0, 600 * MS, 700 * MS, 11, missed=True)
-    slow = Outcome(0, 100 * MS, 4100 * MS, 101, missed=True)
-    refused = Outcome(0, 0, 1, 0, failed=True, missed=True)
-    found = figures([*good, single, late, slow, refused], Targets(500, 25), 5.0, complete=True)
+    slo = Targets(500, tpot_ms=25)
+    good = [Outcome(0, 100 * MS, 1100 * MS, 101, targets=slo) for _ in range(6)]
+    single = Outcome(0, 90 * MS, 90 * MS, 1, targets=slo)
+    late = Outcome(0, 600 * MS, 700 * MS, 11, missed=True, targets=slo)
+    slow = Outcome(0, 100 * MS, 4100 * MS, 101, missed=True, targets=slo)
+    refused = Outcome(0, 0, 1, 0, failed=True, missed=True, targets=slo)
+    found = figures([*good, single, late, slow, refused], 5.0, complete=True)
     assert found.attainment == pytest.approx(0.7)
     assert found.goodput_per_s == pytest.approx(7 / 5)
     assert found.num_failed == 1
@@ -161,9 +167,37 @@ def test_figures_of_a_worked_example() -> None:
     assert found.tpot_ms["mean"] == pytest.approx((6 * 10 + 10 + 40) / 8)
     assert found.ttft_ms["p99"] == 600
     assert found.output_tokens == 6 * 101 + 1 + 11 + 101
-    assert all(
-        outcome.meets(Targets(500, 25)) != outcome.missed for outcome in [*good, single, late, slow, refused]
-    )
+    assert all(outcome.met != outcome.missed for outcome in [*good, single, late, slow, refused])
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_two_counts_judge_inter_token_times_as_their_percentile_does(seed: int) -> None:
+    """The oracle keeps every inter-token time; tokens that come together have none between them."""
+    rng = random.Random(seed)
+    pct = rng.choice([1, 50, 90, 95, 99, 99.9, 100])
+    outcome = Outcome(0, targets=Targets(itl_ms=20), itl_percentile=pct)
+    outcome.first_token(5 * MS)
+    now_ns, gaps_ms = 5 * MS, list[float]()
+    for _ in range(rng.choice([0, 1, 2, 10, 99, 100, 101, 400])):
+        gaps_ms.append(rng.choices([0, 10, 20, 21, 90], [1, 80, 10, rng.random() * 4, 1])[0])
+        now_ns += int(gaps_ms[-1] * MS)
+        outcome.next_token(now_ns)
+    outcome.finished_ns = now_ns
+    found = percentile(sorted(gaps_ms), pct)
+    assert outcome.met == (found is None or found <= 20), f"{pct} % of {sorted(gaps_ms)} is {found}"
+
+
+def test_each_outcome_is_judged_by_its_own_targets() -> None:
+    """The target for the first token grows with what had to be computed, once that is known."""
+    grows = Targets(100, ttft_ms_per_1k_tokens=200)
+    request = Request(SeqId(1), "1", [1] * 1000, SamplingParams(max_tokens=9, seed=1), 0, targets=grows)
+    outcome = Outcome.of(request)
+    outcome.first_token(250 * MS)
+    outcome.finished_ns = 260 * MS
+    assert (outcome.met, outcome.is_late) == (True, False)
+    outcome.cached_tokens = 500
+    assert (outcome.met, outcome.is_late) == (False, True)
+    assert Outcome(0, 900 * MS, 10**12, 2).met
 
 
 def test_percentiles_are_nearest_rank() -> None:
