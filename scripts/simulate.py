@@ -16,6 +16,7 @@ from semipd.core.errors import SemipdError
 from semipd.sim.cases import Case, Result, run_case
 from semipd.sim.outcomes import PERCENTILES
 from semipd.sim.traces import READERS, read_trace
+from semipd.sim.worlds import WORLDS
 
 HOUR_S = 3600.0
 
@@ -53,6 +54,7 @@ def _case(arguments: argparse.Namespace) -> Case:
         profile=arguments.profile,
         bandwidth=arguments.bandwidth,
         contention=arguments.contention,
+        world=arguments.world,
         max_model_len=arguments.max_model_len,
         max_num_seqs=arguments.max_num_seqs,
         prefill_chunk_tokens=arguments.prefill_chunk_tokens,
@@ -95,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--trace", type=Path, required=True, help="file with the requests")
     add("--format", choices=sorted(READERS), required=True)
     add("--policy", default="predictive", help="prefill-first, chunked:TOKENS, fixed:DECODE_SMS, paper, "
-        "predictive or 1p1d (two GPUs)")  # fmt: skip
+        "predictive or 1p1d (two GPUs); +ORDER behind it, N* before it for N engines")  # fmt: skip
     add("--rate", type=float, default=0.0, help="requests per second and GPU; default: as recorded")
     add("--duration", type=float, default=600.0, metavar="S", help="virtual seconds of arrivals")
     add("--seed", type=int, default=1, help="of Poisson arrivals, for traces without times")
@@ -106,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--profile", default="", metavar="FILE", help="measured values in place of the built-in ones")
     add("--bandwidth", type=float, default=1.0, metavar="FACTOR", help="scales the memory bandwidth")
     add("--contention", type=float, default=1.0, metavar="FACTOR", help="scales the lanes' contention")
+    add("--world", choices=list(WORLDS), default="default", help="what is assumed (docs/policies.md)")
     add("--max-model-len", type=int, default=131072)
     add("--max-num-seqs", type=int, default=256)
     add("--prefill-chunk-tokens", type=int, default=512)

@@ -19,18 +19,21 @@ from semipd.core.slo import Targets
 from semipd.devices.sim.device import SimDevice, known_gpu, known_model, pool_blocks
 from semipd.devices.sim.profile import load_profile
 from semipd.sim.disaggregated import Disaggregated
+from semipd.sim.group import Group
 from semipd.sim.outcomes import Figures, figures
 from semipd.sim.policies import Kind, parse_policy, settings_for
 from semipd.sim.prompts import request_of
 from semipd.sim.simulator import Engine, Ledger, simulate
 from semipd.sim.split_log import SplitLog
 from semipd.sim.traces import Trace, read_trace, replay
+from semipd.sim.worlds import known_world
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
     """What is simulated. `rate`: requests per second and GPU. `stop_below`: give the run up once the
-    attainment cannot reach it any more; 0: never. `kv_frac`: share of the free memory for the KV pool."""
+    attainment cannot reach it any more; 0: never. `kv_frac`: share of the free memory for the KV pool.
+    `world`: one of WORLDS; `bandwidth` and `contention` scale what it says."""
 
     trace: str
     form: str
@@ -49,6 +52,7 @@ class Case:
     max_num_seqs: int = 256
     prefill_chunk_tokens: int = 512
     kv_frac: float = 0.95
+    world: str = "default"
     stop_below: float = 0.0
 
     @property
@@ -56,9 +60,11 @@ class Case:
         return Targets(self.ttft_ms, tpot_ms=self.tpot_ms)
 
     def key(self) -> str:
-        """Changes with the case, the trace's content, the profile's content and the simulated code."""
+        """Changes with the case, the trace's content, the profile's content, the world and the simulated
+        code."""
         code = _code_digest(parse_policy(self.policy).kind)
         contents = [_digest(self.trace), _digest(self.profile) if self.profile else "", code]
+        contents.append(repr(known_world(self.world)))
         return hashlib.sha256(json.dumps([asdict(self), *contents]).encode()).hexdigest()[:32]
 
 
@@ -98,7 +104,7 @@ def run_case(case: Case) -> Result:
     wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
     coordinators = system.coordinators
     return Result(
-        figures(list(ledger.outcomes.values()), case.window_s, complete=complete),
+        figures(list(ledger.outcomes.values()), case.window_s * spec.num_gpus, complete=complete),
         wall_s,
         cpu_s,
         sum(c.decode.num_steps + c.prefill.num_steps for c in coordinators),
@@ -110,9 +116,10 @@ def run_case(case: Case) -> Result:
 
 def build(case: Case, ledger: Ledger, on_event: Callable[[Event], None]) -> tuple["Simulated", int]:
     """The system of a case, and its vocabulary's size."""
-    gpu, model = known_gpu(case.gpu), known_model(case.model)
-    profile = load_profile(gpu, case.profile).scaled(bandwidth=case.bandwidth, contention=case.contention)
+    gpu, model, world = known_gpu(case.gpu), known_model(case.model), known_world(case.world)
     spec = parse_policy(case.policy)
+    profile = world.apply(load_profile(gpu, case.profile), one_lane=spec.one_lane)
+    profile = profile.scaled(bandwidth=case.bandwidth, contention=case.contention)
     base = default_engine_settings(
         device=f"sim:{case.gpu}",
         model_name=case.model,
@@ -121,7 +128,8 @@ def build(case: Case, ledger: Ledger, on_event: Callable[[Event], None]) -> tupl
         prefill_chunk_tokens=case.prefill_chunk_tokens,
     )
     settings = settings_for(spec, base, case.slo, gpu)
-    num_blocks = pool_blocks(profile, model, kv_frac=case.kv_frac)
+    kv_frac = case.kv_frac * (1.0 if spec.one_lane else world.divided_kv_frac)
+    num_blocks = pool_blocks(profile, model, kv_frac=kv_frac)
 
     def device(*, prompts_arrive: bool = False) -> SimDevice:
         return SimDevice(
@@ -134,10 +142,12 @@ def build(case: Case, ledger: Ledger, on_event: Callable[[Event], None]) -> tupl
 
     if spec.kind == "1p1d":
         return Disaggregated(device(), device(prompts_arrive=True), settings, ledger), model.vocab_size
-    return Engine(device(), settings, ledger, on_event), model.vocab_size
+    # the first one's events stand for all
+    engines = [Engine(device(), settings, ledger, None if n else on_event) for n in range(spec.replicas)]
+    return engines[0] if len(engines) == 1 else Group(engines), model.vocab_size
 
 
-Simulated = Engine | Disaggregated
+Simulated = Engine | Group | Disaggregated
 
 
 class Cache:
@@ -185,6 +195,7 @@ SIMULATING_FILES = (
     "simulator",
     "split_log",
     "disaggregated",
+    "group",
     "policies",
     "cases",
 )

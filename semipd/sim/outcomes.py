@@ -93,9 +93,9 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Milliseconds; percentiles over the requests that have the value. `complete` is false when the run
-    was given up because it could not reach the wanted attainment any more: latencies are then of those
-    that ended before, and the attainment is an upper bound."""
+    """Milliseconds; percentiles over the requests that have the value. `goodput_per_s` is per GPU. `complete`
+    is false when the run was given up because it could not reach the wanted attainment any more: latencies
+    are then of those that ended before, and the attainment is an upper bound."""
 
     num_requests: int
     num_failed: int
@@ -113,9 +113,9 @@ class Figures:
 PERCENTILES = (50, 90, 95, 99)
 
 
-def figures(outcomes: Sequence[Outcome], duration_s: float, *, complete: bool) -> Figures:
-    """Each outcome is judged by its own targets. `duration_s`: the time in which they arrived. No outcome:
-    attainment 1, goodput 0."""
+def figures(outcomes: Sequence[Outcome], gpu_s: float, *, complete: bool) -> Figures:
+    """Each outcome is judged by its own targets. `gpu_s`: the time in which they arrived, times the GPUs. No
+    outcome: attainment 1, goodput 0."""
     done = [outcome for outcome in outcomes if outcome.done]
     met = sum(outcome.met for outcome in outcomes)
     missed = sum(outcome.missed for outcome in outcomes)
@@ -125,7 +125,7 @@ def figures(outcomes: Sequence[Outcome], duration_s: float, *, complete: bool) -
         num_failed=sum(outcome.failed for outcome in outcomes),
         complete=complete,
         attainment=1.0 - missed / len(outcomes) if outcomes else 1.0,
-        goodput_per_s=met / duration_s if duration_s else 0.0,
+        goodput_per_s=met / gpu_s if gpu_s else 0.0,
         mean_e2e_ms=sum(e2e) / len(e2e) if e2e else math.nan,
         ttft_ms=percentiles(o.ttft_ms for o in outcomes if o.first_ns),
         tpot_ms=percentiles(o.tpot_ms for o in done if o.tokens > 1),

@@ -1,6 +1,7 @@
 """The policies that are compared, by name, and the engine settings that make each of them."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from semipd.core.errors import SemipdError
@@ -8,6 +9,9 @@ from semipd.core.settings import EngineSettings
 from semipd.core.slo import Targets
 from semipd.devices.sim.device import split_table
 from semipd.devices.sim.gpus import Gpu
+
+Order = Literal["fcfs", "cost", "deadline"]
+"""Who among the waiting prompts is next."""
 
 Kind = Literal["prefill-first", "chunked", "fixed", "paper", "predictive", "1p1d"]
 
@@ -17,36 +21,63 @@ WHOLE_PROMPTS = 8192
 
 @dataclass(frozen=True, slots=True)
 class PolicySpec:
-    """`value`: token budget of `chunked`, decode SMs of `fixed`, 0 for the others."""
+    """`value`: token budget of `chunked`, decode SMs of `fixed`, 0 for the others. `replicas`: engines of
+    this kind behind one door."""
 
     kind: Kind
     value: int = 0
+    order: Order = "fcfs"
+    replicas: int = 1
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.value}" if self.value else self.kind
+        group = f"{self.replicas}*" if self.replicas > 1 else ""
+        value = f":{self.value}" if self.value else ""
+        return f"{group}{self.kind}{value}" + (f"+{self.order}" if self.order != "fcfs" else "")
 
     @property
     def num_gpus(self) -> int:
-        return 2 if self.kind == "1p1d" else 1
+        return 2 * self.replicas if self.kind == "1p1d" else self.replicas
+
+    @property
+    def one_lane(self) -> bool:
+        """Its engines run every step on the whole device."""
+        return self.kind in ("prefill-first", "chunked", "1p1d")
+
+
+_POLICY = re.compile(
+    r"(?:(?P<replicas>[2-9]|[1-9]\d+)\*)?(?P<kind>[^:+*]+)(?::(?P<value>\d+))?(?:\+(?P<order>\w+))?"
+)
 
 
 def parse_policy(text: str) -> PolicySpec:
-    """`chunked:512`, `fixed:64` (decode SMs), or a bare name. Raises SemipdError(`unknown_policy`)."""
-    kind, colon, value = text.partition(":")
-    needs_value = kind in ("chunked", "fixed")
-    if kind not in get_args(Kind) or needs_value != bool(colon) or (colon and not value.isdigit()):
+    """`chunked:512`, `fixed:64` (decode SMs), or a bare name; behind it `+deadline` or another order, before
+    it `2*` for two engines behind one door. Raises SemipdError(`unknown_policy`)."""
+    found = _POLICY.fullmatch(text)
+    spec = found and _spec(found)
+    if spec is None:
         raise SemipdError(
             "unknown_policy",
             f"{text!r} is no policy.",
-            "Choose prefill-first, chunked:TOKENS, fixed:DECODE_SMS, paper, predictive or 1p1d.",
+            "Choose prefill-first, chunked:TOKENS, fixed:DECODE_SMS, paper, predictive or 1p1d, with +ORDER "
+            f"({', '.join(get_args(Order))}) behind it or N* before it.",
         )
-    return PolicySpec(kind, int(value or 0))  # type: ignore[arg-type]
+    return spec
+
+
+def _spec(found: re.Match[str]) -> PolicySpec | None:
+    kind, value, order = found["kind"], int(found["value"] or 0), found["order"] or "fcfs"
+    replicas = int(found["replicas"] or 1)
+    right = kind in get_args(Kind) and (kind in ("chunked", "fixed")) == bool(value)
+    if not right or order not in get_args(Order) or (kind == "1p1d" and replicas > 1):
+        return None
+    return PolicySpec(kind, value, order, replicas)  # type: ignore[arg-type]
 
 
 def settings_for(spec: PolicySpec, base: EngineSettings, slo: Targets, gpu: Gpu) -> EngineSettings:
     """`base` with what the policy changes. Every policy is told the same targets. Raises
-    SemipdError(`impossible_split`)."""
+    SemipdError(`impossible_split`, `order_not_available`)."""
     changes: dict[str, object] = {"slo_ttft_ms": slo.ttft_ms, "slo_tpot_ms": slo.tpot_ms}
+    changes |= _order(spec)
     match spec.kind:
         case "prefill-first" | "1p1d":
             changes |= {"scheduler": "prefill-first", "step_token_budget": WHOLE_PROMPTS}
@@ -57,6 +88,15 @@ def settings_for(spec: PolicySpec, base: EngineSettings, slo: Targets, gpu: Gpu)
         case "paper" | "predictive":
             changes |= {"partition_mode": "auto", "partition_policy": spec.kind}
     return EngineSettings.from_wire(base.to_wire() | changes)
+
+
+def _order(spec: PolicySpec) -> dict[str, object]:
+    if any(field.name == "order" for field in fields(EngineSettings)):
+        return {"order": spec.order}
+    if spec.order != "fcfs":
+        message = f"{spec}: the engine serves prompts first come, first served; it knows no other order."
+        raise SemipdError("order_not_available", message, "Leave the order out.")
+    return {}
 
 
 def _prefill_sms(decode_sms: int, gpu: Gpu) -> int:

@@ -22,16 +22,17 @@ from semipd.devices.sim.cost import CostModel, StepWork
 from semipd.devices.sim.gpus import GPUS
 from semipd.devices.sim.models import MODELS
 from semipd.devices.sim.profile import Profile
-from semipd.sim.cases import Cache, Case, Result, build, run_case
+from semipd.sim.cases import Cache, Case, Result, Simulated, build, run_case
 from semipd.sim.disaggregated import LINK_LATENCY_NS, Disaggregated
+from semipd.sim.group import Group
 from semipd.sim.outcomes import Outcome
 from semipd.sim.policies import PolicySpec, parse_policy
 from semipd.sim.prompts import request_of
 from semipd.sim.simulator import Engine, Ledger, simulate
-from semipd.sim.traces import read_trace, replay
+from semipd.sim.traces import Arrival, Row, Trace, read_trace, replay
 
 ROOT = Path(__file__).parents[2]
-POLICIES = ["prefill-first", "chunked:256", "fixed:64", "paper", "predictive", "1p1d"]
+POLICIES = ["prefill-first", "chunked:256", "fixed:64", "paper", "predictive", "1p1d", "2*predictive"]
 
 
 def requests_of(case: Case) -> list[Request]:
@@ -41,7 +42,7 @@ def requests_of(case: Case) -> list[Request]:
     return [request_of(trace, arrival, 128_256, case.slo) for arrival in arrivals]
 
 
-def outcomes_of(case: Case) -> tuple[dict[SeqId, Outcome], list[Request], Engine | Disaggregated]:
+def outcomes_of(case: Case) -> tuple[dict[SeqId, Outcome], list[Request], Simulated]:
     ledger = Ledger()
     system, _ = build(case, ledger, lambda event: None)
     requests = requests_of(case)
@@ -195,11 +196,38 @@ def test_transfers_queue_for_the_link(tmp_path: Path) -> None:
     assert slow_result.figures.e2e_ms["p99"] > one_transfer_ms * last - case.window_s * 1e3
 
 
+def test_a_group_spreads_a_burst_and_keeps_a_conversation(tmp_path: Path) -> None:
+    """Four prompts at once go to two engines by two; later turns go where their prefix is."""
+    blocks = [(0,), (1,), (2,), (3,), (0, 4), (2, 5), (0, 4, 6), (2, 5, 7)]
+    trace = Trace(
+        "t", tuple(Row(max(idx - 3, 0) * 2.0, 512 * len(ids), 4, ids) for idx, ids in enumerate(blocks)), 512
+    )
+    requests = [
+        request_of(trace, Arrival(round(row.at_s * 1e9), idx, 0, row), 128_256)
+        for idx, row in enumerate(trace.rows)
+    ]
+    ledger = Ledger()
+    group, _ = build(azure_case(tmp_path, "2*fixed:64"), ledger, lambda event: None)
+    assert isinstance(group, Group)
+    for request in requests[:4]:
+        ledger.arrived(request)
+    group.tick(0, requests[:4])
+    assert [len(coordinator.scheduler.sequences) for coordinator in group.coordinators] == [2, 2]
+    assert simulate(group, iter(requests[4:]), ledger)
+    assert [ledger.outcomes[r.seq].cached_tokens for r in requests[4:]] == [512, 512, 1024, 1024]
+    assert sum(coordinator.scheduler.num_prompt_tokens for coordinator in group.coordinators) == 14 * 512
+
+
 def test_policies_by_name() -> None:
     assert parse_policy("chunked:512") == PolicySpec("chunked", 512)
     assert str(parse_policy("fixed:64")) == "fixed:64"
     assert parse_policy("1p1d").num_gpus == 2
-    for bad in ("chunked", "fixed:", "fixed:x", "paper:3", "magic", ""):
+    spec = parse_policy("2*chunked:1024+deadline")
+    assert spec == PolicySpec("chunked", 1024, "deadline", 2)
+    assert (str(spec), spec.num_gpus, spec.one_lane) == ("2*chunked:1024+deadline", 2, True)
+    assert str(parse_policy("predictive+fcfs")) == "predictive"
+    bad_orders = ("chunked:1024+", "predictive+lifo", "1*paper", "2*1p1d", "0*paper", "chunked:0", "+fcfs")
+    for bad in ("chunked", "fixed:", "fixed:x", "paper:3", "magic", "", *bad_orders):
         with pytest.raises(SemipdError) as refused:
             parse_policy(bad)
         assert refused.value.code == "unknown_policy"

@@ -225,3 +225,30 @@ def test_refusals_name_what_is_possible(changes: dict[str, str], code: str, says
         open_device(replace(SETTINGS, **changes), lambda phase, limit_s: None)  # type: ignore[arg-type]
     assert refused.value.code == code
     assert says in refused.value.message
+
+
+@pytest.mark.parametrize("drain", [0, 1])
+def test_a_switch_waits_for_the_other_lane_only_where_switches_drain(drain: int) -> None:
+    """A decode step moves to fewer SMs while a longer prefill step runs; the wait is no busy time."""
+    sim = SimDevice(
+        replace(H200, kernels=replace(H200.kernels, drain_on_switch=drain)), LLAMA, num_blocks=4096
+    )
+    sim.decode.launch(StepPlan(1, SHARED, decode=(1,), joins=(join(1, 500),)), 0)  # type: ignore[arg-type]
+    sim.prefill.launch(
+        StepPlan(2, SHARED, segments=(Segment(2, 0, 2048, False),), joins=(join(2, 4000),)),  # type: ignore[arg-type]
+        0,
+    )
+    first_end = sim.wake_at_ns()
+    assert first_end is not None
+    sim.decode.poll(first_end)
+    sim.decode.launch(StepPlan(3, Split(92, 40), decode=(1,)), first_end)  # type: ignore[arg-type]
+    prefill_end = sim.prefill.queue[0].finish_ns
+    alone = sim.costs.step(StepWork(1, 501), 40).ns + H200.kernels.switch_ns
+    second_end = sim.decode.queue[0].finish_ns
+    assert prefill_end > first_end + 3 * alone
+    if drain:
+        assert sim.decode.poll(prefill_end) == []
+        assert sim.decode.queue[0].finish_ns == prefill_end + round(alone)
+    else:
+        assert second_end < prefill_end
+    assert sim.decode.poll(10**12)[0].busy_ns == pytest.approx(alone, rel=0.001 if drain else 0.2)

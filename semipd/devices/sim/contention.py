@@ -14,7 +14,8 @@ def slowdown(mine: StepCost, other: StepCost, hbm_rate: float, scale: float) -> 
     The other lane's mean traffic is taken from the memory, and my memory-bound time stretches by the
     same soft ceiling that gave my bandwidth: 1/r^2 grows by 1/left^2 - 1/hbm^2. Compute-bound time is
     left alone: a prefill GEMM beside memory traffic loses under 8 % (Bullet, arXiv 2504.19516). Checks:
-    MuxWise (arXiv 2504.14489) measures 0 to 30 % for decode, Nexus (arXiv 2507.06608) up to 36 %.
+    MuxWise (arXiv 2504.14489) measures 0 to 30 % for decode. Nexus (arXiv 2507.06608) writes of 36 %,
+    while the axis of its figure ends at 15 %, so that number is no check.
     Power and clocks are not modelled. `hbm_rate` in bytes/ns.
     """
     if not mine.memory_ns or not scale:

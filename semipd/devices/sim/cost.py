@@ -1,6 +1,7 @@
 """How long a step takes on so many SMs: a roofline, max(compute, memory), for each class of operation.
 
     linears      one matrix product per weight matrix and layer, compute in whole tiles and waves of tiles
+    experts      the same over the experts that the step's tokens are sent to, all at once (grouped GEMM)
     attention    prefill: quadratic in the chunk, compute-bound; decode: reads the KV of every context
     elementwise  norms, RoPE, activation: memory traffic only
     head         logits of the sampled rows
@@ -73,13 +74,11 @@ class CostModel:
         self._attention_share = kernels.attention_frac / kernels.gemm_frac
         self._remembered: dict[tuple[int, int, int], StepCost] = {}
         self._rates: dict[int, tuple[float, float, float]] = {}
-        groups = model.num_heads // model.num_kv_heads
-        padded_heads = model.num_kv_heads * math.ceil(groups / MMA_ROWS) * MMA_ROWS
-        self._decode_flops_per_token = 4 * padded_heads * model.head_dim
-        self._pair_flops = 4 * model.num_heads * model.head_dim
+        self._decode_flops_per_token, self._pair_flops = _attention_flops(model)
         self._layer_kv_bytes = model.kv_bytes_per_token // model.num_layers
         self._gaps_ns = model.num_layers * kernels.layer_kernels * kernels.kernel_gap_ns
         self._launches_ns = model.num_layers * kernels.layer_kernels * kernels.launch_ns
+        self._step_ns = kernels.step_ns + kernels.serial_host_ns
 
     def step(self, work: StepWork, sms: int) -> StepCost:
         """Cost of a step on `sms` SMs with nothing on the others."""
@@ -95,7 +94,7 @@ class CostModel:
         if work.chunks:
             # eager launches run ahead of the GPU; they show only when they take longer than the work
             cost.ns = max(cost.ns, self._launches_ns)
-        cost.ns += self.profile.kernels.step_ns
+        cost.ns += self._step_ns
         return cost
 
     def rates(self, sms: int) -> tuple[float, float, float]:
@@ -127,8 +126,9 @@ class CostModel:
         curve = self.profile.curves.get("gemm_flops")
         if curve:
             return interpolate(curve, sms) / 1e9
-        gpu = self.profile.gpu
-        return gpu.peak_flops * self.profile.kernels.gemm_frac * sms / gpu.num_sms / 1e9
+        gpu, kernels = self.profile.gpu, self.profile.kernels
+        lane_frac: float = (sms / gpu.num_sms) ** kernels.compute_exponent
+        return gpu.peak_flops * kernels.gemm_frac * lane_frac / 1e9
 
     def _without_attention(self, tokens: int, head_rows: int, sms: int) -> StepCost:
         """Everything that depends on the number of tokens only, gaps between kernels included."""
@@ -136,8 +136,10 @@ class CostModel:
         if found is None:
             found = self._remembered[tokens, head_rows, sms] = StepCost(self._gaps_ns)
             if tokens:
-                for inputs, outputs in self.model.layer_linears:
-                    self._add_linear(found, tokens, inputs, outputs, sms, self.model.num_layers)
+                for (inputs, outputs), times in self.model.layer_linears:
+                    self._add_linear(found, tokens, inputs, outputs, sms, times)
+                for inputs, outputs in self.model.expert_linears:
+                    self._add_experts(found, tokens, inputs, outputs, sms)
                 self._add_elementwise(found, tokens, sms)
             if head_rows:
                 self._add_head(found, head_rows, sms)
@@ -150,12 +152,28 @@ class CostModel:
         moved = inputs * outputs * self.model.weight_bytes + rows * (inputs + outputs) * ELEMENT_BYTES
         cost.add(self._gemm_ns(rows, inputs, outputs, sms, gemm_rate), moved, moved / weight_rate, times)
 
-    def _gemm_ns(self, rows: int, inputs: int, outputs: int, sms: int, gemm_rate: float) -> float:
+    def _add_experts(self, cost: StepCost, rows: int, inputs: int, outputs: int, sms: int) -> None:
+        """The experts that `rows` tokens are sent to when each picks at random: their weights are read once,
+        and each multiplies its share of the rows."""
+        experts = self.model.experts
+        assert experts is not None, f"{self.model.name} has no experts"
+        weight_rate, _, gemm_rate = self.rates(sms)
+        num_read, sent_rows = experts.num_read(rows), rows * experts.top_k
+        weights = num_read * inputs * outputs * self.model.weight_bytes
+        moved = weights + sent_rows * (inputs + outputs) * ELEMENT_BYTES
+        each = math.ceil(sent_rows / num_read)
+        compute_ns = self._gemm_ns(each, inputs, outputs, sms, gemm_rate, num_read)
+        cost.add(compute_ns, moved, moved / weight_rate, self.model.num_expert_layers)
+
+    def _gemm_ns(
+        self, rows: int, inputs: int, outputs: int, sms: int, gemm_rate: float, matrices: float = 1
+    ) -> float:
         """Whole tiles, one per SM at a time. Fewer tiles than SMs: the inner dimension is split (split-K),
-        so that all SMs work; more: the last wave runs as long as a full one."""
+        so that all SMs work; more: the last wave runs as long as a full one. `rows` go through each of the
+        `matrices`."""
         kernels = self.profile.kernels
         tile_rows = min(kernels.tile_rows, math.ceil(rows / MMA_ROWS) * MMA_ROWS)
-        waves = math.ceil(rows / tile_rows) * math.ceil(outputs / kernels.tile_columns) / sms
+        waves = matrices * math.ceil(rows / tile_rows) * math.ceil(outputs / kernels.tile_columns) / sms
         tile_flops = 2 * tile_rows * kernels.tile_columns * inputs
         return (waves if waves < 1.0 else math.ceil(waves)) * tile_flops * sms / gemm_rate
 
@@ -163,10 +181,10 @@ class CostModel:
         """Residual and norm twice, RoPE on Q, K and V, activation: each value read and written once.
         What fits in half of L2 stays there and moves at the speed of the lane's ports."""
         model = self.model
-        values = 8 * model.hidden + 3 * model.intermediate
+        values = 8 * model.hidden + 3 * model.active_intermediate
         values += 2 * (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
         moved = tokens * values * ELEMENT_BYTES
-        if tokens * 3 * model.intermediate * ELEMENT_BYTES <= self.profile.gpu.l2_bytes / 2:
+        if tokens * 3 * model.active_intermediate * ELEMENT_BYTES <= self.profile.gpu.l2_bytes / 2:
             port = self.profile.gpu.l2_port_bytes_per_s / 1e9
             cost.add(moved / (sms * port), 0, 0.0, model.num_layers)
         else:
@@ -182,7 +200,7 @@ class CostModel:
         """Causal: each new token sees the `start` tokens before the chunk and its predecessors in it. KV
         is read from memory once: the query tiles of a layer run together and share it in L2."""
         weight_rate, _, gemm_rate = self.rates(sms)
-        pairs = length * start + length * (length + 1) / 2
+        pairs = length * start / self.profile.kernels.prior_attention_frac + length * (length + 1) / 2
         moved = (start + length) * self._layer_kv_bytes
         compute_ns = pairs * self._pair_flops / (gemm_rate * self._attention_share)
         cost.add(compute_ns, moved, moved / weight_rate, self.model.num_layers)
@@ -192,3 +210,15 @@ class CostModel:
         self._add_linear(cost, rows, self.model.hidden, self.model.vocab_size, sms)
         moved = rows * self.model.vocab_size * 4 * 3
         cost.add(0.0, moved, moved / self.rates(sms)[0])
+
+
+def _attention_flops(model: SimModel) -> tuple[int, int]:
+    """(of a decode step per context token, of a prompt per pair of tokens), one layer. Decode's query groups
+    are padded to whole MMA rows; with latent attention all heads are one group."""
+    if model.latent is not None:
+        heads, latents = math.ceil(model.num_heads / MMA_ROWS) * MMA_ROWS, model.latent.kv_rank
+        pair = 2 * model.num_heads * (2 * model.head_dim + model.latent.rope_dim)
+        return 2 * heads * (2 * latents + model.latent.rope_dim), pair
+    groups = model.num_heads // model.num_kv_heads
+    padded_heads = model.num_kv_heads * math.ceil(groups / MMA_ROWS) * MMA_ROWS
+    return 4 * padded_heads * model.head_dim, 4 * model.num_heads * model.head_dim

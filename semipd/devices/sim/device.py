@@ -14,7 +14,7 @@ from semipd.devices.contract import DeviceInfo, LaneFailed
 from semipd.devices.sim.contention import slowdown
 from semipd.devices.sim.cost import CostModel
 from semipd.devices.sim.gpus import GPUS, Gpu
-from semipd.devices.sim.lane import SimLane, SimStep
+from semipd.devices.sim.lane import NEVER_NS, SimLane, SimStep
 from semipd.devices.sim.models import MODELS, SimModel
 from semipd.devices.sim.profile import Profile, load_profile
 
@@ -116,9 +116,15 @@ class SimDevice:
 
     def _on_launch(self, lane: SimLane, now_ns: int) -> None:
         self._advance(now_ns)
+        others = self._other(lane).queue
+        if self.profile.kernels.drain_on_switch and lane.queue[-1].switches and others:
+            lane.queue[-1].after = others[-1]
         if len(lane.queue) == 1:
             self._start(lane, now_ns)
             self._balance(now_ns)
+
+    def _other(self, lane: SimLane) -> SimLane:
+        return self.prefill if lane is self.decode else self.decode
 
     def _advance(self, now_ns: int) -> None:
         """Let every step that ends by `now_ns` end, in order; each end may start a step and changes the
@@ -137,21 +143,26 @@ class SimDevice:
         lane.finished.append(StepResult.one_each(step.step_id, tokens, busy_ns, logprobs, prompt_logprobs))
         if lane.queue:
             self._start(lane, at_ns)
+        waiting = self._other(lane).queue
+        if waiting and waiting[0].after is step:
+            waiting[0].after = None
+            self._start(self._other(lane), at_ns)
 
     @staticmethod
     def _start(lane: SimLane, at_ns: int) -> None:
         step = lane.queue[0]
+        if step.after is not None and step.after.finish_ns > at_ns:
+            return
         step.start_ns = step.since_ns = at_ns
         step.finish_ns = at_ns + max(1, round(step.left_ns))
 
     def _balance(self, now_ns: int) -> None:
         """Set both running steps' speeds for what runs beside them from now on."""
-        decode, prefill = self.decode.queue, self.prefill.queue
+        decode, prefill = _running(self.decode), _running(self.prefill)
         if decode and prefill:
-            self._set_speeds(decode[0], prefill[0], now_ns)
-            self._next_finish_ns = min(decode[0].finish_ns, prefill[0].finish_ns)
-        elif decode or prefill:
-            step = (decode or prefill)[0]
+            self._set_speeds(decode, prefill, now_ns)
+            self._next_finish_ns = min(decode.finish_ns, prefill.finish_ns)
+        elif step := decode or prefill:
             if step.slowdown != 1.0:
                 self._set_speed(step, 1.0, now_ns)
             self._next_finish_ns = step.finish_ns
@@ -169,6 +180,11 @@ class SimDevice:
         step.since_ns = now_ns
         step.slowdown = factor
         step.finish_ns = now_ns + max(1, round(step.left_ns * factor))
+
+
+def _running(lane: SimLane) -> SimStep | None:
+    """The lane's first step, unless it waits for one on the other lane."""
+    return lane.queue[0] if lane.queue and lane.queue[0].finish_ns < NEVER_NS else None
 
 
 def pool_blocks(profile: Profile, model: SimModel, kv_bytes: int = 0, kv_frac: float = 0.95) -> int:

@@ -10,6 +10,9 @@ from semipd.core.split import LaneName
 from semipd.devices.sim.cost import CostModel, StepCost, StepWork
 from semipd.devices.sim.tokens import TABLE_SIZE, made_up_logprobs, token_table, walk_start
 
+NEVER_NS = 2**62
+"""When a step ends that has not begun."""
+
 
 @dataclass(slots=True, eq=False)
 class SimResident:
@@ -28,16 +31,19 @@ class SimResident:
 
 @dataclass(slots=True, eq=False)
 class SimStep:
-    """A launched step. `left_ns` is what remains of it at full speed, as of `since_ns`."""
+    """A launched step. `left_ns` is what remains of it at full speed, as of `since_ns`. `switches`: its lane
+    had another number of SMs before. `after`: a step that must end before this one begins."""
 
     step_id: int
     contents: "Contents"
     cost: StepCost
+    switches: bool = False
+    after: "SimStep | None" = None
     start_ns: int = 0
     since_ns: int = 0
     left_ns: float = 0.0
     slowdown: float = 1.0
-    finish_ns: int = 0
+    finish_ns: int = NEVER_NS
 
 
 Contents = tuple[list[int], list[TokenLogprobs | None] | None, dict[SeqId, list[TokenLogprobs]] | None]
@@ -73,8 +79,10 @@ class SimLane:
         assert self.capacity() > 0, f"{self.name} lane is full"
         self._apply(plan)
         units = plan.split.units_of(self.name)
-        cost = self._cost(plan, units)
-        self.queue.append(SimStep(plan.step_id, self._contents(plan), cost, left_ns=cost.ns))
+        switches = self._last_units not in (0, units)
+        self._last_units = units
+        cost = self._cost(plan, units, switches)
+        self.queue.append(SimStep(plan.step_id, self._contents(plan), cost, switches, left_ns=cost.ns))
         self.on_launch(self, now_ns)
 
     def poll(self, now_ns: int) -> list[StepResult]:
@@ -99,7 +107,7 @@ class SimLane:
                 self.residents[join.seq] = _resident(join)
             self._batch = _DecodeBatch(plan.decode, [self.residents[seq] for seq in plan.decode])
 
-    def _cost(self, plan: StepPlan, units: int) -> StepCost:
+    def _cost(self, plan: StepPlan, units: int, switches: bool) -> StepCost:
         batch, segments = self._batch, plan.segments
         if self.prompts_arrive:
             arrived = [segment.start + segment.length for segment in segments if segment.sample]
@@ -109,9 +117,8 @@ class SimLane:
             sampled = sum([segment.sample for segment in segments])
             work = StepWork(len(batch.seqs), batch.context_tokens, chunks, sampled)
         cost = self.costs.step(work, units)
-        if units != self._last_units and self._last_units:
+        if switches:
             cost.ns += self.costs.profile.kernels.switch_ns
-        self._last_units = units
         return cost
 
     def _contents(self, plan: StepPlan) -> Contents:

@@ -38,6 +38,16 @@ class Kernels:
         activation_bytes_frac: share of the memory kept for activations, workspaces and graphs. Estimate.
         contention_scale: multiplies what a lane loses to the other one's memory traffic; 1 is the
             bandwidth model of `contention`, 0 switches it off.
+        compute_exponent: computing grows with a lane's share of the SMs to this power. 1: proportional
+            (Bullet's model, arXiv 2504.19516). Below 1 a small lane loses less than its share, as it may
+            clock higher: semi-PD's released fit has 77 % of the speed at 70 % of the SMs (0.73), Nexus
+            (arXiv 2507.06608) 10 % less time from 70 to 80 % (0.79). A measured curve replaces it.
+        prior_attention_frac: speed of a chunk's attention to the tokens before it, as a share of
+            `attention_frac`. 1: as fast as within the chunk.
+        serial_host_ns: host work between two steps during which the lane stands still, as in an engine that
+            schedules only after it has the last step's tokens.
+        drain_on_switch: 1: a lane's first step on another split waits for what is in flight on the other
+            lane, as in SGLang's multiplexing, which synchronises both streams.
     """
 
     hbm_frac: float = 0.90
@@ -54,6 +64,10 @@ class Kernels:
     switch_ns: float = 4_000.0
     activation_bytes_frac: float = 0.05
     contention_scale: float = 1.0
+    compute_exponent: float = 1.0
+    prior_attention_frac: float = 1.0
+    serial_host_ns: float = 0.0
+    drain_on_switch: int = 0
 
 
 Curve = tuple[tuple[int, float], ...]
@@ -69,6 +83,8 @@ _MAY_BE_ZERO = {
     "switch_ns",
     "activation_bytes_frac",
     "contention_scale",
+    "serial_host_ns",
+    "drain_on_switch",
 }
 
 CURVES = ("weight_bytes_per_s", "attention_bytes_per_s", "gemm_flops")
