@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from support import tiny_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from semipd.core.errors import SemipdError
 from semipd.daemon.model.chat_template import ChatTemplate
@@ -91,6 +90,8 @@ CALL = {"function": {"name": "weather", "arguments": {"place": "Zürich <&>", "d
 
 
 def expected(folder: Path, template: str, messages: list[dict[str, Any]], **options: Any) -> str:
+    from transformers import PreTrainedTokenizerFast  # slow to import, and every worker collects this file
+
     tokenizer = PreTrainedTokenizerFast.from_pretrained(
         tiny_tokenizers.save(tiny_tokenizers.byte_level(), folder)
     )

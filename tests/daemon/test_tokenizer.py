@@ -9,7 +9,6 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import tiny_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from semipd.core.errors import SemipdError
 from semipd.daemon.model.tokenizer import Tokenizer
@@ -46,6 +45,8 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("text", SPECIAL_CASES)
 def test_encodes_and_decodes_as_transformers(kind: Kind, text: str, tmp_path: Path) -> None:
+    from transformers import PreTrainedTokenizerFast  # slow to import, and every worker collects this file
+
     reference = PreTrainedTokenizerFast.from_pretrained(tiny_tokenizers.save(kind(), tmp_path))
     ours = Tokenizer.from_file(tmp_path / "tokenizer.json")
     plain = ours.encode(text, add_special_tokens=False)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
 
 FP32_TOLERANCE = 1e-4
 BF16_TOLERANCE = 5e-2
@@ -32,6 +31,8 @@ class GreedyOracle:
     """The reference is transformers in fp32 on the same checkpoint."""
 
     def __init__(self, model_dir: Path, tolerance: float = FP32_TOLERANCE) -> None:
+        from transformers import AutoModelForCausalLM  # slow to import, and every worker collects its users
+
         self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
         self.tolerance = tolerance
 

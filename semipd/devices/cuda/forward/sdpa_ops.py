@@ -10,7 +10,6 @@ from semipd_kernels.gather_kv import gather_kv
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 
 from semipd.core.errors import SemipdError
 from semipd.devices.cuda.forward.kernel_ops import KernelOps
@@ -59,6 +58,9 @@ def attend(q: Tensor, context: Tensor, scale: float) -> Tensor:
 
     Returns [length, heads, D], a view.
     """
+    # torch's compiler comes with it, a second and a half of a start: only where this path is used
+    from torch.nn.attention.bias import causal_lower_right
+
     length, num_heads, _ = q.shape
     _, num_kv, kv_len, _ = context.shape
     # One query sees everything; a mask of torch's own kind lets FlashAttention align it to the last token.

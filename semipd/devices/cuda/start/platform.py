@@ -53,6 +53,7 @@ def real_platform() -> Platform:
     Raises SemipdError: `cuda_unavailable`, `unsupported_gpu`; CudaError.
     """
     from semipd.devices.cuda.forward.kernel_ops import KernelOps
+    from semipd.devices.cuda.forward.sdpa_ops import SdpaOps, check_sdpa
     from semipd.devices.cuda.sampler.kernel_sampler import KernelSampler
 
     driver = CudaDriver.open()
@@ -62,9 +63,6 @@ def real_platform() -> Platform:
         dtype, dependent = TORCH_DTYPES[model.dtype], can_launch_dependently(settings, arch)
         if settings.prefill_attention == "triton":
             return KernelOps(dtype, arch, dependent=dependent)
-        # brings torch's compiler, a second and a half of a start
-        from semipd.devices.cuda.forward.sdpa_ops import SdpaOps, check_sdpa
-
         check_sdpa(model.config, dtype, device)
         return SdpaOps(dtype, arch, dependent=dependent)
 
