@@ -26,7 +26,7 @@ from gpulib.policies import best_of_families, climb, policies  # noqa: E402
 
 from semipd.core.slo import Targets  # noqa: E402
 from semipd.sim.outcomes import Figures, figures  # noqa: E402
-from semipd.sim.traces import READERS, read_trace, replay  # noqa: E402
+from semipd.sim.workloads.traces import READERS, read_trace, replay  # noqa: E402
 
 if TYPE_CHECKING:
     from semipd.core.settings import EngineSettings
@@ -69,7 +69,7 @@ def runner(
 ) -> Callable[[float], Figures]:
     from gpulib.host import Host
 
-    from semipd.sim.prompts import request_of
+    from semipd.sim.workloads.prompts import request_of
 
     trace = read_trace(args.trace, args.form)
     longest = device.info.max_model_len

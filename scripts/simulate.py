@@ -15,7 +15,7 @@ from pathlib import Path
 from semipd.core.errors import SemipdError
 from semipd.sim.cases import Case, Result, run_case
 from semipd.sim.outcomes import PERCENTILES
-from semipd.sim.traces import READERS, read_trace
+from semipd.sim.workloads.traces import READERS, read_trace
 from semipd.sim.worlds import WORLDS
 
 HOUR_S = 3600.0
@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         "predictive or 1p1d (two GPUs); +ORDER behind it, N* before it for N engines")  # fmt: skip
     add("--rate", type=float, default=0.0, help="requests per second and GPU; default: as recorded")
     add("--duration", type=float, default=600.0, metavar="S", help="virtual seconds of arrivals")
-    add("--seed", type=int, default=1, help="of Poisson arrivals, for traces without times")
+    add("--seed", type=int, default=0, help="0: a recorded trace as it is; else runs from random places")
     add("--ttft-ms", type=float, default=500.0)
     add("--tpot-ms", type=float, default=25.0)
     add("--device", default="sim:h200", help="sim:h200, sim:h100 or sim:a100")
@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--world", choices=list(WORLDS), default="default", help="what is assumed (docs/policies.md)")
     add("--max-model-len", type=int, default=131072)
     add("--max-num-seqs", type=int, default=256)
-    add("--prefill-chunk-tokens", type=int, default=512)
+    add("--prefill-chunk-tokens", type=int, default=2048)
     add("--json", type=Path, metavar="FILE", help="also save the figures here")
     return parser
 

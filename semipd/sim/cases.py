@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import semipd
 from semipd.config.config import default_engine_settings
+from semipd.core.errors import SemipdError
 from semipd.core.events import Event
 from semipd.core.request import Request
 from semipd.core.slo import Targets
@@ -22,18 +23,33 @@ from semipd.sim.disaggregated import Disaggregated
 from semipd.sim.group import Group
 from semipd.sim.outcomes import Figures, figures
 from semipd.sim.policies import Kind, parse_policy, settings_for
-from semipd.sim.prompts import request_of
 from semipd.sim.simulator import Engine, Ledger, simulate
 from semipd.sim.split_log import SplitLog
-from semipd.sim.traces import Trace, read_trace, replay
+from semipd.sim.workloads.classes import ServiceClass, class_of, one_class
+from semipd.sim.workloads.generated import GENERATORS
+from semipd.sim.workloads.prompts import request_of
+from semipd.sim.workloads.traces import Arrival, Trace, read_trace, replay
 from semipd.sim.worlds import known_world
+
+GENERATED = "generated"
+"""Form of a trace that stands in no file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is simulated. `rate`: requests per second and GPU. `stop_below`: give the run up once the
-    attainment cannot reach it any more; 0: never. `kv_frac`: share of the free memory for the KV pool.
-    `world`: one of WORLDS; `bandwidth` and `contention` scale what it says."""
+    """What is simulated.
+
+    Attributes:
+        trace, form: a file and its format, or one of GENERATORS and "generated".
+        rate: requests per second and GPU, which arrive for `window_s`.
+        seed: of arrivals, see replay, of generated traces, and of who belongs to which class.
+        ttft_ms, ttft_ms_per_1k_tokens, tpot_ms, itl_ms: targets; the engine is told the first and the third.
+        classes: of whom requests are, with targets of their own; (): all have the targets above.
+        profile: file of measured values; "": built-in ones.
+        bandwidth, contention: scale what the profile and the `world`, one of WORLDS, say.
+        kv_frac: share of the free memory for the KV pool.
+        stop_below: give the run up once the attainment cannot reach it any more; 0: never.
+    """
 
     trace: str
     form: str
@@ -42,7 +58,10 @@ class Case:
     ttft_ms: float
     tpot_ms: float
     window_s: float = 600.0
-    seed: int = 1
+    seed: int = 0
+    ttft_ms_per_1k_tokens: float = 0.0
+    itl_ms: float | None = None
+    classes: tuple[ServiceClass, ...] = ()
     gpu: str = "h200"
     model: str = "llama-3-8b"
     profile: str = ""
@@ -50,14 +69,14 @@ class Case:
     contention: float = 1.0
     max_model_len: int = 131072
     max_num_seqs: int = 256
-    prefill_chunk_tokens: int = 512
+    prefill_chunk_tokens: int = 2048
     kv_frac: float = 0.95
     world: str = "default"
     stop_below: float = 0.0
 
     @property
     def slo(self) -> Targets:
-        return Targets(self.ttft_ms, tpot_ms=self.tpot_ms)
+        return Targets(self.ttft_ms, self.ttft_ms_per_1k_tokens, self.tpot_ms, self.itl_ms)
 
     def key(self) -> str:
         """Changes with the case, the trace's content, the profile's content, the world and the simulated
@@ -85,26 +104,26 @@ class Result:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Result":
-        return cls(**(data | {"figures": Figures(**data["figures"])}))
+        return cls(**(data | {"figures": Figures.from_json(data["figures"])}))
 
 
 def run_case(case: Case) -> Result:
     """Simulate it. Raises SemipdError for a bad trace, profile, policy, GPU or model."""
     spec = parse_policy(case.policy)
-    trace = _trace(case.trace, case.form)
+    trace = trace_of(case)
     arrivals = list(replay(trace, case.rate * spec.num_gpus, case.window_s, case.seed))
     max_misses = int(len(arrivals) * (1.0 - case.stop_below)) if case.stop_below else None
     ledger = Ledger(max_misses)
     log = SplitLog()
     system, vocab_size = build(case, ledger, log.note)
-    requests: Iterator[Request] = (request_of(trace, arrival, vocab_size, case.slo) for arrival in arrivals)
+    requests = requests_of(case, trace, arrivals, vocab_size)
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     with _no_cycle_collector():
         complete = simulate(system, requests, ledger)
     wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
     coordinators = system.coordinators
     return Result(
-        figures(list(ledger.outcomes.values()), case.window_s * spec.num_gpus, complete=complete),
+        figures(list(ledger.outcomes.values()), case.window_s, complete=complete, num_gpus=spec.num_gpus),
         wall_s,
         cpu_s,
         sum(c.decode.num_steps + c.prefill.num_steps for c in coordinators),
@@ -112,6 +131,14 @@ def run_case(case: Case) -> Result:
         log.num_shared_changes,
         log.held_s,
     )
+
+
+def requests_of(case: Case, trace: Trace, arrivals: Iterable[Arrival], vocab_size: int) -> Iterator[Request]:
+    """What the engines are sent, made when it is asked for."""
+    classes = case.classes or one_class(case.slo)
+    for arrival in arrivals:
+        of = class_of(classes, arrival, case.seed)
+        yield request_of(trace, arrival, vocab_size, of.targets, of.name)
 
 
 def build(case: Case, ledger: Ledger, on_event: Callable[[Event], None]) -> tuple["Simulated", int]:
@@ -177,9 +204,24 @@ class Cache:
         return result
 
 
+def trace_of(case: Case) -> Trace:
+    """Raises SemipdError: see read_trace; `unknown_workload`."""
+    if case.form != GENERATED:
+        return _recorded(case.trace, case.form)
+    if case.trace not in GENERATORS:
+        message = f"There is no generated workload {case.trace!r}."
+        raise SemipdError("unknown_workload", message, f"Choose one of {', '.join(GENERATORS)}.")
+    return _generated(case.trace, case.seed)
+
+
 @cache
-def _trace(path: str, form: str) -> Trace:
+def _recorded(path: str, form: str) -> Trace:
     return read_trace(Path(path), form)
+
+
+@cache
+def _generated(name: str, seed: int) -> Trace:
+    return GENERATORS[name](seed)
 
 
 @cache
@@ -187,10 +229,18 @@ def _digest(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else ""
 
 
-SIMULATED_ROOMS = ("config", "core", "system", "memory", "sched", "partition", "engine", "devices/sim")
+SIMULATED_ROOMS = (
+    "config",
+    "core",
+    "system",
+    "memory",
+    "sched",
+    "partition",
+    "engine",
+    "devices/sim",
+    "sim/workloads",
+)
 SIMULATING_FILES = (
-    "traces",
-    "prompts",
     "outcomes",
     "simulator",
     "split_log",

@@ -51,6 +51,7 @@ class Ledger:
         assert not outcome.finished_ns, f"seq {finished.seq} ends twice"
         outcome.finished_ns = now_ns
         outcome.failed = finished.reason == "error"
+        outcome.error = finished.code if outcome.failed else ""
         outcome.cached_tokens = finished.cached_tokens
         self._judge(outcome, not outcome.met)
 

@@ -17,6 +17,7 @@ import semipd.sim.cases
 from semipd.core.errors import SemipdError
 from semipd.core.messages import StepTokens
 from semipd.core.request import Request, SeqId
+from semipd.core.slo import Targets
 from semipd.core.split import Split
 from semipd.devices.sim.cost import CostModel, StepWork
 from semipd.devices.sim.gpus import GPUS
@@ -27,9 +28,10 @@ from semipd.sim.disaggregated import LINK_LATENCY_NS, Disaggregated
 from semipd.sim.group import Group
 from semipd.sim.outcomes import Outcome
 from semipd.sim.policies import PolicySpec, parse_policy
-from semipd.sim.prompts import request_of
 from semipd.sim.simulator import Engine, Ledger, simulate
-from semipd.sim.traces import Arrival, Row, Trace, read_trace, replay
+from semipd.sim.workloads.classes import ServiceClass
+from semipd.sim.workloads.prompts import request_of
+from semipd.sim.workloads.traces import Arrival, Row, Trace, read_trace, replay
 
 ROOT = Path(__file__).parents[2]
 POLICIES = ["prefill-first", "chunked:256", "fixed:64", "paper", "predictive", "1p1d", "2*predictive"]
@@ -109,7 +111,8 @@ def test_figures_agree_with_a_look_at_every_token(tmp_path: Path) -> None:
 def test_a_lone_request_takes_what_its_steps_take(tmp_path: Path) -> None:
     """TTFT: the chunks of its prompt on the whole device; TPOT: decode steps alone, back to back."""
     azure_file(tmp_path, [(0.0, 700, 5), (1.0, 700, 5)])
-    outcomes, _, _ = outcomes_of(azure_case(tmp_path, "fixed:64", rate=0.5, window_s=1.0))
+    case = azure_case(tmp_path, "fixed:64", rate=0.5, window_s=1.0, prefill_chunk_tokens=512)
+    outcomes, _, _ = outcomes_of(case)
     costs = CostModel(Profile(GPUS["h200"]), MODELS["llama-3-8b"])
     prompt_ns = (
         costs.step(StepWork(0, 0, ((0, 512),)), 132).ns + costs.step(StepWork(0, 0, ((512, 188),), 1), 132).ns
@@ -120,10 +123,35 @@ def test_a_lone_request_takes_what_its_steps_take(tmp_path: Path) -> None:
     assert outcome.tpot_ms * 1e6 == pytest.approx(sum(decode_ns) / 4, abs=10)
 
 
+def test_each_class_is_judged_by_its_own_targets(tmp_path: Path) -> None:
+    """The same load with one target that all meet, one that nobody meets, and none."""
+    classes = (
+        ServiceClass("easy", Targets(ttft_ms=1e6), 0.5),
+        ServiceClass("hard", Targets(ttft_ms=1e-3), 0.3),
+        ServiceClass("batch", Targets(), 0.2),
+    )
+    case = azure_case(tmp_path, "chunked:512", rate=20.0, classes=classes)
+    found = run_case(case).figures
+    assert {name: row.attainment for name, row in found.by_class.items()} == {
+        "batch": 1,
+        "easy": 1,
+        "hard": 0,
+    }
+    assert found.worst_attainment == 0.0
+    num = {name: row.num_requests for name, row in found.by_class.items()}
+    assert num["easy"] > num["hard"] > num["batch"] > 20
+    assert found.by_class["hard"].num_late == num["hard"]
+    assert found.attainment == pytest.approx(1 - num["hard"] / found.num_requests)
+    again = run_case(replace(case, policy="fixed:64"))
+    assert {name: row.num_requests for name, row in again.figures.by_class.items()} == num
+    assert Result.from_json(json.loads(json.dumps(again.to_json()))) == again
+
+
 def test_requests_that_cannot_fit_count_as_misses(tmp_path: Path) -> None:
     azure_file(tmp_path, [(0.0, 100, 5), (1.0, 5000, 5), (2.0, 100, 5)])
     result = run_case(azure_case(tmp_path, "chunked:512", rate=1.0, window_s=3.0, max_model_len=2048))
     assert (result.figures.num_requests, result.figures.num_failed) == (3, 1)
+    assert result.figures.errors == {"context_length_exceeded": 1}
     assert result.figures.attainment == pytest.approx(2 / 3)
 
 
@@ -290,7 +318,7 @@ def test_simulate_prints_and_saves(tmp_path: Path) -> None:
     assert "goodput" in done.stdout
     data = json.loads(saved.read_text())
     assert data["case"]["rate"] == 5
-    arrivals = list(replay(read_trace(trace, "azure"), 5.0, 4.0, 1))
+    arrivals = list(replay(read_trace(trace, "azure"), 5.0, 4.0))
     assert data["result"]["figures"]["num_requests"] == len(arrivals)
     refused = script("simulate.py", *common, "--policy", "magic")
     assert refused.returncode == 2

@@ -16,9 +16,9 @@ from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.slo import Targets
 from semipd.sim.outcomes import Outcome, figures, percentiles
-from semipd.sim.prompts import prompt_of, request_of
 from semipd.sim.search import Bracket, RateGrid, best_of, bracket
-from semipd.sim.traces import Arrival, Row, Trace, read_trace, replay
+from semipd.sim.workloads.prompts import prompt_of, request_of
+from semipd.sim.workloads.traces import Arrival, Row, Trace, read_trace, replay
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:46.6805900,374,44
@@ -97,7 +97,7 @@ UNTIMED = Trace("u", tuple(Row(0.0, tokens, 1) for tokens in range(1, 50)), time
 
 
 def test_a_timed_trace_is_stretched_and_begins_again() -> None:
-    arrivals = list(replay(TIMED, 1.5, 6.0, seed=1))
+    arrivals = list(replay(TIMED, 1.5, 6.0))
     half = [0, 0.5, 1.5, 2.0]
     assert [arrival.at_ns / 1e9 for arrival in arrivals] == pytest.approx(
         [*half, *(4 / 1.5 + at for at in half), 8 / 1.5, 8 / 1.5 + 0.5]
@@ -166,6 +166,7 @@ def test_figures_of_a_worked_example() -> None:
     assert found.mean_e2e_ms == pytest.approx((6 * 1100 + 90 + 700 + 4100) / 9)
     assert found.tpot_ms["mean"] == pytest.approx((6 * 10 + 10 + 40) / 8)
     assert found.ttft_ms["p99"] == 600
+    assert list(found.half_attainments) == pytest.approx([0.7, 1.0])
     assert found.output_tokens == 6 * 101 + 1 + 11 + 101
     assert all(outcome.met != outcome.missed for outcome in [*good, single, late, slow, refused])
 
@@ -201,7 +202,14 @@ def test_each_outcome_is_judged_by_its_own_targets() -> None:
 
 
 def test_percentiles_are_nearest_rank() -> None:
-    assert percentiles(range(1, 101)) == {"mean": 50.5, "p50": 50, "p90": 90, "p95": 95, "p99": 99}
+    assert percentiles(range(1, 101)) == {
+        "mean": 50.5,
+        "p50": 50,
+        "p90": 90,
+        "p95": 95,
+        "p99": 99,
+        "max": 100,
+    }
     assert percentiles([7.0])["p99"] == 7.0
     assert percentiles([]) == {}
 

@@ -1,6 +1,7 @@
 """Request traces: arrival times and lengths, read from published files, replayed at a chosen rate."""
 
 import csv
+import heapq
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -14,23 +15,27 @@ from semipd.core.errors import SemipdError
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One request. `blocks` are ids of its prompt's leading blocks, chained: equal id, equal prefix."""
+    """One request. `at_s`: on the trace's clock, or after its session's beginning. `blocks` are ids of its
+    prompt's leading blocks, chained: equal id, equal prefix. `service_class`: "" where the trace has none."""
 
     at_s: float
     prompt_tokens: int
     output_tokens: int
     blocks: tuple[int, ...] = ()
+    service_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
     """`block_tokens`: tokens behind one id of `Row.blocks`; 0: prompts share nothing. `timed`: the rows
-    carry arrival times; else arrivals are Poisson."""
+    carry arrival times; else arrivals are Poisson. `session_starts`: rows with which a session begins, in
+    order; then sessions begin by Poisson, and their rows follow at their own times."""
 
     name: str
     rows: tuple[Row, ...]
     block_tokens: int = 0
     timed: bool = True
+    session_starts: tuple[int, ...] = ()
 
     @property
     def recorded_rate(self) -> float:
@@ -41,7 +46,8 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A row at its time in the replay. `lap` counts how often the trace began again."""
+    """A row at its time in the replay. Equal blocks are equal prefixes within one `lap`: the trace from its
+    beginning, or a run of its rows."""
 
     at_ns: int
     idx: int
@@ -49,13 +55,20 @@ class Arrival:
     row: Row
 
 
-def replay(trace: Trace, rate: float, duration_s: float, seed: int) -> Iterator[Arrival]:
+def replay(trace: Trace, rate: float, duration_s: float, seed: int = 0) -> Iterator[Arrival]:
     """Arrivals of `duration_s` seconds at `rate` per second on average.
 
     A timed trace keeps its order and the pattern of its gaps, stretched to the rate, and begins again when
-    it ends. One without times is drawn from with replacement, at exponential gaps. Deterministic in `seed`.
+    it ends; with a `seed` above 0 it is replayed in runs of `RUN_ROWS` rows from random places (the circular
+    block bootstrap of Politis and Romano, 1992). One without times is drawn from with replacement, at
+    exponential gaps. Deterministic in `seed`.
     """
-    times = _stretched(trace, rate) if trace.timed else _poisson(trace, rate, seed)
+    if trace.session_starts:
+        times = _sessions(trace, rate, seed)
+    elif trace.timed:
+        times = _runs(trace, rate, seed) if seed else _stretched(trace, rate)
+    else:
+        times = _poisson(trace, rate, seed)
     for idx, (at_s, lap, row) in enumerate(times):
         if at_s >= duration_s:
             return
@@ -71,12 +84,53 @@ def _stretched(trace: Trace, rate: float) -> Iterator[tuple[float, int, Row]]:
             yield lap * lap_s + (row.at_s - first_s) * stretch, lap, row
 
 
+def _runs(trace: Trace, rate: float, seed: int) -> Iterator[tuple[float, int, Row]]:
+    """Where rows follow that did not in the trace, the mean gap is between them."""
+    chance, stretch = random.Random(seed), trace.recorded_rate / rate if trace.recorded_rate else 0.0
+    at_s = 0.0
+    for lap in count():
+        first = chance.randrange(len(trace.rows))
+        for place in range(first, first + min(RUN_ROWS, len(trace.rows))):
+            row, previous = (trace.rows[idx % len(trace.rows)] for idx in (place, place - 1))
+            follows = stretch and place > first and place % len(trace.rows)
+            at_s += (row.at_s - previous.at_s) * stretch if follows else 1.0 / rate
+            yield at_s, lap, row
+
+
+def _sessions(trace: Trace, rate: float, seed: int) -> Iterator[tuple[float, int, Row]]:
+    """Sessions in their order, beginning so long before 0 that at 0 as many are under way as later; what came
+    before 0 is left out."""
+    chance = random.Random(seed)
+    ends = (*trace.session_starts[1:], len(trace.rows))
+    sessions = [trace.rows[start:end] for start, end in zip(trace.session_starts, ends, strict=True)]
+    starts_per_s = rate * len(sessions) / len(trace.rows)
+    start_s = -max(session[-1].at_s for session in sessions)
+    under_way: list[tuple[float, int, int]] = []
+    for number in count():
+        start_s += chance.expovariate(starts_per_s)
+        while under_way and under_way[0][0] < start_s:
+            at_s, of, place = heapq.heappop(under_way)
+            lap, session = divmod(of, len(sessions))
+            if at_s >= 0.0:
+                yield at_s, lap, sessions[session][place]
+        for place, row in enumerate(sessions[number % len(sessions)]):
+            heapq.heappush(under_way, (start_s + row.at_s, number, place))
+
+
 def _poisson(trace: Trace, rate: float, seed: int) -> Iterator[tuple[float, int, Row]]:
     chance = random.Random(seed)
     at_s = 0.0
     for idx in count():
         at_s += chance.expovariate(rate)
         yield at_s, idx, chance.choice(trace.rows)
+
+
+LONG_PROMPT = range(16_000, 120_001)
+"""Tokens of a prompt that counts as long."""
+
+RUN_ROWS = 1000
+"""Rows that follow each other as recorded: many times longer than the bursts of the public traces, so that
+those stay whole."""
 
 
 def read_azure(path: Path) -> Trace:
@@ -120,6 +174,12 @@ def read_mooncake_raw(path: Path) -> Trace:
     return _trace(path, rows, block_tokens=_power_of_two(block_tokens))
 
 
+def read_mooncake_long(path: Path) -> Trace:
+    """The requests of `read_mooncake` with long prompts, at their times."""
+    trace = read_mooncake(path)
+    return replace(trace, rows=tuple(row for row in trace.rows if row.prompt_tokens in LONG_PROMPT))
+
+
 def read_sharegpt(path: Path) -> Trace:
     """Lengths only: num_prefill_tokens, num_decode_tokens."""
     records = _records(path, ("num_prefill_tokens", "num_decode_tokens"))
@@ -133,6 +193,7 @@ def read_sharegpt(path: Path) -> Trace:
 READERS: dict[str, Callable[[Path], Trace]] = {
     "azure": read_azure,
     "mooncake": read_mooncake,
+    "mooncake-long": read_mooncake_long,
     "mooncake-raw": read_mooncake_raw,
     "sharegpt": read_sharegpt,
 }

@@ -2,20 +2,28 @@
 
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
-from semipd.core.slo import NO_TARGETS, Targets
-from semipd.sim.traces import Arrival, Trace
+from semipd.core.slo import DEFAULT_CLASS, NO_TARGETS, Targets
+from semipd.sim.workloads.traces import Arrival, Trace
 
 FILLER = 7
 _DIGITS = 4
 
 
-def request_of(trace: Trace, arrival: Arrival, vocab_size: int, targets: Targets = NO_TARGETS) -> Request:
+def request_of(
+    trace: Trace,
+    arrival: Arrival,
+    vocab_size: int,
+    targets: Targets = NO_TARGETS,
+    service_class: str = DEFAULT_CLASS,
+) -> Request:
     """The request that the coordinator gets: its length decides when it ends, never a stop token."""
     seq = arrival.idx + 1
     row = arrival.row
     params = SamplingParams(max_tokens=row.output_tokens, seed=seq)
     prompt = prompt_of(trace, arrival, vocab_size)
-    return Request(SeqId(seq), str(seq), prompt, params, arrival.at_ns, targets=targets)
+    return Request(
+        SeqId(seq), str(seq), prompt, params, arrival.at_ns, service_class=service_class, targets=targets
+    )
 
 
 def prompt_of(trace: Trace, arrival: Arrival, vocab_size: int) -> list[int]:
