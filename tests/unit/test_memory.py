@@ -101,7 +101,7 @@ class KVMachine(RuleBasedStateMachine):
         self.memory.commit(placement, tokens, computed)
         for idx in range(computed // BLOCK_SIZE):
             self.oracle.content[placement.blocks[idx]] = (
-                placement.namespace,
+                placement.run.namespace,
                 tuple(tokens[: (idx + 1) * BLOCK_SIZE]),
             )
         self.sequences[seq] = (placement, tokens, computed)
@@ -164,11 +164,35 @@ def test_integrity_check_notices_a_leak() -> None:
         pool.release(blocks)
 
 
-def test_integrity_check_notices_a_forged_index() -> None:
-    memory = KVMemory(6, BLOCK_SIZE)
-    placement = memory.place("", [1] * 40)
-    memory.commit(placement, [1] * 40, 32)
+def test_integrity_check_notices_a_forged_run() -> None:
+    memory, placement = _memory_with_a_prefix()
+    placement.run.tokens[0] = 2
+    with pytest.raises(AssertionError, match="foreign key"):
+        memory.check_integrity([placement])
+
+
+def test_integrity_check_notices_a_forged_entry() -> None:
+    memory, placement = _memory_with_a_prefix()
+    assert memory.cached_tokens("", [1] * 40) == 2 * BLOCK_SIZE
     memory.check_integrity([placement])
-    placement.indexed[0].num_children = 5
+    assert placement.run.parent is not None
+    placement.run.parent.num_children = 5
     with pytest.raises(AssertionError, match="children"):
         memory.check_integrity([placement])
+
+
+def test_a_prefix_nobody_asks_for_makes_no_entry() -> None:
+    """What makes a long prompt cheap: one look-up, whatever its length."""
+    memory, placement = _memory_with_a_prefix()
+    assert len(placement.run.blocks) == 2
+    memory.release(placement)
+    assert memory.cached_tokens("", [1] * BLOCK_SIZE + [2] * BLOCK_SIZE) == BLOCK_SIZE
+    assert len(placement.run.blocks) == 1, "only the block that was asked for leaves the run"
+
+
+def _memory_with_a_prefix() -> tuple[KVMemory, Placement]:
+    memory = KVMemory(6, BLOCK_SIZE)
+    placement = memory.place("", [1] * 40)
+    memory.commit(placement, [1] * 40, 2 * BLOCK_SIZE)
+    memory.check_integrity([placement])
+    return memory, placement
