@@ -6,7 +6,7 @@ from typing import Any
 
 from semipd.client.core import Answer, Question
 from semipd.core.state.daemon import DrainState, Status
-from semipd.core.state.partition import ChangeAnswer, PartitionDocument, SloDocument
+from semipd.core.state.partition import ChangeAnswer, PartitionDocument, SloAnswer
 from semipd.core.state.requests import RequestRow
 from semipd.wire.client_protocol import GenerateItem, StateFrame, given
 from semipd.wire.client_results import Model, Tokens
@@ -101,12 +101,12 @@ def clear_partition(**fields: Any) -> Question[ChangeAnswer]:
     return Question("partition.clear", fields, itemgetter("partition"))
 
 
-def slo() -> Question[SloDocument]:
+def slo() -> Question[SloAnswer]:
     """Targets, and what was observed."""
     return Question("slo.get", {}, itemgetter("slo"))
 
 
-def set_slo(**fields: Any) -> Question[SloDocument]:
+def set_slo(**fields: Any) -> Question[SloAnswer]:
     """`fields`: ttft_ms, tpot_ms, percentile, window_s (those to change), actor, reason."""
     return Question("slo.set", fields, itemgetter("slo"))
 

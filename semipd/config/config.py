@@ -1,13 +1,22 @@
 """Configuration: TOML file < environment < command line, resolved once, then frozen."""
 
 import os
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from semipd.config.classes import (
+    PREFIX,
+    ClassConfig,
+    check_keys,
+    class_spec,
+    class_specs,
+    classes_of,
+    example,
+)
+from semipd.config.file import read_toml, tables
 from semipd.config.schema import OptionSpec, Value, nearest_key, section_specs, toml_literal
 from semipd.config.sections import (
     AdmissionConfig,
@@ -26,10 +35,7 @@ from semipd.config.sections import (
 )
 from semipd.core.errors import SemipdError
 from semipd.core.settings import PREFILL_GRAPH_FILL, PREFILL_GRAPH_ROWS, CudaSettings, EngineSettings
-from semipd.system.small_files import read_small_file
 from semipd.wire.address import default_socket_path
-
-MAX_FILE_BYTES = 2**20
 
 ENV_PREFIX = "SEMIPD__"
 """Two underscores: Kubernetes adds SEMIPD_PORT and the like for a service called semipd, never these."""
@@ -67,6 +73,9 @@ class Config:
     cuda: CudaConfig = field(default_factory=CudaConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     slo: SloConfig = field(default_factory=SloConfig)
+    classes: Mapping[str, ClassConfig] = field(default_factory=lambda: MappingProxyType(classes_of({})))
+    """Service classes by name, `default` not among them."""
+
     origins: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
@@ -80,8 +89,10 @@ class Config:
         return self.model.served_model_name or self.model.name
 
     def value(self, key: str) -> Value:
-        section, _, name = key.partition(".")
-        value: Value = getattr(getattr(self, section), name)
+        section, _, name = key.rpartition(".")
+        is_class = section.startswith(PREFIX)
+        owner = self.classes[section.removeprefix(PREFIX)] if is_class else getattr(self, section)
+        value: Value = getattr(owner, name)
         return value
 
     def origin(self, key: str) -> str:
@@ -91,20 +102,38 @@ class Config:
     def explain(self) -> list[Explained]:
         return [
             Explained(spec.key, self.value(spec.key), self.origin(spec.key), spec.rule.description)
-            for spec in SPECS.values()
+            for spec in self._specs()
         ]
+
+    def _specs(self) -> Iterator[OptionSpec]:
+        """Of every section, then of every class."""
+        yield from SPECS.values()
+        for name in self._written_classes():
+            yield from class_specs(name)
+
+    def _written_classes(self) -> list[str]:
+        """Those that say something."""
+        return [
+            name for name, config in self.classes.items() if config != ClassConfig() or self._is_given(name)
+        ]
+
+    def _is_given(self, class_name: str) -> bool:
+        return any(key.startswith(f"{PREFIX}{class_name}.") for key in self.origins)
 
     def to_toml(self) -> str:
         """A file that resolves to this configuration, with a comment over each key."""
         lines: list[str] = []
-        for section in SECTIONS:
-            lines += ["", f"[{section}]"] if lines else [f"[{section}]"]
-            for spec in SPECS.values():
-                owner, _, name = spec.key.partition(".")
-                if owner == section:
-                    bounds = f" ({spec.bounds})" if spec.bounds else ""
-                    lines.append(f"# {spec.rule.description}{bounds}")
-                    lines.append(f"{name} = {toml_literal(self.value(spec.key))}")
+        section = ""
+        for spec in self._specs():
+            owner, _, name = spec.key.rpartition(".")
+            if owner != section:
+                section = owner
+                lines += ["", f"[{section}]"] if lines else [f"[{section}]"]
+            bounds = f" ({spec.bounds})" if spec.bounds else ""
+            lines.append(f"# {spec.rule.description}{bounds}")
+            lines.append(f"{name} = {toml_literal(self.value(spec.key))}")
+        if not self._written_classes():
+            lines += ["", *example()]
         return "\n".join(lines) + "\n"
 
     def engine_settings(self, model_dir: str | Path) -> EngineSettings:
@@ -132,6 +161,9 @@ class Config:
             slo_tpot_ms=self.slo.tpot_ms,
             slo_percentile=self.slo.percentile,
             slo_window_s=self.slo.window_s,
+            slo_ttft_ms_per_1k_tokens=self.slo.ttft_ms_per_1k_tokens,
+            slo_itl_ms=self.slo.itl_ms,
+            slo_itl_percentile=self.slo.itl_percentile,
             state_dir=self.partition.state_dir,
             start_patience=self.supervision.start_patience,
             worker_step_limit_s=self.supervision.worker_step_limit_s,
@@ -177,7 +209,9 @@ def load_config(
         for key, (value, origin) in layer.items():
             values[key], origins[key] = value, origin
     sections = {name: record(**_of_section(values, name)) for name, record in SECTIONS.items()}
-    config = Config(**sections, origins=MappingProxyType(origins))
+    classes = MappingProxyType(classes_of(values))
+    config = Config(**sections, classes=classes, origins=MappingProxyType(origins))
+    check_keys(classes, has_callers=bool(config.auth.keys_file or config.socket.group))
     _check_cuda(config)
     _check_prefill_graphs(config)
     return config
@@ -238,33 +272,15 @@ def _of_section(values: Mapping[str, Value], section: str) -> dict[str, Value]:
 def _from_file(path: Path) -> Layer:
     origin = f"file {path}"
     layer: Layer = {}
-    for section, table in _read_toml(path).items():
+    for section, table in tables(read_toml(path)):
         if not isinstance(table, dict):
             raise _unknown(section, origin)
         for name, raw in table.items():
             spec = _spec(f"{section}.{name}", origin)
             layer[spec.key] = spec.check(raw, origin), origin
-        if section not in SECTIONS:
+        if section not in SECTIONS and not section.startswith(PREFIX):
             raise _unknown(section, origin)
     return layer
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(read_small_file(path, MAX_FILE_BYTES).decode("utf-8"))
-    except FileNotFoundError as error:
-        raise SemipdError(
-            "config_not_found",
-            f"There is no configuration file {path}.",
-            "Give --config an existing file, or leave it out to use the defaults.",
-        ) from error
-    except OSError as error:
-        message = f"The configuration file {path} cannot be read: {error.strerror or error}."
-        raise SemipdError("config_unreadable", message, "Check the path and its permissions.") from error
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError, or too deep
-        message = f"The configuration file {path} is not valid TOML: {error}."
-        hint = "semipd-daemon config prints a complete file to start from."
-        raise SemipdError("config_unreadable", message, hint) from error
 
 
 def _from_environment(environ: Mapping[str, str]) -> Layer:
@@ -272,7 +288,7 @@ def _from_environment(environ: Mapping[str, str]) -> Layer:
     for variable in sorted(environ):
         if variable.startswith(ENV_PREFIX):
             origin = f"environment variable {variable}"
-            key = variable.removeprefix(ENV_PREFIX).lower().replace("__", ".", 1)
+            key = variable.removeprefix(ENV_PREFIX).lower().replace("__", ".")
             if variable != variable.upper():
                 raise _unknown(key, origin, f"Write it in capitals: {variable.upper()}.")
             spec = _spec(key, origin)
@@ -293,6 +309,8 @@ def _from_overrides(overrides: Iterable[Override]) -> Layer:
 
 
 def _spec(key: str, origin: str) -> OptionSpec:
+    if key.startswith(PREFIX):
+        return class_spec(key, origin)
     spec = SPECS.get(key)
     if spec is None:
         raise _unknown(key, origin)

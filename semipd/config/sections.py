@@ -305,11 +305,30 @@ class SloConfig:
     ttft_ms: float = option(
         500.0, "Target from arrival to the first token, in milliseconds.", minimum=0.001, maximum=1e9
     )
+    ttft_ms_per_1k_tokens: float = option(
+        0.0,
+        "Added to that target for each 1000 prompt tokens that are not in the prefix cache, in milliseconds.",
+        minimum=0.0,
+        maximum=1e9,
+    )
     tpot_ms: float = option(
         50.0, "Target of the mean time per further token, in milliseconds.", minimum=0.001, maximum=1e9
     )
+    itl_ms: float = option(
+        0.0,
+        "Target of the times between two tokens of a request, at itl_percentile of them, in milliseconds; "
+        "0: none.",
+        minimum=0.0,
+        maximum=1e9,
+    )
+    itl_percentile: float = option(
+        99.0,
+        "Share of a request's inter-token times, in percent, that should be within itl_ms; for every class.",
+        minimum=1.0,
+        maximum=100.0,
+    )
     percentile: float = option(
-        90.0, "Share of requests, in percent, that should meet both targets.", minimum=1.0, maximum=100.0
+        90.0, "Share of requests, in percent, that should meet their targets.", minimum=1.0, maximum=100.0
     )
     window_s: float = option(
         60.0, "Sliding window over which that is measured, in seconds.", minimum=1.0, maximum=86400.0

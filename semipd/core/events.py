@@ -101,12 +101,19 @@ class PartitionChanged(TypedDict):
 
 
 class SloChanged(TypedDict):
+    """Targets of a service class from then on; 0: none. The last three: of the daemon's service levels, which
+    have the class `default`."""
+
     actor: str
     reason: str
+    service_class: str
     ttft_ms: float
+    ttft_ms_per_1k_tokens: float
     tpot_ms: float
-    percentile: float
-    window_s: float
+    itl_ms: float
+    itl_percentile: NotRequired[float]
+    percentile: NotRequired[float]
+    window_s: NotRequired[float]
 
 
 class SlowStep(TypedDict):

@@ -8,9 +8,15 @@ from semipd.core.errors import Refusal
 from semipd.core.events import Event, FinishReason
 from semipd.core.plan import TokenLogprobs
 from semipd.core.request import Request, SeqId
+from semipd.core.slo import Targets
 from semipd.core.split import PartitionMode
 from semipd.core.state.engine import EngineStatus
-from semipd.core.state.partition import EngineChangeAnswer, EnginePartitionDocument, SloDocument
+from semipd.core.state.partition import (
+    ClassAnswer,
+    EngineChangeAnswer,
+    EnginePartitionDocument,
+    SloDocument,
+)
 
 A = TypeVar("A")
 
@@ -75,7 +81,20 @@ class SetSlo(EngineQuestion[SloDocument]):
     reason: str = ""
 
 
-Inbound = Submit | Cancel | GetStatus | GetPartition | SetPartition | SetSlo
+@dataclass(frozen=True, slots=True)
+class SetClass(EngineQuestion[ClassAnswer]):
+    """The targets of a service class, not of `default`, are `after` from now on. Requests under way that have
+    `before` get them too; others have brought their own."""
+
+    nonce: int
+    service_class: str
+    before: Targets
+    after: Targets
+    actor: str
+    reason: str = ""
+
+
+Inbound = Submit | Cancel | GetStatus | GetPartition | SetPartition | SetSlo | SetClass
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What the daemon hands to the engine when a request is admitted."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NewType
 
 from semipd.core.sampling import SamplingParams
@@ -41,3 +41,8 @@ class Request:
     service_class: str = DEFAULT_CLASS
     targets: Targets = NO_TARGETS
     accept_late: bool = False
+
+    def retargeted(self, service_class: str, before: Targets, after: Targets) -> "Request":
+        """The same, with the new targets of its class unless it has brought its own."""
+        follows = self.service_class == service_class and self.targets == before
+        return replace(self, targets=after) if follows else self

@@ -62,7 +62,8 @@ class EngineSettings:
         until the step times are known.
     partition_mode, partition_policy: who chooses the split at start-up.
     merge_tokens: largest merged step that partition mode `auto` may choose instead of splitting; 0: none.
-    slo_ttft_ms, slo_tpot_ms, slo_percentile, slo_window_s: targets at start-up, see Slo.
+    slo_ttft_ms, slo_tpot_ms, slo_percentile, slo_window_s, slo_ttft_ms_per_1k_tokens, slo_itl_ms,
+        slo_itl_percentile: targets at start-up, see Slo.
     state_dir: folder where learned step times are kept; "": semipd in the user's state folder.
     log_format: how the engine process logs: "text" or "json".
     start_patience: factor on the time limit of each start-up phase, and of the start of another worker.
@@ -92,6 +93,9 @@ class EngineSettings:
     slo_tpot_ms: float
     slo_percentile: float
     slo_window_s: float
+    slo_ttft_ms_per_1k_tokens: float
+    slo_itl_ms: float
+    slo_itl_percentile: float
     state_dir: str
     start_patience: float
     worker_step_limit_s: float
@@ -100,7 +104,15 @@ class EngineSettings:
     @property
     def slo(self) -> Slo:
         """Targets at start-up."""
-        return Slo(self.slo_ttft_ms, self.slo_tpot_ms, self.slo_percentile, self.slo_window_s)
+        return Slo(
+            self.slo_ttft_ms,
+            self.slo_tpot_ms,
+            self.slo_percentile,
+            self.slo_window_s,
+            self.slo_ttft_ms_per_1k_tokens,
+            self.slo_itl_ms,
+            self.slo_itl_percentile,
+        )
 
     def to_wire(self) -> dict[str, Any]:
         return asdict(self)

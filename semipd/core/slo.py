@@ -1,18 +1,26 @@
 """Service-level objectives: what requests' latencies are measured against."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from semipd.core.ranges import Range
-from semipd.core.state.partition import SloTargets
+from semipd.core.state.partition import SloTargets, TargetsDocument
 
 SLO_BOUNDS = {
     "ttft_ms": Range(0.001, 1e9),
+    "ttft_ms_per_1k_tokens": Range(0.0, 1e9),
     "tpot_ms": Range(0.001, 1e9),
+    "itl_ms": Range(0.0, 1e9),
+    "itl_percentile": Range(1.0, 100.0),
     "percentile": Range(1.0, 100.0),
     "window_s": Range(1.0, 86400.0),
 }
-"""On every way to set a target."""
+"""On every way to set the service levels of the daemon, which are the targets of the class `default`."""
+
+TARGET_BOUNDS = {name: Range(0.0, 1e9) for name in ("ttft_ms", "ttft_ms_per_1k_tokens", "tpot_ms", "itl_ms")}
+"""Of a request's targets and of another class's; 0: no target."""
 
 
 DEFAULT_CLASS = "default"
@@ -42,6 +50,19 @@ class Targets:
     tpot_ms: float | None = None
     itl_ms: float | None = None
 
+    @classmethod
+    def of(cls, numbers: Mapping[str, float], base: "Targets | None" = None) -> "Targets":
+        """`numbers`: some of its fields, 0 for no target; the others are `base`'s."""
+        return replace(base or cls(), **{name: numbers[name] or _NOTHING[name] for name in numbers})
+
+    def to_wire(self) -> TargetsDocument:
+        return {
+            "ttft_ms": self.ttft_ms or 0.0,
+            "ttft_ms_per_1k_tokens": self.ttft_ms_per_1k_tokens,
+            "tpot_ms": self.tpot_ms or 0.0,
+            "itl_ms": self.itl_ms or 0.0,
+        }
+
     def ttft_limit_ms(self, uncached_tokens: int) -> float:
         """Most time to the first token; infinite without a target."""
         if self.ttft_ms is None:
@@ -64,6 +85,7 @@ class Targets:
 
 
 NO_TARGETS = Targets()
+_NOTHING: dict[str, Any] = asdict(NO_TARGETS)
 
 
 def _shown(target_ms: float | None) -> str:
@@ -78,18 +100,30 @@ def most_slow_gaps(num_gaps: int, pct: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """Targets: `percentile` (0-100) of the requests of the last `window_s` seconds shall have a TTFT and
-    a TPOT of at most these."""
+    """Targets of the class `default`: `percentile` (0-100) of the requests of the last `window_s` seconds
+    shall meet them. `itl_ms` 0: no target. `itl_percentile`: of a request's own inter-token times, in every
+    class."""
 
     ttft_ms: float
     tpot_ms: float
     percentile: float
     window_s: float
+    ttft_ms_per_1k_tokens: float = 0.0
+    itl_ms: float = 0.0
+    itl_percentile: float = ITL_PERCENTILE
+
+    @property
+    def targets(self) -> Targets:
+        """Of one request of that class."""
+        return Targets(self.ttft_ms, self.ttft_ms_per_1k_tokens, self.tpot_ms, self.itl_ms or None)
 
     def to_wire(self) -> SloTargets:
         return {
             "ttft_ms": self.ttft_ms,
+            "ttft_ms_per_1k_tokens": self.ttft_ms_per_1k_tokens,
             "tpot_ms": self.tpot_ms,
+            "itl_ms": self.itl_ms,
+            "itl_percentile": self.itl_percentile,
             "percentile": self.percentile,
             "window_s": self.window_s,
         }

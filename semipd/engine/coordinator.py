@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from semipd.core.errors import SemipdError
-from semipd.core.events import SLO_CHANGED
 from semipd.core.messages import (
     Cancel,
     GetPartition,
     GetStatus,
     Inbound,
     Outbound,
+    SetClass,
     SetPartition,
     SetSlo,
     Status,
@@ -29,9 +29,10 @@ from semipd.core.messages import (
 from semipd.core.plan import StepResult
 from semipd.core.request import SeqId
 from semipd.core.settings import EngineSettings, SchedulerName
+from semipd.core.slo import DEFAULT_CLASS, Targets
 from semipd.core.split import Split
 from semipd.devices.contract import Device, WorkerDeath
-from semipd.engine.lane_events import partition_changed, split_changed, worker_changed
+from semipd.engine.lane_events import partition_changed, slo_changed, split_changed, worker_changed
 from semipd.engine.lane_state import LaneState
 from semipd.engine.slow_steps import SlowSteps
 from semipd.engine.status import engine_status
@@ -44,7 +45,7 @@ from semipd.sched.flight import Chunk, Flight
 from semipd.sched.limits import Limits
 from semipd.sched.outbox import Outbox
 from semipd.sched.scheduler import Growth, Scheduler
-from semipd.sched.sequence import Sequence
+from semipd.sched.sequence import Sequence, retarget
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +114,10 @@ class Coordinator:
                         self.scheduler.finish(self.scheduler.sequences[seq], "cancelled", out)
                 case GetStatus(nonce):
                     out.send(Status(nonce, engine_status(self, out.now_ns)))
-                case GetPartition() | SetPartition() | SetSlo():
+                case GetPartition() | SetPartition() | SetSlo() | SetClass():
                     self._answer(message, out)
 
-    def _answer(self, message: GetPartition | SetPartition | SetSlo, out: Outbox) -> None:
+    def _answer(self, message: GetPartition | SetPartition | SetSlo | SetClass, out: Outbox) -> None:
         """The event of a change goes out before its answer, so that the daemon knows of it first."""
         try:
             match message:
@@ -128,12 +129,21 @@ class Coordinator:
                         out.event(partition_changed(change))
                     out.send(Status(nonce, answer))
                 case SetSlo(nonce, targets, actor, reason):
+                    before = self.control.slo.targets
                     levels = self.control.set_slo(message, out.now_ns)
+                    self._retarget(DEFAULT_CLASS, before, self.control.slo.targets)
                     if targets:
-                        out.event(SLO_CHANGED({"actor": actor, "reason": reason, **levels["targets"]}))
+                        out.event(slo_changed(actor, reason, DEFAULT_CLASS, levels["targets"]))
                     out.send(Status(nonce, levels))
+                case SetClass(nonce, name, before, after, actor, reason):
+                    num_changed = self._retarget(name, before, after)
+                    out.event(slo_changed(actor, reason, name, after.to_wire()))
+                    out.send(Status(nonce, {"requests": num_changed}))
         except SemipdError as error:
             out.send(Status(message.nonce, {}, error.details))
+
+    def _retarget(self, service_class: str, before: Targets, after: Targets) -> int:
+        return retarget(self.scheduler.sequences.values(), service_class, before, after)
 
     def _settle(self, out: Outbox) -> None:
         for state in (self.decode, self.prefill):

@@ -1,7 +1,15 @@
 """Events that belong to no request."""
 
-from semipd.core.events import PARTITION_CHANGED, SPLIT_CHANGED, WORKER_DIED, WORKER_RESTARTED, Told
+from semipd.core.events import (
+    PARTITION_CHANGED,
+    SLO_CHANGED,
+    SPLIT_CHANGED,
+    WORKER_DIED,
+    WORKER_RESTARTED,
+    Told,
+)
 from semipd.core.split import LaneName
+from semipd.core.state.partition import SloTargets, TargetsDocument
 from semipd.devices.contract import WorkerDeath, WorkerNews
 from semipd.partition.control import Switch
 from semipd.partition.decision_log import PartitionChange
@@ -30,6 +38,10 @@ def split_changed(switch: Switch) -> Told:
             "switch_ms": switch.ms,
         }
     )
+
+
+def slo_changed(actor: str, reason: str, service_class: str, targets: TargetsDocument | SloTargets) -> Told:
+    return SLO_CHANGED({"actor": actor, "reason": reason, "service_class": service_class, **targets})
 
 
 def worker_changed(lane: LaneName, news: WorkerNews) -> Told:

@@ -1,9 +1,11 @@
 """One request as the engine sees it: its tokens, its place in memory and how far it has come."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from semipd.core.request import Request, SeqId
+from semipd.core.slo import Targets
 from semipd.memory.kv import Placement
 
 Phase = Literal["waiting", "prefilling", "decoding", "yielding", "gone"]
@@ -80,3 +82,13 @@ class Sequence:
             assert self.placement is not None, f"{numbers}, running without blocks"
         if self.phase == "decoding":
             assert self.num_computed == len(self.tokens) - 1, numbers
+
+
+def retarget(sequences: Iterable[Sequence], service_class: str, before: Targets, after: Targets) -> int:
+    """Give those of the class that have brought no targets the new ones. Returns how many."""
+    num_changed = 0
+    for sequence in sequences:
+        request = sequence.request.retargeted(service_class, before, after)
+        num_changed += request is not sequence.request
+        sequence.request = request
+    return num_changed

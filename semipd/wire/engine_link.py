@@ -4,7 +4,7 @@ Both ends are always the same release (the daemon starts the engine), so positio
 """
 
 from collections.abc import Callable
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from typing import Any
 
 from semipd.core.errors import ProtocolError
@@ -17,6 +17,7 @@ from semipd.core.messages import (
     Inbound,
     Outbound,
     PromptLogprobs,
+    SetClass,
     SetPartition,
     SetSlo,
     Status,
@@ -79,6 +80,8 @@ def inbound_to_wire(message: Inbound) -> dict[str, Any]:
             return {"op": "set_partition"} | {name: getattr(message, name) for name in SetPartition.__slots__}
         case SetSlo():
             return {"op": "set_slo"} | {name: getattr(message, name) for name in SetSlo.__slots__}
+        case SetClass():
+            return {"op": "set_class"} | asdict(message)
 
 
 def inbound_from_wire(data: dict[str, Any]) -> Inbound:
@@ -95,6 +98,9 @@ def inbound_from_wire(data: dict[str, Any]) -> Inbound:
             return SetPartition(**_without_op(data))
         case "set_slo":
             return SetSlo(**_without_op(data))
+        case "set_class":
+            targets = {name: Targets(**data[name]) for name in ("before", "after")}
+            return SetClass(**_without_op(data) | targets)
     raise ProtocolError("unknown_operation", f"The engine does not know the operation {data.get('op')!r}.")
 
 

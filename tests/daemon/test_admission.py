@@ -19,6 +19,7 @@ from semipd.core.errors import SemipdError
 from semipd.core.events import ADMITTED, Event
 from semipd.core.request import Priority, Request, SeqId
 from semipd.core.sampling import SamplingParams
+from semipd.daemon.access.classes import Service
 from semipd.daemon.access.terms import Terms
 from semipd.daemon.history.record import RequestRecord
 from semipd.daemon.history.records import RequestHistory
@@ -49,7 +50,9 @@ class Desk:
         params = SamplingParams(max_tokens=1, seed=1)
         arrival_ns = int(self.clock.now_s * 1e9)
         request = Request(SeqId(self.last), f"r{self.last}", [1] * num_tokens, params, arrival_ns)
-        return self.history.arrived(request, Terms(priority=priority))
+        return self.history.arrived(
+            request, Terms(service=Service("batch" if priority == "batch" else "default"))
+        )
 
     def is_placed(self, record: RequestRecord) -> None:
         admitted = ADMITTED({"cached_tokens": 0, "tokens": record.prompt_tokens})

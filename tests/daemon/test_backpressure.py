@@ -15,6 +15,7 @@ from support.daemon import Running, running, until
 from semipd.client import AsyncClient
 from semipd.core.sampling import SamplingParams
 from semipd.daemon.access.callers import OPERATOR
+from semipd.daemon.access.terms import DEFAULT_SERVICE
 from semipd.daemon.requests.live import LiveRequest
 from semipd.daemon.requests.rules import RequestRules
 from semipd.daemon.web import streaming
@@ -137,6 +138,6 @@ async def test_streams_on_a_socket_nobody_reads(tmp_path: Path) -> None:
 def test_tokens_with_alternatives_weigh_more() -> None:
     def unread(**params: Any) -> int:
         sampling = SamplingParams(max_tokens=1, seed=1, **params)
-        return RequestRules(max_unread_tokens=4096).terms(OPERATOR, None, sampling).max_unread
+        return RequestRules(max_unread_tokens=4096).terms(OPERATOR, DEFAULT_SERVICE, sampling).max_unread
 
     assert (unread(), unread(logprobs=0), unread(logprobs=20)) == (4096, 2048, 4096 // 22)

@@ -2,9 +2,6 @@
 
 import asyncio
 import bisect
-import random
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,64 +9,14 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from prometheus_client import Histogram as TheirHistogram
 from support.events import told
-from support.seeds import each_seed
+from support.history import MS, Told
 
-from semipd.core.events import Event, EventKind
 from semipd.core.percentile import percentile
-from semipd.core.request import Request, SeqId
-from semipd.core.sampling import SamplingParams
-from semipd.core.slo import Slo
 from semipd.daemon.history import records as history_module
-from semipd.daemon.history import slo
 from semipd.daemon.history.journal import Journal
 from semipd.daemon.history.metric_names import DEFINITIONS
-from semipd.daemon.history.metrics import Histogram, Metrics
+from semipd.daemon.history.metrics import Histogram
 from semipd.daemon.history.record import RequestRecord, timing_to_wire
-from semipd.daemon.history.records import RequestHistory
-from semipd.daemon.history.slo import SloWindow
-from semipd.system import clock
-
-MS = 1_000_000
-
-
-@dataclass
-class Clock:
-    now_ns: int = 1000 * MS
-
-    def __call__(self) -> int:
-        return self.now_ns
-
-    def advance(self, ms: float) -> None:
-        self.now_ns += int(ms * MS)
-
-
-class Told:
-    """A history and the clock it runs on."""
-
-    def __init__(self) -> None:
-        self.clock = Clock()
-        self.history = RequestHistory(clock.Clock(self.clock))
-        self.metrics = Metrics(self.history)
-        self._last_seq = 0
-
-    def arrive(self, request_id: str = "r", prompt_tokens: int = 5, max_tokens: int = 9) -> RequestRecord:
-        self._last_seq += 1
-        params = SamplingParams(max_tokens=max_tokens, seed=1)
-        prompt = [1] * prompt_tokens
-        request = Request(SeqId(self._last_seq), request_id, prompt, params, self.clock.now_ns)
-        return self.history.arrived(request)
-
-    def engine(self, record: RequestRecord, kind: EventKind, **data: Any) -> None:
-        self.history.noted(Event(self.clock.now_ns, kind, record.seq, record.request_id, data))
-
-    def step(self, *records: RequestRecord) -> None:
-        self.history.stepped(records, self.clock.now_ns)
-
-    def send(self, record: RequestRecord, num_tokens: int, text: bool = True) -> None:
-        self.history.sent(record, num_tokens, has_text=text)
-
-    def kinds(self) -> list[str]:
-        return [entry.kind for entry in self.history.journal.read(0, 10_000).entries]
 
 
 def test_a_life_and_its_times() -> None:
@@ -183,7 +130,7 @@ def test_listing_filters_orders_and_bounds(monkeypatch: pytest.MonkeyPatch) -> N
 def test_refusals_are_not_counted_for_requests_that_have_a_record() -> None:
     told = Told()
     refused: list[str] = []
-    told.history.on_refused.append(refused.append)
+    told.history.on_refused.append(lambda code, service_class: refused.append(code))
     record = told.arrive("known")
     told.history.answered_with_error("engine_crashed", "known", record.arrival_ns)
     assert refused == []
@@ -292,104 +239,6 @@ def test_percentile_is_the_nearest_rank(values: list[float], pct: float) -> None
 def state(record: RequestRecord) -> str:
     """It changes with what the history is told, though nothing here assigns it."""
     return record.state
-
-
-def judged(told: Told, ttft_ms: float, tpot_ms: float | None) -> RequestRecord:
-    record = told.arrive()
-    told.clock.advance(ttft_ms)
-    told.send(record, 1)
-    if tpot_ms is not None:
-        told.clock.advance(tpot_ms)
-        told.send(record, 1)
-    return record
-
-
-@each_seed(range(20))
-def test_attainment_and_goodput_like_the_definitions(seed: int) -> None:
-    rng = random.Random(seed)
-    told = Told()
-    window = SloWindow(Slo(100, 10, 90, 5), lambda code: code == "bad", told.clock)
-    told.history.on_finished.append(window.finished)
-    told.history.on_refused.append(window.refused)
-    began_ns = told.clock.now_ns
-    outcomes: list[tuple[int, bool]] = []
-    ttfts: list[tuple[int, float]] = []
-    for _ in range(rng.randrange(60)):
-        told.clock.advance(rng.choice([0, 30, 400]))
-        kind = rng.choice(["served", "served", "cancelled", "error", "bad", "refused", "bad request"])
-        if kind in ("refused", "bad request"):
-            told.history.answered_with_error("bad" if kind == "bad request" else "overloaded", "x", 0)
-            if kind == "refused":
-                outcomes.append((told.clock.now_ns, False))
-            continue
-        ttft_ms, tpot_ms = rng.choice([50, 100, 101]), rng.choice([None, 5, 10, 11])
-        record = judged(told, ttft_ms, tpot_ms)
-        codes = {"error": "engine_crashed", "bad": "bad"}
-        reason = "error" if kind in codes else "cancelled" if kind == "cancelled" else "stop"
-        told.history.finished(record, reason, codes.get(kind))  # type: ignore[arg-type]
-        if kind == "served":
-            met = ttft_ms <= 100 and (tpot_ms is None or tpot_ms <= 10)
-            outcomes.append((told.clock.now_ns, met))
-            ttfts.append((told.clock.now_ns, ttft_ms))
-        elif kind == "error":
-            outcomes.append((told.clock.now_ns, False))
-    now_ns = told.clock.now_ns
-    recent = [met for at_ns, met in outcomes if at_ns >= now_ns - 5e9]
-    seconds = min(5.0, max((now_ns - began_ns) / 1e9, 1.0))
-    seen = window.snapshot()
-    assert seen["requests"] == len(recent)
-    assert seen["attainment"] == (sum(recent) / len(recent) if recent else None)
-    assert seen["goodput_rps"] == pytest.approx(sum(recent) / seconds)
-    recent_ttfts = sorted(ttft for at_ns, ttft in ttfts if at_ns >= now_ns - 5e9)
-    assert seen["ttft_ms"]["p50"] == percentile(recent_ttfts, 50)
-    assert (window.num_judged, window.num_met) == (len(outcomes), sum(met for _, met in outcomes))
-
-
-@each_seed(range(10))
-def test_new_targets_judge_the_window_as_if_they_had_always_held(seed: int) -> None:
-    rng = random.Random(seed)
-    told = Told()
-    first, second = Slo(100, 10, 90, 5), Slo(rng.choice([50, 200]), 7, 90, 3)
-    changed = SloWindow(first, lambda code: code == "bad", told.clock)
-    always = SloWindow(second, lambda code: code == "bad", told.clock)
-    for window in (changed, always):
-        told.history.on_finished.append(window.finished)
-        told.history.on_refused.append(window.refused)
-    for _ in range(rng.randrange(60)):
-        told.clock.advance(rng.choice([0, 30, 400]))
-        if rng.random() < 0.2:
-            told.history.answered_with_error("overloaded", "x", 0)
-            continue
-        record = judged(told, rng.choice([50, 100, 150, 250]), rng.choice([None, 5, 10, 11]))
-        told.history.finished(record, "stop", None)
-    counted = (changed.num_judged, changed.num_met)
-    changed.retarget(second)
-    assert changed.snapshot() == always.snapshot()
-    assert (changed.num_judged, changed.num_met) == counted, "counters never go back"
-
-
-@each_seed(range(20))
-def test_a_full_window_covers_the_latest_outcomes(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slo, "MAX_OUTCOMES", 8)
-    rng, told = random.Random(seed), Told()
-    window = SloWindow(Slo(100, 10, 90, 1000), lambda code: False, told.clock)
-    ttfts: list[float | None] = []
-    for _ in range(rng.randrange(8, 40)):
-        told.clock.advance(rng.choice([0, 30, 400]))
-        if rng.random() < 0.2:
-            window.refused("overloaded")
-            ttfts.append(None)
-            continue
-        ttft_ms = rng.choice([50.0, 100.0, 150.0])
-        ttfts.append(ttft_ms)
-        record = judged(told, ttft_ms, 5)
-        told.history.finished(record, "stop", None)
-        window.finished(record)
-    latest = ttfts[-8:]
-    seen = window.snapshot()
-    assert seen["requests"] == 8
-    assert seen["attainment"] == sum(ttft is not None and ttft <= 100 for ttft in latest) / 8
-    assert seen["ttft_ms"]["p90"] == percentile(sorted(ttft for ttft in latest if ttft is not None), 90)
 
 
 @given(st.lists(st.tuples(st.floats(0, 3), st.integers(1, 50)), max_size=40))

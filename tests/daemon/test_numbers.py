@@ -113,8 +113,13 @@ async def test_a_number_out_of_its_range_is_a_bad_request_that_names_the_field(t
         ("PUT", "/v1/partition", "prefill_units", ["-1", "1e30", str(2**64), HUGE, "true"]),
         ("PUT", "/v1/partition", "expires_s", ["0", "-0.0", "1e400", "1e30", "NaN", HUGE, str(2**63)]),
         *[
-            ("PATCH", "/v1/slo", name, ["0", "-1", "1e300", "NaN", "Infinity", HUGE, str(2**64), "true"])
-            for name in SLO_BOUNDS
+            (
+                "PATCH",
+                "/v1/slo",
+                name,
+                ["-1", "1e300", "NaN", "Infinity", HUGE, str(2**64), "true", *["0"] * (bounds.low > 0)],
+            )
+            for name, bounds in SLO_BOUNDS.items()
         ],
         ("POST", "/v1/drain", "limit_s", ["-1", "86401", "1e400", "NaN", HUGE]),
     ],

@@ -125,7 +125,8 @@ async def test_cancel_says_what_happened(tmp_path: Path) -> None:
         metrics = await scrape(daemon)
     assert {record["finish_reason"] for record in listed["data"]} == {"cancelled"}
     assert value(metrics, "vllm:request_success_total", finished_reason="abort") == 2
-    assert value(metrics, "semipd:slo_requests_total") == 0, "cancelled ones are left out"
+    judged = value(metrics, "semipd:slo_requests_total", service_class="default")
+    assert judged == 0, "cancelled ones are left out"
 
 
 async def test_a_stream_that_is_cancelled_says_so(tmp_path: Path) -> None:
@@ -210,7 +211,8 @@ async def test_metrics_after_some_work(tmp_path: Path) -> None:
     assert value(metrics, "semipd:requests_refused_total", code="invalid_value") == 1
     assert value(metrics, "semipd:requests_refused_total", code="malformed_json") == 1
     assert value(metrics, "semipd:ignored_fields_total") == 2
-    assert value(metrics, "semipd:slo_requests_total") == 2, "clients' own mistakes are no misses"
+    judged = value(metrics, "semipd:slo_requests_total", service_class="default")
+    assert judged == 2, "clients' own mistakes are no misses"
     for lane in ("prefill", "decode"):
         assert value(metrics, "semipd:lane_steps_total", lane=lane) == engine["lanes"][lane]["steps"]
         assert value(metrics, "semipd:lane_busy_seconds_total", lane=lane) > 0

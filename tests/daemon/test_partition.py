@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from support.patience import Patience
 
 from semipd.client import AsyncClient, Client
 from semipd.commands.operators import parse_duration
+from semipd.config.sections import SloConfig
 from semipd.core.errors import SemipdError
 from semipd.core.sampling import SamplingParams
+from semipd.core.slo import Slo
 from semipd.devices.fake import expected_tokens
 
 VOCAB, CONTEXT = 400, 1024
@@ -278,7 +281,8 @@ async def test_targets_over_all_three_ways(daemon: Daemon, http: Http) -> None:
     assert code == 0, err
     assert out.strip().endswith("(95 % of requests, last 20 s)")
     _, document = await http.call("GET", "/v1/slo")
-    assert document["targets"] == {"ttft_ms": 321, "tpot_ms": 17.5, "percentile": 95, "window_s": 20}
+    changed = {"ttft_ms": 321, "tpot_ms": 17.5, "percentile": 95, "window_s": 20}
+    assert document["targets"] == Slo(**asdict(SloConfig()) | changed).to_wire()
     history = (await http.partition())["history"]
     assert [change["slo"]["percentile"] for change in history[-3:]] == [90, 90, 95]
     assert history[-3]["reason"] == "tighter"
@@ -296,7 +300,9 @@ async def test_what_the_daemon_measures_follows_the_targets(daemon: Daemon, http
             assert frame.state["slo"]["attainment"] == (1.0 if ttft_ms > 1 else 0.0), "judged anew"
             async with aiohttp.ClientSession() as session, session.get(f"{daemon.url}/metrics") as response:
                 target = re.search(
-                    r'^semipd:slo_target_seconds\{slo="ttft"\} (.+)$', await response.text(), re.M
+                    r'^semipd:slo_target_seconds\{service_class="default",slo="ttft"\} (.+)$',
+                    await response.text(),
+                    re.M,
                 )
             assert target is not None
             assert float(target[1]) == pytest.approx(ttft_ms / 1e3)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,9 @@ class _Echo:
             {"seq": request.seq, "prompt": request.prompt, "namespace": request.namespace}
             | {name: getattr(params, name) for name in ("seed", "temperature", "top_k", "max_tokens")}
             | {
+                "service_class": request.service_class,
+                "targets": list(astuple(request.targets)),
+                "accept_late": request.accept_late,
                 "stop_token_ids": list(params.stop_token_ids),
                 "logit_bias": [list(p) for p in params.logit_bias],
             }

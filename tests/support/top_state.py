@@ -185,12 +185,22 @@ _STATE: StateDocument = {
     },
     "throughput": {"prompt_tokens_per_s": 5120.0, "output_tokens_per_s": 730.0},
     "slo": {
-        "targets": {"ttft_ms": 500.0, "tpot_ms": 50.0, "percentile": 90.0, "window_s": 60.0},
+        "targets": {
+            "ttft_ms": 500.0,
+            "ttft_ms_per_1k_tokens": 0.0,
+            "tpot_ms": 50.0,
+            "itl_ms": 0.0,
+            "itl_percentile": 99.0,
+            "percentile": 90.0,
+            "window_s": 60.0,
+        },
         "requests": 140,
         "attainment": 0.964,
         "goodput_rps": 2.25,
         "ttft_ms": {"p50": 120.0, "p90": 380.0, "p99": 640.0},
         "tpot_ms": {"p50": 31.0, "p90": 44.0, "p99": 52.0},
+        "itl_ms": {"p50": 40.0, "p90": 61.0, "p99": 95.0},
+        "classes": {},
     },
     "lamps": {
         "process": {"ok": True},
@@ -224,6 +234,7 @@ _WITHOUT_ENGINE: dict[str, Any] = {
     "slo.goodput_rps": 0.0,
     "slo.ttft_ms": _NO_NUMBERS,
     "slo.tpot_ms": _NO_NUMBERS,
+    "slo.itl_ms": _NO_NUMBERS,
     "drain.awaited": 0,
     "drain.oldest_ms": None,
     "lamps": {
@@ -255,6 +266,10 @@ _REQUEST: RequestRow = {
     "prefill_ms": 230.0,
     "ttft_ms": 244.0,
     "tpot_ms": 42.0,
+    "itl_ms": 55.0,
+    "service_class": "default",
+    "targets": {"ttft_ms": 500.0, "ttft_ms_per_1k_tokens": 0.0, "tpot_ms": 50.0, "itl_ms": 0.0},
+    "accept_late": False,
 }
 
 
@@ -369,8 +384,12 @@ EVENTS: dict[str, dict[str, Any]] = {
             {
                 "actor": "ann (pid 4121)",
                 "reason": "evening peak",
+                "service_class": "default",
                 "ttft_ms": 300.0,
+                "ttft_ms_per_1k_tokens": 0.0,
                 "tpot_ms": 50.0,
+                "itl_ms": 0.0,
+                "itl_percentile": 99.0,
                 "percentile": 90.0,
                 "window_s": 60.0,
             }

@@ -84,7 +84,15 @@ def answer(**changes: Any) -> ChangeAnswer:
     return cast(ChangeAnswer, {**CHANGE, "dry_run": True, **base, **changes})
 
 
-TARGETS = SloTargets(ttft_ms=500.0, tpot_ms=50.0, percentile=90.0, window_s=60.0)
+TARGETS = SloTargets(
+    ttft_ms=500.0,
+    ttft_ms_per_1k_tokens=0.0,
+    tpot_ms=50.0,
+    itl_ms=0.0,
+    itl_percentile=99.0,
+    percentile=90.0,
+    window_s=60.0,
+)
 
 
 def test_a_preview_stands_beside_what_the_policy_would_do() -> None:

@@ -13,7 +13,7 @@ from semipd.config.schema import nearest_key, toml_literal
 from semipd.config.sections import CudaConfig
 from semipd.core.errors import SemipdError
 from semipd.core.settings import CudaSettings, EngineSettings
-from semipd.core.slo import SLO_BOUNDS
+from semipd.core.slo import NO_TARGETS, SLO_BOUNDS, Targets
 
 DEFAULT_FILE = Path(__file__).parents[2] / "configs" / "default.toml"
 
@@ -75,6 +75,9 @@ def test_every_setting_reaches_the_engine() -> None:
         "slo.tpot_ms": "20",
         "slo.percentile": "95",
         "slo.window_s": "10",
+        "slo.ttft_ms_per_1k_tokens": "100",
+        "slo.itl_ms": "40",
+        "slo.itl_percentile": "95",
         "supervision.start_patience": "3",
         "supervision.worker_step_limit_s": "90",
         "cuda.sm_carveout": "true",
@@ -267,3 +270,62 @@ def test_socket_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", "relative")
     assert load_config().socket_path.is_absolute()
     assert not (tmp_path / "semipd").exists(), "resolving the configuration creates nothing"
+
+
+CLASSES = """
+[auth]
+keys_file = "keys"
+[classes.chat]
+ttft_ms = 300
+itl_ms = 40.5
+default_keys = "ann, bob"
+[classes.code-review]
+allowed_keys = "eve"
+[classes.bulk]
+"""
+
+
+def test_classes_are_tables(tmp_path: Path) -> None:
+    path = write(tmp_path, CLASSES)
+    config = load_config(
+        path,
+        {"SEMIPD__CLASSES__CHAT__TPOT_MS": "25"},
+        [Override("classes.chat.ttft_ms_per_1k_tokens", "50", "--set")],
+    )
+    assert list(config.classes) == ["batch", "chat", "code-review", "bulk"]
+    assert config.classes["chat"].targets == Targets(300, 50, 25, 40.5)
+    assert config.classes["batch"].targets == config.classes["bulk"].targets == NO_TARGETS
+    assert config.classes["chat"].allowed_for == frozenset()
+    assert config.classes["code-review"].allowed_for == {"eve"}
+    assert config.origin("classes.chat.tpot_ms") == "environment variable SEMIPD__CLASSES__CHAT__TPOT_MS"
+    explained = {entry.key: entry.value for entry in config.explain()}
+    assert (explained["classes.chat.ttft_ms"], explained["classes.bulk.ttft_ms"]) == (300, 0)
+    again = load_config(write(tmp_path, config.to_toml()))
+    assert again.classes == config.classes
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        ("[classes.chat]\nttft_ms = -1", "invalid_config", "0.0 to 1000000000.0"),
+        ('[classes.chat]\ntpot_ms = "x"', "invalid_config", "classes.chat.tpot_ms must be a number"),
+        ("[classes.chat]\nttft = 1", "unknown_option", "no option ttft of a class"),
+        ("[classes.Chat]\nttft_ms = 1", "invalid_config", "'Chat' is no name of a class"),
+        ("[classes.a.b]\nttft_ms = 1", "unknown_option", "no option b of a class"),
+        ("[classes.default]\nttft_ms = 1", "invalid_config", "from the section [slo]"),
+        ("[classes]\nttft_ms = 1", "unknown_option", "classes.ttft_ms"),
+        ("classes = 1", "unknown_option", "classes"),
+        ("[classes.chat]\nttft_ms_per_1k_tokens = 9", "invalid_config", "classes.chat.ttft_ms, which is 0"),
+        ('[classes.chat]\nallowed_keys = "ann"', "conflicting_options", "neither auth.keys_file nor"),
+        (
+            '[classes.a]\ndefault_keys = "ann"\n[classes.b]\ndefault_keys = "ann"',
+            "invalid_config",
+            "two classes by default: a and b",
+        ),
+        ("".join(f"[classes.c{idx}]\n" for idx in range(33)), "invalid_config", "there can be 32"),
+    ],
+)
+def test_classes_that_cannot_be(tmp_path: Path, text: str, code: str, said: str) -> None:
+    error = refusal(code, write(tmp_path, text + "\n"))
+    assert said in error.message
+    assert error.hint

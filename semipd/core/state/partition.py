@@ -7,11 +7,19 @@ from semipd.core.split import PartitionMode, PolicyName, Units
 Phase = Literal["prefill", "decode", "merged"]
 
 
-class SloTargets(TypedDict):
-    """See core.slo.Slo."""
+class TargetsDocument(TypedDict):
+    """What one request is measured by, see core.slo.Targets; 0: no target."""
 
     ttft_ms: float
+    ttft_ms_per_1k_tokens: float
     tpot_ms: float
+    itl_ms: float
+
+
+class SloTargets(TargetsDocument):
+    """Of the class `default`, and how they are measured; see core.slo.Slo."""
+
+    itl_percentile: float
     percentile: float
     window_s: float
 
@@ -24,15 +32,27 @@ class Percentiles(TypedDict):
     p99: float | None
 
 
-class SloState(TypedDict):
-    """What clients saw, as the daemon measured it. `requests`: judged in the window."""
+class Levels(TypedDict):
+    """What clients saw in the window, as the daemon measured it. `requests`: judged. `itl_ms`: of each
+    request the percentile of its own inter-token times."""
 
-    targets: SloTargets
     requests: int
     attainment: float | None
     goodput_rps: float
     ttft_ms: Percentiles
     tpot_ms: Percentiles
+    itl_ms: Percentiles
+
+
+class ClassLevels(Levels):
+    targets: TargetsDocument
+
+
+class SloState(Levels):
+    """Of all requests, and of those of each service class. `targets`: of the class `default`."""
+
+    targets: SloTargets
+    classes: dict[str, ClassLevels]
 
 
 class ObservedLatencies(TypedDict):
@@ -47,10 +67,20 @@ class ObservedLatencies(TypedDict):
 
 
 class SloDocument(TypedDict):
-    """Answer of GET and PATCH /v1/slo."""
+    """As the engine tells it."""
 
     targets: SloTargets
     observed: ObservedLatencies
+
+
+class SloAnswer(SloState, SloDocument):
+    """Answer of GET and PATCH /v1/slo. `observed` is the engine's."""
+
+
+class ClassAnswer(TypedDict):
+    """Answer of the engine to other targets of a class: so many of its requests have them now."""
+
+    requests: int
 
 
 class _ChangeFacts(TypedDict):

@@ -4,11 +4,13 @@ from typing import Literal, NotRequired, TypedDict
 
 from semipd.core.events import EventRow, FinishReason
 from semipd.core.request import CancelResult, Priority, RequestStage
+from semipd.core.state.partition import TargetsDocument
 
 
 class RequestRow(TypedDict):
-    """One sequence of a request: facts and times, never its text. `key`: the name of the client's key. Null:
-    did not happen. `events`: only when one request is asked for."""
+    """One sequence of a request: facts and times, never its text. `key`: the name of the client's key.
+    `priority`: batch for the class of that name. `itl_ms`: percentile of its own inter-token times. Null: did
+    not happen. `events`: only when one request is asked for."""
 
     id: str
     key: str | None
@@ -29,6 +31,10 @@ class RequestRow(TypedDict):
     prefill_ms: float | None
     ttft_ms: float | None
     tpot_ms: float | None
+    itl_ms: float | None
+    service_class: str
+    targets: TargetsDocument
+    accept_late: bool
     events: NotRequired[list[EventRow]]
 
 

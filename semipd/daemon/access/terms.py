@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from semipd.core.request import Priority
+from semipd.daemon.access.classes import Service
+
+DEFAULT_SERVICE = Service()
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +14,7 @@ class Terms:
     prompt, counted with its first choice; 0: a later one."""
 
     owner: str = ""
-    priority: Priority = "interactive"
+    service: Service = DEFAULT_SERVICE
     delay_ns: int = 0
     max_unread: int = 0
     num_choices: int = 1

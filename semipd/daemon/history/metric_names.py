@@ -58,7 +58,8 @@ def _gauges() -> Iterator[Definition]:
     yield gauge("semipd:progress_age_seconds", "How long the slowest step in flight takes; 0: no step.")
     yield gauge("semipd:event_loop_lag_seconds", "Worst delay of the daemon's event loop in the last 5 s.")
     yield gauge("semipd:live_requests", "Requests between arrival and their last byte.")
-    yield gauge("semipd:slo_target_seconds", "Service level targets.", "slo")
+    target = "Targets of a service class; ttft without what uncached prompts add."
+    yield gauge("semipd:slo_target_seconds", target, "slo", "service_class")
     yield gauge("semipd:startup_phase_seconds", "What the start of the engine spent its time on.", "phase")
     facts = ("version", "engine_version", "device", "scheduler")
     yield gauge("semipd:build_info", "Always 1; the labels are the fact.", *facts)
@@ -93,8 +94,9 @@ def _counters() -> Iterator[Definition]:
     yield counter("semipd:engine_deaths", "Engines that died or had to be killed.")
     yield counter("semipd:worker_deaths", "Lane workers that the engine had to replace.", "lane")
     yield counter("semipd:requests_resumed", "Requests taken up again by the engine after a dead one.")
-    yield counter("semipd:slo_requests", "Requests judged against the service levels.")
-    yield counter("semipd:slo_met", "Requests that met both service levels.")
+    judged = "Requests judged against their targets, by service class."
+    yield counter("semipd:slo_requests", judged, "service_class")
+    yield counter("semipd:slo_met", "Requests that met all of their targets.", "service_class")
 
 
 def _histograms() -> Iterator[Definition]:

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 
 from semipd.core.events import FinishReason
 from semipd.core.request import Priority, RequestStage, SeqId
+from semipd.daemon.access.classes import Service
+from semipd.daemon.access.terms import DEFAULT_SERVICE
+from semipd.daemon.history.gaps import TokenGaps
 from semipd.daemon.history.journal import Entry
 from semipd.daemon.history.usage import Timing
 
@@ -24,7 +27,7 @@ class RequestRecord:
     max_tokens: int
     arrival_ns: int
     owner: str = ""
-    priority: Priority = "interactive"
+    service: Service = DEFAULT_SERVICE
     delay_ns: int = 0
     num_choices: int = 1
     state: RequestStage = "waiting"
@@ -42,6 +45,14 @@ class RequestRecord:
     finish_reason: FinishReason | None = None
     error_code: str | None = None
     timeline: list[Entry] = field(default_factory=list)
+    gaps: TokenGaps = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gaps = TokenGaps(self.service.targets.itl_ms)
+
+    @property
+    def priority(self) -> Priority:
+        return self.service.priority
 
     @property
     def tokens(self) -> int:

@@ -26,6 +26,7 @@ from semipd.core.events import (
 )
 from semipd.core.plan import blocks_for
 from semipd.core.request import Request, RequestStage, SeqId
+from semipd.core.slo import DEFAULT_CLASS, ITL_PERCENTILE
 from semipd.core.state.requests import RequestRow
 from semipd.daemon.access.callers import OPERATOR, Caller
 from semipd.daemon.access.terms import DEFAULT_TERMS, Terms
@@ -66,6 +67,8 @@ class RequestHistory:
         """Of requests, by an engine that came after a death."""
         self.refused: Counter[str] = Counter()
         self.last_split_change: Event | None = None
+        self.itl_percentile = ITL_PERCENTILE
+        """Of a request's own inter-token times."""
         self.on_gap: list[Callable[[int, int], None]] = []
         """(ns since the sequence's token before, how many sequences of the step)"""
         self.on_arrived: list[Callable[[RequestRecord], None]] = []
@@ -73,7 +76,8 @@ class RequestHistory:
         """The first admission to the KV pool."""
         self.on_first_sent: list[Callable[[RequestRecord], None]] = []
         self.on_finished: list[Callable[[RequestRecord], None]] = []
-        self.on_refused: list[Callable[[str], None]] = []
+        self.on_refused: list[Callable[[str, str], None]] = []
+        """(the error's code, the service class as far as it was known)"""
         self.on_slo_changed: list[Callable[[Event], None]] = []
         self._clock_ns = clock.monotonic_ns
         self._live: dict[SeqId, RequestRecord] = {}
@@ -88,7 +92,7 @@ class RequestHistory:
             most,
             request.arrival_ns,
             terms.owner,
-            terms.priority,
+            terms.service,
             terms.delay_ns,
             terms.num_choices,
         )
@@ -151,7 +155,10 @@ class RequestHistory:
         record.sent_tokens += num_tokens
         if not has_text:
             return
-        record.last_sent_ns = now_ns = self._clock_ns()
+        now_ns = self._clock_ns()
+        if record.sent_tokens > record.gaps.num_tokens:
+            record.gaps.add(now_ns - record.last_sent_ns, record.sent_tokens)
+        record.last_sent_ns = now_ns
         if not record.first_sent_ns:
             record.first_sent_ns = now_ns
             self._write(record, now_ns, FIRST_BYTE({"ttft_ms": record.ttft_ms}))
@@ -184,14 +191,16 @@ class RequestHistory:
         if record is not None:
             self.finished(record, "error", error_code)
 
-    def answered_with_error(self, code: str, request_id: str, arrival_ns: int) -> None:
+    def answered_with_error(
+        self, code: str, request_id: str, arrival_ns: int, service_class: str = DEFAULT_CLASS
+    ) -> None:
         """A refusal, unless the request has been handed to the engine: then it has a record that says so."""
         if any(record.arrival_ns == arrival_ns for record in self.named(request_id)):
             return
         self.refused[code] += 1
         self._write(None, self._clock_ns(), REFUSED({"code": code}), request_id)
         for observe in self.on_refused:
-            observe(code)
+            observe(code, service_class)
 
     def engine_died(self, why: str, in_flight: Sequence[RequestRecord]) -> None:
         self.engine_deaths += 1
@@ -257,6 +266,10 @@ class RequestHistory:
             "prefill_ms": record.prefill_ms,
             "ttft_ms": record.ttft_ms,
             "tpot_ms": record.tpot_ms,
+            "itl_ms": record.gaps.percentile_ms(self.itl_percentile),
+            "service_class": record.service.service_class,
+            "targets": record.service.targets.to_wire(),
+            "accept_late": record.service.accept_late,
         }
         if timeline:
             shown["events"] = [self.journal.to_wire(entry) for entry in record.timeline]

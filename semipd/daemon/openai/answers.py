@@ -12,6 +12,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from semipd.core.errors import SemipdError
+from semipd.daemon.access.classes import Service
 from semipd.daemon.history.record import timing_to_wire
 from semipd.daemon.history.usage import Usage
 from semipd.daemon.openai.bodies import AnswerOptions, HttpBody, StreamOptions
@@ -21,7 +22,7 @@ from semipd.daemon.requests.generation import Piece
 from semipd.daemon.requests.schema import SamplingOptions, refusal
 from semipd.daemon.state.services import Services, usage_to_wire
 from semipd.daemon.web.error_types import Partial, PartialChoice
-from semipd.daemon.web.errors import error_body, error_response
+from semipd.daemon.web.errors import CALLER, SERVICE_CLASS, error_body, error_response
 from semipd.daemon.web.json_text import Later, parts_of
 from semipd.daemon.web.streaming import (
     DONE,
@@ -64,6 +65,13 @@ def parse(kind: type[Body], raw: bytes, services: Services) -> Body:
     body.check()
     services.ignore_fields(body.unknown_fields())
     return body
+
+
+def served(services: Services, request: web.Request, options: SamplingOptions) -> Service:
+    """What the request is served under. Raises SemipdError: `unknown_class`, `class_not_allowed`."""
+    found = services.classes.service(request[CALLER], options, request[SERVICE_CLASS])
+    request[SERVICE_CLASS] = found.service_class
+    return found
 
 
 async def answer(

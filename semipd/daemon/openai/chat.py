@@ -17,7 +17,7 @@ from semipd.daemon.openai.answer_types import (
     ChatCompletion,
     ChatLogprobs,
 )
-from semipd.daemon.openai.answers import answer, parse
+from semipd.daemon.openai.answers import answer, parse, served
 from semipd.daemon.openai.bodies import ChatCompletionRequest, TemplateFields
 from semipd.daemon.openai.logprobs import chat_logprobs, prompt_logprobs
 from semipd.daemon.prompts.prompt import Prompt, Prompts
@@ -34,13 +34,14 @@ MESSAGES_AT_ONCE = 500
 async def create_chat_completion(services: Services, request: web.Request) -> web.StreamResponse:
     body = parse(ChatCompletionRequest, await request.read(), services)
     service, request_id = services.generation, request[REQUEST_ID]
-    with services.enter(body.priority, body.num_choices) as reservation:
+    service_terms = served(services, request, body)
+    with services.enter(service_terms, body.num_choices) as reservation:
         async with service.preparing(body, request[ARRIVAL_NS]):
             prompt = await conversation_prompt(
                 service.prompts, body.messages, body, service.prompt_bound(body)
             )
         prepared = service.prepare(prompt, body)
-        origin = Origin(request_id, request[ARRIVAL_NS], request[CALLER])
+        origin = Origin(request_id, request[ARRIVAL_NS], request[CALLER], service_terms)
         choices = Choices(service, origin, [prepared], body.num_choices, reservation)
         shape = _ChatShape(f"chatcmpl-{request_id}", services.model_name, body, service.texts)
         return await answer(request, choices, shape, body)

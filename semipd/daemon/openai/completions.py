@@ -9,7 +9,7 @@ from semipd.daemon.history.usage import Usage
 from semipd.daemon.model.text import TokenDecoder
 from semipd.daemon.model.token_texts import TokenTexts
 from semipd.daemon.openai.answer_types import Completion, CompletionChoice, CompletionLogprobs
-from semipd.daemon.openai.answers import answer, parse
+from semipd.daemon.openai.answers import answer, parse, served
 from semipd.daemon.openai.bodies import CompletionOptions, CompletionRequest
 from semipd.daemon.openai.logprobs import (
     CompletionWriter,
@@ -32,13 +32,14 @@ async def create_completion(services: Services, request: web.Request) -> web.Str
     special = body.add_special_tokens is not False
     num_known_tokens = sum(len(prompt) for prompt in body.prompts if isinstance(prompt, list))
     num_sequences = len(body.prompts) * body.num_choices
-    with services.enter(body.priority, num_sequences, num_known_tokens * body.num_choices) as reservation:
+    service_terms = served(services, request, body)
+    with services.enter(service_terms, num_sequences, num_known_tokens * body.num_choices) as reservation:
         async with service.preparing(body, request[ARRIVAL_NS]):
             prompts = await service.prompts.of(
                 body.prompts, service.prompt_bound(body), add_special_tokens=special
             )
         prepared = [service.prepare(prompt, body, DEFAULT_MAX_TOKENS) for prompt in prompts]
-        origin = Origin(request_id, request[ARRIVAL_NS], request[CALLER])
+        origin = Origin(request_id, request[ARRIVAL_NS], request[CALLER], service_terms)
         choices = Choices(service, origin, prepared, body.num_choices, reservation)
         shape = CompletionShape(f"cmpl-{request_id}", services.model_name, body, service.texts)
         return await answer(request, choices, shape, body)

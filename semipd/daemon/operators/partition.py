@@ -9,13 +9,14 @@ from typing import Annotated, Literal
 from aiohttp import web
 from pydantic import Field
 
-from semipd.core.messages import GetPartition, SetPartition, SetSlo
-from semipd.core.slo import SLO_BOUNDS
+from semipd.core.errors import SemipdError
+from semipd.core.messages import GetPartition, SetClass, SetPartition, SetSlo
+from semipd.core.slo import BATCH_CLASS, DEFAULT_CLASS, SLO_BOUNDS, TARGET_BOUNDS, Targets
 from semipd.core.split import MAX_EXPIRY_S
-from semipd.core.state.partition import ChangeAnswer, PartitionDocument, SloDocument
+from semipd.core.state.partition import ChangeAnswer, PartitionDocument, SloAnswer, SloDocument
 from semipd.daemon.history.wall_times import with_wall_times
 from semipd.daemon.operators.actions import OperatorAction, http_peer, parsed_body
-from semipd.daemon.requests.schema import WHOLE, SocketRequest, within
+from semipd.daemon.requests.schema import WHOLE, SocketRequest, Target, within
 from semipd.daemon.state.daemon_state import DaemonState
 from semipd.daemon.state.services import Services
 
@@ -33,16 +34,38 @@ class PartitionOverride(OperatorAction):
 
 
 class SloUpdate(OperatorAction):
-    """PATCH /v1/slo and slo.set: the targets to change."""
+    """PATCH /v1/slo and slo.set: the targets to change, of one service class."""
 
-    ttft_ms: Annotated[float, within(SLO_BOUNDS["ttft_ms"])] | None = None
-    tpot_ms: Annotated[float, within(SLO_BOUNDS["tpot_ms"])] | None = None
+    service_class: str = DEFAULT_CLASS
+    ttft_ms: Target | None = None
+    ttft_ms_per_1k_tokens: Target | None = None
+    tpot_ms: Target | None = None
+    itl_ms: Target | None = None
+    itl_percentile: Annotated[float, within(SLO_BOUNDS["itl_percentile"])] | None = None
     percentile: Annotated[float, within(SLO_BOUNDS["percentile"])] | None = None
     window_s: Annotated[float, within(SLO_BOUNDS["window_s"])] | None = None
 
     @property
     def targets(self) -> dict[str, float]:
-        return self.model_dump(exclude_none=True, exclude={"actor", "reason", "id", "op"})
+        return self.model_dump(exclude_none=True, exclude={"service_class", "actor", "reason", "id", "op"})
+
+    def check(self) -> None:
+        """Raises SemipdError(`invalid_value`): a class other than `default` has targets only, and `default`
+        must have some."""
+        bounds = SLO_BOUNDS if self.service_class == DEFAULT_CLASS else TARGET_BOUNDS
+        for name, value in self.targets.items():
+            if name not in bounds:
+                raise SemipdError(
+                    "invalid_value",
+                    f"{name} is one for all classes; the class {self.service_class[:80]!r} has "
+                    f"{', '.join(TARGET_BOUNDS)}.",
+                    f"Set {name} without service_class.",
+                    param=name,
+                )
+            if not bounds[name].holds(value):
+                message = f"{name} of the class {self.service_class} must be {bounds[name]}; got {value:g}."
+                hint = f"Requests without it are those of another class, such as {BATCH_CLASS}."
+                raise SemipdError("invalid_value", message, hint, param=name)
 
 
 class PartitionSet(PartitionOverride, SocketRequest):
@@ -84,13 +107,26 @@ async def clear_override(state: DaemonState, body: OperatorAction, peer: str) ->
     return with_wall_times(answer, state.clock)
 
 
-async def slo(state: DaemonState) -> SloDocument:
-    return await state.supervisor.ask(lambda nonce: SetSlo(nonce, {}, ""))
+async def slo(state: DaemonState) -> SloAnswer:
+    return _levels(state, await state.supervisor.ask(lambda nonce: SetSlo(nonce, {}, "")))
 
 
-async def update_slo(state: DaemonState, body: SloUpdate, peer: str) -> SloDocument:
-    actor = body.actor or peer
-    return await state.supervisor.ask(lambda nonce: SetSlo(nonce, body.targets, actor, body.reason))
+async def update_slo(state: DaemonState, body: SloUpdate, peer: str) -> SloAnswer:
+    """For requests to come, and for those under way that have brought no targets of their own."""
+    body.check()
+    actor, name = body.actor or peer, body.service_class
+    if name == DEFAULT_CLASS:
+        document = await state.supervisor.ask(lambda nonce: SetSlo(nonce, body.targets, actor, body.reason))
+        return _levels(state, document)
+    before = state.classes.targets(name)
+    after = Targets.of(body.targets, before)
+    if after != before:
+        await state.supervisor.ask(lambda nonce: SetClass(nonce, name, before, after, actor, body.reason))
+    return await slo(state)
+
+
+def _levels(state: DaemonState, document: SloDocument) -> SloAnswer:
+    return {**state.slo.snapshot(state.classes.targets), **document}
 
 
 async def get_partition(services: Services, _request: web.Request) -> PartitionDocument:
@@ -107,10 +143,10 @@ async def delete_partition(services: Services, request: web.Request) -> ChangeAn
     return await clear_override(services, body, http_peer(request))
 
 
-async def get_slo(services: Services, _request: web.Request) -> SloDocument:
+async def get_slo(services: Services, _request: web.Request) -> SloAnswer:
     return await slo(services)
 
 
-async def patch_slo(services: Services, request: web.Request) -> SloDocument:
+async def patch_slo(services: Services, request: web.Request) -> SloAnswer:
     body = parsed_body(SloUpdate, await request.read())
     return await update_slo(services, body, http_peer(request))

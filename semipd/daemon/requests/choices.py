@@ -10,6 +10,8 @@ from typing import NamedTuple, Self, TypeVar
 from semipd.core.errors import SemipdError
 from semipd.core.plan import TokenLogprobs
 from semipd.daemon.access.callers import Caller
+from semipd.daemon.access.classes import Service
+from semipd.daemon.access.terms import DEFAULT_SERVICE
 from semipd.daemon.history.record import RequestRecord
 from semipd.daemon.requests.admission import Reservation
 from semipd.daemon.requests.generation import Generation, GenerationService, Piece, Prepared, TokenUsage
@@ -44,11 +46,13 @@ Update = tuple[Choice, Piece]
 
 
 class Origin(NamedTuple):
-    """Of a request: its public id, when it arrived (CLOCK_MONOTONIC), and who sent it."""
+    """Of a request: its public id, when it arrived (CLOCK_MONOTONIC), who sent it, and what it is served
+    under."""
 
     request_id: str
     arrival_ns: int
     caller: Caller
+    service: Service = DEFAULT_SERVICE
 
 
 class Choices:
@@ -203,9 +207,9 @@ class Choices:
 
     def _admit(self, choices: Sequence[Choice]) -> None:
         for choice in choices:
-            request_id, arrival_ns, caller = self._origin
+            request_id, arrival_ns, caller, service = self._origin
             choice.generation = self._service.admit(
-                request_id, choice.prepared, arrival_ns, self._news, caller
+                request_id, choice.prepared, arrival_ns, self._news, caller, service
             )
             self._running.append(choice)
             self._reservation.hand_over(len(choice.prepared.prompt.token_ids))

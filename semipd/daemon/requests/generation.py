@@ -13,6 +13,8 @@ from semipd.core.events import FinishReason
 from semipd.core.plan import TokenLogprobs
 from semipd.core.sampling import MAX_SEED, SamplingParams
 from semipd.daemon.access.callers import OPERATOR, Caller
+from semipd.daemon.access.classes import Service
+from semipd.daemon.access.terms import DEFAULT_SERVICE
 from semipd.daemon.history.record import RequestRecord
 from semipd.daemon.model.served_model import ServedModel
 from semipd.daemon.model.text import TextStream
@@ -270,6 +272,7 @@ class GenerationService:
         arrival_ns: int | None = None,
         news: asyncio.Event | None = None,
         caller: Caller = OPERATOR,
+        service: Service = DEFAULT_SERVICE,
     ) -> Generation:
         """Hand the request to the engine; who asks for it closes the generation. `news` is set when it has
         changed. Raises `deadline_exceeded`, and what RequestTable.admit raises."""
@@ -280,7 +283,7 @@ class GenerationService:
             if left_s <= 0:
                 raise deadline_exceeded(timeout_ms, 0)
         namespace = self.rules.namespace(caller, options.cache_salt)
-        terms = self.rules.terms(caller, options.priority, params, prepared.num_choices)
+        terms = self.rules.terms(caller, service, params, prepared.num_choices)
         text = self._text_stream(prepared)
         live = self.table.admit(request_id, prompt.token_ids, params, namespace, arrival_ns, news, terms)
         generation = Generation(live, text, self.table, options)

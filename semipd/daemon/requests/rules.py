@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from semipd.config.config import Config
 from semipd.config.sections import LimitsConfig
 from semipd.core.errors import SemipdError
-from semipd.core.request import Priority
 from semipd.core.sampling import SamplingParams
 from semipd.daemon.access.callers import Caller
+from semipd.daemon.access.classes import Service
 from semipd.daemon.access.terms import Terms
 
 
@@ -37,14 +37,12 @@ class RequestRules:
         """The root of the prefix cache. Unambiguous: neither models nor callers have a NUL in their names."""
         return "\0".join((self.model_name, caller.name, salt or ""))
 
-    def terms(
-        self, caller: Caller, priority: Priority | None, params: SamplingParams, num_choices: int = 1
-    ) -> Terms:
+    def terms(self, caller: Caller, service: Service, params: SamplingParams, num_choices: int = 1) -> Terms:
         """A token with alternatives counts as so many."""
-        delay_ns = int(self.batch_delay_s * 1e9) if priority == "batch" else 0
+        delay_ns = int(self.batch_delay_s * 1e9) if service.priority == "batch" else 0
         weight = 1 + (0 if params.logprobs is None else 1 + params.logprobs)
         unread = max(self.max_unread_tokens // weight, 1)
-        return Terms(caller.name, priority or "interactive", delay_ns, unread, num_choices)
+        return Terms(caller.name, service, delay_ns, unread, num_choices)
 
     def deadline_ms(self, asked_ms: int | None) -> int | None:
         """From arrival; None: no deadline."""

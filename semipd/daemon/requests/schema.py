@@ -27,6 +27,7 @@ from semipd.core.sampling import (
     MAX_STOP_TOKEN_IDS,
     RANGES,
 )
+from semipd.core.slo import BATCH_CLASS, TARGET_BOUNDS
 
 MAX_STOPS = 64
 MAX_STOP_CHARS = 1024
@@ -147,6 +148,25 @@ class Truncation(NamedTuple):
     side: Literal["left", "right"]
 
 
+Target = Annotated[float, within(TARGET_BOUNDS["ttft_ms"])]
+"""In milliseconds; 0: none."""
+
+
+ClassName = Annotated[str, Field(max_length=MAX_ID_CHARS)]
+
+
+class RequestSlo(BaseModel):
+    """What the request is measured by, in place of what its service class is; see core.slo.Targets."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    ttft_ms: Target | None = None
+    ttft_ms_per_1k_tokens: Target | None = None
+    tpot_ms: Target | None = None
+    itl_ms: Target | None = None
+    service_class: Annotated[ClassName | None, Field(alias="class")] = None
+
+
 class SamplingOptions(BaseModel):
     """How to generate. None means: the model's default, else the neutral value of core.sampling."""
 
@@ -178,11 +198,37 @@ class SamplingOptions(BaseModel):
     """It travels with every sequence."""
 
     priority: RequestPriority | None = None
+    """batch: another name for `slo.class` batch."""
+
+    slo: RequestSlo | None = None
+    accept_late: bool | None = None
+    """Wait in the background rather than be refused because the first token would come late."""
+
     timeout_ms: Annotated[int, Field(ge=1, le=MAX_TIMEOUT_MS), WHOLE] | None = None
     """From arrival; then the request fails with deadline_exceeded."""
 
     include_timing: bool | None = None
     """Adds `timing` to the answer's usage."""
+
+    @property
+    def class_named(self) -> str | None:
+        """The service class; None: none is named. Raises SemipdError(`invalid_value`): two are."""
+        named = self.slo.service_class if self.slo is not None else None
+        if self.priority != "batch":
+            return named
+        if named not in (None, BATCH_CLASS):
+            raise SemipdError(
+                "invalid_value",
+                f'priority "batch" and slo.class {named!r:.80} name two classes.',
+                "Send one of them.",
+                param="priority",
+            )
+        return BATCH_CLASS
+
+    @property
+    def own_targets(self) -> dict[str, float]:
+        """Those that stand in the place of the class's; 0: no target."""
+        return {} if self.slo is None else self.slo.model_dump(exclude={"service_class"}, exclude_none=True)
 
     @property
     def token_limit(self) -> int | None:

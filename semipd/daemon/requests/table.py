@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import repeat
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from semipd.core.events import Event, FinishReason
 from semipd.core.messages import Finished, Outbound, PromptLogprobs, StepTokens
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
+from semipd.core.slo import Targets
 from semipd.daemon.access.callers import OPERATOR, Caller
 from semipd.daemon.access.terms import DEFAULT_TERMS, Terms
 from semipd.daemon.engine.ready import EngineReady
@@ -91,7 +93,19 @@ class RequestTable:
         self._engine.check_accepting()
         seq = SeqId(self._last_seq + 1)
         arrived_ns = self._clock_ns() if arrival_ns is None else arrival_ns
-        request = Request(seq, request_id, prompt, params, arrived_ns, namespace, delay_ns=terms.delay_ns)
+        service = terms.service
+        request = Request(
+            seq,
+            request_id,
+            prompt,
+            params,
+            arrived_ns,
+            namespace,
+            delay_ns=terms.delay_ns,
+            service_class=service.service_class,
+            targets=service.targets,
+            accept_late=service.accept_late,
+        )
         self._last_seq = seq
         try:
             live = self._arrive(request, news, terms)
@@ -160,6 +174,14 @@ class RequestTable:
         for live in going:
             self.fail(live, error(live))
         return len(going)
+
+    def retarget(self, service_class: str, before: Targets, after: Targets) -> None:
+        """Of live requests of the class, those that have brought no targets get the new ones."""
+        for live in self._live.values():
+            request = live.request.retargeted(service_class, before, after)
+            if request is not live.request:
+                live.request = request
+                live.record.service = replace(live.record.service, targets=after)
 
     def oldest_arrival_ns(self) -> int | None:
         return min((live.request.arrival_ns for live in self._live.values()), default=None)

@@ -4,12 +4,14 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from semipd.core.errors import SemipdError
+from semipd.core.slo import DEFAULT_CLASS
 from semipd.daemon.access.auth import Access
 from semipd.daemon.access.callers import Caller
+from semipd.daemon.access.classes import CLASS_HEADER
 from semipd.daemon.state.services import Services
 from semipd.daemon.web.body_cost import check_cost
 from semipd.daemon.web.connections import HttpConnection
-from semipd.daemon.web.errors import ARRIVAL_NS, CALLER, REQUEST_ID, Handler
+from semipd.daemon.web.errors import ARRIVAL_NS, CALLER, REQUEST_ID, SERVICE_CLASS, Handler
 from semipd.daemon.web.expectations import ask_for_body, check_expectation
 from semipd.daemon.web.routes import Route, route_of
 from semipd.wire.own_time import OwnTime
@@ -33,7 +35,10 @@ def refusal_recorder(services: Services) -> Middleware:
             with services.serving():
                 return await handler(request)
         except SemipdError as error:
-            services.history.answered_with_error(error.code, request[REQUEST_ID], request[ARRIVAL_NS])
+            service_class = request.get(SERVICE_CLASS, DEFAULT_CLASS)
+            services.history.answered_with_error(
+                error.code, request[REQUEST_ID], request[ARRIVAL_NS], service_class
+            )
             raise
 
     return record_refusals
@@ -76,6 +81,8 @@ class Guard:
             return
         _check_content_type(request)
         if route.generates:
+            header = request.headers.get(CLASS_HEADER)
+            request[SERVICE_CLASS] = self._services.classes.of_caller(caller, header)
             self._services.check_open()
         await self._read_body(request)
 

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from semipd import __version__
 from semipd.core.state.daemon import DrainState, Status
-from semipd.core.state.partition import ChangeAnswer, PartitionDocument, SloDocument
+from semipd.core.state.partition import ChangeAnswer, PartitionDocument, SloAnswer
 from semipd.core.state.requests import CancelAnswer, RequestDetails, RequestList
 from semipd.daemon.openai.answer_types import (
     ChatChunk,
@@ -201,7 +201,7 @@ ROUTES: tuple[Route[Services], ...] = (
         "Service level targets, and what is observed.",
         "operator",
         partition.get_slo,
-        SloDocument,
+        SloAnswer,
     ),
     Route(
         "PATCH",
@@ -210,7 +210,7 @@ ROUTES: tuple[Route[Services], ...] = (
         "Change service level targets.",
         "operator",
         partition.patch_slo,
-        SloDocument,
+        SloAnswer,
         partition.SloUpdate,
     ),
     Route(

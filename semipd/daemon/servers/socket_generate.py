@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from semipd.core.errors import SemipdError
+from semipd.core.slo import DEFAULT_CLASS
 from semipd.daemon.openai.answers import num_numbers, num_prompt_numbers, usage_of
 from semipd.daemon.openai.chat import prompt_of
 from semipd.daemon.openai.completions import CompletionShape
@@ -27,27 +28,30 @@ MAX_ITEM_CHARS = 2**18
 async def generate(session: Session, request: GenerateRequest, arrival_ns: int) -> None:
     """Answers with items. Raises SemipdError: the end of the request, all its choices included."""
     request_id = request.request_id or uuid.uuid4().hex
+    services, service_class = session.services, DEFAULT_CLASS
     try:
-        with session.services.serving():
-            await _generate_as(request_id, session, request, arrival_ns)
+        with services.serving():
+            served = services.classes.service(session.caller, request)
+            service_class = served.service_class
+            origin = Origin(request_id, arrival_ns, session.caller, served)
+            await _generate_as(origin, session, request)
     except SemipdError as error:
-        session.services.history.answered_with_error(error.code, request_id, arrival_ns)
+        services.history.answered_with_error(error.code, request_id, arrival_ns, service_class)
         raise
 
 
-async def _generate_as(request_id: str, session: Session, request: GenerateRequest, arrival_ns: int) -> None:
+async def _generate_as(origin: Origin, session: Session, request: GenerateRequest) -> None:
     request.check()
     services, service = session.services, session.services.generation
     services.check_model(request.model)
     session.take_token()
     num_known_tokens = len(request.prompt) if isinstance(request.prompt, list) else 0
     with services.enter(
-        request.priority, request.num_choices, num_known_tokens * request.num_choices
+        origin.service, request.num_choices, num_known_tokens * request.num_choices
     ) as reservation:
-        async with service.preparing(request, arrival_ns):
+        async with service.preparing(request, origin.arrival_ns):
             prompt = await prompt_of(service.prompts, request, request, service.prompt_bound(request))
         prepared = service.prepare(prompt, request)
-        origin = Origin(request_id, arrival_ns, session.caller)
         choices = Choices(service, origin, [prepared], request.num_choices, reservation)
         with choices:
             session.generations[request.id] = choices

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from semipd import __version__
 from semipd.config.sections import KvConfig
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from semipd.daemon.state.services import Services
 
 LOOP_LAG_LIMIT_S = 0.5
+
+SLO_LABELS: dict[Literal["ttft_ms", "tpot_ms", "itl_ms"], str] = {
+    "ttft_ms": "ttft",
+    "tpot_ms": "tpot",
+    "itl_ms": "itl",
+}
 
 
 def state_frame(state: "DaemonState", engine: EngineStatus | None) -> StateDocument:
@@ -44,7 +50,7 @@ def state_frame(state: "DaemonState", engine: EngineStatus | None) -> StateDocum
         "requests": _requests(state, engine),
         "drain": state.drain.to_wire(),
         "throughput": state.vitals.throughput(),
-        "slo": state.slo.snapshot(),
+        "slo": state.slo.snapshot(state.classes.targets),
         "lamps": indicators(state, engine),
         "refused": dict(state.history.refused),
         "notes": list(ready.notes) if ready else [],
@@ -161,10 +167,7 @@ def state_samples(services: "Services", engine: EngineStatus | None) -> Iterator
     yield MetricSample("semipd:engine_up", engine is not None)
     yield MetricSample("semipd:live_requests", len(services.table))
     yield MetricSample("semipd:event_loop_lag_seconds", services.vitals.loop_lag_s)
-    yield MetricSample("semipd:slo_requests", services.slo.num_judged)
-    yield MetricSample("semipd:slo_met", services.slo.num_met)
-    yield MetricSample("semipd:slo_target_seconds", services.slo.targets.ttft_ms / 1e3, ("ttft",))
-    yield MetricSample("semipd:slo_target_seconds", services.slo.targets.tpot_ms / 1e3, ("tpot",))
+    yield from _slo_samples(services)
     yield MetricSample("semipd:engine_deaths", services.history.engine_deaths)
     for lane in ("prefill", "decode"):
         yield MetricSample("semipd:worker_deaths", services.history.worker_deaths[lane], (lane,))
@@ -184,6 +187,18 @@ def state_samples(services: "Services", engine: EngineStatus | None) -> Iterator
         yield MetricSample("semipd:progress_age_seconds", engine["progress_age_ms"] / 1e3)
         yield from _engine_samples(engine)
         yield from _partition_samples(engine["partition"])
+
+
+def _slo_samples(services: "Services") -> Iterator[MetricSample]:
+    """Of each configured class; a target that it does not have is left out."""
+    for name, levels in services.slo.by_class.items():
+        yield MetricSample("semipd:slo_requests", levels.num_judged, (name,))
+        yield MetricSample("semipd:slo_met", levels.num_met, (name,))
+        targets = services.classes.targets(name).to_wire()
+        for target in SLO_LABELS:
+            if target_ms := targets[target]:
+                label = SLO_LABELS[target]
+                yield MetricSample("semipd:slo_target_seconds", target_ms / 1e3, (label, name))
 
 
 def _engine_samples(engine: EngineStatus) -> Iterator[MetricSample]:

@@ -26,6 +26,9 @@ ARRIVAL_NS = web.RequestKey("arrival_ns", int)
 
 CALLER = web.RequestKey("caller", Caller)
 
+SERVICE_CLASS = web.RequestKey("service_class", str)
+"""As far as it is known: of the caller and the header, then of the body too."""
+
 _CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 _CLIENT_REQUEST_ID = re.compile(r"[!-~]{1,128}")
 

@@ -5,6 +5,7 @@ from semipd.core.errors import SemipdError
 _STATUS: dict[str, int] = {
     "invalid_api_key": 401,
     "operator_required": 403,
+    "class_not_allowed": 403,
     "host_not_allowed": 403,
     "origin_not_allowed": 403,
     "model_not_found": 404,

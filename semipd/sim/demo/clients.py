@@ -7,6 +7,7 @@ from semipd.core.errors import SemipdError
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.daemon.access.callers import Caller
+from semipd.daemon.access.classes import Service
 from semipd.daemon.requests.live import LiveRequest
 from semipd.daemon.requests.rules import RequestRules
 from semipd.daemon.state.daemon_state import DaemonState
@@ -43,7 +44,7 @@ class Clients:
         try:
             live = self._admit(draft, request_id, arrival_ns)
         except SemipdError as error:
-            self._state.history.answered_with_error(error.code, request_id, arrival_ns)
+            self._state.history.answered_with_error(error.code, request_id, arrival_ns, draft.service_class)
             return
         reader = self._readers[live.request.seq] = _Reader(live, draft, self._state)
         if draft.patience_s < 600.0:
@@ -61,8 +62,10 @@ class Clients:
         caller = Caller(draft.key or "")
         params = SamplingParams(max_tokens=draft.max_tokens, seed=self._rng.getrandbits(32))
         namespace = self._rules.namespace(caller, None)
-        terms = self._rules.terms(caller, draft.priority, params)
-        with self._state.enter(draft.priority, 1, len(prompt)) as reservation:
+        name = draft.service_class
+        service = Service(name, self._state.classes.targets(name))
+        terms = self._rules.terms(caller, service, params)
+        with self._state.enter(service, 1, len(prompt)) as reservation:
             live = self._state.table.admit(request_id, prompt, params, namespace, arrival_ns, terms=terms)
             reservation.hand_over(len(prompt))
         return live

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from semipd.core.request import Priority
+from semipd.core.slo import BATCH_CLASS, DEFAULT_CLASS
 
 RAMP_S = 8.0
 MAX_PROMPT_TOKENS = 28_000
@@ -54,7 +54,7 @@ class Draft(NamedTuple):
     at_s: float
     sort: str
     key: str | None
-    priority: Priority
+    service_class: str
     prompt_tokens: int
     shared_tokens: int
     follows_up: bool
@@ -115,13 +115,13 @@ class DemoLoad:
         patience_s = rng.uniform(0.2, 4.0) if rng.random() < 0.03 else math.inf
         read_tokens = rng.uniform(5, 50) if rng.random() < 0.01 else math.inf
         key, shared, follows_up = "webapp" if rng.random() < 0.8 else None, 0, False
-        priority: Priority = "interactive"
+        service_class = DEFAULT_CLASS
         match sort:
             case "documents":
                 key, most = "search", 1024
                 prompt, output = self._around(10_000, 0.35), self._around(350, 0.5)
             case "reports":
-                key, priority, shared, most, patience_s = "reports", "batch", 512, 4096, math.inf
+                key, service_class, shared, most, patience_s = "reports", BATCH_CLASS, 512, 4096, math.inf
                 prompt, output = self._around(2600, 0.5), self._around(2200, 0.35)
             case _:
                 prompt, output, most = self._around(850, 0.7), self._around(190, 0.8), 512
@@ -132,7 +132,7 @@ class DemoLoad:
             at_s,
             sort,
             key,
-            priority,
+            service_class,
             prompt,
             shared,
             follows_up,
