@@ -1,34 +1,33 @@
-"""Compare partition policies and schedulers on request traces, on a simulated GPU.
+"""Compare partition policies, schedulers and queue orders on request traces, on a simulated GPU.
 
-    python scripts/compare_policies.py --traces FOLDER [--variants] [--out build/policies]
+    python scripts/compare_policies.py --traces FOLDER [--only code sharegpt] [--seeds 3] [--plan]
 
-For each policy, workload and SLO: the highest rate that keeps 90 % attainment (bisection over ten-minute
-windows), then mean end-to-end latency at given rates. Writes policies.md, results.json and two plots.
+For each scenario (workload, model and targets) and column (policy and order): the highest rate that keeps
+90 % attainment, then whole runs at and beyond the capacity of tuned chunked prefill. It says first how many
+simulations that takes and how much processor time; --only, --columns, --seeds and --window cut it, --plan
+stops there. Writes policies.md, results.json and two plots, and with --docs the tables into a document.
 Every simulation is kept in --cache under a key of all its inputs and of the simulated code, so that a
-broken-off run goes on where it was. --variants repeats the searches with the lanes' contention and the
-memory bandwidth 30 % lower and higher.
+broken-off comparison goes on where it was. --worlds repeats searches with other constants.
 """
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from simlib.comparison import BUDGETS, RATE_FRACS, SPLITS, WORKLOADS, Plan, compare
+from simlib.comparison import compare
+from simlib.plan import BASELINE, COLUMNS, LOADS, WORLD_COLUMNS, WORLD_SCENARIOS, Plan, forecast
 from simlib.plots import draw, pyplot
-from simlib.report import as_data, markdown
+from simlib.report import fill_in, write
+from simlib.scenarios import SCENARIOS
 
 from semipd.core.errors import SemipdError
 from semipd.sim.cases import Case
+from semipd.sim.policies import check_available
+from semipd.sim.worlds import WORLDS
 
-VARIANTS = (
-    ("contention -30 %", {"contention": 0.7}),
-    ("contention +30 %", {"contention": 1.3}),
-    ("bandwidth -30 %", {"bandwidth": 0.7}),
-    ("bandwidth +30 %", {"bandwidth": 1.3}),
-)
+QUICK = ("conv", "mixed")
 
 
 def main() -> int:
@@ -38,30 +37,28 @@ def main() -> int:
         if not arguments.no_plots:
             pyplot()  # before an hour of work, not after
         plan = _plan(arguments)
-        variants = VARIANTS if arguments.variants else ()
-        comparison = compare(plan, variants, lambda line: print(line, file=sys.stderr, flush=True))
+        print("\n".join(forecast(plan)), file=sys.stderr, flush=True)
+        if arguments.plan:
+            return 0
+        made = compare(plan, lambda line: print(line, file=sys.stderr, flush=True))
+        page = write(made, arguments.out)
+        if not arguments.no_plots:
+            draw(made, arguments.images or arguments.out)
+        if arguments.docs:
+            fill_in(arguments.docs, made)
     except SemipdError as error:
         print(f"error [{error.code}]: {error.message}\n{error.hint}", file=sys.stderr)
         return 2
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    text = markdown(comparison)
-    (arguments.out / "policies.md").write_text(text)
-    (arguments.out / "results.json").write_text(json.dumps(as_data(comparison), indent=1))
-    if not arguments.no_plots:
-        draw(comparison, arguments.out)
-    print(text)
-    print(f"{time.monotonic() - began_s:.0f} s on {plan.jobs} processes; written to {arguments.out}")
+    print(page)
+    spent_s = time.monotonic() - began_s
+    print(f"{spent_s:.0f} s on {plan.jobs} processes; written to {arguments.out}", file=sys.stderr)
     return 0
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
-    missing = [
-        name for name in arguments.workloads if not (arguments.traces / WORKLOADS[name].file).is_file()
-    ]
-    if missing:
-        files = ", ".join(WORKLOADS[name].file for name in missing)
-        hint = "Name the folder with --traces, or choose others with --workloads."
-        raise SemipdError("trace_not_found", f"{arguments.traces} has no {files}.", hint)
+    scenarios = tuple(arguments.only or (QUICK if arguments.quick else SCENARIOS))
+    _check_traces(arguments.traces, scenarios)
+    columns = tuple(dict.fromkeys([BASELINE, *arguments.columns]))
     base = Case(
         trace="",
         form="",
@@ -69,42 +66,52 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         rate=0.0,
         ttft_ms=0.0,
         tpot_ms=0.0,
-        window_s=arguments.window,
         gpu=arguments.device.removeprefix("sim:"),
-        model=arguments.model,
         profile=arguments.profile,
-        bandwidth=arguments.bandwidth,
-        contention=arguments.contention,
     )
     plan = Plan(
         traces=arguments.traces,
         cache=arguments.cache,
         base=base,
-        workloads=tuple(arguments.workloads),
-        slos=tuple(arguments.slos),
+        scenarios=scenarios,
+        columns=tuple(column for column in dict.fromkeys((*COLUMNS, *columns)) if column in columns),
+        seeds=tuple(range(1, arguments.seeds + 1)),
+        loads=tuple(arguments.loads),
+        step=arguments.step,
+        window_scale=arguments.window,
         budgets=tuple(arguments.budgets),
         splits=tuple(arguments.splits),
-        step=arguments.step,
-        coarse=max(1, round(arguments.coarse / arguments.step)),
+        worlds=tuple(arguments.worlds),
+        world_scenarios=tuple(arguments.world_scenarios),
+        world_columns=tuple(arguments.world_columns),
         jobs=arguments.jobs,
-        rate_fracs=tuple(arguments.rates),
-        variant_window_s=arguments.variant_window,
     )
-    return _quick(plan) if arguments.quick else plan
+    plan = _quick(plan) if arguments.quick else plan
+    for column in dict.fromkeys((*plan.columns, *(plan.world_columns if plan.worlds else ()))):
+        for scenario in plan.scenarios:
+            check_available(plan.members(SCENARIOS[scenario], column)[0])
+    return plan
+
+
+def _check_traces(folder: Path, scenarios: tuple[str, ...]) -> None:
+    files = [SCENARIOS[name].source[0] for name in scenarios if not SCENARIOS[name].is_generated]
+    missing = [file for file in dict.fromkeys(files) if not (folder / file).is_file()]
+    if missing:
+        hint = "Name the folder with --traces, or choose other scenarios with --only."
+        raise SemipdError("trace_not_found", f"{folder} has no {', '.join(missing)}.", hint)
 
 
 def _quick(plan: Plan) -> Plan:
     """The same paths in seconds: it shows that everything works, its figures mean nothing."""
-    base = replace(plan.base, window_s=6.0)
     return replace(
         plan,
-        variant_window_s=6.0,
-        base=base,
+        seeds=plan.seeds[:2],
+        window_scale=0.01,
+        tuning_scale=1.0,
         budgets=(512, 1024),
         splits=(32, 64),
         step=0.3,
-        coarse=1,
-        rate_fracs=(0.5, 1.0),
+        loads=(1.0, 1.5),
     )
 
 
@@ -117,24 +124,39 @@ def _parser() -> argparse.ArgumentParser:
         "--traces", type=Path, required=True, help="folder with the trace files (docs/policies.md names them)"
     )
     add("--out", type=Path, default=Path("build/policies"))
+    add("--images", type=Path, metavar="FOLDER", help="for the plots; default: as --out")
+    add("--docs", type=Path, metavar="FILE", help="document whose marked tables are replaced")
     add("--cache", type=Path, default=Path("build/simulations"))
-    add("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
-    add("--slos", nargs="+", choices=["paper", "tight"], default=["paper", "tight"])
-    add("--budgets", nargs="+", type=int, default=list(BUDGETS), help="of the scheduler chunked")
-    add("--splits", nargs="+", type=int, default=list(SPLITS), help="decode SMs of the fixed splits")
-    add("--rates", nargs="+", type=float, default=list(RATE_FRACS), metavar="FRAC",
-        help="rates of the latency table, as shares of tuned chunked's highest rate")  # fmt: skip
-    add("--window", type=float, default=600.0, metavar="S", help="virtual seconds of arrivals per run")
-    add("--variant-window", type=float, default=200.0, metavar="S", help="the same for --variants")
-    add("--step", type=float, default=0.01, metavar="FRAC", help="resolution of rates")
-    add("--coarse", type=float, default=0.1, metavar="FRAC", help="resolution for members that cannot win")
+    add(
+        "--only",
+        nargs="+",
+        choices=list(SCENARIOS),
+        default=[],
+        metavar="SCENARIO",
+        help=", ".join(SCENARIOS),
+    )
+    add("--columns", nargs="+", default=list(COLUMNS), metavar="COLUMN",
+        help=f"[N*]POLICY[+ORDER]; default: {', '.join(COLUMNS)}. {BASELINE} is always there")  # fmt: skip
+    add("--seeds", type=int, default=3, metavar="N", help="of arrivals; two at least for intervals")
+    add("--window", type=float, default=1.0, metavar="FACTOR", help="multiplies the scenarios' windows")
+    add("--loads", nargs="+", type=float, default=list(LOADS), metavar="FACTOR",
+        help=f"of whole runs, relative to the capacity of {BASELINE}")  # fmt: skip
+    add("--step", type=float, default=0.02, metavar="FRAC", help="resolution of rates")
+    add("--budgets", nargs="+", type=int, default=[], help="of chunked; default: the scenario's")
+    add("--splits", nargs="+", type=int, default=[], help="decode SMs of fixed; default: the scenario's")
+    add("--worlds", nargs="*", choices=list(WORLDS), default=[], metavar="WORLD", help=", ".join(WORLDS))
+    add(
+        "--world-scenarios",
+        nargs="+",
+        choices=list(SCENARIOS),
+        default=list(WORLD_SCENARIOS),
+        metavar="SCENARIO",
+    )
+    add("--world-columns", nargs="+", default=list(WORLD_COLUMNS), metavar="COLUMN")
     add("--jobs", type=int, default=2, help="processes")
     add("--device", default="sim:h200")
-    add("--model", default="llama-3-8b")
     add("--profile", default="", metavar="FILE", help="measured values in place of the built-in ones")
-    add("--bandwidth", type=float, default=1.0, metavar="FACTOR")
-    add("--contention", type=float, default=1.0, metavar="FACTOR")
-    add("--variants", action="store_true", help="also with contention and bandwidth 30 %% lower and higher")
+    add("--plan", action="store_true", help="say how much work it is, and stop")
     add("--quick", action="store_true", help="a smoke run: short windows, few members, rates to 30 %%")
     add("--no-plots", action="store_true")
     return parser

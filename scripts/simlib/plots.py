@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from semipd.core.errors import SemipdError
-from simlib.comparison import FAMILIES, Comparison
-
-COLOURS = dict(zip(FAMILIES, ("#999999", "#e69f00", "#56b4e9", "#cc79a7", "#009e73", "#0072b2"), strict=True))
+from simlib.comparison import Comparison
+from simlib.plan import BASELINE
+from simlib.statistics import geometric, ratios
 
 
 def pyplot() -> Any:
@@ -23,44 +23,64 @@ def pyplot() -> Any:
     return import_module("matplotlib.pyplot")
 
 
-def draw(comparison: Comparison, folder: Path) -> list[Path]:
-    """rates.png: highest rates. latency.png: mean end-to-end latency against the rate. Returns the paths."""
+def draw(made: Comparison, folder: Path) -> list[Path]:
+    """policies-capacity.png: capacities relative to the baseline's, with intervals. policies-overload.png:
+    goodput over the load. Returns the paths."""
     plt = pyplot()
-    paths = [folder / "rates.png", folder / "latency.png"]
-    for path, figure in zip(paths, (_rates(plt, comparison), _latency(plt, comparison)), strict=True):
+    paths = [folder / "policies-capacity.png", folder / "policies-overload.png"]
+    for path, figure in zip(paths, (_capacity(plt, made), _overload(plt, made)), strict=True):
         figure.savefig(path, dpi=120)
         plt.close(figure)
     return paths
 
 
-def _rates(plt: Any, comparison: Comparison) -> Any:
-    plan = comparison.plan
-    figure, axes = plt.subplots(1, len(plan.slos), figsize=(6 * len(plan.slos), 4), squeeze=False)
-    for axis, slo in zip(axes[0], plan.slos, strict=True):
-        for idx, family in enumerate(FAMILIES):
-            rates = [comparison.best(workload, slo, family)[1].rate for workload in plan.workloads]
-            places = [place + (idx - len(FAMILIES) / 2) * 0.13 for place in range(len(rates))]
-            axis.bar(places, rates, width=0.12, color=COLOURS[family], label=family)
-        axis.set_xticks(range(len(plan.workloads)), plan.workloads)
-        axis.set_title(f"{slo} targets")
-        axis.set_ylabel("requests/s and GPU at 90 % attainment")
-    axes[0][0].legend(fontsize="small")
+def _capacity(plt: Any, made: Comparison) -> Any:
+    plan = made.plan
+    figure, axis = plt.subplots(figsize=(max(6.0, 1.3 * len(plan.scenarios)), 4.5))
+    width = 0.8 / len(plan.columns)
+    for idx, column in enumerate(plan.columns):
+        places, means, below, above = [], [], [], []
+        for place, scenario in enumerate(plan.scenarios):
+            found = ratios(made.capacity[scenario, column], made.capacity[scenario, BASELINE])
+            if found is None:
+                continue
+            value = geometric(found)
+            single = len(found) == 1
+            places.append(place + (idx - len(plan.columns) / 2 + 0.5) * width)
+            means.append(value.mean)
+            below.append(0.0 if single else value.mean - value.low)
+            above.append(0.0 if single else value.high - value.mean)
+        axis.bar(places, means, width=width, color=plt.cm.tab20(idx), label=column)
+        axis.errorbar(places, means, yerr=[below, above], fmt="none", ecolor="#444444", linewidth=0.6)
+    axis.axhline(1.0, color="black", linewidth=0.6)
+    axis.set_xticks(range(len(plan.scenarios)), plan.scenarios, rotation=30, ha="right")
+    axis.set_ylim(0, 3)
+    axis.set_ylabel(f"capacity relative to tuned {BASELINE} (simulated)")
+    axis.legend(fontsize="x-small", ncols=2)
     figure.tight_layout()
     return figure
 
 
-def _latency(plt: Any, comparison: Comparison) -> Any:
-    plan = comparison.plan
-    figure, axes = plt.subplots(1, len(plan.workloads), figsize=(4 * len(plan.workloads), 4), squeeze=False)
-    for axis, workload in zip(axes[0], plan.workloads, strict=True):
-        for family in FAMILIES:
-            rows = comparison.at_rates[workload, plan.slos[-1], family]
-            rates, latencies = [row["rate"] for row in rows], [row["mean_e2e_ms"] / 1e3 for row in rows]
-            axis.plot(rates, latencies, marker="o", markersize=3, color=COLOURS[family], label=family)
-        axis.set_title(workload)
-        axis.set_xlabel("requests/s and GPU")
-        axis.set_yscale("log")
-    axes[0][0].set_ylabel("mean end-to-end latency, s")
-    axes[0][0].legend(fontsize="small")
+def _overload(plt: Any, made: Comparison) -> Any:
+    plan = made.plan
+    rows = -(-len(plan.scenarios) // 4)
+    figure, axes = plt.subplots(rows, min(len(plan.scenarios), 4), figsize=(14, 3.2 * rows), squeeze=False)
+    for axis, scenario in zip(axes.flat, plan.scenarios, strict=False):
+        for idx, column in enumerate(plan.columns):
+            by_load = {load: made.goodput(scenario, column, load) for load in plan.loads}
+            known = {load: sum(values) / len(values) for load, values in by_load.items() if values}
+            axis.plot(
+                list(known),
+                list(known.values()),
+                marker="o",
+                markersize=3,
+                color=plt.cm.tab20(idx),
+                label=column,
+            )
+        axis.set_title(scenario, fontsize="small")
+        axis.set_ylim(bottom=0)
+    axes[0][0].set_ylabel("goodput, requests/s and GPU (simulated)")
+    axes[-1][0].set_xlabel(f"load relative to the capacity of tuned {BASELINE}")
+    axes[0][0].legend(fontsize="xx-small")
     figure.tight_layout()
     return figure

@@ -1,135 +1,61 @@
-"""A comparison as Markdown tables and plain data."""
+"""Where a comparison's results go: a page of tables, plain data, and the marked places of a document."""
 
+import json
+import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from simlib.comparison import FAMILIES, Comparison, Finding
+from semipd.core.errors import SemipdError
+from simlib.comparison import Comparison
+from simlib.scenarios import SCENARIOS
+from simlib.tables import tables
+
+HEAD = "Everything here is **simulated**; nothing was measured on a GPU."
 
 
-def markdown(comparison: Comparison) -> str:
-    parts = [
-        _highest_rates(comparison),
-        _fixed_splits(comparison),
-        _claims(comparison),
-        _latencies(comparison),
-    ]
-    parts += [_variants(comparison)] if comparison.variants else []
-    return "\n\n".join(parts) + "\n"
+def write(made: Comparison, folder: Path) -> str:
+    """policies.md and results.json. Returns the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    page = "\n\n".join([HEAD, *tables(made).values()]) + "\n"
+    (folder / "policies.md").write_text(page)
+    (folder / "results.json").write_text(json.dumps(as_data(made), indent=1))
+    return page
 
 
-def as_data(comparison: Comparison) -> dict[str, Any]:
-    def listed(found: dict[tuple[str, str, str], dict[str, Finding]]) -> list[dict[str, Any]]:
-        return [
-            {"workload": workload, "slo": slo, "family": family, "policy": policy} | asdict(finding)
-            for (workload, slo, family), members in found.items()
-            for policy, finding in members.items()
-        ]
-
-    at_rates = [
-        {"workload": workload, "slo": slo, "family": family} | row
-        for (workload, slo, family), rows in comparison.at_rates.items()
-        for row in rows
-    ]
+def as_data(made: Comparison) -> dict[str, Any]:
+    """Everything that was found, with what it depends on. No value is NaN."""
+    plan = made.plan
     return {
-        "highest": listed(comparison.highest),
-        "at_rates": at_rates,
-        "variants": listed(comparison.variants),
+        "scenarios": {name: asdict(SCENARIOS[name]) for name in plan.scenarios},
+        "seeds": plan.seeds,
+        "loads": plan.loads,
+        "step": plan.step,
+        "window_scale": plan.window_scale,
+        "base": asdict(plan.base),
+        "tuned": [_cell(cell) | asdict(tuned) for cell, tuned in made.tuned.items()],
+        "capacity": [_cell(cell) | {"rates": rates} for cell, rates in made.capacity.items()],
+        "runs": [_cell(cell) | asdict(run) for cell, runs in made.runs.items() for run in runs],
+        "worlds": [
+            {"world": world, "scenario": scenario, "column": column, "rate": rate}
+            for (world, scenario, column), rate in made.worlds.items()
+        ],
     }
 
 
-def _highest_rates(comparison: Comparison) -> str:
-    plan = comparison.plan
-    lines = [
-        "Highest rate with 90 % attainment, requests/s and GPU (ratio to tuned chunked; chosen member):",
-        "",
-    ]
-    lines += _header(["workload", "SLO", *FAMILIES])
-    for workload in plan.workloads:
-        for slo in plan.slos:
-            reference = comparison.best(workload, slo, "chunked")[1].rate
-            cells = [workload, str(plan.case(workload, slo).slo)]
-            for family in FAMILIES:
-                policy, found = comparison.best(workload, slo, family)
-                ratio = f"{found.rate / reference:.2f}x" if reference else "-"
-                chosen = f"; {policy.partition(':')[2]}" if ":" in policy else ""
-                cells.append(f"{found.rate:.2f} ({ratio}{chosen})")
-            lines.append(_row(cells))
-    return "\n".join(lines)
+def _cell(cell: tuple[str, str]) -> dict[str, str]:
+    return {"scenario": cell[0], "column": cell[1]}
 
 
-def _fixed_splits(comparison: Comparison) -> str:
-    plan = comparison.plan
-    lines = ["Fixed splits by decode SMs; `<` marks an upper bound of a member that cannot be the best:", ""]
-    lines += _header(["workload", "SLO", *map(str, plan.splits)])
-    for workload in plan.workloads:
-        for slo in plan.slos:
-            found = comparison.highest[workload, slo, "fixed"]
-            cells = [_bounded(found[f"fixed:{split}"], plan.step) for split in plan.splits]
-            lines.append(_row([workload, str(plan.case(workload, slo).slo), *cells]))
-    ratios = [f"{comparison.mean_ratio('fixed', f'fixed:{split}'):.2f}x" for split in plan.splits]
-    lines.append(_row(["predictive over it", "geometric mean", *ratios]))
-    return "\n".join(lines)
-
-
-def _claims(comparison: Comparison) -> str:
-    """What predictive should do, and whether it does."""
-    plan = comparison.plan
-    within, beats_paper = [], []
-    for workload in plan.workloads:
-        for slo in plan.slos:
-            ours = comparison.best(workload, slo, "predictive")[1].rate
-            fixed = comparison.best(workload, slo, "fixed")[1].rate
-            within.append((ours / fixed if fixed else 1.0, workload, slo))
-            beats_paper.append(ours >= comparison.best(workload, slo, "paper")[1].rate)
-    lowest, workload, slo = min(within)
-    single = min(comparison.mean_ratio("fixed", f"fixed:{split}") for split in plan.splits)
-    paper = comparison.mean_ratio("paper", "paper")
-    chunked = min(comparison.mean_ratio("chunked", f"chunked:{budget}") for budget in plan.budgets)
-    return "\n".join(
-        [
-            f"* predictive over each workload's best fixed split, lowest: {lowest:.3f} ({workload}, {slo})",
-            f"* predictive over the best single fixed split for all, geometric mean: {single:.3f}",
-            f"* predictive over paper, geometric mean: {paper:.3f}; "
-            f"at least as high in {sum(beats_paper)} of {len(beats_paper)} cases",
-            f"* predictive over the best single chunked budget for all, geometric mean: {chunked:.3f}",
-        ]
-    )
-
-
-def _latencies(comparison: Comparison) -> str:
-    lines = ["Mean end-to-end latency, ms (attainment), at given rates per GPU:", ""]
-    lines += _header(["workload", "requests/s", *FAMILIES])
-    slo = comparison.plan.slos[-1]
-    for workload in comparison.plan.workloads:
-        columns = [comparison.at_rates[workload, slo, family] for family in FAMILIES]
-        for rows in zip(*columns, strict=True):
-            cells = [f"{row['mean_e2e_ms']:.0f} ({row['attainment']:.0%})" for row in rows]
-            lines.append(_row([workload, f"{rows[0]['rate']:g}", *cells]))
-    return "\n".join(lines)
-
-
-def _variants(comparison: Comparison) -> str:
-    lines = ["Highest rates in a changed world (members as tuned in the unchanged one):", ""]
-    lines += _header(["workload", "world", "chunked", "fixed", "paper", "predictive"])
-    worlds = dict.fromkeys((workload, world) for workload, world, _ in comparison.variants)
-    for workload, world in worlds:
-        cells = []
-        for family in ("chunked", "fixed", "paper", "predictive"):
-            found = comparison.variants[workload, world, family].values()
-            cells.append(f"{max(finding.rate for finding in found):.2f}")
-        lines.append(_row([workload, world, *cells]))
-    return "\n".join(lines)
-
-
-def _bounded(finding: Finding, step: float) -> str:
-    """The rate, or a bound where the search stopped early."""
-    exact = finding.lost_at <= finding.rate * (1.0 + step) * 1.001
-    return f"{finding.rate:.2f}" if exact else f"<{finding.lost_at:.2f}"
-
-
-def _header(cells: list[str]) -> list[str]:
-    return [_row(cells), _row(["---"] * len(cells))]
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def fill_in(document: Path, made: Comparison) -> list[str]:
+    """Put each table between its two marks, `<!-- table: NAME -->` and `<!-- /table -->`. Returns the names.
+    Raises SemipdError(`marks_missing`) when the document has no place for one; then nothing is written."""
+    text, found = document.read_text(encoding="utf-8"), tables(made)
+    for name, table in found.items():
+        mark = re.compile(rf"(<!-- table: {re.escape(name)} -->\n).*?(<!-- /table -->)", re.DOTALL)
+        if not mark.search(text):
+            hint = f"Write <!-- table: {name} --> and <!-- /table --> on lines of their own."
+            raise SemipdError("marks_missing", f"{document} has no place for the table {name}.", hint)
+        text = mark.sub(lambda match, table=table: f"{match[1]}\n{table}\n\n{match[2]}", text)  # type: ignore[misc]
+    document.write_text(text, encoding="utf-8")
+    return list(found)

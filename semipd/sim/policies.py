@@ -73,6 +73,11 @@ def _spec(found: re.Match[str]) -> PolicySpec | None:
     return PolicySpec(kind, value, order, replicas)  # type: ignore[arg-type]
 
 
+def check_available(policy: str) -> None:
+    """Raises SemipdError(`unknown_policy`, `order_not_available`)."""
+    _order(parse_policy(policy))
+
+
 def settings_for(spec: PolicySpec, base: EngineSettings, slo: Targets, gpu: Gpu) -> EngineSettings:
     """`base` with what the policy changes. Every policy is told the same targets. Raises
     SemipdError(`impossible_split`, `order_not_available`)."""

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from simlib.comparison import Comparison, Finding, Plan
-from simlib.report import markdown
 from support.simulated import azure_case, azure_file
 
 import semipd.sim.cases
@@ -325,80 +323,7 @@ def test_simulate_prints_and_saves(tmp_path: Path) -> None:
     assert "unknown_policy" in refused.stderr
 
 
-@pytest.mark.soak
-def test_compare_policies_smoke_and_resume(tmp_path: Path) -> None:
-    rows = [(idx * 0.4, 3000 + idx * 31 % 2000, 50 + idx * 7 % 100) for idx in range(60)]
-    azure_file(tmp_path, rows, "azure2023_conv_first5000.csv")
-    common = ("--traces", tmp_path, "--workloads", "azure-conv", "--slos", "tight", "--quick", "--no-plots")
-    places = ("--out", tmp_path / "out", "--cache", tmp_path / "cache", "--jobs", 1)
-    done = script("compare_policies.py", *common, *places)
-    assert done.returncode == 0, done.stderr
-    text = (tmp_path / "out" / "policies.md").read_text()
-    assert "| azure-conv | 500/25 ms |" in text
-    found = json.loads((tmp_path / "out" / "results.json").read_text())["highest"]
-    assert {row["family"] for row in found} == {
-        "prefill-first",
-        "chunked",
-        "fixed",
-        "paper",
-        "predictive",
-        "1p1d",
-    }
-    assert all(0 < row["rate"] < row["lost_at"] for row in found)
-    stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
-    again = script("compare_policies.py", *common, *places)
-    assert again.returncode == 0
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == stored
-    assert (tmp_path / "out" / "policies.md").read_text() == text
-
-
 def test_compare_policies_wants_its_traces_first(tmp_path: Path) -> None:
     done = script("compare_policies.py", "--traces", tmp_path, "--no-plots")
     assert done.returncode == 2
     assert "trace_not_found" in done.stderr
-
-
-def comparison(rates: dict[str, float]) -> Comparison:
-    base = Case("", "", "", 0.0, 0.0, 0.0)
-    plan = Plan(Path(), Path(), base, ("azure-conv",), ("tight",), budgets=(512,), splits=(32, 64), step=0.01)
-    made = Comparison(plan)
-    for policy, rate in rates.items():
-        family = policy.partition(":")[0]
-        found = made.highest.setdefault(("azure-conv", "tight", family), {})
-        found[policy] = Finding(rate, round(rate * 1.01, 6))
-        made.at_rates["azure-conv", "tight", family] = [{"rate": 1.0, "mean_e2e_ms": 5.0, "attainment": 1.0}]
-    return made
-
-
-def test_the_report_says_what_holds_and_what_does_not() -> None:
-    made = comparison(
-        {
-            "prefill-first": 1,
-            "chunked:512": 4,
-            "fixed:32": 5,
-            "fixed:64": 2,
-            "paper": 2,
-            "predictive": 4,
-            "1p1d": 3,
-        }
-    )
-    text = markdown(made)
-    assert "5.00 (1.25x; 32)" in text
-    assert "lowest: 0.800 (azure-conv, tight)" in text
-    assert "single fixed split for all, geometric mean: 0.800" in text
-    assert "paper, geometric mean: 2.000; at least as high in 1 of 1" in text
-
-
-def test_a_target_that_nobody_reaches_does_not_count() -> None:
-    made = comparison(
-        dict.fromkeys(["prefill-first", "chunked:512", "paper", "1p1d"], 1.0) | {"predictive": 3.0}
-    )
-    made.highest["azure-conv", "tight", "fixed"] = {
-        "fixed:32": Finding(2.0, 2.02),
-        "fixed:64": Finding(0.0, 0.02),
-    }
-    assert made.mean_ratio("fixed", "fixed:32") == pytest.approx(1.5)
-    for family in ("fixed", "predictive"):
-        members = made.highest["azure-conv", "tight", family]
-        made.highest["azure-conv", "hard", family] = dict.fromkeys(members, Finding(0.0, 0.02))
-    assert made.mean_ratio("fixed", "fixed:32") == pytest.approx(1.5)
