@@ -67,7 +67,7 @@ class _Feeder:
             return self._end(now_ns)
         if not self._load.prompt_tokens:
             return []
-        waiting = len(scheduler.waiting) + len(scheduler.prefilling)
+        waiting = scheduler.queue.num_waiting + len(scheduler.prefilling)
         return list(self._prompts(PROMPTS_AHEAD - waiting))
 
     def row(self, run: Run) -> dict[str, Any]:

@@ -144,6 +144,7 @@ class Config:
             device=self.engine.device,
             dtype=self.model.dtype,
             scheduler=self.engine.scheduler,
+            order=self.engine.order,
             max_model_len=self.model.max_model_len,
             max_num_seqs=self.engine.max_num_seqs,
             prefill_chunk_tokens=self.engine.prefill_chunk_tokens,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from semipd.config.schema import option
-from semipd.core.settings import KV_BLOCK_SIZES, PrefillAttention, SchedulerName
+from semipd.core.settings import KV_BLOCK_SIZES, OrderName, PrefillAttention, SchedulerName
 from semipd.core.split import PartitionMode, PolicyName
 from semipd.system.logs import LOG_FORMATS, LogFormat
 
@@ -228,6 +228,12 @@ class EngineConfig:
         "semipd",
         "semipd: two lanes; chunked: merged steps on one lane; prefill-first: prompts before decode.",
         choices=get_args(SchedulerName),
+    )
+    order: OrderName = option(
+        "deadline",
+        "In which order prompts are computed. deadline: due ones first, those that would be late in the "
+        "background; cost: short ones first, with ageing; fcfs: by arrival.",
+        choices=get_args(OrderName),
     )
     max_num_seqs: int = option(
         64, "Most sequences prefilling and decoding at once.", minimum=1, maximum=65536

@@ -11,6 +11,9 @@ from semipd.core.split import PartitionMode, PolicyName
 from semipd.system.logs import LogFormat
 
 SchedulerName = Literal["semipd", "chunked", "prefill-first"]
+OrderName = Literal["fcfs", "cost", "deadline"]
+"""See sched.order."""
+
 PrefillAttention = Literal["triton", "sdpa"]
 
 KV_BLOCK_SIZES = (16, 64)
@@ -51,6 +54,7 @@ class EngineSettings:
     model_name: what was asked for; the device sim finds its row by it.
     device: "cpu", "cuda", "fake" or "sim:<gpu>".
     dtype: "auto", "float32", "bfloat16" or "float16".
+    order: in which prompts are computed.
     max_model_len: longest prompt plus output; 0: what the checkpoint says.
     max_num_seqs: most sequences admitted at once (prefilling and decoding).
     prefill_chunk_tokens: most prompt tokens in one prefill step.
@@ -76,6 +80,7 @@ class EngineSettings:
     device: str
     dtype: str
     scheduler: SchedulerName
+    order: OrderName
     max_model_len: int
     max_num_seqs: int
     prefill_chunk_tokens: int

@@ -34,6 +34,7 @@ from semipd.core.split import Split
 from semipd.devices.contract import Device, WorkerDeath
 from semipd.engine.lane_events import partition_changed, slo_changed, split_changed, worker_changed
 from semipd.engine.lane_state import LaneState
+from semipd.engine.pace import busy_ns, prompt_pace
 from semipd.engine.slow_steps import SlowSteps
 from semipd.engine.status import engine_status
 from semipd.engine.work import work_at_hand
@@ -77,7 +78,7 @@ class Coordinator:
             info.block_size,
             info.max_decode_tokens,
         )
-        self.scheduler = Scheduler(limits, self._leave_lanes)
+        self.scheduler = Scheduler(limits, self._leave_lanes, settings.order)
         self.split = info.solo_decode
         table = SplitTable(info.splits, info.solo_prefill, info.solo_decode, info.num_units, info.unit)
         merge_tokens = min(settings.merge_tokens, info.max_step_tokens or settings.merge_tokens)
@@ -94,6 +95,7 @@ class Coordinator:
         self._settle(out)
         self._restore_lanes(out)
         self._expire(out)
+        self._order(out)
         self._launch(out)
         return Turn(out.messages, self._wake_at_ns(), self.scheduler.idle)
 
@@ -196,6 +198,12 @@ class Coordinator:
 
     def _work_getter(self, out: Outbox) -> Callable[[], Work]:
         return lambda: work_at_hand(self.scheduler, self.prefill, self.control.models, out.now_ns)
+
+    def _order(self, out: Outbox) -> None:
+        """Decide in which order prompts come next."""
+        if self.scheduler.queue.plan_is_due(out.now_ns):
+            pace = prompt_pace(self.policy, self.settings, self.control, self.decode)
+            self.scheduler.plan(pace, busy_ns((self.decode, self.prefill), pace, out.now_ns), out)
 
     def _launch(self, out: Outbox) -> None:
         match self.policy:

@@ -45,6 +45,11 @@ class LaneState:
         self._worker_lane = self.lane if isinstance(self.lane, WorkerLane) else None
 
     @property
+    def batch(self) -> tuple[int, int]:
+        """Sequences of the last decode step, and the context tokens that it read."""
+        return len(self._decode_batch), self._context_tokens
+
+    @property
     def has_room(self) -> bool:
         return self.executor == "up" and self.lane.capacity() > 0
 

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 def engine_status(coordinator: "Coordinator", now_ns: int) -> EngineStatus:
     c, info, scheduler = coordinator, coordinator.device.info, coordinator.scheduler
     lanes = {state.lane.name: _lane(state, now_ns) for state in (c.prefill, c.decode)}
-    oldest = scheduler.waiting.oldest_arrival_ns()
+    oldest = scheduler.queue.oldest_arrival_ns()
     return {
         "scheduler": c.policy,
         "split": {"prefill": c.split.prefill_units, "decode": c.split.decode_units, "unit": info.unit},
         "requests": {
-            "waiting": len(scheduler.waiting),
+            "waiting": scheduler.queue.num_waiting,
             "prefilling": len(scheduler.prefilling),
             "decoding": len(scheduler.decoding),
             "oldest_waiting_ms": None if oldest is None else (now_ns - oldest) / 1e6,

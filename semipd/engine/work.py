@@ -7,24 +7,19 @@ from semipd.engine.lane_state import LaneState
 from semipd.partition.interface import StepTimes, WaitingPrompt, Work
 from semipd.sched.scheduler import Scheduler
 from semipd.sched.sequence import Sequence
-from semipd.sched.waiting import WINDOW
 
 MAX_PROMPTS = 32
-"""Waiting prompts looked at; decisions come anew every few milliseconds."""
+"""Prompts looked at; decisions come anew every few milliseconds."""
 
 
 def work_at_hand(scheduler: Scheduler, prefill: LaneState, times: StepTimes, now_ns: int) -> Work:
-    """Prompts in the order in which they will be computed, reordering of the queue aside.
-
-    Prefix hits are looked up only for the first `WINDOW` waiting prompts, those that may go next: each
-    look-up walks the prefix index. The others count in full.
-    """
-    begun = [s for s in scheduler.prefilling if s.num_scheduled < len(s.tokens)]
-    waiting = list(islice(scheduler.waiting, MAX_PROMPTS))
-    prompts = [_prompt(s, s.num_scheduled, now_ns) for s in begun]
-    for idx, sequence in enumerate(waiting):
-        cached = scheduler.cached_tokens(sequence) if idx < WINDOW else 0
-        prompts.append(_prompt(sequence, cached, now_ns))
+    """Prompts in the order in which they will be computed."""
+    queued = list(islice(scheduler.queue.in_order(), MAX_PROMPTS))
+    prompts = []
+    for prompt in queued:
+        sequence = scheduler.sequences[prompt.seq]
+        done_tokens = sequence.num_scheduled if prompt.is_begun else prompt.prior_tokens
+        prompts.append(_prompt(sequence, done_tokens, now_ns))
     decoding = scheduler.decoding.values()
     return Work(
         num_decodes=len(decoding),
@@ -32,7 +27,7 @@ def work_at_hand(scheduler: Scheduler, prefill: LaneState, times: StepTimes, now
         num_joining=len(scheduler.prefilling),
         joining_tokens=sum(len(s.tokens) for s in scheduler.prefilling),
         prompts=tuple(prompts),
-        seqs=tuple(s.seq for s in [*begun, *waiting]),
+        seqs=tuple(prompt.seq for prompt in queued),
         busy_prefill_ms=_remaining_ms(prefill, times, now_ns),
     )
 

@@ -69,6 +69,11 @@ class Control:
         return self._modes.divided
 
     @property
+    def shared(self) -> SplitChoice:
+        """What steps use while both lanes have work."""
+        return self._modes.shared
+
+    @property
     def wake_at_ns(self) -> int | None:
         """When `expire` has something to do."""
         return self._modes.change.expires_at_ns

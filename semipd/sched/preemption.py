@@ -6,10 +6,10 @@ from semipd.sched.sequence import Sequence
 
 
 def choose_victim(running: Iterable[Sequence]) -> Sequence | None:
-    """The latest arrival, delays included, partly prefilled ones too; never the oldest, so that work
-    progresses.
+    """The latest arrival, partly prefilled ones too, of the background if anybody of it runs; never the
+    oldest, so that work progresses.
 
     None when there is nobody but the oldest.
     """
-    by_age = sorted(running, key=lambda s: s.age_key)
-    return by_age[-1] if len(by_age) > 1 else None
+    _oldest, *others = sorted(running, key=lambda s: s.age_key)
+    return max(others, key=lambda s: (s.in_background, s.age_key), default=None)

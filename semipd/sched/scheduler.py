@@ -4,25 +4,28 @@ from collections.abc import Callable, Mapping
 
 from semipd.core.errors import SemipdError
 from semipd.core.events import ADMITTED, FINISHED, FIRST_TOKEN, PREEMPTED, QUEUED, REFUSED, FinishReason
-from semipd.core.messages import Finished, PromptLogprobs
-from semipd.core.plan import Segment, StepResult, TokenLogprobs
+from semipd.core.messages import Finished
+from semipd.core.plan import StepResult
 from semipd.core.request import Request, SeqId
+from semipd.core.settings import OrderName
 from semipd.memory.kv import KVMemory, Placement
+from semipd.sched.chunks import take_chunk
 from semipd.sched.failures import step_failure
 from semipd.sched.flight import Chunk, Flight
-from semipd.sched.limits import Limits, room_tokens, why_impossible
-from semipd.sched.outbox import Outbox
+from semipd.sched.limits import Limits, why_impossible
+from semipd.sched.order import Pace
+from semipd.sched.outbox import Outbox, send_prompt_logprobs
 from semipd.sched.preemption import choose_victim
+from semipd.sched.prompts import Prompts
 from semipd.sched.sequence import Sequence
 from semipd.sched.settle import Settled, settle
-from semipd.sched.waiting import WaitingQueue
 
 WATERMARK_FRAC = 0.01
 """Share of the pool kept free when admitting beside running work, so that growth does not thrash."""
 
-MESSAGE_ALTERNATIVES = 2**13
-"""Of prompt tokens in one message to the daemon, whose loop takes a message at a time. One token may have
-more."""
+MAX_BEGUN_FRAC = 0.5
+"""Of the pool, that prompts which are begun and not yet computed may hold before one more is placed. Each
+that is overtaken between two chunks keeps its blocks; answers under way need some too."""
 
 Growth = tuple[Sequence, int]
 """A sequence and the block it was given."""
@@ -41,10 +44,13 @@ class Scheduler:
     `leave_lanes` is told the moment a sequence must not be resident in any lane.
     """
 
-    def __init__(self, limits: Limits, leave_lanes: Callable[[SeqId], None]) -> None:
+    def __init__(
+        self, limits: Limits, leave_lanes: Callable[[SeqId], None], order: OrderName = "deadline"
+    ) -> None:
         assert limits.max_decode_tokens <= limits.block_size, "a decode may need a block more, never two"
         self.memory = KVMemory(limits.num_blocks, limits.block_size)
-        self.waiting = WaitingQueue()
+        self._prompts = Prompts(order, self.cached_tokens)
+        self.queue = self._prompts.queue
         self.prefilling: list[Sequence] = []
         self.decoding: dict[SeqId, Sequence] = {}
         self.unsettled: dict[SeqId, Sequence] = {}
@@ -77,8 +83,7 @@ class Scheduler:
             out.send(Finished(request.seq, "error", code=code, message=message, hint=hint))
             return
         self.sequences[request.seq] = sequence
-        self.waiting.add(sequence)
-        self._refused_at_free = None
+        self._enqueue(sequence)
         out.event(QUEUED({"prompt_tokens": len(request.prompt)}), sequence)
         if len(sequence.tokens) >= sequence.max_total_tokens:  # resumed after its last token
             self.finish(sequence, "length", out)
@@ -124,7 +129,7 @@ class Scheduler:
 
     def _settle_prompts(self, settled: Settled, out: Outbox) -> None:
         for sequence, segment, entries in settled.prompt_logprobs:
-            _send_prompt_logprobs(sequence, segment, entries, out)
+            send_prompt_logprobs(sequence, segment, entries, out)
         for sequence in settled.started:
             self._start_decoding(sequence, out.now_ns)
         for sequence in settled.first:
@@ -162,7 +167,7 @@ class Scheduler:
         if sequence.phase == "yielding":
             sequence.phase = "waiting"
             sequence.num_scheduled = sequence.num_computed = sequence.decode_limit = 0
-            self.waiting.add(sequence)
+            self._enqueue(sequence)
 
     def take_decodes(self, out: Outbox) -> tuple[list[Sequence], list[Growth]]:
         """Sequences that advance, each with slots for it, and the blocks that were added.
@@ -224,60 +229,57 @@ class Scheduler:
 
     def _withdraw(self, sequence: Sequence) -> None:
         match sequence.phase:
-            case "waiting":
-                self.waiting.remove(sequence)
             case "prefilling":
                 self.prefilling.remove(sequence)
             case "decoding":
                 del self.decoding[sequence.seq]
+        self._prompts.remove(sequence)
         self._leave_lanes(sequence.seq)
 
+    def _enqueue(self, sequence: Sequence) -> None:
+        self._prompts.add(sequence)
+        self._refused_at_free = None
+
+    def plan(self, pace: Pace, busy_ns: float, out: Outbox) -> None:
+        """See Prompts.plan."""
+        if self._prompts.plan(self.sequences, self.prefilling, pace, busy_ns, out.now_ns):
+            self._refused_at_free = None
+
     def has_prefill_work(self) -> bool:
-        if self.prefilling and any(s.num_scheduled < len(s.tokens) for s in self.prefilling):
-            return True
-        return bool(self.waiting) and self._may_admit()
+        return self.queue.num_begun > 0 or (self.queue.num_waiting > 0 and self._may_admit())
 
     def take_chunks(self, budget_tokens: int, out: Outbox) -> list[Chunk]:
-        """Chunks within the budget: sequences already placed first, then new ones from the queue.
+        """Chunks within the budget, in the order of the queue.
 
         Marks them as launched. Requests are placed only when their first chunk is due, so that they
-        find the prefixes computed until then.
+        find the prefixes computed until then. Nobody is placed past one that found no room.
         """
         chunks: list[Chunk] = []
-        for sequence in self.prefilling:
-            budget_tokens -= self._take_chunk(sequence, budget_tokens, chunks)
-        while budget_tokens > 0 and self.waiting and self._may_admit():
-            admitted = self._admit_next(out)
-            if admitted is None:
+        may_place, was_turn = True, self.queue.is_backgrounds_turn
+        for prompt in self.queue.in_order():
+            sequence = self.sequences[prompt.seq]
+            if not prompt.is_begun:
+                may_place = may_place and self._place(sequence, out)
+            if prompt.is_begun:
+                budget_tokens -= take_chunk(sequence, budget_tokens, chunks)
+            if budget_tokens <= 0 or not (may_place or self.queue.num_begun):
                 break
-            budget_tokens -= self._take_chunk(admitted, budget_tokens, chunks)
+        if chunks or was_turn:
+            self._prompts.took_step(chunks)
+        if not chunks and was_turn and not self.queue.is_backgrounds_turn:
+            return self.take_chunks(budget_tokens, out)
         return chunks
 
     def take_full_chunk(self, budget_tokens: int) -> list[Chunk]:
-        """The next chunk of the first prompt that has tokens to launch, if it fills the budget; else nothing.
+        """The next chunk of the prompt that comes first, if it is under way and fills the budget; else none.
         Places nobody, and launches nothing of a prompt of which no chunk is in flight."""
         chunks: list[Chunk] = []
-        begun = next((s for s in self.prefilling if s.num_scheduled < len(s.tokens)), None)
-        if (
-            begun is not None
-            and begun.num_inflight
-            and len(begun.tokens) - begun.num_scheduled >= budget_tokens
-        ):
-            self._take_chunk(begun, budget_tokens, chunks)
+        first = next((p for p in self.queue.in_order() if p.is_begun or self._may_admit()), None)
+        begun = self.sequences[first.seq] if first is not None and first.is_begun else None
+        if begun is not None and begun.num_inflight and begun.tokens_left >= budget_tokens:
+            take_chunk(begun, budget_tokens, chunks)
+            self._prompts.took_step(chunks)
         return chunks
-
-    @staticmethod
-    def _take_chunk(sequence: Sequence, budget_tokens: int, chunks: list[Chunk]) -> int:
-        start = sequence.num_scheduled
-        wanted = None if sequence.may_reuse else sequence.request.params.prompt_logprobs
-        length = min(len(sequence.tokens) - start, room_tokens(budget_tokens, wanted, chunks))
-        if length <= 0:
-            return 0
-        sample = start + length == len(sequence.tokens)
-        chunks.append((sequence, Segment(sequence.seq, start, length, sample, wanted)))
-        sequence.num_scheduled += length
-        sequence.num_inflight += 1
-        return length
 
     def _may_admit(self) -> bool:
         """A seat is free, and memory has changed since the last refusal."""
@@ -285,22 +287,31 @@ class Scheduler:
             return False
         return self._refused_at_free is None or self.memory.pool.num_free > self._refused_at_free
 
-    def _admit_next(self, out: Outbox) -> Sequence | None:
-        """Place the next request of the queue; or None, remembering at which level of free blocks."""
-        sequence = self.waiting.pick(self.cached_tokens)
+    def _place(self, sequence: Sequence, out: Outbox) -> bool:
+        """Give a waiting prompt its blocks; or not, remembering at which level of free blocks."""
+        if not self._may_admit() or not self._may_begin(sequence):
+            return False
         reuse, namespace = sequence.may_reuse, sequence.request.namespace
         if not self.memory.can_place(namespace, sequence.tokens, self.reserved_blocks, reuse=reuse):
             self._refused_at_free = self.memory.pool.num_free
-            return None
-        self.waiting.take(sequence)
+            return False
         sequence.placement = self.memory.place(namespace, sequence.tokens, reuse=reuse)
         self._note_slots(sequence, sequence.placement)
         sequence.num_scheduled = sequence.num_computed = sequence.placement.num_cached_tokens
         sequence.phase = "prefilling"
         self.prefilling.append(sequence)
+        self._prompts.begin(sequence)
         self._refused_at_free = None
         self._note_admission(sequence, out)
-        return sequence
+        return True
+
+    def _may_begin(self, sequence: Sequence) -> bool:
+        """See MAX_BEGUN_FRAC."""
+        if not self.queue.num_begun:
+            return True
+        begun = sum(len(s.tokens) for s in self.prefilling if s.tokens_left)
+        most_tokens = self.memory.pool.num_usable * self._limits.block_size * MAX_BEGUN_FRAC
+        return begun + len(sequence.tokens) <= most_tokens
 
     def cached_tokens(self, sequence: Sequence) -> int:
         if not sequence.may_reuse:
@@ -318,8 +329,9 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Recompute sets, blocks and counters from nothing; AssertionError with the numbers on a mismatch."""
-        self.waiting.check_integrity()
-        living = [*self.waiting, *self.prefilling, *self.decoding.values()]
+        self._prompts.check_integrity(self.sequences.values())
+        waiting = [s for s in self.sequences.values() if s.phase == "waiting"]
+        living = [*waiting, *self.prefilling, *self.decoding.values()]
         yielding = [s for s in self.unsettled.values() if s.phase == "yielding"]
         assert len(living) + len(yielding) == len(self.sequences), "a sequence stands in no set, or in two"
         assert {s.seq for s in [*living, *yielding]} == set(self.sequences), "the sets hold strangers"
@@ -335,11 +347,3 @@ class Scheduler:
             slots = self.memory.num_token_slots(sequence.placement) if sequence.placement else 0
             assert sequence.num_scheduled <= slots, f"seq {sequence.seq}: {sequence.num_scheduled} of {slots}"
         self.memory.check_integrity([s.placement for s in holders if s.placement is not None])
-
-
-def _send_prompt_logprobs(
-    sequence: Sequence, segment: Segment, entries: list[TokenLogprobs], out: Outbox
-) -> None:
-    count = max(MESSAGE_ALTERNATIVES // max(segment.prompt_logprobs or 0, 1), 1)
-    for start in range(0, len(entries), count):
-        out.send(PromptLogprobs(sequence.seq, entries[start : start + count]))

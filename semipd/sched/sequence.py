@@ -7,6 +7,7 @@ from typing import Literal
 from semipd.core.request import Request, SeqId
 from semipd.core.slo import Targets
 from semipd.memory.kv import Placement
+from semipd.sched.order import Prompt
 
 Phase = Literal["waiting", "prefilling", "decoding", "yielding", "gone"]
 """yielding: preempted, but a step in flight may still write its blocks; gone: finished, likewise."""
@@ -34,7 +35,7 @@ class Sequence:
     num_inflight: int = 0  # steps
     num_preemptions: int = 0
     cached_tokens: int = 0
-    overtaken: int = 0
+    queued: Prompt | None = None  # what the queue knows of it, or knew
     first_token_ns: int = 0
     num_prompt_logprobs: int = 0  # entries already sent
 
@@ -52,6 +53,23 @@ class Sequence:
     def age_key(self) -> tuple[int, int]:
         """Sorts by arrival, delay included; unique."""
         return self.request.arrival_ns + self.request.delay_ns, self.request.seq
+
+    @property
+    def tokens_left(self) -> int:
+        """Of its prompt, to be launched."""
+        return len(self.tokens) - self.num_scheduled
+
+    def due_ns(self, new_tokens: int) -> int | None:
+        """When its first token should be there, if so many tokens are not cached; None: whenever."""
+        return self.request.targets.due_ns(self.request.arrival_ns, new_tokens)
+
+    @property
+    def is_queued(self) -> bool:
+        return self.queued is not None and self.queued.is_queued
+
+    @property
+    def in_background(self) -> bool:
+        return self.queued is not None and self.queued.in_background
 
     @property
     def max_total_tokens(self) -> int:

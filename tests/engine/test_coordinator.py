@@ -13,7 +13,7 @@ from semipd.core.request import SeqId
 from semipd.core.settings import EngineSettings, SchedulerName
 from semipd.core.split import LaneName, Split
 from semipd.devices.fake import FakeDevice, FakeLane, default_latency
-from semipd.sched import limits, scheduler
+from semipd.sched import limits, outbox
 
 POLICIES: tuple[SchedulerName, ...] = ("semipd", "chunked", "prefill-first")
 
@@ -182,7 +182,7 @@ def test_prompt_logprobs_cover_the_prompt_once_despite_hits_and_preemption() -> 
 def test_the_whole_vocabulary_comes_in_bounded_steps_and_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step is bounded by the one that wants most of it, so that a lane's buffers are."""
     monkeypatch.setattr(limits, "MAX_STEP_ALTERNATIVES", 1000)
-    monkeypatch.setattr(scheduler, "MESSAGE_ALTERNATIVES", 250)
+    monkeypatch.setattr(outbox, "MESSAGE_ALTERNATIVES", 250)
     steps = []
 
     def latency(lane: LaneName, plan: StepPlan) -> int:

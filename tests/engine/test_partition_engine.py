@@ -64,7 +64,7 @@ class Load:
         while self.run.now_ns < until_ns:
             scheduler = self.run.coordinator.scheduler
             inbox = []
-            if len(scheduler.waiting) + len(scheduler.prefilling) < waiting:
+            if scheduler.queue.num_waiting + len(scheduler.prefilling) < waiting:
                 inbox.append(self.submit(prompt, 40 if len(scheduler.decoding) < decoding else 1))
             self.run.tick(inbox)
 

@@ -1,4 +1,4 @@
-"""Requests with a delay: behind the others in the queue, first to give up blocks, never starved."""
+"""Requests without targets: behind the others in the queue, first to give up blocks, never starved."""
 
 import dataclasses
 import math
@@ -9,74 +9,119 @@ from support.fake_engine import Run, request
 
 from semipd.config.config import default_engine_settings
 from semipd.core.messages import Submit
+from semipd.core.plan import StepPlan
 from semipd.core.request import Request
+from semipd.core.settings import SchedulerName
 from semipd.core.slo import NO_TARGETS, Targets
-from semipd.devices.fake import FakeDevice
+from semipd.devices.fake import FakeDevice, FakeLane
+from semipd.sched.order import BACKGROUND_EVERY
 from semipd.wire.engine_link import request_from_wire, request_to_wire
 
-DELAY_NS = 1_000
+SCHEDULERS: tuple[SchedulerName, ...] = ("semipd", "chunked", "prefill-first")
 
 
-def batch(seq: int, prompt: list[int], *, arrival_ns: int, **params: int) -> Request:
-    return dataclasses.replace(request(seq, prompt, arrival_ns=arrival_ns, **params), delay_ns=DELAY_NS)
+def timely(seq: int, prompt: list[int], *, arrival_ns: int, ttft_ms: float = 1e6, **params: int) -> Request:
+    """With a target for its first token."""
+    targets = Targets(ttft_ms=ttft_ms)
+    return dataclasses.replace(request(seq, prompt, arrival_ns=arrival_ns, **params), targets=targets)
 
 
 def events(run: Run, kind: str) -> list[int]:
     return [event.seq for event in run.events if event.kind == kind and event.seq is not None]
 
 
-def test_a_delayed_request_lets_the_others_pass_but_only_for_so_long() -> None:
-    run = Run(FakeDevice(), default_engine_settings(device="fake", max_num_seqs=1))
-    waiting = [
-        batch(1, [1] * 20, arrival_ns=10),
-        request(2, [2] * 20, arrival_ns=500),
-        request(3, [3] * 20, arrival_ns=10 + DELAY_NS - 1),
-        request(4, [4] * 20, arrival_ns=10 + DELAY_NS + 1),
-    ]
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_who_has_no_target_lets_the_others_pass_but_gets_its_share_of_the_steps(
+    scheduler: SchedulerName,
+) -> None:
+    """One prompt a step."""
+    run = Run(FakeDevice(), default_engine_settings(
+        device="fake", scheduler=scheduler, prefill_chunk_tokens=20, step_token_budget=20, merge_tokens=0,
+    ))  # fmt: skip
+    waiting = [request(seq, [seq] * 20, arrival_ns=seq, max_tokens=1) for seq in (1, 2)]
+    waiting += [timely(seq, [seq] * 20, arrival_ns=seq, max_tokens=1) for seq in range(3, 30)]
     run.tick([Submit(r) for r in waiting])
     run.drain()
-    assert events(run, "admitted") == [2, 3, 1, 4]
+    order = events(run, "admitted")
+    assert order.index(1) == BACKGROUND_EVERY - 1
+    assert order.index(2) == 2 * BACKGROUND_EVERY - 1
+    assert [seq for seq in order if seq > 2] == list(range(3, 30))
     assert all(run.tokens[r.seq] == run.expected(r) for r in waiting)
 
 
-def test_a_delayed_request_passes_nobody_by_its_cached_prefix() -> None:
-    run = Run(FakeDevice(), default_engine_settings(device="fake", max_num_seqs=1))
-    run.tick([Submit(request(1, [7] * 400, arrival_ns=1))])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_long_prompt_is_overtaken_between_two_chunks_and_loses_nothing(
+    scheduler: SchedulerName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segments = list[tuple[int, int, int]]()
+    launch = FakeLane.launch
+
+    def noting(lane: FakeLane, plan: StepPlan, now_ns: int) -> None:
+        segments.extend((s.seq, s.start, s.length) for s in plan.segments)
+        launch(lane, plan, now_ns)
+
+    monkeypatch.setattr(FakeLane, "launch", noting)
+    run = Run(FakeDevice(prefill_depth=2), default_engine_settings(
+        device="fake", scheduler=scheduler, prefill_chunk_tokens=32, step_token_budget=32, merge_tokens=0,
+    ))  # fmt: skip
+    long, urgent = timely(1, list(range(200)), arrival_ns=0), timely(2, [7] * 32, arrival_ns=1, ttft_ms=50)
+    run.tick([Submit(long)])
+    run.tick([Submit(urgent)])
     run.drain()
-    run.tick(
-        [
-            Submit(request(2, [2] * 400, arrival_ns=10)),
-            Submit(batch(3, [7] * 400, arrival_ns=11)),
-            Submit(request(4, [7] * 400, arrival_ns=12)),
-        ]
-    )
-    run.drain()
-    assert events(run, "admitted") == [1, 4, 2, 3], "4 is cached too, and has no delay"
+    assert 1 <= segments.index((2, 0, 32)) <= 3, segments
+    chunks = [(start, length) for seq, start, length in segments if seq == 1]
+    assert [start for start, _ in chunks] == [sum(n for _, n in chunks[:i]) for i in range(len(chunks))]
+    assert sum(length for _, length in chunks) == 200, "no chunk is lost"
+    assert run.coordinator.scheduler.num_preemptions == 0
+    assert all(run.tokens[r.seq] == run.expected(r) for r in (long, urgent))
 
 
-def test_a_delayed_request_is_preempted_first_though_it_came_first() -> None:
-    run = Run(FakeDevice(num_blocks=12), default_engine_settings(device="fake", prefill_chunk_tokens=16))
-    first = batch(1, [1] * 20, arrival_ns=1, max_tokens=100)
-    others = [request(seq, [seq] * 20, arrival_ns=seq, max_tokens=60) for seq in (2, 3)]
-    run.tick([Submit(first)])
+def test_prompts_that_are_begun_hold_at_most_half_the_pool_before_one_more_is_placed() -> None:
+    run = Run(FakeDevice(num_blocks=41), default_engine_settings(
+        device="fake", prefill_chunk_tokens=16, merge_tokens=0,
+    ))  # fmt: skip
+    arriving = [
+        timely(seq, [seq] * 128, arrival_ns=seq, ttft_ms=1000 - seq, max_tokens=1) for seq in (1, 2, 3)
+    ]
+    most = 0
+    for r in arriving:
+        run.tick([Submit(r)])
+        run.tick()
+    while run.tick():
+        begun = [s for s in run.coordinator.scheduler.prefilling if s.tokens_left]
+        most = max(most, sum(len(s.tokens) for s in begun))
+    assert events(run, "admitted")[:2] == [1, 2], "the later ones are due earlier"
+    assert most == 256
+    assert len(run.finished) == 3
+
+
+def test_a_request_of_the_background_is_preempted_first_though_it_came_first() -> None:
+    run = Run(FakeDevice(num_blocks=14), default_engine_settings(device="fake", prefill_chunk_tokens=16))
+    oldest = timely(1, [1] * 20, arrival_ns=1, max_tokens=60)
+    background = request(2, [2] * 20, arrival_ns=2, max_tokens=60)
+    others = [timely(seq, [seq] * 20, arrival_ns=seq, max_tokens=60) for seq in (3, 4)]
+    run.tick([Submit(r) for r in (oldest, background)])
+    for _ in range(8):
+        run.tick()
     run.tick([Submit(r) for r in others])
     run.drain()
-    assert set(events(run, "preempted")) == {1}
-    assert all(run.tokens[r.seq] == run.expected(r) for r in (first, *others))
+    assert events(run, "preempted")[0] == 2
+    assert all(run.tokens[r.seq] == run.expected(r) for r in (oldest, background, *others))
 
 
 def test_the_oldest_wait_is_of_the_oldest_not_of_the_head() -> None:
     run = Run(FakeDevice(), default_engine_settings(device="fake", max_num_seqs=1))
-    blocker = request(1, [1], arrival_ns=1)
-    run.tick([Submit(r) for r in (blocker, batch(2, [2], arrival_ns=2), request(3, [3], arrival_ns=3))])
-    assert [s.seq for s in run.coordinator.scheduler.waiting] == [3, 2]
-    assert run.coordinator.scheduler.waiting.oldest_arrival_ns() == 2
+    blocker = timely(1, [1], arrival_ns=1)
+    run.tick([Submit(r) for r in (blocker, request(2, [2], arrival_ns=2), timely(3, [3], arrival_ns=3))])
+    queue = run.coordinator.scheduler.queue
+    assert [prompt.seq for prompt in queue.in_order()] == [3, 2]
+    assert queue.oldest_arrival_ns() == 2
 
 
 @pytest.mark.parametrize("targets", [NO_TARGETS, Targets(300, 120.5, None, 40)])
 def test_the_terms_survive_the_link(targets: Targets) -> None:
     sent = dataclasses.replace(
-        batch(1, [1], arrival_ns=1), service_class="reports", targets=targets, accept_late=True
+        request(1, [1], arrival_ns=1), service_class="reports", targets=targets, accept_late=True
     )
     wire = msgpack.unpackb(msgpack.packb(request_to_wire(sent)))
     assert request_from_wire(wire) == sent

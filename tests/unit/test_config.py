@@ -67,6 +67,7 @@ def test_every_setting_reaches_the_engine() -> None:
         "kv.bytes": "1000000",
         "server.log_format": "json",
         "kv.fraction": "0.25",
+        "engine.order": "cost",
         "partition.mode": "fixed",
         "partition.policy": "paper",
         "partition.merge_tokens": "0",

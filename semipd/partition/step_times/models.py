@@ -24,6 +24,8 @@ class Models:
         self._merged = StepModel(5, scales=False)
         self._fit_due_ns = 0
         self._next_phase = 0
+        self._prompt_ms = 0.0
+        self._prompt_tokens = 0
 
     @property
     def phases(self) -> dict[Phase, StepModel]:
@@ -43,6 +45,9 @@ class Models:
         ms = step.busy_ns / 1e6
         if ms <= 0:
             return None
+        if step.new_tokens and not self.confident:
+            self._prompt_ms += ms
+            self._prompt_tokens += step.new_tokens
         if step.lane == "prefill":
             predicted_ms = self._prefill.observe(step.units, (1, step.new_tokens, step.attended_tokens), ms)
         elif step.new_tokens:
@@ -73,6 +78,18 @@ class Models:
         line = self.prefill(self.num_units)
         decode_ms = self.decode(self.num_units).ms(num_decodes, context_tokens)
         return line._replace(constant_ms=line.constant_ms + decode_ms)
+
+    @property
+    def knows_merged(self) -> bool:
+        return self._merged.confident or self.confident
+
+    @property
+    def unfitted_prompt(self) -> Line | None:
+        """Of steps with a prompt, from the token counts of those seen until models are confident; None: none
+        was seen."""
+        if not self._prompt_tokens:
+            return None
+        return Line(0.0, self._prompt_ms / self._prompt_tokens, 0.0)
 
     def smallest_tried(self, lane: LaneName) -> int | None:
         return (self._prefill if lane == "prefill" else self._decode).smallest_tried()

@@ -1,0 +1,113 @@
+"""The queue of prompts as the scheduler uses it: what it is told of sequences, and when that is renewed.
+
+A prompt's cost is predicted from the tokens that are not cached. Its cached prefix is looked up when it
+comes, when it is placed, and in between by every plan for some of those that wait, in turn: a look-up walks
+the prefix index.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+
+from semipd.core.request import SeqId
+from semipd.core.settings import OrderName
+from semipd.sched.flight import Chunk
+from semipd.sched.order import ASSUMED_PACE, Pace, Prompt
+from semipd.sched.queue import PromptQueue
+from semipd.sched.sequence import Sequence
+
+LOOKUPS_PER_PLAN = 16
+LOOKUP_TOKENS_PER_PLAN = 4096
+"""A plan looks up so many prompts, or fewer when they have so many cached tokens together."""
+
+
+class Prompts:
+    """Attributes:
+    queue: those that wait, and those that are begun and have tokens to launch.
+    """
+
+    def __init__(self, order: OrderName, cached_tokens: Callable[[Sequence], int]) -> None:
+        self.queue = PromptQueue(order)
+        self._cached_tokens = cached_tokens
+        self._pace = ASSUMED_PACE
+
+    def add(self, sequence: Sequence) -> None:
+        """It waits. Without a target, or when it has run from the background before, it stays there."""
+        prior_tokens = self._cached_tokens(sequence)
+        new_tokens = len(sequence.tokens) - prior_tokens
+        sequence.queued = Prompt(
+            sequence.seq,
+            sequence.request.arrival_ns,
+            None if sequence.in_background else sequence.due_ns(new_tokens),
+            new_tokens,
+            prior_tokens,
+            self._pace.cost_ns(new_tokens, prior_tokens),
+            is_answering=bool(sequence.first_token_ns or sequence.request.emitted),
+        )
+        self.queue.add(sequence.queued)
+
+    def remove(self, sequence: Sequence) -> None:
+        """No effect when it has no tokens to launch."""
+        if sequence.is_queued:
+            self.queue.remove(_prompt_of(sequence))
+
+    def begin(self, sequence: Sequence) -> None:
+        """It has been placed."""
+        cached = sequence.num_scheduled
+        self.queue.begin(_prompt_of(sequence), cached, sequence.due_ns(len(sequence.tokens) - cached))
+
+    def took_step(self, chunks: Iterable[Chunk]) -> None:
+        """A step with these chunks has been put together."""
+        served_background = False
+        for sequence, segment in chunks:
+            served_background |= sequence.in_background
+            if segment.sample:
+                self.queue.remove(_prompt_of(sequence))
+        self.queue.took_step(served_background=served_background)
+
+    def plan(
+        self,
+        sequences: Mapping[SeqId, Sequence],
+        begun: Iterable[Sequence],
+        pace: Pace,
+        busy_ns: float,
+        now_ns: int,
+    ) -> list[Sequence]:
+        """Renew what the order rests on, and decide who is in the background. `busy_ns`: until the next step
+        with prompts may begin. Returns those who have come there, or back."""
+        self._pace = pace
+        for sequence in begun:
+            if sequence.is_queued:
+                self._renew(sequence, sequence.num_scheduled)
+        num_tokens = 0
+        for prompt in islice(self.queue.lookups(), LOOKUPS_PER_PLAN):
+            sequence = sequences[prompt.seq]
+            cached = self._cached_tokens(sequence)
+            self._renew(sequence, cached)
+            num_tokens += cached
+            if num_tokens >= LOOKUP_TOKENS_PER_PLAN:
+                break
+        return [sequences[prompt.seq] for prompt in self.queue.plan(now_ns, pace, busy_ns)]
+
+    def _renew(self, sequence: Sequence, prior_tokens: int) -> None:
+        """When it is due stays as it was at placement: by then it is known what is cached."""
+        prompt = _prompt_of(sequence)
+        new_tokens = len(sequence.tokens) - prior_tokens
+        is_fixed = prompt.is_begun or prompt.due_ns is None
+        due_ns = prompt.due_ns if is_fixed else sequence.due_ns(new_tokens)
+        self.queue.renew(prompt, prior_tokens, due_ns, self._pace.cost_ns(new_tokens, prior_tokens))
+
+    def check_integrity(self, sequences: Iterable[Sequence]) -> None:
+        """Recompute from all living sequences who is in the queue; AssertionError on a mismatch."""
+        self.queue.check_integrity()
+        found = {prompt.seq: prompt.is_begun for prompt in self.queue.all()}
+        living = list(sequences)
+        wanted = {s.seq: False for s in living if s.phase == "waiting"}
+        wanted |= {s.seq: True for s in living if s.phase == "prefilling" and s.tokens_left}
+        assert found == wanted, f"queued: {found}, not {wanted}"
+        for sequence in living:
+            assert sequence.is_queued == (sequence.seq in wanted), f"seq {sequence.seq}: is it queued?"
+
+
+def _prompt_of(sequence: Sequence) -> Prompt:
+    assert sequence.queued is not None, f"seq {sequence.seq} was never queued"
+    return sequence.queued
