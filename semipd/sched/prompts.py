@@ -15,8 +15,8 @@ from semipd.sched.order import ASSUMED_PACE, Pace, Prompt
 from semipd.sched.queue import PromptQueue
 from semipd.sched.sequence import Sequence
 
-LOOKUPS_PER_PLAN = 16
-LOOKUP_TOKENS_PER_PLAN = 4096
+LOOKUPS_PER_PLAN = 8
+LOOKUP_TOKENS_PER_PLAN = 2048
 """A plan looks up so many prompts, or fewer when they have so many cached tokens together."""
 
 

@@ -23,7 +23,7 @@ PLAN_PAUSE_PER_PROMPT_NS = 20_000
 """Between two plans. A plan takes about half a microsecond per prompt: so planning takes a few percent of the
 time at most, however many wait."""
 
-MAX_PLANNED = 512
+MAX_PLANNED = 256
 """Prompts of the foreground, by due time, that a plan looks at. Those behind are not urgent yet."""
 
 MAX_REFUSED_TURNS = 10
@@ -172,8 +172,11 @@ class PromptQueue:
         factor = foreground_factor(has_background=bool(self._background))
         jobs: list[tuple[int, float]] = []
         prompts: list[Prompt] = []
+        per_token_ns, per_pair_ns = factor * pace.ns_per_token, factor * pace.ns_per_pair
         for (group, due_ns, _), prompt in self._ranked[:MAX_PLANNED]:
-            cost_ns = factor * pace.cost_ns(prompt.new_tokens, prompt.prior_tokens)
+            new_tokens = prompt.new_tokens  # Pace.cost_ns, without a call
+            pairs = prompt.prior_tokens + (new_tokens + 1) / 2
+            cost_ns = new_tokens * (per_token_ns + per_pair_ns * pairs)
             if group:
                 jobs.append((due_ns, cost_ns * RETURN_FACTOR if prompt.in_background else cost_ns))
                 prompts.append(prompt)

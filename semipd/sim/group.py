@@ -39,8 +39,10 @@ def _busy_with(coordinator: Coordinator, request: Request) -> tuple[float, int, 
     scheduler = coordinator.scheduler
     cached = scheduler.memory.cached_tokens(request.namespace, request.prompt)
     tokens, attended = _prompt_work(len(request.prompt), cached)
-    for sequence in [*scheduler.prefilling, *scheduler.waiting]:
-        left, pairs = _prompt_work(len(sequence.tokens), sequence.num_scheduled)
+    for prompt in scheduler.queue.all():
+        sequence = scheduler.sequences[prompt.seq]
+        done_tokens = sequence.num_scheduled if prompt.is_begun else prompt.prior_tokens
+        left, pairs = _prompt_work(len(sequence.tokens), done_tokens)
         tokens, attended = tokens + left, attended + pairs
     num_decodes = len(scheduler.decoding)
     context = sum([sequence.num_scheduled for sequence in scheduler.decoding.values()])
