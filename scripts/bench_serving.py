@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--vocab", type=_positive, help="vocabulary size (default: as the server says)")
 
     what = parser.add_argument_group("what")
-    what.add_argument("--trace", type=Path, help="Azure 2023 CSV, Mooncake JSON lines, ShareGPT lengths CSV")
+    what.add_argument("--trace", type=Path, help="of `semipd-daemon record`; Azure 2023, Mooncake, ShareGPT")
     what.add_argument("--prompt-tokens", type=_tokens, metavar="N[-M]", help="without --trace (default 512)")
     what.add_argument("--output-tokens", type=_tokens, metavar="N[-M]", help="without --trace (default 64)")
     what.add_argument(

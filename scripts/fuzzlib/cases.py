@@ -243,6 +243,7 @@ _FRAMES: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "subscribe": _object(
         {}, {"interval_ms": st.integers(0, 200), "events": st.booleans(), "after": _scalars}
     ),
+    "record": _object({}, {}),
     "unsubscribe": _object({"target": st.integers(0, 9)}, {}),
     "drain": _object({}, {"limit_s": st.floats(-1, 2), "cancel": st.booleans(), **_ACT}),
     "partition.get": _object({}, {}),

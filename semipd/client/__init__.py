@@ -5,10 +5,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from semipd.client.aio import AsyncClient, GenerateStream, StateStream
-    from semipd.client.blocking import Client, GenerateIterator, StateIterator
+    from semipd.client.aio import AsyncClient, GenerateStream, LoadStream, StateStream
+    from semipd.client.blocking import Client, GenerateIterator, LoadIterator, StateIterator
     from semipd.wire.client_protocol import GenerateItem
     from semipd.wire.client_results import Greeting, Logprobs, Model, Tokens
+    from semipd.wire.load_frame import LoadFrame
 
 __all__ = [
     "AsyncClient",
@@ -17,6 +18,9 @@ __all__ = [
     "GenerateIterator",
     "GenerateStream",
     "Greeting",
+    "LoadFrame",
+    "LoadIterator",
+    "LoadStream",
     "Logprobs",
     "Model",
     "StateIterator",
@@ -24,10 +28,11 @@ __all__ = [
     "Tokens",
 ]
 
-_ASYNC = ("AsyncClient", "GenerateStream", "StateStream")
-_BLOCKING = ("Client", "GenerateIterator", "StateIterator")
+_ASYNC = ("AsyncClient", "GenerateStream", "LoadStream", "StateStream")
+_BLOCKING = ("Client", "GenerateIterator", "LoadIterator", "StateIterator")
 _MODULES = dict.fromkeys(_ASYNC, "semipd.client.aio") | dict.fromkeys(_BLOCKING, "semipd.client.blocking")
 _MODULES["GenerateItem"] = "semipd.wire.client_protocol"
+_MODULES["LoadFrame"] = "semipd.wire.load_frame"
 
 
 def __getattr__(name: str) -> Any:

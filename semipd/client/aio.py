@@ -26,6 +26,7 @@ from semipd.core.state.daemon import Status
 from semipd.wire.address import default_socket_path
 from semipd.wire.client_protocol import GenerateItem, StateFrame
 from semipd.wire.client_results import Greeting
+from semipd.wire.load_frame import LoadFrame
 from semipd.wire.own_time import OwnTime
 
 P = ParamSpec("P")
@@ -108,7 +109,26 @@ class StateStream(_Stream[StateFrame]):
         return frame
 
 
-Stream = TypeVar("Stream", GenerateStream, StateStream)
+class LoadStream(_Stream[LoadFrame]):
+    """Frames of a recording. `end` it and iterate to the last one, or `aclose` it and miss
+    what still runs."""
+
+    _end = staticmethod(operations.unsubscribe)
+
+    async def __anext__(self) -> LoadFrame:
+        """The last frame says why it `ended`. Raises SemipdError when it is refused, or the connection is
+        lost."""
+        frame = await self._next()
+        if frame.ended is not None:
+            self._is_over()
+        return frame
+
+    async def end(self) -> bool:
+        """Iteration goes on to the last frame, with what still runs before it."""
+        return await self._client.unsubscribe(self.id)
+
+
+Stream = TypeVar("Stream", GenerateStream, StateStream, LoadStream)
 
 
 def _asks(
@@ -173,6 +193,8 @@ class AsyncClient:
 
     generate = _streams(operations.generate, GenerateStream)
     subscribe = _streams(operations.subscribe, StateStream)
+    record = _streams(operations.record, LoadStream)
+    unsubscribe = _asks(operations.unsubscribe)
     cancel = _asks(operations.cancel)
     cancel_request = _asks(operations.cancel_request)
     requests = _asks(operations.requests)

@@ -31,6 +31,7 @@ from semipd.system.readiness import any_readable
 from semipd.wire.address import default_socket_path
 from semipd.wire.client_protocol import GenerateItem, StateFrame
 from semipd.wire.client_results import Greeting
+from semipd.wire.load_frame import LoadFrame
 
 SILENCE_LIMIT_S = 15.0
 """A daemon that has been silent for so long while a stream is read is asked whether it is there."""
@@ -118,7 +119,25 @@ class StateIterator(_Iterator[StateFrame]):
         return frame
 
 
-Stream = TypeVar("Stream", GenerateIterator, StateIterator)
+class LoadIterator(_Iterator[LoadFrame]):
+    """Frames of a recording. `end` it and iterate to the last one, or `close` it and miss
+    what still runs."""
+
+    _end = staticmethod(operations.unsubscribe)
+
+    def __next__(self) -> LoadFrame:
+        """The last frame says why it `ended`."""
+        frame = self._next()
+        if frame.ended is not None:
+            self._is_over()
+        return frame
+
+    def end(self) -> bool:
+        """Iteration goes on to the last frame, with what still runs before it."""
+        return self._client.unsubscribe(self.id)
+
+
+Stream = TypeVar("Stream", GenerateIterator, StateIterator, LoadIterator)
 
 
 def _asks(question: Callable[P, Question[T]]) -> Callable[Concatenate["Client", P], T]:
@@ -176,6 +195,8 @@ class Client:
 
     generate = _streams(operations.generate, GenerateIterator)
     subscribe = _streams(operations.subscribe, StateIterator)
+    record = _streams(operations.record, LoadIterator)
+    unsubscribe = _asks(operations.unsubscribe)
     cancel = _asks(operations.cancel)
     cancel_request = _asks(operations.cancel_request)
     requests = _asks(operations.requests)

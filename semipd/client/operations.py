@@ -10,6 +10,7 @@ from semipd.core.state.partition import ChangeAnswer, PartitionDocument, SloAnsw
 from semipd.core.state.requests import RequestRow
 from semipd.wire.client_protocol import GenerateItem, StateFrame, given
 from semipd.wire.client_results import Model, Tokens
+from semipd.wire.load_frame import LoadFrame
 
 
 def generate(
@@ -37,6 +38,12 @@ def subscribe(
     chosen = None if kinds is None else list(kinds)
     fields = {"interval_ms": interval_ms, "events": events, "after": after, "kinds": chosen}
     return Question("subscribe", given(fields), StateFrame.from_wire)
+
+
+def record() -> Question[LoadFrame]:
+    """What comes from now on and how it ends, without texts and token ids: for capacity planning. Errors are
+    raised by the iteration."""
+    return Question("record", {}, LoadFrame.from_wire)
 
 
 def cancel(target: int) -> Question[bool]:

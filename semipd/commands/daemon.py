@@ -1,4 +1,5 @@
-"""The command semipd-daemon: start, stop, status, config; commands.operators adds drain, partition, slo."""
+"""The command semipd-daemon: start, stop, status, config; commands.operators adds drain, partition, slo;
+commands.record adds record."""
 
 import argparse
 import asyncio
@@ -21,6 +22,7 @@ from semipd.command_line.exit_codes import exit_code_of
 from semipd.command_line.run import run_command
 from semipd.command_line.streams import print_in_utf8
 from semipd.commands.operators import add_drain_command, add_partition_commands, duration
+from semipd.commands.record import add_record_command
 from semipd.commands.status_text import drain_text, status_lines
 from semipd.config.config import SPECS, Config, Override, load_config
 from semipd.core.errors import SemipdError
@@ -113,6 +115,7 @@ def _parser() -> CommandParser:
 
     add_drain_command(commands, lambda parser: _add_options(parser, ["--socket"]), _reachable_socket)
     add_partition_commands(commands, lambda parser: _add_options(parser, ["--socket"]), _reachable_socket)
+    add_record_command(commands, lambda parser: _add_options(parser, ["--socket"]), _reachable_socket)
 
     config = commands.add_parser("config", help="print the resolved configuration as TOML")
     _add_options(config, _FLAGS)

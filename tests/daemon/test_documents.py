@@ -15,6 +15,7 @@ from semipd.config.config import Config, default_engine_settings
 from semipd.config.sections import LimitsConfig
 from semipd.core.events import EventKind
 from semipd.daemon.history import journal as events
+from semipd.daemon.history import load
 from semipd.daemon.history.metric_names import DEFINITIONS
 from semipd.daemon.history.records import MAX_RECENT, STATES
 from semipd.daemon.history.usage import Timing
@@ -95,9 +96,12 @@ def test_limits_are_those_in_force() -> None:
         "seconds until the hello must have come": HELLO_LIMIT_S,
         "seconds until a frame that has begun must have come": frame_stream.FRAME_LIMIT_S,
         "seconds a reader of `generate` may take nothing": streaming.WRITE_LIMIT_S,
-        "seconds a reader of `subscribe` may take nothing": subscription.READER_LIMIT_S,
+        "seconds a reader of `subscribe` or `record` may take nothing": subscription.READER_LIMIT_S,
     }
     assert f"at most {subscription.MAX_EVENTS} in one frame" in PROTOCOL
+    assert f"At most {load.MAX_FRAME_REQUESTS} are in one frame" in PROTOCOL
+    assert f"{load.MAX_UNREAD_REQUESTS:,} of them with {load.MAX_UNREAD_TOKENS:,} prompt tokens" in PROTOCOL
+    assert f"each block of {load.BLOCK_TOKENS} tokens" in OPERATING
     assert f"{events.DEFAULT_CAPACITY:,} events" in OPERATING
     assert f"{MAX_RECENT:,} finished ones" in OPERATING
 

@@ -100,7 +100,7 @@ def test_any_exception_undoes_an_admission(error: Exception, caplog: pytest.LogC
 def test_an_observer_that_fails_undoes_an_admission() -> None:
     told = Told()
 
-    def fails(_record: object) -> None:
+    def fails(_record: object, _request: object) -> None:
         raise KeyboardInterrupt
 
     told.table.history.on_arrived.append(fails)

@@ -1,4 +1,5 @@
-"""Readers of published request traces: Azure 2023, Mooncake, ShareGPT lengths.
+"""Readers of request traces: what `semipd-daemon record` wrote, and published ones: Azure 2023, Mooncake,
+ShareGPT lengths.
 
 * Azure Public Dataset, LLM inference trace 2023: CSV, TIMESTAMP, ContextTokens, GeneratedTokens.
 * Mooncake (FAST'25): JSON lines, timestamp in ms, input_length, output_length, hash_ids. A hash stands for
@@ -17,9 +18,10 @@ from typing import Any, Literal, TypeVar
 
 from benchlib.load.workload import PlannedRequest
 from semipd.core.errors import SemipdError
+from semipd.wire.load_file import is_load_header, read_load
 
 Row = TypeVar("Row")
-TraceKind = Literal["azure", "mooncake", "sharegpt"]
+TraceKind = Literal["azure", "mooncake", "recorded", "sharegpt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ def read_trace(path: Path, block_tokens: int = 0) -> Trace:
         with path.open(encoding="utf-8", newline="") as file:
             first = file.readline()
             lines = chain([first], file)
+            if is_load_header(first):
+                return _recorded(path, block_tokens)
             if first.lstrip().startswith("{"):
                 return _mooncake(path, lines, block_tokens)
             return _table(path, lines, first)
@@ -59,6 +63,21 @@ def infer_block_tokens(requests: Iterable[PlannedRequest]) -> tuple[int, float]:
         if num_blocks > 1:
             high = min(high, (request.prompt_tokens - 1) // (num_blocks - 1))
     return low, high
+
+
+def _recorded(path: Path, block_tokens: int) -> Trace:
+    """Sequences without output are left out. Sorted by time: the file has them as they ended."""
+    load = read_load(path)
+    in_file = load.facts["block_tokens"]
+    if block_tokens not in (0, in_file):
+        raise _unreadable(path, f"it has blocks of {in_file} tokens, not of {block_tokens}")
+    rows = sorted((row for row in load.rows if row.output_tokens), key=lambda row: row.at_ms)
+    if not rows:
+        raise _unreadable(path, "it holds no request")
+    requests = [
+        PlannedRequest(row.prompt_tokens, row.output_tokens, row.at_ms / 1e3, row.blocks) for row in rows
+    ]
+    return Trace("recorded", requests, in_file)
 
 
 def _mooncake(path: Path, lines: Iterable[str], block_tokens: int) -> Trace:

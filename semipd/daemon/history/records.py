@@ -71,7 +71,7 @@ class RequestHistory:
         """Of a request's own inter-token times."""
         self.on_gap: list[Callable[[int, int], None]] = []
         """(ns since the sequence's token before, how many sequences of the step)"""
-        self.on_arrived: list[Callable[[RequestRecord], None]] = []
+        self.on_arrived: list[Callable[[RequestRecord, Request], None]] = []
         self.on_placed: list[Callable[[RequestRecord], None]] = []
         """The first admission to the KV pool."""
         self.on_first_sent: list[Callable[[RequestRecord], None]] = []
@@ -99,7 +99,7 @@ class RequestHistory:
         self._live[request.seq] = record
         self._write(record, request.arrival_ns, ARRIVED({"prompt_tokens": num_prompt, "max_tokens": most}))
         for observe in self.on_arrived:
-            observe(record)
+            observe(record, request)
         return record
 
     def stepped(self, records: Sequence[RequestRecord], now_ns: int) -> None:

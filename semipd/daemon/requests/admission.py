@@ -17,7 +17,7 @@ from typing import NamedTuple, Self
 
 from semipd.config.sections import AdmissionConfig
 from semipd.core.errors import SemipdError
-from semipd.core.request import Priority, SeqId
+from semipd.core.request import Priority, Request, SeqId
 from semipd.core.state.daemon import AdmissionState
 from semipd.daemon.history.record import RequestRecord
 from semipd.daemon.history.records import RequestHistory
@@ -171,7 +171,7 @@ class Admission:
             tokens = sum(r.prompt_tokens for r in records) + sum(load.tokens for load in places)
             assert counted == (requests, tokens), f"{priority}: {counted} counted, {requests}, {tokens} found"
 
-    def _arrived(self, record: RequestRecord) -> None:
+    def _arrived(self, record: RequestRecord, _request: Request) -> None:
         self._waiting[record.seq] = record
         self._count(record.priority, Load(1, record.prompt_tokens))
 

@@ -80,7 +80,7 @@ class SubscribeRequest(SocketRequest):
 
 
 class UnsubscribeRequest(SocketRequest):
-    """`target` is the id of a subscribe request on the same connection."""
+    """`target` is the id of a subscribe or record request on the same connection."""
 
     target: SocketId
 

@@ -11,6 +11,7 @@ from semipd.daemon.operators import partition
 from semipd.daemon.operators.drain import DrainRequest, ShutdownRequest
 from semipd.daemon.operators.partition import PartitionClear, PartitionSet, SloSet
 from semipd.daemon.requests.schema import SocketRequest
+from semipd.daemon.servers.load_subscription import LoadSubscription
 from semipd.daemon.servers.socket_bodies import (
     CancelRequest,
     GenerateRequest,
@@ -22,7 +23,7 @@ from semipd.daemon.servers.socket_bodies import (
 )
 from semipd.daemon.servers.socket_generate import generate
 from semipd.daemon.servers.socket_session import Session
-from semipd.daemon.servers.subscription import Subscription
+from semipd.daemon.servers.subscription import StateSubscription, Subscription
 
 Answer = dict[str, object] | None
 """Without the request's id; None: all has been said."""
@@ -100,13 +101,22 @@ async def _requests(session: Session, request: RequestsRequest, _arrival_ns: int
 
 
 async def _subscribe(session: Session, request: SubscribeRequest, _arrival_ns: int) -> Answer:
-    subscription = Subscription(session.services, request, session.stream)
+    await _run(session, request, StateSubscription(session.services, request, session.stream))
+    return None
+
+
+async def _record(session: Session, request: SocketRequest, _arrival_ns: int) -> Answer:
+    actor = session.peer_name
+    await _run(session, request, LoadSubscription(session.services, request.id, session.stream, actor))
+    return None
+
+
+async def _run(session: Session, request: SocketRequest, subscription: Subscription) -> None:
     session.subscriptions[request.id] = subscription
     try:
         await subscription.run()
     finally:
         del session.subscriptions[request.id]
-    return None
 
 
 async def _unsubscribe(session: Session, request: UnsubscribeRequest, _arrival_ns: int) -> Answer:
@@ -162,6 +172,7 @@ TABLE = {
         Operation("status", SocketRequest, _status, asks_engine=True),
         Operation("requests", RequestsRequest, _requests, for_guests=True),
         Operation("subscribe", SubscribeRequest, _subscribe),
+        Operation("record", SocketRequest, _record),
         Operation("unsubscribe", UnsubscribeRequest, _unsubscribe),
         Operation("drain", DrainRequest, _drain),
         Operation("shutdown", ShutdownRequest, _shutdown),

@@ -4,13 +4,18 @@ import csv
 import heapq
 import json
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import count, groupby, pairwise
 from pathlib import Path
+from typing import cast
 
 from semipd.core.errors import SemipdError
+from semipd.core.slo import DEFAULT_CLASS, NO_TARGETS, Targets
+from semipd.wire.load_file import is_load_header, read_load
+
+MAX_FIRST_LINE_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +34,28 @@ class Row:
 class Trace:
     """`block_tokens`: tokens behind one id of `Row.blocks`; 0: prompts share nothing. `timed`: the rows
     carry arrival times; else arrivals are Poisson. `session_starts`: rows with which a session begins, in
-    order; then sessions begin by Poisson, and their rows follow at their own times."""
+    order; then sessions begin by Poisson, and their rows follow at their own times. `classes`:
+    targets of the service classes, where the trace names them. `num_unserved`: requests that came and of
+    whose output nothing is known, refused ones mostly."""
 
     name: str
     rows: tuple[Row, ...]
     block_tokens: int = 0
     timed: bool = True
     session_starts: tuple[int, ...] = ()
+    classes: Mapping[str, Targets] = field(default_factory=dict)
+    num_unserved: int = 0
 
     @property
     def recorded_rate(self) -> float:
         """Mean arrivals per second; 0 for a trace without times or without a span."""
         span_s = self.rows[-1].at_s - self.rows[0].at_s if self.timed else 0.0
         return (len(self.rows) - 1) / span_s if span_s > 0 else 0.0
+
+    @property
+    def offered_rate(self) -> float:
+        """The same with those that were not served: what somebody wanted."""
+        return self.recorded_rate * (1.0 + self.num_unserved / len(self.rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,13 +204,51 @@ def read_sharegpt(path: Path) -> Trace:
     return _trace(path, rows, timed=False)
 
 
+def read_recorded(path: Path) -> Trace:
+    """What `semipd-daemon record` has written (wire.load_file), of a recording that was cut as far as it
+    goes. Sequences without a token of output count as not served."""
+    load = read_load(path)
+    served = [row for row in load.rows if row.output_tokens]
+    rows = [
+        Row(row.at_ms / 1e3, row.prompt_tokens, row.output_tokens, row.blocks, row.service_class)
+        for row in served
+    ]
+    num_unserved = len(load.rows) - len(served) + load.refused.total() + load.num_lost
+    trace = _trace(path, rows, block_tokens=load.facts["block_tokens"])
+    told = cast(Mapping[str, Mapping[str, float]], load.facts["classes"])
+    classes = {name: Targets.of(targets) for name, targets in told.items()}
+    for row in rows:
+        # a class of a daemon that came after a break
+        classes.setdefault(row.service_class, classes.get(DEFAULT_CLASS, NO_TARGETS))
+    return replace(trace, classes=classes, num_unserved=num_unserved)
+
+
 READERS: dict[str, Callable[[Path], Trace]] = {
     "azure": read_azure,
     "mooncake": read_mooncake,
     "mooncake-long": read_mooncake_long,
     "mooncake-raw": read_mooncake_raw,
+    "recorded": read_recorded,
     "sharegpt": read_sharegpt,
 }
+
+
+def form_of(path: Path) -> str:
+    """Which of READERS reads it, as its first line says. Raises SemipdError: `trace_not_found`,
+    `invalid_trace`."""
+    try:
+        with path.open("rb") as file:
+            first = file.readline(MAX_FIRST_LINE_BYTES)
+    except OSError as error:
+        raise _not_found(path, error) from error
+    if is_load_header(first):
+        return "recorded"
+    marks = {b"hash_ids": "mooncake", b"ContextTokens": "azure", b"num_prefill_tokens": "sharegpt"}
+    for mark, form in marks.items():
+        if mark in first:
+            return form
+    message = f"The first line of {path} is of no trace that is known here."
+    raise SemipdError("invalid_trace", message, f"Known formats: {', '.join(READERS)}.")
 
 
 def read_trace(path: Path, form: str) -> Trace:
@@ -204,14 +256,17 @@ def read_trace(path: Path, form: str) -> Trace:
     try:
         return READERS[form](path)
     except OSError as error:
-        hint = "Name the file with --trace, or its folder with --traces."
-        raise SemipdError(
-            "trace_not_found", f"The trace {path} cannot be read: {error.strerror}.", hint
-        ) from error
+        raise _not_found(path, error) from error
     except (ValueError, KeyError, TypeError) as error:
         message = f"{path} is not a trace of the format {form}: {error!r}."
         hint = f"Known formats: {', '.join(READERS)}."
         raise SemipdError("invalid_trace", message, hint) from error
+
+
+def _not_found(path: Path, error: OSError) -> SemipdError:
+    hint = "Name the file with --trace, or its folder with --traces."
+    message = f"The trace {path} cannot be read: {error.strerror or error}."
+    return SemipdError("trace_not_found", message, hint)
 
 
 def _records(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:

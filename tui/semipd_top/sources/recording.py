@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import IO, Any, Self, cast
 
 from semipd import __version__
+from semipd.command_line.new_file import create_new
 from semipd.core.errors import SemipdError
 from semipd.core.state.daemon import StateDocument
 from semipd.core.state.requests import RequestRow
-from semipd.system.safe_files import refuse_planted_links
 from semipd.wire.client_protocol import StateFrame, no_state
 from semipd_top.sources.changes import changed, changed_rows, changes, row_changes
 from semipd_top.sources.contract import Gone, Item, Seen
@@ -160,15 +160,7 @@ class _GzipOfFile(gzip.GzipFile):
 
 
 def _create(path: Path) -> IO[bytes]:
-    try:
-        refuse_planted_links(path.parent)
-        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
-    except FileExistsError as error:
-        message = f"{path} exists, and is not overwritten."
-        raise SemipdError("file_exists", message, "Choose another name, or remove it first.") from error
-    except OSError as error:
-        message = f"{path} cannot be written ({error.strerror or error})."
-        raise SemipdError("file_unwritable", message, "Choose another place.") from error
+    file = os.fdopen(create_new(path), "wb")
     return _GzipOfFile(file) if path.suffix == ".gz" else file  # type: ignore[return-value]
 
 
