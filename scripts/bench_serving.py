@@ -37,6 +37,7 @@ from benchlib.load.workload import (
 )
 from benchlib.metrics import Slo, summarize
 
+from semipd.command_line.pictures import load_matplotlib
 from semipd.core.errors import SemipdError
 
 EXIT_FAILED = 1
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(problem)
     try:
         if args.plot:
-            plot.load_matplotlib()
+            load_matplotlib("--plot")
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_measure(args))
     except SemipdError as error:

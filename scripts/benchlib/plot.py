@@ -1,28 +1,17 @@
 """Four pictures of a run. matplotlib is imported when a plot is wanted, never otherwise."""
 
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from benchlib.load.records import Record
 from benchlib.metrics import Slo
-from semipd.core.errors import SemipdError
-
-
-def load_matplotlib() -> Any:
-    """matplotlib.figure, without touching a display. Raises SemipdError: `matplotlib_missing`."""
-    try:
-        return import_module("matplotlib.figure")
-    except ImportError as error:
-        raise SemipdError(
-            "matplotlib_missing", "--plot needs matplotlib.", "Install it: pip install matplotlib."
-        ) from error
+from semipd.command_line.pictures import load_matplotlib, save_figure
 
 
 def save_plot(path: Path, records: Sequence[Record], slo: Slo, title: str) -> None:
     """A PNG (or what the suffix says). Raises SemipdError: `matplotlib_missing`, `cannot_write`."""
-    canvas = load_matplotlib().Figure(figsize=(11, 7.5), layout="constrained")
+    canvas = load_matplotlib("--plot").Figure(figsize=(11, 7.5), layout="constrained")
     canvas.suptitle(title)
     (arrivals, ttft), (tpot, itl) = canvas.subplots(2, 2)
     ok = [record for record in records if record.outcome == "ok"]
@@ -30,10 +19,7 @@ def save_plot(path: Path, records: Sequence[Record], slo: Slo, title: str) -> No
     _cumulative(ttft, "TTFT", [r.ttft_s for r in ok], slo.ttft_ms)
     _cumulative(tpot, "TPOT", [r.tpot_s for r in ok], slo.tpot_ms)
     _cumulative(itl, "ITL", [gap for r in ok for gap in r.itl_s], None)
-    try:
-        canvas.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise SemipdError("cannot_write", f"{path} cannot be written: {error}.") from error
+    save_figure(canvas, path)
 
 
 def _over_time(axes: Any, records: Sequence[Record]) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from semipd.core.errors import SemipdError
+from semipd.sim.statistics import geometric, ratios
 from simlib.comparison import Comparison
 from simlib.plan import BASELINE
-from simlib.statistics import geometric, ratios
 
 
 def pyplot() -> Any:

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Callable, Iterable
 
+from semipd.sim.statistics import geometric, interval, mean_ratios, ratios
 from simlib.comparison import Comparison, Run
 from simlib.plan import BASELINE, family_of, order_of
 from simlib.scenarios import SCENARIOS, described
-from simlib.statistics import geometric, interval, mean_ratios, ratios
 
 LOST = "-"
 """In a cell: nobody keeps the targets there, so there is nothing to compare."""

@@ -13,7 +13,6 @@ from simlib.comparison import Comparison, Run, Tuned, capacities_of, tune, whole
 from simlib.plan import BASELINE, TUNING_SEED, Plan, family_of, forecast, jobs_of, order_of
 from simlib.report import as_data, fill_in, write
 from simlib.scenarios import SCENARIOS, Scenario, described
-from simlib.statistics import Interval, geometric, interval, mean_ratios, ratios, t_quantile
 from simlib.tables import tables
 from support.simulated import azure_file
 
@@ -22,6 +21,7 @@ from semipd.core.slo import Targets
 from semipd.sim.cases import Case, Result
 from semipd.sim.outcomes import ClassFigures, Figures
 from semipd.sim.policies import parse_policy
+from semipd.sim.statistics import Interval, geometric, interval, mean_ratios, ratios, t_quantile
 
 
 def test_intervals_by_hand() -> None:
