@@ -14,15 +14,26 @@ from semipd.command_line.arguments import CommandParser, number, optional_path, 
 from semipd.command_line.completion import add_completion_command
 from semipd.command_line.run import run_command
 from semipd.command_line.streams import read_text, valid_text
-from semipd.commands.status_text import status_lines
+from semipd.commands.status_text import slo_lines, status_lines
 from semipd.core.errors import SemipdError
 from semipd.core.events import EventRow
+from semipd.core.slo import TARGET_BOUNDS
 from semipd.core.state.daemon import Indicators, StateDocument, health
 
 if TYPE_CHECKING:
     from semipd.client.blocking import Client
 
-_OPTIONS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "ignore_eos", "include_timing")
+_OPTIONS = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "stop",
+    "ignore_eos",
+    "accept_late",
+    "include_timing",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,6 +71,9 @@ def _parser() -> CommandParser:
     status = commands.add_parser("status", parents=[common], help="show what the daemon does")
     status.set_defaults(run=_status)
 
+    slo = commands.add_parser("slo", parents=[common], help="show targets and latencies by service class")
+    slo.set_defaults(run=_slo)
+
     watch = commands.add_parser("watch", parents=[common], help="one line at each interval, until Ctrl-C")
     watch.set_defaults(run=_watch)
     watch.add_argument(
@@ -80,6 +94,13 @@ def _sampling_options() -> CommandParser:
     options.add_argument("--seed", type=whole_number())
     options.add_argument("--stop", action="append", help="end before this text; may be repeated")
     options.add_argument("--ignore-eos", action="store_true", default=None)
+    options.add_argument("--class", dest="service_class", metavar="NAME", help="service class of the request")
+    for name in TARGET_BOUNDS:
+        flag = "--" + name.replace("_", "-")
+        options.add_argument(flag, type=number(), metavar="MS", help="in place of the class's; 0: no target")
+    options.add_argument(
+        "--accept-late", action="store_true", default=None, help="wait rather than be refused for being late"
+    )
     options.add_argument(
         "--timing",
         action="store_true",
@@ -112,7 +133,7 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _answer(client: "Client", asked: dict[str, Any], args: argparse.Namespace, pieces: list[str]) -> None:
     """Print an answer as it comes, and add its text to `pieces`."""
-    options = {name: getattr(args, name) for name in _OPTIONS}
+    options = {name: getattr(args, name) for name in _OPTIONS} | {"slo": _targets(args)}
     with client.generate(**asked, **options) as stream:
         for item in stream:
             line = json.dumps(item.to_wire(stream.id)) + "\n"
@@ -122,6 +143,12 @@ def _answer(client: "Client", asked: dict[str, Any], args: argparse.Namespace, p
         print()
         if args.include_timing and item.usage is not None:
             print(_timing_line(item.usage["timing"]), file=sys.stderr)
+
+
+def _targets(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The request's `slo`; None: nothing is said of it."""
+    given = {name: getattr(args, name) for name in TARGET_BOUNDS} | {"class": args.service_class}
+    return {name: value for name, value in given.items() if value is not None} or None
 
 
 def _timing_line(timing: dict[str, Any]) -> str:
@@ -174,6 +201,13 @@ def _status(args: argparse.Namespace) -> int:
     with _connected(args) as client:
         status = client.status()
         print(json.dumps(status) if args.json else "\n".join(status_lines(status)))
+    return 0
+
+
+def _slo(args: argparse.Namespace) -> int:
+    with _connected(args) as client:
+        answer = client.slo()
+        print(json.dumps(answer) if args.json else "\n".join(slo_lines(answer)))
     return 0
 
 

@@ -13,10 +13,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from semipd.command_line.answers import understood
 from semipd.command_line.arguments import number, whole_number
-from semipd.commands.status_text import drain_text
+from semipd.commands.status_text import drain_text, slo_lines
 from semipd.core.errors import SemipdError
+from semipd.core.slo import DEFAULT_CLASS, SLO_BOUNDS
 from semipd.core.state.daemon import DrainState
-from semipd.core.state.partition import Change, ChangeAnswer, MsHistogram, PartitionDocument, SloDocument
+from semipd.core.state.partition import (
+    Change,
+    ChangeAnswer,
+    MsHistogram,
+    PartitionDocument,
+    SloAnswer,
+    SloDocument,
+)
 
 if TYPE_CHECKING:
     from semipd.client import AsyncClient, StateStream
@@ -27,7 +35,7 @@ DRAIN_INTERVAL_MS = 500
 FRAME_LIMIT_S = 10.0
 MAX_DURATION_S = 3650 * 86400.0
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_TARGETS = ("ttft_ms", "tpot_ms", "percentile", "window_s")
+_TARGETS = tuple(SLO_BOUNDS)
 
 D = TypeVar("D")
 
@@ -63,6 +71,9 @@ def add_partition_commands(
             )
     show.set_defaults(run=lambda arguments: _show(arguments, socket_of(arguments)))
     slo = commands.add_parser("slo", help="show the targets and what is observed; change them")
+    slo.add_argument(
+        "--class", dest="service_class", default=DEFAULT_CLASS, metavar="NAME", help="service class to change"
+    )
     for name in _TARGETS:
         slo.add_argument("--" + name.replace("_", "-"), type=number(), metavar="VALUE")
     slo.add_argument("--reason", default="", help="for the history")
@@ -141,10 +152,11 @@ def _set(arguments: argparse.Namespace, path: Path) -> int:
 def _slo(arguments: argparse.Namespace, path: Path) -> int:
     targets = {name: value for name in _TARGETS if (value := getattr(arguments, name)) is not None}
     if targets:
-        answer = _call(path, lambda client: client.set_slo(**targets, reason=arguments.reason))
+        targets |= {"service_class": arguments.service_class, "reason": arguments.reason}
+        answer = _call(path, lambda client: client.set_slo(**targets))
     else:
         answer = _call(path, lambda client: client.slo())
-    _print(arguments, answer, slo_lines)
+    _print(arguments, answer, levels_lines)
     return 0
 
 
@@ -194,7 +206,7 @@ def partition_lines(document: PartitionDocument) -> list[str]:
         ("policy", str(document["policy"])),
         ("off by", f"TTFT {_percent(prediction['ttft_error'])}, TPOT {_percent(prediction['tpot_error'])}"),
         ("switches", f"{switch['count']}, {_mean_ms(switch)} from decision to first step on average"),
-        *[("slo", line) for line in slo_lines(document["slo"])],
+        ("slo", observed_line(document["slo"])),
         ("possible", ", ".join(map(_split, document["possible"])) or "none: this device cannot be divided"),
     ]
     if shared["merged_tokens"]:
@@ -216,13 +228,18 @@ def change_lines(answer: ChangeAnswer) -> list[str]:
     return lines
 
 
-def slo_lines(document: SloDocument) -> list[str]:
+def levels_lines(answer: SloAnswer) -> list[str]:
+    """GET /v1/slo: what the engine observes, then a line for each service class."""
+    return [f"engine: {observed_line(answer)}", *slo_lines(answer)]
+
+
+def observed_line(document: SloDocument) -> str:
     targets, observed = document["targets"], document["observed"]
-    return [
+    return (
         f"TTFT {_ms(observed['ttft_ms'])} of {_ms(targets['ttft_ms'])}, "
         f"TPOT {_ms(observed['tpot_ms'])} of {_ms(targets['tpot_ms'])} "
         f"({targets['percentile']:g} % of requests, last {targets['window_s']:g} s)"
-    ]
+    )
 
 
 def _by(change: Change) -> str:
@@ -231,7 +248,8 @@ def _by(change: Change) -> str:
     if change["granted"]:
         parts.append(_split(change["granted"]))
     if change["slo"]:
-        parts.append("targets " + ", ".join(f"{name} {value:g}" for name, value in change["slo"].items()))
+        given = (f"{name} {value:g}" for name, value in change["slo"].items() if value)
+        parts.append("targets " + ", ".join(given))
     parts.append(f"by {change['actor']}")
     parts.append("since the start" if at_s is None else f"at {_clock(at_s)}")
     if expires_s is not None:

@@ -1,7 +1,10 @@
 """The status document for people."""
 
+from typing import Literal
+
 from semipd.core.state.daemon import DrainState, EngineState, Status, StatusWithEngine
 from semipd.core.state.engine import LaneNumbers
+from semipd.core.state.partition import SloState
 
 Rows = list[tuple[str, str]]
 
@@ -10,6 +13,30 @@ def status_lines(status: Status) -> list[str]:
     """One fact a line, names in a column. While no engine is ready its numbers are missing."""
     rows = _daemon_rows(status) + (_engine_rows(status) if "lanes" in status else [])
     return [f"{name:<13}{text}" for name, text in rows] + [f"note: {note}" for note in status["notes"]]
+
+
+def slo_lines(slo: SloState) -> list[str]:
+    """A line for each service class: what its requests saw, each value with its target behind it."""
+    judged, itl_pct = slo["targets"]["percentile"], slo["targets"]["itl_percentile"]
+    at: Literal["p50", "p90", "p99"] = "p50" if judged <= 50 else "p90" if judged <= 90 else "p99"
+    lines = [f"{at} of the requests of the last {slo['targets']['window_s']:g} s; ITL: p{itl_pct:g} of each"]
+    for name, levels in slo["classes"].items():
+        targets, attained = levels["targets"], levels["attainment"]
+        growth = targets["ttft_ms_per_1k_tokens"]
+        lines.append(
+            f"{name}: {'-' if attained is None else f'{attained:.1%}'} of {levels['requests']} met, "
+            f"goodput {levels['goodput_rps']:.2f}/s, "
+            f"TTFT {_of(levels['ttft_ms'][at], targets['ttft_ms'])}{f' + {growth:g}/1k' if growth else ''}, "
+            f"TPOT {_of(levels['tpot_ms'][at], targets['tpot_ms'])}, "
+            f"ITL {_of(levels['itl_ms'][at], targets['itl_ms'])}"
+        )
+    return lines
+
+
+def _of(value_ms: float | None, target_ms: float) -> str:
+    """`target_ms` 0: there is none."""
+    shown = "-" if value_ms is None else f"{value_ms:.4g}"
+    return f"{shown} of {target_ms:g} ms" if target_ms else f"{shown} ms"
 
 
 def engine_text(engine: EngineState) -> str:
@@ -48,6 +75,7 @@ def _daemon_rows(status: Status) -> Rows:
         ("device", device["name"] if device else "not known yet"),
         ("drain", drain_text(status["drain"])),
         ("served", ", ".join(counts) or "nothing yet"),
+        *[("slo", line) for line in slo_lines(status["slo"])],
     ]
 
 

@@ -279,7 +279,9 @@ async def test_targets_over_all_three_ways(daemon: Daemon, http: Http) -> None:
         "slo", "--percentile", "95", "--window-s", "20", "--socket", str(daemon.socket)
     )
     assert code == 0, err
-    assert out.strip().endswith("(95 % of requests, last 20 s)")
+    first, *levels = out.strip().splitlines()
+    assert first.endswith("(95 % of requests, last 20 s)")
+    assert [line.partition(":")[0] for line in levels[1:]] == ["default", "batch"]
     _, document = await http.call("GET", "/v1/slo")
     changed = {"ttft_ms": 321, "tpot_ms": 17.5, "percentile": 95, "window_s": 20}
     assert document["targets"] == Slo(**asdict(SloConfig()) | changed).to_wire()

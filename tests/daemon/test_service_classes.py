@@ -1,5 +1,6 @@
 """Which service class a request is of, at every door, and what operators and clients are told of classes."""
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from support.daemon import Running, running
 from support.keys import ANN, BOB, OPS, key_settings
 
 from semipd.client import AsyncClient
+from semipd.commands import client as client_command
 from semipd.config.config import Override, default_engine_settings, load_config
 from semipd.core.errors import SemipdError
 from semipd.core.slo import NO_TARGETS, Targets
@@ -168,6 +170,28 @@ async def test_refusals_are_misses_of_the_class_they_were_meant_for(tmp_path: Pa
     judged = {name: levels["requests"] for name, levels in state["classes"].items()}
     assert sum(judged.values()) == state["requests"] == 2
     assert judged["gold"] == judged["batch"] == 0
+
+
+async def test_the_command_says_what_the_body_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with running(tmp_path, fake=default_engine_settings(device="fake"), settings=CHAT) as daemon:
+
+        async def run(*arguments: str) -> str:
+            argv = [*arguments, "--socket", str(daemon.socket_path)]
+            assert await asyncio.to_thread(client_command.main, argv) == 0
+            return capsys.readouterr().out
+
+        one = ("generate", "a", "--max-tokens", "1")
+        await run(*one)
+        await run(*one, "--class", "chat", "--ttft-ms", "9", "--itl-ms", "0", "--accept-late")
+        levels = (await run("slo")).splitlines()
+        assert shown(daemon) == [("chat", Targets(9), True), ("default", Targets(500, tpot_ms=50), False)]
+    assert [re.sub(r"[\d.]+%", "-", line).partition(" met")[0] for line in levels[1:]] == [
+        "default: - of 1",
+        "batch: - of 0",
+        "chat: - of 1",
+    ]
 
 
 async def test_operators_change_a_class_while_it_serves(tmp_path: Path) -> None:

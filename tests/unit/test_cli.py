@@ -114,6 +114,23 @@ READY = {
 }
 
 
+NO_VALUES = {"p50": None, "p90": None, "p99": None}
+SLO = {
+    "targets": {"percentile": 90.0, "itl_percentile": 99.0, "window_s": 60.0},
+    "classes": {
+        "chat": {
+            "targets": {"ttft_ms": 300.0, "ttft_ms_per_1k_tokens": 50.0, "tpot_ms": 0.0, "itl_ms": 40.0},
+            "requests": 8,
+            "attainment": 0.75,
+            "goodput_rps": 0.1,
+            "ttft_ms": {"p50": 100.0, "p90": 310.25, "p99": 400.0},
+            "tpot_ms": {"p50": 10.0, "p90": 20.0, "p99": 30.0},
+            "itl_ms": NO_VALUES,
+        }
+    },
+}
+
+
 def status_document() -> dict[str, object]:
     lane = {"steps": 3, "prefill_tokens": 40, "decode_tokens": 0, "busy_ms": 120.0, "last_step_age_ms": None}
     return {
@@ -138,6 +155,7 @@ def status_document() -> dict[str, object]:
         "preemptions": 6,
         "lanes": {"prefill": lane, "decode": lane | {"last_step_age_ms": 250.0}},
         "notes": ["the cgroup allows 1.5 cores"],
+        "slo": SLO,
         "drain": {
             "state": "draining",
             "actor": "ann",
@@ -163,6 +181,7 @@ def test_status_table() -> None:
         "never ran",
         "last step 0.2 s ago",
         "note: the cgroup allows 1.5 cores",
+        "chat: 75.0% of 8 met, goodput 0.10/s, TTFT 310.2 of 300 ms + 50/1k, TPOT 20 ms, ITL - of 40 ms",
     ):
         assert fact in text
 
@@ -174,7 +193,7 @@ def test_status_without_an_engine() -> None:
         "why": "The engine ended with exit code 3.",
         "restarts": 1,
     }
-    status = {name: status_document()[name] for name in ("uptime_s", "totals", "drain", "notes")} | {
+    status = {name: status_document()[name] for name in ("uptime_s", "totals", "drain", "notes", "slo")} | {
         "engine": READY | {"state": "restarting"} | outage,
         "model": {"name": "demo", "max_model_len": None},
         "device_info": None,

@@ -194,6 +194,7 @@ class _DaemonStatus(TypedDict):
     totals: dict[str, int]
     live_requests: int
     ignored_fields: dict[str, int]
+    slo: SloState
     admission: AdmissionState
     chat_template: RenderingState
     drain: DrainState

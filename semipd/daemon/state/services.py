@@ -102,6 +102,7 @@ class Services(DaemonState):
             "totals": dict(self.table.totals),
             "live_requests": len(self.table),
             "ignored_fields": dict(self.ignored_fields),
+            "slo": self.slo.snapshot(self.classes.targets),
             "admission": self.admission.to_wire(),
             "chat_template": self.generation.prompts.rendering_to_wire(),
             "drain": self.drain.to_wire(),
