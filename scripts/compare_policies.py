@@ -24,7 +24,7 @@ from simlib.scenarios import SCENARIOS
 
 from semipd.core.errors import SemipdError
 from semipd.sim.cases import Case
-from semipd.sim.policies import check_available
+from semipd.sim.policies import parse_policy
 from semipd.sim.worlds import WORLDS
 
 QUICK = ("conv", "mixed")
@@ -89,7 +89,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     plan = _quick(plan) if arguments.quick else plan
     for column in dict.fromkeys((*plan.columns, *(plan.world_columns if plan.worlds else ()))):
         for scenario in plan.scenarios:
-            check_available(plan.members(SCENARIOS[scenario], column)[0])
+            parse_policy(plan.members(SCENARIOS[scenario], column)[0])  # before the work, not after an hour
     return plan
 
 

@@ -1,17 +1,14 @@
 """The policies that are compared, by name, and the engine settings that make each of them."""
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from semipd.core.errors import SemipdError
-from semipd.core.settings import EngineSettings
+from semipd.core.settings import EngineSettings, OrderName
 from semipd.core.slo import Targets
 from semipd.devices.sim.device import split_table
 from semipd.devices.sim.gpus import Gpu
-
-Order = Literal["fcfs", "cost", "deadline"]
-"""Who among the waiting prompts is next."""
 
 Kind = Literal["prefill-first", "chunked", "fixed", "paper", "predictive", "1p1d"]
 
@@ -26,7 +23,7 @@ class PolicySpec:
 
     kind: Kind
     value: int = 0
-    order: Order = "fcfs"
+    order: OrderName = "fcfs"
     replicas: int = 1
 
     def __str__(self) -> str:
@@ -59,7 +56,7 @@ def parse_policy(text: str) -> PolicySpec:
             "unknown_policy",
             f"{text!r} is no policy.",
             "Choose prefill-first, chunked:TOKENS, fixed:DECODE_SMS, paper, predictive or 1p1d, with +ORDER "
-            f"({', '.join(get_args(Order))}) behind it or N* before it.",
+            f"({', '.join(get_args(OrderName))}) behind it or N* before it.",
         )
     return spec
 
@@ -68,21 +65,19 @@ def _spec(found: re.Match[str]) -> PolicySpec | None:
     kind, value, order = found["kind"], int(found["value"] or 0), found["order"] or "fcfs"
     replicas = int(found["replicas"] or 1)
     right = kind in get_args(Kind) and (kind in ("chunked", "fixed")) == bool(value)
-    if not right or order not in get_args(Order) or (kind == "1p1d" and replicas > 1):
+    if not right or order not in get_args(OrderName) or (kind == "1p1d" and replicas > 1):
         return None
     return PolicySpec(kind, value, order, replicas)  # type: ignore[arg-type]
 
 
-def check_available(policy: str) -> None:
-    """Raises SemipdError(`unknown_policy`, `order_not_available`)."""
-    _order(parse_policy(policy))
-
-
 def settings_for(spec: PolicySpec, base: EngineSettings, slo: Targets, gpu: Gpu) -> EngineSettings:
     """`base` with what the policy changes. Every policy is told the same targets. Raises
-    SemipdError(`impossible_split`, `order_not_available`)."""
-    changes: dict[str, object] = {"slo_ttft_ms": slo.ttft_ms, "slo_tpot_ms": slo.tpot_ms}
-    changes |= _order(spec)
+    SemipdError(`impossible_split`)."""
+    changes: dict[str, object] = {
+        "slo_ttft_ms": slo.ttft_ms,
+        "slo_tpot_ms": slo.tpot_ms,
+        "order": spec.order,
+    }
     match spec.kind:
         case "prefill-first" | "1p1d":
             changes |= {"scheduler": "prefill-first", "step_token_budget": WHOLE_PROMPTS}
@@ -93,15 +88,6 @@ def settings_for(spec: PolicySpec, base: EngineSettings, slo: Targets, gpu: Gpu)
         case "paper" | "predictive":
             changes |= {"partition_mode": "auto", "partition_policy": spec.kind}
     return EngineSettings.from_wire(base.to_wire() | changes)
-
-
-def _order(spec: PolicySpec) -> dict[str, object]:
-    if any(field.name == "order" for field in fields(EngineSettings)):
-        return {"order": spec.order}
-    if spec.order != "fcfs":
-        message = f"{spec}: the engine serves prompts first come, first served; it knows no other order."
-        raise SemipdError("order_not_available", message, "Leave the order out.")
-    return {}
 
 
 def _prefill_sms(decode_sms: int, gpu: Gpu) -> int:
