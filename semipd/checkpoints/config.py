@@ -1,11 +1,14 @@
 """config.json of a checkpoint, read once into a frozen ModelConfig. No torch here."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from semipd.checkpoints.config_keys import unhonoured
 from semipd.checkpoints.families import FAMILIES, Family, answer
 from semipd.checkpoints.fields import Fields
+from semipd.checkpoints.gguf.config_json import ROTATES_NEIGHBOURS, config_json, is_gguf
+from semipd.checkpoints.gguf.header import GgufHeader
 from semipd.checkpoints.rope_config import parse_rope
 from semipd.core.errors import SemipdError
 from semipd.network.config import ITEM_BYTES, DTypeName, ModelConfig
@@ -15,7 +18,7 @@ MAX_LAYERS = 4096
 
 
 def load_model_config(model_dir: str | Path, max_model_len: int = 0) -> ModelConfig:
-    """Read `model_dir`/config.json.
+    """Read `model_dir`/config.json, or the metadata of the file `model_dir` if it is one of GGUF.
 
     Args:
         max_model_len: longest context that will be served, in tokens; 0: what the checkpoint says. A sliding
@@ -25,10 +28,13 @@ def load_model_config(model_dir: str | Path, max_model_len: int = 0) -> ModelCon
         SemipdError: `model_not_found`, `checkpoint_corrupt`, `unsupported_architecture`, `unsupported_rope`,
             `unsupported_model`, or `invalid_value` when `max_model_len` exceeds the checkpoint's context.
     """
-    fields = _read_config(Path(model_dir))
+    path = Path(model_dir)
+    fields = Fields(config_json(GgufHeader.read(path)), path) if is_gguf(path) else _read_config(path)
     family = _family(fields)
     _refuse_unsupported(fields)
     config = _dense_config(fields, family)
+    if is_gguf(path) and family.name in ROTATES_NEIGHBOURS:
+        config = replace(config, interleaved_rope=True)
     _refuse_unhonoured(fields, config, family)
     _check_context(fields, config, family, max_model_len)
     return config

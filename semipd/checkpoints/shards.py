@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from semipd.checkpoints.gguf.config_json import is_gguf
+from semipd.checkpoints.gguf.header import GgufHeader
 from semipd.core.brief import brief
 from semipd.core.errors import SemipdError
 from semipd.system.json_file import read_json_object
@@ -30,12 +32,14 @@ class Shards:
 
 
 def find_shards(model_dir: Path) -> Shards:
-    """`model.safetensors`, or the files named by `model.safetensors.index.json`.
+    """`model.safetensors`, the files named by `model.safetensors.index.json`, or one file of GGUF.
 
     Raises:
         SemipdError: `model_not_found` when there is neither; `checkpoint_corrupt` when the index is malformed
             or names a file that is not there.
     """
+    if is_gguf(model_dir):
+        return Shards((model_dir,), {})
     single, index = model_dir / SINGLE, model_dir / INDEX
     if single.is_file():
         return Shards((single,), {})
@@ -77,6 +81,9 @@ def _is_file(path: Path) -> bool:
 def check_weight_files(model_dir: Path) -> None:
     """That every file is there and as long as its head says; no tensor is read. Raises SemipdError: as
     `find_shards`, and `checkpoint_corrupt` with the names of the files."""
+    if is_gguf(model_dir):
+        GgufHeader.read(model_dir)
+        return
     wrong = [f"{path.name} {what}" for path in find_shards(model_dir).files if (what := _fault(path))]
     if wrong:
         raise SemipdError(

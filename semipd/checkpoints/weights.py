@@ -1,14 +1,17 @@
-"""Safetensors to the packed buffer, one tensor at a time, straight from the mapped file."""
+"""A checkpoint's tensors to the packed buffer, one at a time, straight from the mapped file."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from semipd.checkpoints.gguf.config_json import is_gguf
+from semipd.checkpoints.gguf.header import GgufHeader
 from semipd.checkpoints.layout import WeightsLayout
 from semipd.checkpoints.shards import find_shards
 from semipd.core.errors import SemipdError
@@ -31,7 +34,8 @@ def load_weights(
     buffer: Tensor,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Fill `buffer` ([layout.total_bytes] uint8) from the checkpoint in `model_dir`, cast to layout.dtype.
+    """Fill `buffer` ([layout.total_bytes] uint8) from the checkpoint in `model_dir`, a folder or a
+    file of GGUF, cast to layout.dtype.
 
     Files are mapped: beside `buffer` there is no second copy of the model in private memory.
 
@@ -96,40 +100,80 @@ def weight_views(layout: WeightsLayout, buffer: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _read_file(
-    path: Path, config: ModelConfig, wanted: dict[str, list[_Part]], expected: frozenset[str]
-) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of one file, each valid until the next is asked for."""
+class TensorFile(Protocol):
+    """A file of tensors by name."""
+
+    def names(self) -> set[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def tensor(self, name: str) -> Tensor:
+        """Valid until the next is asked for. Raises SemipdError(`unsupported_model`) where its numbers are
+        not read."""
+
+
+class _Safetensors:
+    def __init__(self, path: Path, file: Any) -> None:
+        self._path = path
+        self._file = file
+
+    def names(self) -> set[str]:
+        return set(self._file.keys())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._file.get_slice(name).get_shape())
+
+    def tensor(self, name: str) -> Tensor:
+        dtype = self._file.get_slice(name).get_dtype()
+        if dtype not in ("F32", "BF16", "F16"):
+            raise SemipdError(
+                "unsupported_model",
+                f"{self._path}: tensor {name} is {dtype}.",
+                "Use a bfloat16, float16 or float32 release of the checkpoint.",
+            )
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TensorFile]:
+    if is_gguf(path):
+        # numpy and a library that other checkpoints do not need
+        from semipd.checkpoints.gguf.tensors import GgufTensors
+
+        yield GgufTensors(GgufHeader.read(path))
+        return
     try:
         with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-            if expected - names:
-                raise _corrupt(
-                    path, f"the index promises {_some(expected - names)}, which the file does not hold"
-                )
-            unknown = {name for name in names - wanted.keys() if not is_harmless(name, config)}
-            if unknown:
-                raise _corrupt(
-                    path, f"{len(unknown)} tensors fit no {config.family} model, e.g. {_some(unknown)}"
-                )
-            for name in sorted(names & wanted.keys()):
-                _check_tensor(path, file.get_slice(name), wanted[name][0].source)
-                yield name, file.get_tensor(name)
+            yield _Safetensors(path, file)
     except (SafetensorError, OSError) as error:
         raise SemipdError("checkpoint_corrupt", f"{path} cannot be read: {error}.", _DOWNLOAD) from error
 
 
-def _check_tensor(path: Path, header: Any, source: TensorSource) -> None:
-    shape, dtype = tuple(header.get_shape()), header.get_dtype()
+def _read_file(
+    path: Path, config: ModelConfig, wanted: dict[str, list[_Part]], expected: frozenset[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of one file, each valid until the next is asked for."""
+    with _opened(path) as file:
+        names = file.names()
+        if expected - names:
+            raise _corrupt(
+                path, f"the index promises {_some(expected - names)}, which the file does not hold"
+            )
+        unknown = {name for name in names - wanted.keys() if not is_harmless(name, config)}
+        if unknown:
+            raise _corrupt(
+                path, f"{len(unknown)} tensors fit no {config.family} model, e.g. {_some(unknown)}"
+            )
+        for name in sorted(names & wanted.keys()):
+            _check_shape(path, file.shape(name), wanted[name][0].source)
+            yield name, file.tensor(name)
+
+
+def _check_shape(path: Path, shape: tuple[int, ...], source: TensorSource) -> None:
     if shape != source.shape:
         raise _corrupt(
             path, f"tensor {source.tensor} has shape {list(shape)}, config.json needs {list(source.shape)}"
-        )
-    if dtype not in ("F32", "BF16", "F16"):
-        raise SemipdError(
-            "unsupported_model",
-            f"{path}: tensor {source.tensor} is {dtype}.",
-            "Use a bfloat16, float16 or float32 release of the checkpoint.",
         )
 
 

@@ -66,8 +66,16 @@ class Tokenizer:
     @classmethod
     def from_file(cls, path: Path) -> "Tokenizer":
         """Raises SemipdError(`invalid_tokenizer`)."""
+        return cls.of(lambda: tokenizers.Tokenizer.from_file(str(path)), path)
+
+    @classmethod
+    def of(cls, made: Callable[[], tokenizers.Tokenizer], path: Path) -> "Tokenizer":
+        """Of what is in the file `path`. Raises SemipdError(`invalid_tokenizer`) also where the library fails
+        to make it."""
         try:
-            return cls(tokenizers.Tokenizer.from_file(str(path)))
+            return cls(made())
+        except SemipdError:
+            raise
         except BaseException as error:
             if not isinstance(error, Exception) and not _is_of_library(error):
                 raise
