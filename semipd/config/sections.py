@@ -204,7 +204,9 @@ class SupervisionConfig:
 @dataclass(frozen=True, slots=True)
 class ServedModelConfig:
     name: str = option(
-        "demo", 'Model to serve: "demo" (bundled), a folder, or a Hugging Face name.', required=True
+        "demo",
+        'Model to serve: "demo" (bundled), a folder, a file of GGUF, or a Hugging Face name.',
+        required=True,
     )
     served_model_name: str = option("", "Name that clients use for the model; empty: model.name.")
     dtype: str = option(

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from semipd.checkpoints.gguf.config_json import config_json, is_gguf
+from semipd.checkpoints.gguf.header import GgufHeader
 from semipd.core.plan import INVALID_LOGITS, Join, StepPlan, StepResult, TokenLogprobs
 from semipd.core.request import SeqId
 from semipd.core.sampling import SamplingParams
@@ -262,7 +264,7 @@ class FakeDevice:
     @classmethod
     def open(cls, settings: EngineSettings) -> "FakeDevice":
         """As the engine process starts it: vocabulary, context and "poison_token_ids" of the checkpoint's
-        config.json, if there is one."""
+        config.json or file of GGUF, if there is one."""
         vocab_size, context, poison = _checkpoint_facts(settings.model_dir)
         return cls(
             num_blocks=settings.max_num_blocks or settings.kv_bytes // BLOCK_BYTES or DEFAULT_NUM_BLOCKS,
@@ -289,9 +291,12 @@ def _checkpoint_facts(model_dir: str) -> tuple[int, int, list[int]]:
     """(vocabulary size, context length, poison tokens)."""
     if not model_dir:
         return DEFAULT_VOCAB_SIZE, DEFAULT_MODEL_LEN, []
-    path = Path(model_dir) / "config.json"
+    path = Path(model_dir)
     try:
-        config = json.loads(path.read_text())
+        if is_gguf(path):
+            config = config_json(GgufHeader.read(path))
+        else:
+            config = json.loads((path / "config.json").read_text())
         poison = [int(token) for token in config.get("poison_token_ids", [])]
         return int(config["vocab_size"]), int(config["max_position_embeddings"]), poison
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.daemon import Running, running
+from support.gguf_files import write_gguf
 from support.tiny_models import reference_logits, tiny_checkpoint
 
 from semipd.config.config import default_engine_settings
@@ -26,13 +27,15 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 async def daemon(folder: Path, tmp_path: Path) -> AsyncIterator[Running]:
+    """It reads the checkpoint from a file of GGUF with the same numbers."""
+    model = str(write_gguf(folder, tmp_path / "m.gguf"))
     settings = default_engine_settings(
-        model_dir=str(folder),
+        model_dir=model,
         dtype="float32",
         kv_bytes=8 * 2**20,
         prefill_chunk_tokens=48,  # long prompts are computed in several steps
     )
-    async with running(tmp_path, ModelFiles.open(str(folder)), fake=settings) as daemon:
+    async with running(tmp_path, ModelFiles.open(model), fake=settings) as daemon:
         yield daemon
 
 

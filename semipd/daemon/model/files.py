@@ -67,7 +67,7 @@ class ModelFiles:
 
     @classmethod
     def open(cls, name: str) -> "ModelFiles":
-        """`name`: "demo", an existing folder or file of GGUF, or a Hugging Face name, which is downloaded with
+        """`name`: "demo", an existing folder or file of GGUF, or a Hugging Face name, downloaded with its
         progress on stderr.
 
         Blocking (reads files, may download). Raises SemipdError: `model_not_found`,
