@@ -129,9 +129,15 @@ def whole_runs(plan: Plan, scenario: str, column: str, member: str, capacities: 
     for seed, capacity in zip(plan.seeds, capacities, strict=True):
         for load in plan.loads if capacity else ():
             rate = round(capacity * load, 6)
-            result = cache.run(plan.case(SCENARIOS[scenario], seed, member, rate))
+            result = _whole(cache, plan.case(SCENARIOS[scenario], seed, member, rate))
             runs.append(Run(seed, load, rate, result.figures, result.num_preemptions))
     return runs
+
+
+def _whole(cache: Cache, case: Case) -> Result:
+    """A search's run that was not given up is a whole run."""
+    searched = cache.get(replace(case, stop_below=WANTED))
+    return searched if searched and searched.figures.complete else cache.run(case)
 
 
 def capacity_in_world(plan: Plan, world: str, scenario_name: str, column: str, tuned: Tuned) -> float:

@@ -41,7 +41,7 @@ TUNING_STEP = 0.05
 _TUNING_SIMS, _SEARCH_SIMS = 3.5, 5.0
 """Simulations that a member's or a seed's search takes on average."""
 
-_GIVEN_UP = 0.7
+_GIVEN_UP = 0.6
 """Cost of a search's simulation beside a whole one: those above the capacity end early."""
 
 _PROBE_FRAC = 0.03
@@ -155,7 +155,7 @@ def jobs_of(plan: Plan) -> Iterator[Job]:
             searches = (members * _TUNING_SIMS * (members > 1), len(plan.seeds) * _SEARCH_SIMS)
             yield Job(name, column, searches[0], window_s * plan.tuning_scale, cost * _GIVEN_UP)
             yield Job(name, column, searches[1], window_s, cost * _GIVEN_UP)
-            yield Job(name, column, len(plan.seeds) * len(plan.loads), window_s, cost * max(plan.loads))
+            yield Job(name, column, len(plan.seeds) * len(plan.loads), window_s, cost * _mean(plan.loads))
         if name in plan.world_scenarios:
             for column in plan.world_columns:
                 members = min(len(plan.members(scenario, column)), 3)
@@ -192,6 +192,10 @@ def forecast(plan: Plan) -> list[str]:
         f"{_hours(everything, plan.jobs)}. What is stored in {plan.cache} is not simulated again."
     )
     return lines
+
+
+def _mean(values: tuple[float, ...]) -> float:
+    return sum(values) / max(len(values), 1)
 
 
 def _hours(jobs: list[Job], processes: int = 1) -> str:

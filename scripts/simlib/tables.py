@@ -11,6 +11,9 @@ from simlib.scenarios import SCENARIOS, described
 LOST = "-"
 """In a cell: nobody keeps the targets there, so there is nothing to compare."""
 
+FAR_APART = 0.1
+"""Difference between the halves of a window beyond which single bursts decide what it says."""
+
 
 def tables(made: Comparison) -> dict[str, str]:
     """The tables that the comparison has something for."""
@@ -119,7 +122,7 @@ def windows(made: Comparison) -> str:
     """Whether the windows are long enough: both halves of one should say the same."""
     lines = [
         f"Windows: virtual seconds, requests of one, and attainment in both halves at the capacity of tuned "
-        f"`{BASELINE}` (largest difference over the seeds):",
+        f"`{BASELINE}` (largest difference over the seeds; bold where bursts decide):",
         "",
     ]
     lines += _header(["scenario", "s", "requests", "first half", "second half", "largest difference"])
@@ -131,18 +134,9 @@ def windows(made: Comparison) -> str:
             apart = max(abs(a - b) for a, b in halves)
             seconds = SCENARIOS[scenario].window_s * made.plan.window_scale
             number = _mean(run.figures.num_requests for run in runs)
-            lines.append(
-                _row(
-                    [
-                        scenario,
-                        f"{seconds:g}",
-                        f"{number:.0f}",
-                        f"{first:.1%}",
-                        f"{second:.1%}",
-                        f"{apart:.1%}",
-                    ]
-                )
-            )
+            shown = f"**{apart:.1%}**" if apart > FAR_APART else f"{apart:.1%}"
+            cells = [f"{seconds:g}", f"{number:.0f}", f"{first:.1%}", f"{second:.1%}", shown]
+            lines.append(_row([scenario, *cells]))
     return "\n".join(lines) if 1.0 in made.plan.loads else ""
 
 

@@ -124,6 +124,9 @@ class KnownWorld:
     def __init__(self, folder: Path) -> None:
         pass
 
+    def get(self, case: Case) -> Result | None:
+        return None
+
     def run(self, case: Case) -> Result:
         limit = parse_policy(case.policy).value + 0.1 * case.seed % 10
         passes = case.rate <= limit
@@ -151,6 +154,29 @@ def test_tuning_finds_the_best_member_and_capacities_its_limits(tmp_path: Path) 
     assert [(run.seed, run.load) for run in runs] == [(s, load) for s in (1, 2, 30) for load in made.loads]
     assert all(run.rate == pytest.approx(rate * run.load) for run, rate in zip(runs[::3], found, strict=True))
     assert whole_runs(made, "conv", "chunked", tuned.member, [0.0, 0.0, 0.0]) == []
+
+
+class Stored(KnownWorld):
+    """Every search is stored, no whole run is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ran: list[Case] = []
+
+    def get(self, case: Case) -> Result | None:
+        return super().run(case) if case.stop_below else None
+
+    def run(self, case: Case) -> Result:
+        self.ran.append(case)
+        return super().run(case)
+
+
+def test_a_search_that_was_not_given_up_is_not_run_again(tmp_path: Path) -> None:
+    cache, case = Stored(tmp_path), Case("", "", "chunked:5", 4.0, 1.0, 1.0)
+    assert comparison._whole(cache, case).figures.complete  # type: ignore[arg-type]
+    assert cache.ran == []
+    given_up = replace(case, rate=6.0)
+    comparison._whole(cache, given_up)  # type: ignore[arg-type]
+    assert cache.ran == [given_up]
 
 
 @pytest.mark.usefixtures("known_world")
