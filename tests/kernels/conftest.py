@@ -13,6 +13,7 @@ import sys
 from types import ModuleType
 
 import pytest
+from support.interpreter import patch_language_once
 
 VARIABLE = "TRITON_INTERPRET"
 ARITHMETIC = "(invalid value|divide by zero|overflow|underflow) encountered in"
@@ -73,5 +74,6 @@ def _interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip(NO_TRITON)
     from semipd_kernels import dispatch
 
+    patch_language_once(monkeypatch)
     monkeypatch.setenv(VARIABLE, "1")
     monkeypatch.setattr(dispatch, "INTERPRETED", True)

@@ -8,24 +8,26 @@ from semipd_kernels.sampling import kernel, shape
 from semipd_kernels.sampling.filters import kernel as filters
 from semipd_kernels.sampling.unfiltered import kernel as unfiltered
 
-VOCABULARIES = {"128k": 32, "152k": 38, "262k": 64}
-"""Tiles of the vocabularies of Llama 3, Qwen and the largest one."""
+_TILES = {"TILES": shape.padded(1)}
+"""Of every vocabulary up to the largest."""
 
 _TYPES = {
     "adjusted_ptr": "*fp32",
-    "best_ptr": "*fp32",
-    "coarse_count_ptr": "*i32",
-    "coarse_mass_ptr": "*i64",
+    "candidates_ptr": "*i32",
     "columns_ptr": "*i32",
+    "count_1_ptr": "*i32",
+    "count_2_ptr": "*i32",
     "counts_ptr": "*i32",
     "edit_bias_ptr": "*fp32",
     "edit_starts_ptr": "*i32",
     "edit_tokens_ptr": "*i32",
     "edit_until_ptr": "*i64",
-    "fine_count_ptr": "*i32",
-    "fine_mass_ptr": "*i64",
     "frequency_ptr": "*fp32",
+    "interval_ptr": "*i64",
+    "limits_ptr": "*i32",
     "logits_stride": "i32",
+    "mass_1_ptr": "*i64",
+    "mass_2_ptr": "*i64",
     "num_slots": "i32",
     "min_p_ptr": "*fp32",
     "out_ptr": "*i64",
@@ -34,7 +36,6 @@ _TYPES = {
     "repetition_ptr": "*fp32",
     "seeds_ptr": "*i64",
     "slots_ptr": "*i32",
-    "state_ptr": "*i64",
     "temperature_ptr": "*fp32",
     "tile_best_ptr": "*fp32",
     "tile_mass_ptr": "*i64",
@@ -52,49 +53,35 @@ def cases() -> Iterator[AotCase]:
     for dtype in ("fp32", "bf16"):
         for aligned in (True, False):
             yield from _dense_cases(dtype, aligned)
-    for name, tiles in VOCABULARIES.items():
-        yield from _row_cases(name, shape.power_of_2(tiles))
-        yield from _unfiltered_cases(name, shape.power_of_2(tiles))
-    for last in (False, True):
-        name = f"sampling/select_fine{'/last' if last else ''}"
-        yield _case(name, filters.select_fine_kernel, {"LAST": last}, shape.NUM_WARPS)
-    best = {"TILE": shape.TILE}
-    yield _case("sampling/unfiltered/best", unfiltered.best_kernel, best, shape.NUM_WARPS)
-    yield _case("sampling/select_coarse", filters.select_coarse_kernel, {}, shape.NUM_WARPS)
+    tile = {"TILE": shape.TILE}
+    yield _case("sampling/pick", kernel.pick_kernel, tile | _TILES, shape.NUM_WARPS)
+    yield _case("sampling/unfiltered/best", unfiltered.best_kernel, tile, shape.NUM_WARPS)
+    for step, function in (("weigh", unfiltered.weigh_kernel), ("pick", unfiltered.pick_kernel)):
+        yield _case(f"sampling/unfiltered/{step}", function, tile | _TILES, shape.NUM_WARPS)
 
 
 def _dense_cases(dtype: str, aligned: bool) -> Iterator[AotCase]:
     """`aligned` False: vocabularies that are no multiple of 16 are read element by element."""
     tile: dict[str, Any] = {"TILE": shape.TILE}
+    narrow = tile | _TILES | {"BLOCK": min(shape.TILE, shape.BLOCK)}
+    room = _TILES | {"CANDIDATES": shape.CANDIDATES}
     kernels: list[tuple[str, Any, dict[str, Any]]] = [
-        ("adjust", kernel.adjust_kernel, {"EDITS": shape.EDITS}),
-        ("coarse", filters.coarse_kernel, {}),
-        ("refine", filters.refine_kernel, {"LAST": False}),
-        ("refine/last", filters.refine_kernel, {"LAST": True}),
-        ("weigh", kernel.weigh_kernel, {}),
+        ("adjust", kernel.adjust_kernel, tile | {"EDITS": shape.EDITS}),
+        ("narrow/1", filters.narrow_kernel, narrow | {"ROUND": 1}),
+        ("narrow/2", filters.narrow_kernel, narrow | {"ROUND": 2}),
+        ("gather", filters.gather_kernel, tile | room),
+        ("finish", filters.finish_kernel, room | {"BLOCK": shape.BLOCK}),
+        ("weigh", kernel.weigh_kernel, tile | _TILES),
     ]
     for name, function, constexprs in kernels:
         yield _case(
             f"sampling/{name}/{dtype}{'' if aligned else '/odd'}",
             function,
-            tile | constexprs,
+            constexprs,
             shape.NUM_WARPS,
             dtype=dtype,
             aligned=aligned,
         )
-
-
-def _row_cases(name: str, tiles: int) -> Iterator[AotCase]:
-    constexprs = {"TILES": tiles}
-    yield _case(f"sampling/best/{name}", kernel.best_kernel, constexprs, shape.NUM_WARPS)
-    constexprs = {"TILE": shape.TILE, "TILES": tiles}
-    yield _case(f"sampling/pick/{name}", kernel.pick_kernel, constexprs, shape.NUM_WARPS)
-
-
-def _unfiltered_cases(name: str, tiles: int) -> Iterator[AotCase]:
-    constexprs = {"TILE": shape.TILE, "TILES": tiles}
-    for step, function in (("weigh", unfiltered.weigh_kernel), ("pick", unfiltered.pick_kernel)):
-        yield _case(f"sampling/unfiltered/{step}/{name}", function, constexprs, shape.NUM_WARPS)
 
 
 def _case(

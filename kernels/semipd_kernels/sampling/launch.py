@@ -25,26 +25,18 @@ def launches(
 ) -> Iterator[Launch]:
     """`used`: slots, see `sampling.used_slots`. `num_filters`: see Stages.filters."""
     vocab_size, tiles = logits.shape[1], shape.num_tiles(logits.shape[1])
-    yield from _adjust(logits, rows, used, edits, counts, work, out)
+    yield _adjust(logits, rows, used, edits, counts, work)
     if not draws:
+        yield _pick(logits, rows, used, work, out)
         return
-    source = (logits, work.adjusted, used, rows.temperature)
-    sizes = (logits.stride(0), vocab_size, tiles)
     if num_filters:
-        histogram = (work.coarse_count, work.coarse_mass)
-        args = (*source, work.best, work.state, *histogram, *sizes)
-        yield per_tile(filters.coarse_kernel, len(rows), tiles, args)
-        select = (rows.top_k, rows.top_p, work.state, *histogram)
-        yield per_row(filters.select_coarse_kernel, len(rows), select)
-    for _ in range(num_filters):
-        for last in (False, True):
-            yield from _refine(rows, work, source, sizes, last)
-    sums = (work.tile_mass, work.tile_ties)
-    weigh = (*source, rows.min_p, work.best, work.state, *sums, *sizes)
-    yield per_tile(kernel.weigh_kernel, len(rows), tiles, weigh)
-    seeds = (rows.seeds, rows.positions)
-    pick = (*source, rows.min_p, *seeds, work.best, work.state, *sums, out, *sizes)
-    yield per_row(kernel.pick_kernel, len(rows), pick, TILE=shape.TILE, TILES=shape.power_of_2(tiles))
+        yield from _cut(logits, rows, used, work)
+    source = (logits, work.adjusted, used, rows.temperature, rows.min_p)
+    sums = (work.limits, work.tile_mass, work.tile_ties)
+    sizes = (logits.stride(0), vocab_size, tiles)
+    weigh = (*source, work.tile_best, *sums, *sizes)
+    yield per_tile(kernel.weigh_kernel, len(rows), tiles, weigh, TILES=shape.padded(tiles))
+    yield _pick(logits, rows, used, work, out)
 
 
 def _adjust(
@@ -54,32 +46,40 @@ def _adjust(
     edits: tuple[Tensor, ...],
     counts: Tensor,
     work: SamplingMemory,
-    out: Tensor,
-) -> Iterator[Launch]:
+) -> Launch:
     vocab_size, tiles = logits.shape[1], shape.num_tiles(logits.shape[1])
     penalties = (rows.repetition, rows.frequency, rows.presence)
-    bests, source = (work.tile_best, work.tile_token), (logits, work.adjusted, counts, used)
-    sizes = (logits.stride(0), vocab_size, tiles)
-    adjust = (*source, *penalties, rows.positions, *edits, *bests, *sizes)
-    yield per_tile(kernel.adjust_kernel, len(rows), tiles, adjust, EDITS=shape.EDITS)
-    histograms = (work.coarse_count, work.coarse_mass, work.fine_count, work.fine_mass)
-    filters = (rows.temperature, rows.top_k, rows.top_p)
-    best = (*bests, *filters, work.best, work.state, *histograms, out, vocab_size, tiles)
-    yield per_row(kernel.best_kernel, len(rows), best, TILES=shape.power_of_2(tiles))
+    written, source = (work.tile_best, work.tile_token, work.limits), (logits, work.adjusted, counts, used)
+    adjust = (*source, *penalties, rows.positions, *edits, *written, logits.stride(0), vocab_size, tiles)
+    return per_tile(kernel.adjust_kernel, len(rows), tiles, adjust, EDITS=shape.EDITS)
 
 
-def _refine(
-    rows: RowParams,
-    work: SamplingMemory,
-    source: tuple[Tensor, ...],
-    sizes: tuple[int, int, int],
-    last: bool,
-) -> Iterator[Launch]:
-    histogram = (work.fine_count, work.fine_mass)
-    refine = (*source, work.best, work.state, *histogram, *sizes)
-    yield per_tile(filters.refine_kernel, len(rows), sizes[2], refine, LAST=last)
-    select = (rows.top_k, rows.top_p, work.state, work.coarse_mass, *histogram)
-    yield per_row(filters.select_fine_kernel, len(rows), select, LAST=last)
+def _cut(logits: Tensor, rows: RowParams, used: Tensor, work: SamplingMemory) -> Iterator[Launch]:
+    """By top-k and top-p."""
+    vocab_size, tiles = logits.shape[1], shape.num_tiles(logits.shape[1])
+    source = (logits, work.adjusted, used, rows.temperature, rows.top_k, rows.top_p, work.tile_best)
+    second = (work.count_2, work.mass_2, work.interval)
+    sizes, constants = (logits.stride(0), vocab_size, tiles), {"TILES": shape.padded(tiles)}
+    block = min(shape.TILE, shape.BLOCK)
+    for number in (1, 2):
+        narrow = (*source, work.count_1, work.mass_1, *second, *sizes)
+        yield per_tile(
+            filters.narrow_kernel, len(rows), tiles, narrow, BLOCK=block, ROUND=number, **constants
+        )
+    constants["CANDIDATES"] = work.candidates.shape[1]
+    gather = (*source, *second, work.candidates, *sizes)
+    yield per_tile(filters.gather_kernel, len(rows), tiles, gather, **constants)
+    finish = (*source, *second, work.candidates, work.limits, *sizes)
+    yield per_row(filters.finish_kernel, len(rows), finish, BLOCK=shape.BLOCK, **constants)
+
+
+def _pick(logits: Tensor, rows: RowParams, used: Tensor, work: SamplingMemory, out: Tensor) -> Launch:
+    vocab_size, tiles = logits.shape[1], shape.num_tiles(logits.shape[1])
+    source = (logits, work.adjusted, used, rows.temperature, rows.min_p, rows.seeds, rows.positions)
+    sums = (work.tile_best, work.tile_token, work.limits, work.tile_mass, work.tile_ties)
+    pick = (*source, *sums, out, logits.stride(0), vocab_size, tiles)
+    constants = {"TILE": shape.TILE, "TILES": shape.padded(tiles)}
+    return per_row(kernel.pick_kernel, len(rows), pick, **constants)
 
 
 OPTIONS: dict[str, Any] = {"num_warps": shape.NUM_WARPS, "num_stages": 1, "enable_fp_fusion": False}

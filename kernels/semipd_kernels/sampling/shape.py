@@ -13,15 +13,21 @@ NUM_WARPS = 8
 EDITS = 128
 """Edits looked at together; few rows have more."""
 
-STATE_FIELDS = 16
-COARSE_BINS = 2048
-FINE_BINS = 4096
+PIVOTS = 8
+"""Distances below which the tokens of a tile are counted and weighed at once."""
+CANDIDATES = 16384
+"""Most tokens of a row that are gathered to find the end of top-k or top-p among them. Where more lie between
+the last pivots, the row's own kernel reads all logits instead: right, and slower."""
+BLOCK = 1024
+"""Tokens that are counted and weighed at once: four a thread, so that three programs fit on an SM. At most
+2048: their count and mass fit into one 64-bit sum."""
 
 
 def num_tiles(vocab_size: int) -> int:
     return -(-vocab_size // TILE)
 
 
-def power_of_2(count: int) -> int:
-    """The smallest one that is at least `count`."""
-    return 1 << (count - 1).bit_length()
+def padded(tiles: int) -> int:
+    """A power of 2 that is at least `tiles`. Not below 64: one kernel serves every vocabulary, and the code
+    for 32, which a warp adds up alone, is twice the size."""
+    return max(64, 1 << (tiles - 1).bit_length())

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from semipd_kernels.sampling.shape import COARSE_BINS, FINE_BINS, STATE_FIELDS, num_tiles
+from semipd_kernels.sampling import shape
 
 
 class SamplingMemory(NamedTuple):
@@ -16,12 +16,13 @@ class SamplingMemory(NamedTuple):
     tile_token: Tensor
     tile_mass: Tensor
     tile_ties: Tensor
-    best: Tensor
-    state: Tensor
-    coarse_count: Tensor
-    coarse_mass: Tensor
-    fine_count: Tensor
-    fine_mass: Tensor
+    limits: Tensor
+    count_1: Tensor
+    mass_1: Tensor
+    count_2: Tensor
+    mass_2: Tensor
+    interval: Tensor
+    candidates: Tensor
 
 
 class SamplingWorkspace:
@@ -40,15 +41,15 @@ class SamplingWorkspace:
         self.num_rows = num_rows
         self.vocab_size = vocab_size
         self.num_slots = num_slots
-        tiles = num_tiles(vocab_size)
+        tiles = shape.num_tiles(vocab_size)
         self.adjusted = empty(max(num_slots, 1), vocab_size, dtype=torch.float32)
         self.tile_best = empty(num_rows, tiles, dtype=torch.float32)
         self.tile_token = empty(num_rows, tiles, dtype=torch.int32)
         self.tile_mass = empty(num_rows, tiles, dtype=torch.int64)
         self.tile_ties = empty(num_rows, tiles, dtype=torch.int32)
-        self.best = empty(num_rows, dtype=torch.float32)
-        self.state = empty(num_rows, STATE_FIELDS, dtype=torch.int64)
-        self.coarse_count = empty(num_rows, COARSE_BINS, dtype=torch.int32)
-        self.coarse_mass = empty(num_rows, COARSE_BINS, dtype=torch.int64)
-        self.fine_count = empty(num_rows, FINE_BINS, dtype=torch.int32)
-        self.fine_mass = empty(num_rows, FINE_BINS, dtype=torch.int64)
+        self.limits = empty(num_rows, 2, dtype=torch.int32)
+        sums = (num_rows, tiles, shape.PIVOTS)
+        self.count_1, self.count_2 = (empty(*sums, dtype=torch.int32) for _ in range(2))
+        self.mass_1, self.mass_2 = (empty(*sums, dtype=torch.int64) for _ in range(2))
+        self.interval = empty(num_rows, 4, dtype=torch.int64)
+        self.candidates = empty(num_rows, shape.CANDIDATES, dtype=torch.int32)

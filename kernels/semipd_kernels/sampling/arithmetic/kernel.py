@@ -12,6 +12,23 @@ def distance_of(values, best, temperature):
 
 
 @triton.jit
+def bits_of(distance):
+    """Of distances, which are not negative: integers in the same order."""
+    return distance.to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def row_best(tile_best_ptr, row, tiles, TILES: tl.constexpr):
+    """From the largest logits of a row's tiles: the largest, its tile, and whether it is finite. Never -0:
+    minus a 0 it would give the distance -0, whose bits rank behind every other."""
+    index = tl.arange(0, TILES)
+    values = tl.load(tile_best_ptr + row * tiles + index, mask=index < tiles, other=-float("inf"))
+    best, tile = tl.max(values, axis=0, return_indices=True)
+    finite = (best > -float("inf")) & (best < float("inf"))
+    return tl.where(best == 0.0, 0.0, best), tile, finite
+
+
+@triton.jit
 def mass_of(distance):
     return (tl.exp(-distance) * 1099511627776.0).to(tl.int64)
 

@@ -15,6 +15,7 @@ from semipd.sampling.parameters import Column
 from semipd_kernels.sampling.arithmetic.kernel import (
     distance_of,
     mass_from,
+    row_best,
     threshold_of,
     tile_beyond,
     token_beyond,
@@ -72,7 +73,7 @@ def weigh_kernel(
     if slot > 0:
         temperature = _float_column(columns_ptr, TEMPERATURE, num_slots, slot)
         if temperature > 0.0:
-            best, _ = _row_best(tile_best_ptr, row, tiles, TILES)
+            best, _, _ = row_best(tile_best_ptr, row, tiles, TILES)
             tokens = (program % tiles) * TILE + tl.arange(0, TILE)
             values = _values(logits_ptr, row, tokens, logits_stride, vocab_size)
             min_p = _float_column(columns_ptr, MIN_P, num_slots, slot)
@@ -99,8 +100,7 @@ def pick_kernel(
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + row)
     if slot > 0:
-        best, tile = _row_best(tile_best_ptr, row, tiles, TILES)
-        finite = (best > -float("inf")) & (best < float("inf"))
+        best, tile, finite = row_best(tile_best_ptr, row, tiles, TILES)
         token = tl.load(tile_token_ptr + row * tiles + tile).to(tl.int64)
         position = tl.load(columns_ptr + POSITION * num_slots + slot) + 1
         temperature = _float_column(columns_ptr, TEMPERATURE, num_slots, slot)
@@ -126,15 +126,6 @@ def _values(logits_ptr, row, tokens, logits_stride, vocab_size):
     """The row's logits; -inf past the vocabulary."""
     logits = logits_ptr + row * logits_stride + tokens
     return tl.load(logits, mask=tokens < vocab_size, other=-float("inf")).to(tl.float32)
-
-
-@triton.jit
-def _row_best(tile_best_ptr, row, tiles, TILES: tl.constexpr):
-    """Largest logit and its tile. Never -0, see sampling.kernel.best_kernel."""
-    index = tl.arange(0, TILES)
-    values = tl.load(tile_best_ptr + row * tiles + index, mask=index < tiles, other=-float("inf"))
-    best, tile = tl.max(values, axis=0, return_indices=True)
-    return tl.where(best == 0.0, 0.0, best), tile
 
 
 @triton.jit

@@ -25,7 +25,7 @@ def launches(
     best = (logits, slots, tile_best, tile_token, *sizes)
     weigh = (logits, slots, columns, tile_best, tile_mass, num_slots, *sizes)
     pick = (logits, slots, columns, tile_best, tile_token, tile_mass, tokens, num_slots, *sizes)
-    constants = {"TILES": shape.power_of_2(tiles)}
+    constants = {"TILES": shape.padded(tiles)}
     return [
         per_tile(kernel.best_kernel, num_rows, tiles, best),
         per_tile(kernel.weigh_kernel, num_rows, tiles, weigh, **constants),
