@@ -88,8 +88,8 @@ def _engine_rows(status: StatusWithEngine) -> Rows:
         ("split", f"prefill {split['prefill']}, decode {split['decode']} ({split['unit']}s)"),
         (
             "requests",
-            f"{requests['waiting']} waiting{waited}, {requests['prefilling']} prefilling, "
-            f"{requests['decoding']} decoding",
+            f"{requests['waiting']} waiting{waited}, {requests['background']} in the background, "
+            f"{requests['prefilling']} prefilling, {requests['decoding']} decoding",
         ),
         (
             "KV blocks",

@@ -145,6 +145,7 @@ class Config:
             dtype=self.model.dtype,
             scheduler=self.engine.scheduler,
             order=self.engine.order,
+            max_late_s=self.admission.max_late_s,
             max_model_len=self.model.max_model_len,
             max_num_seqs=self.engine.max_num_seqs,
             prefill_chunk_tokens=self.engine.prefill_chunk_tokens,

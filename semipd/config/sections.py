@@ -133,6 +133,13 @@ class AdmissionConfig:
         minimum=0.0,
         maximum=86400.0,
     )
+    max_late_s: float = option(
+        30.0,
+        "A request whose first token would come so much later than its target says is refused, unless it has "
+        "agreed to wait (accept_late): 503 late. Proxies often cut a silent connection after 60 s.",
+        minimum=0.0,
+        maximum=86400.0,
+    )
     timeout_ms: int = option(
         0, "Deadline of requests that name none, from their arrival; 0: none.", minimum=0, maximum=_MAX_COUNT
     )

@@ -15,6 +15,8 @@ EventKind = Literal[
     "arrived",
     "queued",
     "admitted",
+    "to_background",
+    "from_background",
     "first_token",
     "first_byte",
     "preempted",
@@ -32,6 +34,7 @@ EventKind = Literal[
     "drain_changed",
 ]
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+BackgroundReason = Literal["no_target", "late"]
 DrainStage = Literal["serving", "draining", "stopping", "drained"]
 """`stopping`: the daemon ends when it has drained."""
 
@@ -50,6 +53,18 @@ class Admitted(TypedDict):
 
     cached_tokens: int
     tokens: int
+
+
+class ToBackground(TypedDict):
+    """It lets all pass that can be in time. `expected_start_ms`: from now until its prompt is begun, unless
+    others come; null: not known yet."""
+
+    reason: BackgroundReason
+    expected_start_ms: float | None
+
+
+class FromBackground(TypedDict):
+    """It can be in time after all."""
 
 
 class FirstToken(TypedDict):
@@ -177,6 +192,8 @@ EventData = (
     Arrived
     | Queued
     | Admitted
+    | ToBackground
+    | FromBackground
     | FirstToken
     | FirstByte
     | Preempted
@@ -243,6 +260,8 @@ class Kind(Generic[D]):
 ARRIVED = Kind("arrived", Arrived)
 QUEUED = Kind("queued", Queued)
 ADMITTED = Kind("admitted", Admitted)
+TO_BACKGROUND = Kind("to_background", ToBackground)
+FROM_BACKGROUND = Kind("from_background", FromBackground)
 FIRST_TOKEN = Kind("first_token", FirstToken)
 FIRST_BYTE = Kind("first_byte", FirstByte)
 PREEMPTED = Kind("preempted", Preempted)

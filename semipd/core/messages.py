@@ -126,6 +126,16 @@ class Finished:
     code: str = ""
     message: str = ""
     hint: str = ""
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedStarts:
+    """When prompts of the background will be begun, as predicted (CLOCK_MONOTONIC), unless others come. Sent
+    now and then, for all that wait there."""
+
+    seqs: tuple[SeqId, ...]
+    at_ns: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,4 +147,4 @@ class Status:
     refused: Refusal | None = None
 
 
-Outbound = StepTokens | PromptLogprobs | Finished | Event | Status
+Outbound = StepTokens | PromptLogprobs | Finished | ExpectedStarts | Event | Status

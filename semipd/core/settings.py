@@ -55,6 +55,7 @@ class EngineSettings:
     device: "cpu", "cuda", "fake" or "sim:<gpu>".
     dtype: "auto", "float32", "bfloat16" or "float16".
     order: in which prompts are computed.
+    max_late_s: a request whose first token would come so much later than it is due is refused.
     max_model_len: longest prompt plus output; 0: what the checkpoint says.
     max_num_seqs: most sequences admitted at once (prefilling and decoding).
     prefill_chunk_tokens: most prompt tokens in one prefill step.
@@ -81,6 +82,7 @@ class EngineSettings:
     dtype: str
     scheduler: SchedulerName
     order: OrderName
+    max_late_s: float
     max_model_len: int
     max_num_seqs: int
     prefill_chunk_tokens: int

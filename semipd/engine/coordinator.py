@@ -46,7 +46,10 @@ from semipd.sched.flight import Chunk, Flight
 from semipd.sched.limits import Limits
 from semipd.sched.outbox import Outbox
 from semipd.sched.scheduler import Growth, Scheduler
-from semipd.sched.sequence import Sequence, retarget
+from semipd.sched.sequence import Sequence
+
+LOOK_AFTER_NS = 500_000_000
+"""While a long step runs, it is looked so often whether somebody waits too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class Coordinator:
             info.num_blocks,
             info.block_size,
             info.max_decode_tokens,
+            int(settings.max_late_s * 1e9),
         )
         self.scheduler = Scheduler(limits, self._leave_lanes, settings.order)
         self.split = info.solo_decode
@@ -87,6 +91,7 @@ class Coordinator:
         self._slow_steps = SlowSteps()
         self._next_step_id = 1
         self._held: Split | None = None
+        self._ordered_at_ns = 0
 
     def tick(self, now_ns: int, inbox: Iterable[Inbound] = ()) -> Turn:
         """One turn of the loop. Never blocks. Raises LaneFailed when a lane cannot go on."""
@@ -101,6 +106,8 @@ class Coordinator:
 
     def _wake_at_ns(self) -> int | None:
         device_ns, control_ns = self.device.wake_at_ns(), self.control.wake_at_ns
+        if device_ns is not None and self.scheduler.queue.num_waiting:
+            device_ns = min(device_ns, self._ordered_at_ns + LOOK_AFTER_NS)
         if device_ns is None or control_ns is None:
             return control_ns if device_ns is None else device_ns
         return min(device_ns, control_ns)
@@ -145,7 +152,7 @@ class Coordinator:
             out.send(Status(message.nonce, {}, error.details))
 
     def _retarget(self, service_class: str, before: Targets, after: Targets) -> int:
-        return retarget(self.scheduler.sequences.values(), service_class, before, after)
+        return self.scheduler.retarget(service_class, before, after)
 
     def _settle(self, out: Outbox) -> None:
         for state in (self.decode, self.prefill):
@@ -202,7 +209,9 @@ class Coordinator:
     def _order(self, out: Outbox) -> None:
         """Decide in which order prompts come next."""
         if self.scheduler.queue.plan_is_due(out.now_ns):
-            pace = prompt_pace(self.policy, self.settings, self.control, self.decode)
+            self._ordered_at_ns = out.now_ns
+            batch = self.decode.batch if self.scheduler.decoding else (0, 0)
+            pace = prompt_pace(self.policy, self.settings, self.control, batch)
             self.scheduler.plan(pace, busy_ns((self.decode, self.prefill), pace, out.now_ns), out)
 
     def _launch(self, out: Outbox) -> None:

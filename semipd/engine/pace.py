@@ -20,11 +20,12 @@ class _Steps(NamedTuple):
 
 
 def prompt_pace(
-    scheduler: SchedulerName, settings: EngineSettings, control: Control, decode: LaneState
+    scheduler: SchedulerName, settings: EngineSettings, control: Control, batch: tuple[int, int]
 ) -> Pace:
-    """Under the split or the merged steps that hold while both lanes have work, beside the decode batch of
-    the last step. Before step times are fitted: from the tokens of the steps seen so far."""
-    steps = _steps(scheduler, settings, control, decode)
+    """Beside a decode `batch` (sequences, context tokens) under the split or the merged steps that hold while
+    both lanes have work; without one on the whole device. Before step times are fitted: from the tokens of
+    the steps seen so far."""
+    steps = _steps(scheduler, settings, control, batch)
     if not steps.is_known:
         unfitted = control.models.unfitted_prompt
         return ASSUMED_PACE if unfitted is None else ASSUMED_PACE._replace(ns_per_token=unfitted[1] * 1e6)
@@ -33,15 +34,17 @@ def prompt_pace(
     return Pace(per_token_ms * 1e6, line.per_context_ms * 1e6, line.ms(chunk_tokens, 0.0) * 1e6)
 
 
-def _steps(scheduler: SchedulerName, settings: EngineSettings, control: Control, decode: LaneState) -> _Steps:
+def _steps(
+    scheduler: SchedulerName, settings: EngineSettings, control: Control, batch: tuple[int, int]
+) -> _Steps:
     models, shared = control.models, control.shared
     if scheduler == "prefill-first":
         return _merged(models, settings.step_token_budget, (0, 0))
     if scheduler == "chunked":
-        return _merged(models, settings.step_token_budget, decode.batch)
-    if decode.batch[0] and shared.merged_tokens:
-        return _merged(models, shared.merged_tokens, decode.batch)
-    units = shared.split.prefill_units if decode.batch[0] else models.num_units
+        return _merged(models, settings.step_token_budget, batch)
+    if shared.merged_tokens and (batch[0] or control.mode == "off"):
+        return _merged(models, shared.merged_tokens, batch)
+    units = shared.split.prefill_units if batch[0] else models.num_units
     return _Steps(models.prefill(units), settings.prefill_chunk_tokens, models.confident)
 
 

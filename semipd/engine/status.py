@@ -19,6 +19,7 @@ def engine_status(coordinator: "Coordinator", now_ns: int) -> EngineStatus:
         "split": {"prefill": c.split.prefill_units, "decode": c.split.decode_units, "unit": info.unit},
         "requests": {
             "waiting": scheduler.queue.num_waiting,
+            "background": scheduler.queue.num_background,
             "prefilling": len(scheduler.prefilling),
             "decoding": len(scheduler.decoding),
             "oldest_waiting_ms": None if oldest is None else (now_ns - oldest) / 1e6,

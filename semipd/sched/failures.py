@@ -1,6 +1,8 @@
-"""What clients are told of sequences that a step has failed."""
+"""What clients are told of sequences that are refused, or that a step has failed."""
 
 from semipd.core.errors import SemipdError
+from semipd.core.events import REFUSED, Told
+from semipd.core.messages import Finished
 from semipd.core.plan import INVALID_LOGITS
 from semipd.core.sampling import SamplingParams
 from semipd.sched.sequence import Sequence
@@ -15,6 +17,22 @@ _CHANGE_LOGITS = (
     "min_tokens",
 )
 """Parameters that change logits. Those with many values are named only."""
+
+
+def refused(error: SemipdError) -> Told:
+    return REFUSED({"code": error.code, "message": error.message})
+
+
+def failed(sequence: Sequence, error: SemipdError) -> Finished:
+    return Finished(
+        sequence.seq,
+        "error",
+        cached_tokens=sequence.cached_tokens,
+        code=error.code,
+        message=error.message,
+        hint=error.hint,
+        retry_after_s=error.retry_after_s,
+    )
 
 
 def step_failure(code: str, sequence: Sequence) -> SemipdError:

@@ -14,13 +14,14 @@ bounded so. A single token may want more."""
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`block_size`, `max_decode_tokens`: see DeviceInfo."""
+    """`block_size`, `max_decode_tokens`: see DeviceInfo. `max_late_ns`: see sched.planning."""
 
     max_model_len: int
     max_num_seqs: int
     num_blocks: int
     block_size: int
     max_decode_tokens: int = 1
+    max_late_ns: int = 10**18
 
 
 def why_impossible(sequence: Sequence, limits: Limits, num_usable_blocks: int) -> SemipdError | None:

@@ -23,6 +23,7 @@ Bounds on waiting, as long as the KV pool has room:
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappush, heappushpop
+from itertools import chain
 from typing import NamedTuple
 
 from semipd.core.request import SeqId
@@ -72,6 +73,7 @@ class Prompt:
             last looked up.
         cost_ns: predicted when that was last renewed.
         is_answering: it has given tokens before.
+        latest_ns: a first token after that is refused rather than awaited (`shed_late`); None: it waits.
         is_begun: it has its blocks.
         is_queued: it stands in a queue.
         in_background: see the module. Stays as it was when it left the queue.
@@ -85,6 +87,7 @@ class Prompt:
     prior_tokens: int = 0
     cost_ns: int = 0
     is_answering: bool = False
+    latest_ns: int | None = None
     is_begun: bool = field(default=False, init=False)
     is_queued: bool = field(default=False, init=False)
     in_background: bool = field(default=False, init=False)
@@ -136,12 +139,45 @@ def foreground_factor(*, has_background: bool) -> float:
     return BACKGROUND_EVERY / (BACKGROUND_EVERY - 1) if has_background else 1.0
 
 
-def background_ends_ns(costs_ns: Sequence[int], foreground_ns: int) -> list[int]:
-    """When prompts of the background, oldest first, will be done: with their share of the steps while what is
-    in the foreground lasts, and all steps from then on. What will arrive is not known."""
-    ends: list[int] = []
-    done_ns = 0
-    for cost_ns in costs_ns:
-        done_ns += cost_ns
-        ends.append(min(done_ns * BACKGROUND_EVERY, foreground_ns + done_ns))
-    return ends
+class Forecast(NamedTuple):
+    """What is predicted of the prompts in a queue, if nobody else comes.
+
+    Attributes:
+        first_tokens_ns: of those that stay, in the order of service.
+        shed: who would have the first token after `latest_ns`, each with the time when all that was there
+            before it will be done: who comes again then waits for none of it.
+    """
+
+    first_tokens_ns: list[tuple[Prompt, int]]
+    shed: list[tuple[Prompt, int]]
+
+
+def forecast(
+    foreground: Iterable[Prompt], background: Sequence[Prompt], pace: Pace, start_ns: float
+) -> Forecast:
+    """Who waits for how long, and who has to be refused so that nobody waits too long. The background has its
+    share of the steps while the foreground lasts, and all of them from then on. Who is refused takes no time
+    from those behind, but those who are told to come again are told so one after the other. While step times
+    are not known, only what is too late already counts."""
+    scale = 1.0 if pace.is_known else 0.0
+    told: list[tuple[Prompt, int]] = []
+    shed: list[tuple[Prompt, int]] = []
+    factor = foreground_factor(has_background=bool(background))
+    shed_ns = done_ns = front_ns = 0.0
+    for prompt in chain(foreground, background):
+        cost_ns = scale * pace.cost_ns(prompt.new_tokens, prompt.prior_tokens)
+        if prompt.in_background:
+            own_ns = done_ns + cost_ns
+            end_ns = start_ns + min(own_ns * BACKGROUND_EVERY, front_ns / factor + own_ns)
+        else:
+            end_ns = start_ns + front_ns + factor * cost_ns
+        if prompt.latest_ns is not None and end_ns > prompt.latest_ns and not prompt.is_begun:
+            shed_ns += cost_ns
+            shed.append((prompt, int(start_ns + front_ns / factor + done_ns + shed_ns)))
+            continue
+        told.append((prompt, int(end_ns)))
+        if prompt.in_background:
+            done_ns += cost_ns
+        else:
+            front_ns += factor * cost_ns
+    return Forecast(told, shed)

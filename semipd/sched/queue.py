@@ -10,9 +10,11 @@ from semipd.sched.order import (
     BACKGROUND_EVERY,
     LAMBDA_INVERSE,
     RETURN_FACTOR,
+    Forecast,
     Pace,
     Prompt,
     Rank,
+    forecast,
     foreground_factor,
     left_out,
     rank_of,
@@ -151,6 +153,10 @@ class PromptQueue:
     def all(self) -> Iterator[Prompt]:
         yield from self._foreground()
         yield from self._background
+
+    def forecast(self, now_ns: int, pace: Pace, busy_ns: float) -> Forecast:
+        """See sched.order.forecast; changes nothing."""
+        return forecast(self._foreground(), self._background, pace, now_ns + busy_ns)
 
     def _foreground(self) -> Iterator[Prompt]:
         return (prompt for _, prompt in self._ranked if not prompt.in_background)

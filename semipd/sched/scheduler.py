@@ -3,18 +3,20 @@
 from collections.abc import Callable, Mapping
 
 from semipd.core.errors import SemipdError
-from semipd.core.events import ADMITTED, FINISHED, FIRST_TOKEN, PREEMPTED, QUEUED, REFUSED, FinishReason
+from semipd.core.events import ADMITTED, FINISHED, FIRST_TOKEN, PREEMPTED, QUEUED, TO_BACKGROUND, FinishReason
 from semipd.core.messages import Finished
 from semipd.core.plan import StepResult
 from semipd.core.request import Request, SeqId
 from semipd.core.settings import OrderName
+from semipd.core.slo import Targets
 from semipd.memory.kv import KVMemory, Placement
 from semipd.sched.chunks import take_chunk
-from semipd.sched.failures import step_failure
+from semipd.sched.failures import failed, refused, step_failure
 from semipd.sched.flight import Chunk, Flight
 from semipd.sched.limits import Limits, why_impossible
 from semipd.sched.order import Pace
 from semipd.sched.outbox import Outbox, send_prompt_logprobs
+from semipd.sched.planning import Planning
 from semipd.sched.preemption import choose_victim
 from semipd.sched.prompts import Prompts
 from semipd.sched.sequence import Sequence
@@ -22,10 +24,6 @@ from semipd.sched.settle import Settled, settle
 
 WATERMARK_FRAC = 0.01
 """Share of the pool kept free when admitting beside running work, so that growth does not thrash."""
-
-MAX_BEGUN_FRAC = 0.5
-"""Of the pool, that prompts which are begun and not yet computed may hold before one more is placed. Each
-that is overtaken between two chunks keeps its blocks; answers under way need some too."""
 
 Growth = tuple[Sequence, int]
 """A sequence and the block it was given."""
@@ -49,7 +47,8 @@ class Scheduler:
     ) -> None:
         assert limits.max_decode_tokens <= limits.block_size, "a decode may need a block more, never two"
         self.memory = KVMemory(limits.num_blocks, limits.block_size)
-        self._prompts = Prompts(order, self.cached_tokens)
+        self._prompts = Prompts(order, limits.max_late_ns, self.cached_tokens)
+        self._planning = Planning(self._prompts, limits.max_late_ns)
         self.queue = self._prompts.queue
         self.prefilling: list[Sequence] = []
         self.decoding: dict[SeqId, Sequence] = {}
@@ -60,6 +59,7 @@ class Scheduler:
         self.num_cached_tokens = 0
         self._limits = limits
         self._leave_lanes = leave_lanes
+        self._pool_tokens = self.memory.pool.num_usable * limits.block_size
         self._watermark = max(1, int(limits.num_blocks * WATERMARK_FRAC))
         self._refused_at_free: int | None = None
 
@@ -78,13 +78,14 @@ class Scheduler:
         sequence = Sequence.of(request, self._limits.max_model_len)
         refusal = why_impossible(sequence, self._limits, self.memory.pool.num_usable)
         if refusal:
-            out.event(REFUSED({"code": refusal.code, "message": refusal.message}), sequence)
-            code, message, hint = refusal.code, refusal.message, refusal.hint
-            out.send(Finished(request.seq, "error", code=code, message=message, hint=hint))
+            out.event(refused(refusal), sequence)
+            out.send(failed(sequence, refusal))
             return
         self.sequences[request.seq] = sequence
         self._enqueue(sequence)
         out.event(QUEUED({"prompt_tokens": len(request.prompt)}), sequence)
+        if sequence.in_background:
+            out.event(TO_BACKGROUND({"reason": "no_target", "expected_start_ms": None}), sequence)
         if len(sequence.tokens) >= sequence.max_total_tokens:  # resumed after its last token
             self.finish(sequence, "length", out)
 
@@ -96,10 +97,7 @@ class Scheduler:
 
     def fail(self, sequence: Sequence, error: SemipdError, out: Outbox) -> None:
         """Likewise, with an error. What was computed since the last `_commit` is never found as a prefix."""
-        code, message, hint = error.code, error.message, error.hint
-        cached = sequence.cached_tokens
-        finished = Finished(sequence.seq, "error", None, cached, code=code, message=message, hint=hint)
-        self._end(sequence, finished, out)
+        self._end(sequence, failed(sequence, error), out)
 
     def _end(self, sequence: Sequence, finished: Finished, out: Outbox) -> None:
         self._withdraw(sequence)
@@ -241,9 +239,18 @@ class Scheduler:
         self._refused_at_free = None
 
     def plan(self, pace: Pace, busy_ns: float, out: Outbox) -> None:
-        """See Prompts.plan."""
-        if self._prompts.plan(self.sequences, self.prefilling, pace, busy_ns, out.now_ns):
+        """See sched.planning."""
+        plan = self._planning.plan(self.sequences, self.prefilling, pace, busy_ns, out)
+        for sequence, error in plan.refused:
+            out.event(refused(error), sequence)
+            self.fail(sequence, error, out)
+        if plan.has_changed:
             self._refused_at_free = None
+
+    def retarget(self, service_class: str, before: Targets, after: Targets) -> int:
+        """See Prompts.retarget."""
+        self._refused_at_free = None
+        return self._prompts.retarget(self.sequences.values(), service_class, before, after)
 
     def has_prefill_work(self) -> bool:
         return self.queue.num_begun > 0 or (self.queue.num_waiting > 0 and self._may_admit())
@@ -289,7 +296,7 @@ class Scheduler:
 
     def _place(self, sequence: Sequence, out: Outbox) -> bool:
         """Give a waiting prompt its blocks; or not, remembering at which level of free blocks."""
-        if not self._may_admit() or not self._may_begin(sequence):
+        if not self._may_admit() or not self._prompts.may_begin(sequence, self.prefilling, self._pool_tokens):
             return False
         reuse, namespace = sequence.may_reuse, sequence.request.namespace
         if not self.memory.can_place(namespace, sequence.tokens, self.reserved_blocks, reuse=reuse):
@@ -304,14 +311,6 @@ class Scheduler:
         self._refused_at_free = None
         self._note_admission(sequence, out)
         return True
-
-    def _may_begin(self, sequence: Sequence) -> bool:
-        """See MAX_BEGUN_FRAC."""
-        if not self.queue.num_begun:
-            return True
-        begun = sum(len(s.tokens) for s in self.prefilling if s.tokens_left)
-        most_tokens = self.memory.pool.num_usable * self._limits.block_size * MAX_BEGUN_FRAC
-        return begun + len(sequence.tokens) <= most_tokens
 
     def cached_tokens(self, sequence: Sequence) -> int:
         if not sequence.may_reuse:

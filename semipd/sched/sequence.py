@@ -102,11 +102,14 @@ class Sequence:
             assert self.num_computed == len(self.tokens) - 1, numbers
 
 
-def retarget(sequences: Iterable[Sequence], service_class: str, before: Targets, after: Targets) -> int:
-    """Give those of the class that have brought no targets the new ones. Returns how many."""
-    num_changed = 0
+def retarget(
+    sequences: Iterable[Sequence], service_class: str, before: Targets, after: Targets
+) -> list[Sequence]:
+    """Give those of the class that have brought no targets the new ones. Returns them."""
+    changed: list[Sequence] = []
     for sequence in sequences:
         request = sequence.request.retargeted(service_class, before, after)
-        num_changed += request is not sequence.request
-        sequence.request = request
-    return num_changed
+        if request is not sequence.request:
+            sequence.request = request
+            changed.append(sequence)
+    return changed

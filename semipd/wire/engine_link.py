@@ -11,6 +11,7 @@ from semipd.core.errors import ProtocolError
 from semipd.core.events import Event
 from semipd.core.messages import (
     Cancel,
+    ExpectedStarts,
     Finished,
     GetPartition,
     GetStatus,
@@ -125,6 +126,8 @@ def outbound_to_wire(message: Outbound) -> dict[str, Any]:
             return {"op": "prompt_logprobs", "seq": seq, "entries": entries}
         case Finished():
             return {"op": "finished"} | {name: getattr(message, name) for name in Finished.__slots__}
+        case ExpectedStarts(seqs, at_ns):
+            return {"op": "expected_starts", "seqs": seqs, "at_ns": at_ns}
         case Event():
             return {"op": "event"} | {name: getattr(message, name) for name in Event.__slots__}
         case Status(nonce, data, refused):
@@ -150,6 +153,7 @@ _OUTBOUND: dict[str, Callable[[dict[str, Any]], Outbound]] = {
     "tokens": _tokens,
     "prompt_logprobs": _prompt_logprobs,
     "finished": lambda data: Finished(**_without_op(data)),
+    "expected_starts": lambda data: ExpectedStarts(tuple(data["seqs"]), tuple(data["at_ns"])),
     "event": lambda data: Event(**_without_op(data)),
     "status": lambda data: Status(data["nonce"], data["data"], data["refused"]),
 }

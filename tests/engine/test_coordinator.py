@@ -103,7 +103,8 @@ def test_events_tell_the_life_of_a_request() -> None:
     run.tick([submit(2, list(range(40)), max_tokens=3)])
     run.drain()
     life = [(e.kind, e.data.get("cached_tokens")) for e in run.events if e.seq == 2]
-    assert life == [("queued", None), ("admitted", 32), ("first_token", None), ("finished", None)]
+    begun = [("queued", None), ("to_background", None), ("admitted", 32)]
+    assert life == [*begun, ("first_token", None), ("finished", None)]
     assert run.finished[SeqId(2)].cached_tokens == 32
 
 

@@ -68,7 +68,7 @@ _LANE: LaneNumbers = {
 NUMBERS: EngineStatus = {
     "scheduler": "scripted",
     "split": {"prefill": 1, "decode": 1, "unit": "unit"},
-    "requests": {"waiting": 0, "prefilling": 0, "decoding": 0, "oldest_waiting_ms": None},
+    "requests": {"waiting": 0, "background": 0, "prefilling": 0, "decoding": 0, "oldest_waiting_ms": None},
     "kv": {
         "block_tokens": 16,
         "total_blocks": 99,

@@ -166,6 +166,7 @@ _STATE: StateDocument = {
     "preemptions": 3,
     "requests": {
         "waiting": 4,
+        "background": 0,
         "prefilling": 2,
         "decoding": 9,
         "oldest_waiting_ms": 410.0,
@@ -223,7 +224,7 @@ _WITHOUT_ENGINE: dict[str, Any] = {
     ),
     "partition": None,
     "requests": {
-        **dict.fromkeys(("waiting", "prefilling", "decoding", "oldest_waiting_ms")),
+        **dict.fromkeys(("waiting", "background", "prefilling", "decoding", "oldest_waiting_ms")),
         "live": 0,
         "held": 0,
         "suspects": 0,
@@ -255,6 +256,8 @@ _REQUEST: RequestRow = {
     "error_code": None,
     "arrived_at_s": NOW_S - 5,
     "age_ms": 5000.0,
+    "in_background": False,
+    "expected_start_s": None,
     "priority": "interactive",
     "prompt_tokens": 1000,
     "cached_tokens": 256,

@@ -142,7 +142,13 @@ def status_document() -> dict[str, object]:
         "device_info": {"name": "cpu: two cores"},
         "scheduler": "semipd",
         "split": {"prefill": 1, "decode": 1, "unit": "core"},
-        "requests": {"waiting": 2, "prefilling": 1, "decoding": 5, "oldest_waiting_ms": 1500.0},
+        "requests": {
+            "waiting": 2,
+            "background": 1,
+            "prefilling": 1,
+            "decoding": 5,
+            "oldest_waiting_ms": 1500.0,
+        },
         "totals": {"stop": 4},
         "kv": {
             "block_tokens": 16,
@@ -173,7 +179,7 @@ def test_status_table() -> None:
     for fact in (
         "up 2 h 1 min",
         "prefill 1, decode 1 (cores)",
-        "2 waiting (the oldest for 1.5 s), 1 prefilling, 5 decoding",
+        "2 waiting (the oldest for 1.5 s), 1 in the background, 1 prefilling, 5 decoding",
         "7 of 100 in use (16 tokens each), 9 free ones",
         "32 of 50 prompt tokens",
         "4 stop",

@@ -68,6 +68,7 @@ def test_every_setting_reaches_the_engine() -> None:
         "server.log_format": "json",
         "kv.fraction": "0.25",
         "engine.order": "cost",
+        "admission.max_late_s": "5",
         "partition.mode": "fixed",
         "partition.policy": "paper",
         "partition.merge_tokens": "0",

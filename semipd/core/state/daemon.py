@@ -28,10 +28,12 @@ class KvState(KvPool):
 
 
 class RequestsState(TypedDict):
-    """`live`: between arrival and last byte; `held`: while there is no engine; `suspects`: retried alone
-    after an engine's death; `totals`: ended ones by reason, and `admitted`. Null: no engine answers."""
+    """`background`: see RequestNumbers; `live`: between arrival and last byte; `held`: while there is no
+    engine; `suspects`: retried alone after an engine's death; `totals`: ended ones by reason, and `admitted`.
+    Null: no engine answers."""
 
     waiting: int | None
+    background: int | None
     prefilling: int | None
     decoding: int | None
     oldest_waiting_ms: float | None

@@ -60,7 +60,10 @@ class PrefixState(TypedDict):
 
 
 class RequestNumbers(TypedDict):
+    """`background`: prompts that let all pass which can be in time, waiting or begun."""
+
     waiting: int
+    background: int
     prefilling: int
     decoding: int
     oldest_waiting_ms: float | None

@@ -9,7 +9,9 @@ from semipd.core.state.partition import TargetsDocument
 
 class RequestRow(TypedDict):
     """One sequence of a request: facts and times, never its text. `key`: the name of the client's key.
-    `priority`: batch for the class of that name. `itl_ms`: percentile of its own inter-token times. Null: did
+    `priority`: batch for the class of that name. `in_background`: it lets
+    all pass that can be in time; while it waits so, `expected_start_s` predicts when its prompt is begun.
+    `itl_ms`: percentile of its own inter-token times. Null: did
     not happen. `events`: only when one request is asked for."""
 
     id: str
@@ -20,6 +22,8 @@ class RequestRow(TypedDict):
     error_code: str | None
     arrived_at_s: float
     age_ms: float
+    in_background: bool
+    expected_start_s: float | None
     priority: Priority
     prompt_tokens: int
     cached_tokens: int

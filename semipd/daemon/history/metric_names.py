@@ -48,6 +48,8 @@ def _gauges() -> Iterator[Definition]:
     yield gauge("vllm:kv_cache_usage_perc", "Share of the KV blocks in use; 1: all.")
     yield gauge("semipd:engine_up", "1 if the engine has answered just now.")
     yield gauge("semipd:kv_blocks", "KV blocks; cached ones are free but hold reusable prefixes.", "state")
+    background = "Prompts in the background: without a target, or too late for it."
+    yield gauge("semipd:background_requests", background)
     yield gauge("semipd:oldest_waiting_seconds", "Age of the oldest waiting request; 0: none waits.")
     yield gauge("semipd:split_units", "Cores or SMs of each lane under the split in force.", "lane")
     yield gauge("semipd:partition_mode", "1 for the mode of partition control in force.", "mode")

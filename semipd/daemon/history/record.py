@@ -17,7 +17,8 @@ class RequestRecord:
     """Times are CLOCK_MONOTONIC in ns, 0 until they happen.
 
     "Sent" is when a token leaves the daemon: its text has been written to the client's connection or, for an
-    answer that is sent as a whole, has been added to it. `is_placed`: an engine has it in its KV pool.
+    answer that is sent as a whole, has been added to it. `expected_start_ns`: when its prompt will be begun,
+    while it waits in the background. `is_placed`: an engine has it in its KV pool.
     `num_choices`: see access.terms.Terms.
     """
 
@@ -36,6 +37,8 @@ class RequestRecord:
     output_tokens: int = 0
     sent_tokens: int = 0
     preemptions: int = 0
+    in_background: bool = False
+    expected_start_ns: int = 0
     admitted_ns: int = 0
     first_token_ns: int = 0
     last_token_ns: int = 0

@@ -17,6 +17,7 @@ from semipd.core.events import (
     FIRST_BYTE,
     REFUSED,
     REQUEST_RESUMED,
+    TO_BACKGROUND,
     WORKER_DIED,
     DrainChanged,
     Event,
@@ -171,6 +172,7 @@ class RequestHistory:
         record.finished_ns = self._clock_ns()
         record.state = "finished"
         record.is_placed = False
+        record.expected_start_ns = 0
         record.finish_reason = reason
         record.error_code = error_code
         end: RequestFinished = {
@@ -206,7 +208,8 @@ class RequestHistory:
         self.engine_deaths += 1
         for record in in_flight:
             record.state = "waiting"
-            record.is_placed = False
+            record.is_placed = record.in_background = False
+            record.expected_start_ns = 0
         self._write(None, self._clock_ns(), ENGINE_DIED({"why": why, "in_flight": len(in_flight)}))
 
     def engine_restarted(self, outage_s: float, device: str) -> None:
@@ -255,6 +258,8 @@ class RequestHistory:
             "error_code": record.error_code,
             "arrived_at_s": self.journal.wall_s(record.arrival_ns),
             "age_ms": record.total_ms(self._clock_ns()),
+            "in_background": record.in_background,
+            "expected_start_s": self._expected_s(record),
             "priority": record.priority,
             "prompt_tokens": record.prompt_tokens,
             "cached_tokens": record.cached_tokens,
@@ -275,6 +280,9 @@ class RequestHistory:
             shown["events"] = [self.journal.to_wire(entry) for entry in record.timeline]
         return shown
 
+    def _expected_s(self, record: RequestRecord) -> float | None:
+        return self.journal.wall_s(record.expected_start_ns) if record.expected_start_ns else None
+
     def all_to_wire(self, records: Iterable[RequestRecord]) -> list[RequestRow]:
         return [self.to_wire(record) for record in records]
 
@@ -287,13 +295,27 @@ class RequestHistory:
             case "admitted":
                 record.state = "prefilling"
                 record.is_placed = True
+                record.expected_start_ns = 0
                 if not record.admitted_ns:
                     self._first_admission(record, event)
+            case "to_background":
+                record.in_background = True
+                expected_ms = TO_BACKGROUND.of(event)["expected_start_ms"]
+                record.expected_start_ns = 0 if expected_ms is None else event.at_ns + int(expected_ms * 1e6)
+            case "from_background":
+                record.in_background, record.expected_start_ns = False, 0
             case "preempted":
                 record.state = "waiting"
                 record.is_placed = False
                 record.preemptions += 1
                 self.preemptions += 1
+
+    def expected(self, starts_ns: Iterable[tuple[SeqId, int]]) -> None:
+        """When requests that wait in the background will be begun, as the engine predicts."""
+        for seq, at_ns in starts_ns:
+            record = self._live.get(seq)
+            if record is not None and record.in_background and record.state == "waiting":
+                record.expected_start_ns = at_ns
 
     def _first_admission(self, record: RequestRecord, event: Event) -> None:
         record.admitted_ns = event.at_ns

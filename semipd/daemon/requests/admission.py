@@ -180,8 +180,10 @@ class Admission:
             self._count(record.priority, Load(1, record.prompt_tokens), -1)
 
     def _finished(self, record: RequestRecord) -> None:
+        """Who was refused for being late has made room, but is no sign of how fast requests are completed."""
         self._left(record)
-        self._meter.add(Load(1, record.prompt_tokens), self._clock_s())
+        if record.error_code != "late":
+            self._meter.add(Load(1, record.prompt_tokens), self._clock_s())
 
     def _count(self, priority: Priority, load: Load, sign: int = 1) -> None:
         self._load[priority] = self._load[priority].plus(load, sign)

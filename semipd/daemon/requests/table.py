@@ -15,7 +15,7 @@ from typing import Protocol
 
 from semipd.core.errors import SemipdError
 from semipd.core.events import Event, FinishReason
-from semipd.core.messages import Finished, Outbound, PromptLogprobs, StepTokens
+from semipd.core.messages import ExpectedStarts, Finished, Outbound, PromptLogprobs, StepTokens
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.slo import Targets
@@ -206,6 +206,8 @@ class RequestTable:
                     self._live[seq].prompt_logprobs.extend(entries)
             case Finished():
                 self._finish(message)
+            case ExpectedStarts(seqs, at_ns):
+                self.history.expected(zip(seqs, at_ns, strict=True))
             case Event():
                 self._note(message)
         if self._resumption.num_held:
@@ -291,16 +293,19 @@ class RequestTable:
             live.cached_tokens = message.cached_tokens
         self._resumption.ended(message.seq)
         live.stop_token = message.stop_token
-        error = (
-            SemipdError(message.code, message.message, message.hint) if message.reason == "error" else None
-        )
-        live.finish(message.reason, error)
+        live.finish(message.reason, _error_of(message))
 
     def _note(self, event: Event) -> None:
         self.history.noted(event)
         live = self._live.get(event.seq) if event.seq is not None else None
         if live is not None and event.kind == "admitted":
             live.cached_tokens = live.record.cached_tokens
+
+
+def _error_of(message: Finished) -> SemipdError | None:
+    if message.reason != "error":
+        return None
+    return SemipdError(message.code, message.message, message.hint, retry_after_s=message.retry_after_s)
 
 
 def _why_unsent(error: Exception, request_id: str) -> SemipdError:

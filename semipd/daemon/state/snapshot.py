@@ -152,6 +152,7 @@ def _requests(state: "DaemonState", engine: EngineStatus | None) -> RequestsStat
     numbers = engine["requests"] if engine else None
     return {
         "waiting": numbers["waiting"] if numbers else None,
+        "background": numbers["background"] if numbers else None,
         "prefilling": numbers["prefilling"] if numbers else None,
         "decoding": numbers["decoding"] if numbers else None,
         "oldest_waiting_ms": numbers["oldest_waiting_ms"] if numbers else None,
@@ -205,6 +206,7 @@ def _engine_samples(engine: EngineStatus) -> Iterator[MetricSample]:
     requests, kv, split = engine["requests"], engine["kv"], engine["split"]
     yield MetricSample("vllm:num_requests_running", requests["prefilling"] + requests["decoding"])
     yield MetricSample("vllm:num_requests_waiting", requests["waiting"])
+    yield MetricSample("semipd:background_requests", requests["background"])
     yield MetricSample("semipd:oldest_waiting_seconds", (requests["oldest_waiting_ms"] or 0.0) / 1e3)
     yield MetricSample("vllm:kv_cache_usage_perc", kv["used_blocks"] / kv["total_blocks"])
     yield MetricSample("semipd:kv_blocks", kv["used_blocks"], ("used",))

@@ -25,6 +25,7 @@ _STATUS: dict[str, int] = {
     "lane_failed": 500,
     "renderer_failed": 500,
     "overloaded": 503,
+    "late": 503,
     "too_many_connections": 503,
     "draining": 503,
     "drain_deadline": 503,

@@ -34,19 +34,30 @@ def _column(
     return Field(title, width, value, lambda row: Span(f"{text(value(row)):>{width}}"), wide)
 
 
-_STATES: dict[str, Style] = {"waiting": "warn", "prefilling": "prefill", "decoding": "decode"}
+_STATES: dict[str, Style] = {
+    "waiting": "warn",
+    "background": "bad",
+    "prefilling": "prefill",
+    "decoding": "decode",
+}
+
+
+def shown_state(row: RequestRow) -> str:
+    """Waiting is told apart: in the background, it lets all pass that can be in time."""
+    return "background" if row["state"] == "waiting" and row["in_background"] else row["state"]
 
 
 def _state(row: RequestRow) -> Span:
-    if row["state"] != "finished":
-        return Span(row["state"], _STATES[row["state"]])
+    state = shown_state(row)
+    if state != "finished":
+        return Span(state, _STATES[state])
     reason = row["error_code"] or row["finish_reason"]
     return Span(reason or "", "bad" if row["error_code"] else "dim")
 
 
 FIELDS: tuple[Field, ...] = (
     Field("id", 8, lambda row: row["id"], lambda row: Span(f"{row['id']:.8}"), numeric=False),
-    Field("state", 10, lambda row: (row["state"], row["error_code"] or ""), _state, numeric=False),
+    Field("state", 10, lambda row: (shown_state(row), row["error_code"] or ""), _state, numeric=False),
     Field("age", 6, lambda row: row["age_ms"], lambda row: Span(f"{duration(row['age_ms'] / 1e3):>6}")),
     _column("prompt", 6, lambda row: row["prompt_tokens"]),
     _column("hit", 5, lambda row: row["cached_tokens"]),
@@ -127,5 +138,12 @@ def _is(row: RequestRow, which: Which) -> bool:
 
 
 def _searchable(row: RequestRow) -> str:
-    named = (row["id"], row["state"], row["finish_reason"], row["error_code"], row["priority"], row["key"])
+    named = (
+        row["id"],
+        shown_state(row),
+        row["finish_reason"],
+        row["error_code"],
+        row["priority"],
+        row["key"],
+    )
     return " ".join(filter(None, named)).lower()

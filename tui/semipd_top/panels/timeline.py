@@ -5,6 +5,7 @@ from textwrap import wrap
 
 from semipd.core.events import EventRow
 from semipd.core.state.requests import RequestRow
+from semipd_top.panels.listing import shown_state
 from semipd_top.picture.event_text import describe, style_of
 from semipd_top.text.charts import bar
 from semipd_top.text.lines import EMPTY, Line, Span, line
@@ -17,8 +18,14 @@ WORDS_AT = 36
 def request_lines(record: RequestRow, width: int) -> list[Line]:
     """Facts, where its time went, and its events with the time since arrival and since the event before."""
     ended = record["error_code"] or record["finish_reason"]
+    expected_s = record["expected_start_s"]
     lines = [
-        line(Span(record["id"], "strong"), f"  {record['state']}", f", {ended}" if ended else ""),
+        line(
+            Span(record["id"], "strong"),
+            f"  {shown_state(record)}",
+            f", {ended}" if ended else "",
+            "" if expected_s is None else f", to be begun at {clock(expected_s)}",
+        ),
         line(
             f"arrived {clock(record['arrived_at_s'])}, age {duration(record['age_ms'] / 1e3)}, "
             f"{record['priority']}",

@@ -44,7 +44,13 @@ def _queue(state: StateDocument, picture: Picture) -> Line:
     oldest_ms, target_ms = requests["oldest_waiting_ms"], state["slo"]["targets"]["ttft_ms"]
     late = oldest_ms is not None and oldest_ms > target_ms
     oldest = "" if oldest_ms is None else f", the oldest for {duration(oldest_ms / 1e3)}"
-    return line(f"waiting {count(requests['waiting'])}", Span(oldest, "bad" if late else ""), _held(requests))
+    background = requests["background"]
+    return line(
+        f"waiting {count(requests['waiting'])}",
+        Span(f" ({count(background)} behind)" if background else "", "warn"),
+        Span(oldest, "bad" if late else ""),
+        _held(requests),
+    )
 
 
 def _held(requests: RequestsState) -> Span:

@@ -30,6 +30,8 @@ COMMON = frozenset(
     {
         "arrived",
         "queued",
+        "to_background",
+        "from_background",
         "admitted",
         "first_token",
         "first_byte",
@@ -80,6 +82,7 @@ _STYLES: dict[str, Style] = {
     "worker_restarted": "ok",
     "refused": "warn",
     "preempted": "warn",
+    "to_background": "warn",
     "slow_step": "warn",
     "drain_changed": "warn",
     "partition_changed": "key",
@@ -168,6 +171,12 @@ def _worker_died(data: Data) -> str:
     return f"the {data['lane']} lane's worker, pid {data['pid']}: {data['how']}{signal}"
 
 
+def _to_background(data: Data) -> str:
+    why = "would be late" if data["reason"] == "late" else "has no target"
+    expected_ms = data["expected_start_ms"]
+    return why + ("" if expected_ms is None else f", to be begun in {latency(expected_ms)}")
+
+
 def _plain(data: Data) -> str:
     return " ".join(f"{name}={value}" for name, value in data.items())
 
@@ -178,6 +187,8 @@ _WORDS: dict[str, Callable[[Data], str]] = {
     ),
     "queued": lambda d: f"{count(d['prompt_tokens'])} prompt tokens",
     "admitted": lambda d: f"{count(d['cached_tokens'])} of {count(d['tokens'])} tokens found as a prefix",
+    "to_background": _to_background,
+    "from_background": lambda d: "can be in time after all",
     "first_token": lambda d: "the engine's first token",
     "first_byte": lambda d: f"left the daemon, TTFT {latency(d['ttft_ms'])}",
     "preempted": lambda d: (
