@@ -127,12 +127,6 @@ class AdmissionConfig:
     batch_share: float = option(
         0.5, "Part of that room which requests of priority batch may fill.", minimum=0.01, maximum=1.0
     )
-    batch_delay_s: float = option(
-        60.0,
-        "Requests of priority batch queue as if they had come so much later.",
-        minimum=0.0,
-        maximum=86400.0,
-    )
     max_late_s: float = option(
         30.0,
         "A request whose first token would come so much later than its target says is refused, unless it has "

@@ -23,7 +23,6 @@ class Request:
         prompt: token ids, at least one.
         emitted: tokens an earlier engine already produced for this request (resume); never repeated.
         namespace: root of the prefix index: requests in different namespaces never share blocks.
-        delay_ns: in queues and under memory pressure the request stands as if it had arrived so much later.
         arrival_ns: CLOCK_MONOTONIC at the daemon; kept over preemption and resume.
         service_class: name for reports; what holds is in `targets`.
         targets: what it is measured by, resolved by the daemon.
@@ -37,7 +36,6 @@ class Request:
     arrival_ns: int
     namespace: str = ""
     emitted: tuple[int, ...] = ()
-    delay_ns: int = 0
     service_class: str = DEFAULT_CLASS
     targets: Targets = NO_TARGETS
     accept_late: bool = False

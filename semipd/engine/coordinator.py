@@ -170,8 +170,8 @@ class Coordinator:
             if self.policy == "semipd":
                 self.prefill.leave(sequence.seq)
         for sequence in settled.first:
-            due_ns = sequence.request.arrival_ns + sequence.request.delay_ns
-            self.control.first_token(sequence.seq, out.now_ns, max(out.now_ns - due_ns, 0) / 1e6)
+            ttft_ms = (out.now_ns - sequence.request.arrival_ns) / 1e6
+            self.control.first_token(sequence.seq, out.now_ns, ttft_ms)
         for sequence, _ in settled.ended:
             self.control.finished(out.now_ns, _tpot_ms(sequence, out.now_ns), sequence.num_output_tokens)
 

@@ -33,11 +33,12 @@ def work_at_hand(scheduler: Scheduler, prefill: LaneState, times: StepTimes, now
 
 
 def _prompt(sequence: Sequence, done_tokens: int, now_ns: int) -> WaitingPrompt:
-    """A preempted or resumed request has had its first token: its age says that TTFT is settled. The TTFT of
-    a request that agreed to a delay runs from the end of it."""
+    """A preempted or resumed request has had its first token, and one that has gone to the background cannot
+    be in time: its age says that TTFT is settled."""
     request = sequence.request
-    is_started = sequence.first_token_ns or request.emitted
-    age_ms = math.inf if is_started else (now_ns - request.arrival_ns - request.delay_ns) / 1e6
+    is_late = sequence.in_background and request.targets.ttft_ms is not None
+    is_settled = sequence.first_token_ns or request.emitted or is_late
+    age_ms = math.inf if is_settled else (now_ns - request.arrival_ns) / 1e6
     return WaitingPrompt(len(sequence.tokens) - done_tokens, done_tokens, age_ms)
 
 

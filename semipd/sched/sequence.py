@@ -51,8 +51,8 @@ class Sequence:
 
     @property
     def age_key(self) -> tuple[int, int]:
-        """Sorts by arrival, delay included; unique."""
-        return self.request.arrival_ns + self.request.delay_ns, self.request.seq
+        """Sorts by arrival; unique."""
+        return self.request.arrival_ns, self.request.seq
 
     @property
     def tokens_left(self) -> int:

@@ -38,7 +38,7 @@ async def test_late_is_said_at_every_door_before_any_byte_of_a_stream_and_counte
         assert (waiting["expected_start_s"] or 0) > waiting["arrived_at_s"]
         engine = await daemon.engine()
         metrics, _ = await daemon.services.exposition("")
-        shown = history.to_wire(history.records("waiting")[0], timeline=True)["events"]
+        shown: Any = history.to_wire(history.records("waiting")[0], timeline=True)["events"]
         ended = [(r.finish_reason, r.error_code) for r in history.records("finished")]
         for task in (holder, patient):
             await task

@@ -14,6 +14,7 @@ from semipd.core.settings import OrderName
 from semipd.sched.order import (
     BACKGROUND_EVERY,
     LAMBDA_INVERSE,
+    NO_TARGET_DELAY_NS,
     Pace,
     Prompt,
     forecast,
@@ -171,6 +172,15 @@ def test_a_prompt_comes_back_when_there_is_room_again_but_not_once_it_is_late() 
     queue.remove(prompts[0])
     queue.check_integrity()
     assert queue.plan(1, Pace(1.0, 0.0, 0.0), 0.0) == [], "what is late stays late"
+
+
+def test_in_the_background_who_is_late_goes_before_who_has_no_target_and_is_not_much_older() -> None:
+    late = prompt(1, 500, arrival_ns=NO_TARGET_DELAY_NS, due_ms=1)
+    patient = [
+        prompt(seq, 5, arrival_ns=arrival_ns, due_ms=None) for seq, arrival_ns in ((2, -1), (3, 1), (4, 2))
+    ]
+    patient[2].is_answering = True
+    assert served(queue_of("deadline", [late, *patient], 2_000_000)) == [4, 2, 1, 3]
 
 
 def test_nobody_is_given_up_by_step_times_that_are_not_known() -> None:

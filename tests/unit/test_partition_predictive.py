@@ -138,12 +138,6 @@ def test_the_walk_equals_token_by_token(seed: int) -> None:
         assert found.watched is not None
 
 
-def test_a_prompt_served_before_its_agreed_delay_has_waited_for_nothing() -> None:
-    s = snapshot(prompts=(WaitingPrompt(50, 0, -30_000.0),))
-    found = split_outlook(s, SLO, Split(8, 8), prefill_steps(s.prompts, s.chunk_tokens))
-    assert found.ttft_ms == 0.0
-
-
 def test_behind_the_first_steps_prompts_are_taken_whole() -> None:
     steps = prefill_steps(prompts(*[1050] * 20), 100)
     assert sum(step.new_tokens for step in steps) == 20 * 1050

@@ -9,13 +9,11 @@ DEFAULT_SERVICE = Service()
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """`delay_ns`: see core.request.
-    `max_unread`: tokens its consumer may leave unread; 0: any number. `num_choices`: what was asked of the
+    """`max_unread`: tokens its consumer may leave unread; 0: any number. `num_choices`: what was asked of the
     prompt, counted with its first choice; 0: a later one."""
 
     owner: str = ""
     service: Service = DEFAULT_SERVICE
-    delay_ns: int = 0
     max_unread: int = 0
     num_choices: int = 1
 

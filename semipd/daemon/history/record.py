@@ -29,7 +29,6 @@ class RequestRecord:
     arrival_ns: int
     owner: str = ""
     service: Service = DEFAULT_SERVICE
-    delay_ns: int = 0
     num_choices: int = 1
     state: RequestStage = "waiting"
     is_placed: bool = False

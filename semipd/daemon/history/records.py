@@ -94,7 +94,6 @@ class RequestHistory:
             request.arrival_ns,
             terms.owner,
             terms.service,
-            terms.delay_ns,
             terms.num_choices,
         )
         self._live[request.seq] = record

@@ -1,4 +1,4 @@
-"""What the configuration says of every request: its root in the prefix cache, deadline, delay, and bounds."""
+"""What the configuration says of every request: its root in the prefix cache, deadline, and bounds."""
 
 from dataclasses import dataclass, field
 
@@ -17,7 +17,6 @@ class RequestRules:
 
     model_name: str = ""
     timeout_ms: int = 0
-    batch_delay_s: float = 60.0
     max_unread_tokens: int = 4096
     log_prompts: bool = False
     limits: LimitsConfig = field(default_factory=LimitsConfig)
@@ -27,7 +26,6 @@ class RequestRules:
         return cls(
             config.served_model_name,
             config.admission.timeout_ms,
-            config.admission.batch_delay_s,
             config.limits.max_unread_tokens,
             config.server.log_prompts,
             config.limits,
@@ -39,10 +37,9 @@ class RequestRules:
 
     def terms(self, caller: Caller, service: Service, params: SamplingParams, num_choices: int = 1) -> Terms:
         """A token with alternatives counts as so many."""
-        delay_ns = int(self.batch_delay_s * 1e9) if service.priority == "batch" else 0
         weight = 1 + (0 if params.logprobs is None else 1 + params.logprobs)
         unread = max(self.max_unread_tokens // weight, 1)
-        return Terms(caller.name, service, delay_ns, unread, num_choices)
+        return Terms(caller.name, service, unread, num_choices)
 
     def deadline_ms(self, asked_ms: int | None) -> int | None:
         """From arrival; None: no deadline."""

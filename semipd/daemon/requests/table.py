@@ -101,7 +101,6 @@ class RequestTable:
             params,
             arrived_ns,
             namespace,
-            delay_ns=terms.delay_ns,
             service_class=service.service_class,
             targets=service.targets,
             accept_late=service.accept_late,

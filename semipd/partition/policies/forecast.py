@@ -96,15 +96,14 @@ def drain_ms(steps: Sequence[PrefillSteps], line: Line, start_ms: float) -> floa
 def walk(
     steps: Sequence[PrefillSteps], prompts: Sequence[WaitingPrompt], line: Line, start_ms: float
 ) -> list[tuple[float, int]]:
-    """(TTFT, index) of every prompt, in order; the first step starts in `start_ms`. A prompt that agreed to a
-    delay and is computed before its end waits for nothing."""
+    """(TTFT, index) of every prompt, in order; the first step starts in `start_ms`."""
     ttfts: list[tuple[float, int]] = []
     now_ms = start_ms
     constant, per_token, per_context = line
     for num_steps, new, attended, ends in steps:
         now_ms += num_steps * constant + per_token * new + per_context * attended
         for idx in ends:
-            ttfts.append((max(prompts[idx].age_ms + now_ms, 0.0), idx))
+            ttfts.append((prompts[idx].age_ms + now_ms, idx))
     return ttfts
 
 
