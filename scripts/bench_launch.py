@@ -87,7 +87,8 @@ def decode(inputs: Inputs, rows: int) -> Prepared:
     pool, tables = inputs.paged(rows, context, HEADS["kv_heads"], HEADS["head_dim"])
     q = inputs.floats(rows, HEADS["heads"], HEADS["head_dim"])
     lens, out = torch.full((rows,), context, dtype=torch.int32), torch.empty_like(q)
-    work = decode_workspace(rows, HEADS["heads"], HEADS["head_dim"], num_splits, q.device)
+    heads = (HEADS["heads"], HEADS["kv_heads"], HEADS["head_dim"])
+    work = decode_workspace(rows, *heads, rows * num_splits, q.device)
 
     def run() -> tuple[Tensor, ...]:
         attended = decode_attention(

@@ -31,6 +31,8 @@ class AotCase:
         prefetches: innermost loops with asynchronous copies must not wait for those of the same turn.
         max_turn_instructions: most instructions that a warp issues in one turn of the streaming loop with
             tensor cores; 0: no promise.
+        counts_arrivals: the last program that arrives goes on with what all have stored: its atomic
+            operations must order their stores and its loads.
         vector_bytes: global loads in innermost loops (without loops: all of them) must move at least so many
             bytes per thread and instruction, but for a quarter of the bytes; 0: no promise.
         spills_allowed: bytes; anything else than 0 needs its reason beside it.
@@ -50,6 +52,7 @@ class AotCase:
     dependent: bool = False
     prefetches: bool = False
     max_turn_instructions: int = 0
+    counts_arrivals: bool = False
     vector_bytes: int = 0
     spills_allowed: int = 0
     options: Mapping[str, Any] = field(default_factory=lambda: {"enable_fp_fusion": True})

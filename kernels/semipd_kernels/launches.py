@@ -15,12 +15,11 @@ and launches that a profiler has hooked itself into go the ordinary way.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 KNOWN_TRITON = ((3, 6), (3, 9))
@@ -36,25 +35,12 @@ Repeat = Callable[[int, tuple[int, ...]], None]
 """(stream, addresses of the operation's tensors): launch once more."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Scratch:
-    """Memory of one call, uninitialised, where the operation's first tensor is. All launches that name it get
-    the same. It is free again when they are queued: whatever comes later on the stream may have it."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    def allocate(self, like: Tensor) -> Tensor:
-        return torch.empty(self.shape, dtype=self.dtype, device=like.device)
-
-
 @dataclass(frozen=True, slots=True)
 class Launch:
     """`kernel[(num_programs,)](*args, **constants)`.
 
     Attributes:
-        args: its run-time arguments in order. Tensors are those the operation was given, or views of one;
-            a `Scratch` stands for its memory.
+        args: its run-time arguments in order. Tensors are those the operation was given, or views of one.
         constants: its `tl.constexpr` arguments, and options such as `num_warps`.
     """
 
@@ -73,19 +59,12 @@ Plan = Callable[..., Sequence[Launch]]
 arguments alone; raises SemipdError."""
 
 
-class Prepared(NamedTuple):
-    """The launches of one class; they take the addresses of the operation's tensors, then of `scratch`."""
-
-    repeats: tuple[Repeat, ...]
-    scratch: tuple[Scratch, ...]
-
-
 class LaunchCache:
     """The launches of one operation, by the class of its arguments."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._known: dict[Hashable, Prepared | None] = {}
+        self._known: dict[Hashable, tuple[Repeat, ...] | None] = {}
         _CACHES.append(self)
 
     def run(self, tensors: tuple[Tensor, ...], *others: Hashable) -> None:
@@ -96,33 +75,27 @@ class LaunchCache:
             tuple([address & 15 for address in addresses]),
             tuple([(t.dtype, t.shape, t.stride(), t.get_device()) for t in tensors]),
         )
-        prepared = self._known.get(key)
-        if prepared is None:
+        repeats = self._known.get(key)
+        if repeats is None:
             self._run_ordinarily(key, tensors, others)
             return
         driver, settings = _triton()
         if settings.launch_enter_hook.calls or settings.launch_exit_hook.calls:
             self._run_ordinarily(key, tensors, others)
             return
-        if prepared.scratch:
-            memory = [scratch.allocate(tensors[0]) for scratch in prepared.scratch]
-            addresses += tuple([tensor.data_ptr() for tensor in memory])
         stream = driver.active.get_current_stream(driver.active.get_current_device())
-        for repeat in prepared.repeats:
+        for repeat in repeats:
             repeat(stream, addresses)
 
     def _run_ordinarily(
         self, key: Hashable, tensors: tuple[Tensor, ...], others: tuple[Hashable, ...]
     ) -> None:
-        planned = self._plan(*tensors, *others)
-        memory = {scratch: scratch.allocate(tensors[0]) for scratch in _scratch(planned)}
-        launches = [_with_memory(launch, memory) for launch in planned]
+        launches = self._plan(*tensors, *others)
         compiled = [launch.run() for launch in launches]
         if key not in self._known:
             if len(self._known) >= MAX_CLASSES:
                 self.forget()
-            repeats = _all_repeated(launches, compiled, (*tensors, *memory.values()))
-            self._known[key] = None if repeats is None else Prepared(repeats, tuple(memory))
+            self._known[key] = _all_repeated(launches, compiled, tensors)
 
     def forget(self) -> None:
         self._known.clear()
@@ -136,17 +109,6 @@ def forget_launches() -> None:
     """All of every operation: for whoever gives Triton another driver."""
     for launches in _CACHES:
         launches.forget()
-
-
-def _scratch(launches: Sequence[Launch]) -> dict[Scratch, None]:
-    """Each once, in order."""
-    every = (argument for launch in launches for argument in launch.args)
-    return dict.fromkeys(argument for argument in every if isinstance(argument, Scratch))
-
-
-def _with_memory(launch: Launch, memory: Mapping[Scratch, Tensor]) -> Launch:
-    args = tuple(memory[arg] if isinstance(arg, Scratch) else arg for arg in launch.args)
-    return replace(launch, args=args)
 
 
 def _all_repeated(

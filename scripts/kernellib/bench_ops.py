@@ -193,16 +193,19 @@ def _decode(
     head_dim: int,
     block_size: int = BLOCK_SIZE,
 ) -> Prepared:
-    from semipd_kernels.decode_attention import decode_attention
+    from semipd_kernels.decode_attention import decode_attention, decode_workspace, most_items
 
     num_sms = inputs.num_sms
     pool, tables = inputs.paged(seqs, context, kv_heads, head_dim, block_size)
     q = inputs.floats(seqs, heads, head_dim)
     kv_lens = torch.tensor(inputs.lengths(seqs, context), dtype=torch.int32, device=q.device)
+    num_items = most_items(seqs, kv_heads, num_sms)
+    workspace = decode_workspace(seqs, heads, kv_heads, head_dim, num_items, q.device)
+    options = {"num_sms": num_sms, "workspace": workspace, "config": inputs.config}
     out = torch.empty_like(q)
 
     def run() -> tuple[Tensor, ...]:
-        return (decode_attention(q, pool, tables, kv_lens, num_sms=num_sms, out=out, config=inputs.config),)
+        return (decode_attention(q, pool, tables, kv_lens, out=out, **options),)
 
     return Prepared(run, sdpa(q.view(seqs, 1, heads, head_dim), pool, tables, context), comparable=True)
 

@@ -89,6 +89,10 @@ class Ops(Protocol):
         """`out` [D, num_q, head_dim]: each query attends to its sequence's first kv_lens tokens, all of which
         are in the pool."""
 
+    def decode_workspace(self, max_rows: int, heads: Heads, num_units: int) -> tuple[Tensor, ...]:
+        """Memory for `decode_attention` of at most so many rows on at most so many units. Each lane has its
+        own: passes that may overlap cannot share it."""
+
     def plan_chunks(
         self,
         query_lens: Sequence[int],

@@ -75,6 +75,9 @@ class TorchOps:
         weights = scores.softmax(dim=-1).to(qkv.dtype)
         out.copy_(torch.einsum("dhgt,dthi->dhgi", weights, values).reshape(out.shape))
 
+    def decode_workspace(self, max_rows: int, heads: Heads, num_units: int) -> tuple[Tensor, ...]:
+        return ()
+
     def plan_chunks(
         self,
         query_lens: Sequence[int],

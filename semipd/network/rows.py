@@ -21,10 +21,12 @@ class DecodeRows:
     Attributes:
         tables: [D, W]; entries past a context are never used.
         kv_lens: [D] tokens, this step's included; at least 1.
+        workspace: from Ops.decode_workspace; empty: attention does without.
     """
 
     tables: Tensor
     kv_lens: Tensor
+    workspace: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

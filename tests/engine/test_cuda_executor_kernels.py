@@ -9,10 +9,12 @@ import torch
 
 pytest.importorskip("semipd_kernels.sampling", reason="the kernels are not part of this tree")
 
+from semipd_kernels.decode_attention import decode_attention, most_items
 from support import cuda_rig
 from support.cuda_rig import DEFAULTS, Rig
 from support.cuda_serving import check_outputs, random_requests, serve
 from support.seeds import each_seed
+from torch import Tensor
 
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
@@ -84,3 +86,28 @@ def test_a_slot_forgets_what_its_last_sequence_was_allowed() -> None:
         serve(rig, [request])
         check_outputs(rig, [request])
     assert set(rig.tokens[SeqId(1)]) == {1, 2}
+
+
+@pytest.mark.usefixtures("wide_heads")
+def test_each_lane_attends_in_a_workspace_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In decode passes and in merged steps; it is part of the lane's memory, for every row on all SMs."""
+    used = set[int]()
+
+    def note(*args: Any, **options: Any) -> Tensor:
+        used.add(options["workspace"].counters.data_ptr())
+        return decode_attention(*args, **options)
+
+    monkeypatch.setattr("semipd.devices.cuda.forward.kernel_ops.decode_attention", note)
+    rig = kernel_rig(1)
+    prefill, decode = (rig.memory(lane) for lane in ("prefill", "decode"))
+    serve(rig, random_requests(random.Random(1), 6, rig.config.vocab_size), switches=True)
+    counters = [memory.workspace[2] for memory in (prefill, decode)]
+    assert used == {counters[1].data_ptr()}
+    assert counters[0].data_ptr() not in used
+    assert not any(counter.any() for counter in counters)
+    for memory in (prefill, decode):
+        bare = replace(memory, workspace=())
+        assert memory.num_bytes - bare.num_bytes == sum(part.nbytes for part in memory.workspace)
+    most_sms, rows = rig.cuda_lanes.capability.num_sms, decode.workspace[2].shape[0]
+    assert rows == rig.settings.max_num_seqs
+    assert len(decode.workspace[0]) == most_items(rows, rig.config.num_kv_heads, most_sms)

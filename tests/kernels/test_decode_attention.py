@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,10 +20,11 @@ from semipd_kernels.decode_attention import (
     choose_num_splits,
     decode_attention,
     decode_workspace,
+    most_items,
 )
 from semipd_kernels.decode_attention.configs import SM_SHARED_KIB, candidates, choose
 from semipd_kernels.decode_attention.kernel import share_out
-from semipd_kernels.decode_attention.launch import batch_pad
+from semipd_kernels.decode_attention.launch import batch_pad, launches, splits_at_once
 from semipd_kernels.decode_attention.reference import decode_attention_reference
 from semipd_kernels.dispatch import takes_triton
 from support.interpreter import multiply_bf16
@@ -40,6 +41,7 @@ from support.kernels import (
 )
 from support.seeds import each_seed
 from torch import Tensor
+from triton.runtime.interpreter import interpreter_builder
 
 from semipd.core.errors import SemipdError
 
@@ -94,6 +96,7 @@ class Case:
     def run(self, num_splits: int | None, config: DecodeConfig | None = SMALL, num_sms: int = 8) -> Tensor:
         """Attend with every output and every byte of workspace poisoned."""
         out = Guarded(self.q.shape, self.q.dtype)
+        workspace = None if num_splits is None else poisoned_workspace(self, num_splits)
         returned = decode_attention(
             self.q,
             self.batch.pool,
@@ -103,11 +106,12 @@ class Case:
             scale=self.scale,
             num_splits=num_splits,
             out=out.tensor,
-            workspace=None if num_splits is None else poisoned_workspace(self.q, num_splits),
+            workspace=workspace,
             config=config,
         )
         assert returned is out.tensor
         out.check()
+        assert workspace is None or not workspace.counters.any(), "a counter is left"
         assert not out.tensor[self.batch.kv_lens == 0].any(), "a padded row is not zero"
         return out.tensor
 
@@ -119,11 +123,13 @@ def poisoned_padding(batch: PagedBatch) -> PagedBatch:
     return batch
 
 
-def poisoned_workspace(q: Tensor, num_splits: int) -> DecodeWorkspace:
-    workspace = decode_workspace(q.shape[0], q.shape[1], q.shape[2], num_splits, CPU)
+def poisoned_workspace(case: Case, num_splits: int, batch: int | None = None) -> DecodeWorkspace:
+    rows, heads, head_dim = case.q.shape
+    rows = rows if batch is None else batch
+    kv_heads = case.batch.kv_heads
+    workspace = decode_workspace(rows, heads, kv_heads, head_dim, rows * num_splits, CPU)
     workspace.partial_out.fill_(torch.nan)
     workspace.partial_lse.fill_(torch.nan)
-    workspace.spans.fill_(-(2**31))
     return workspace
 
 
@@ -220,22 +226,90 @@ def test_random_batches(seed: int) -> None:
         assert_close(case.run(num_splits, num_sms=rng.randint(1, 16)), case.expected)
 
 
-def test_more_than_one_pass_of_the_merge() -> None:
-    """One sequence with 50 splits beside empty ones: the merge takes 32 at a time."""
-    case = Case([0, 800, 0], group=2, kv_heads=1, seed=5)
-    workspace = poisoned_workspace(case.q, 17)
-    out = decode_attention(
+def attend(case: Case, workspace: DecodeWorkspace, num_splits: int) -> Tensor:
+    batch = case.batch
+    return decode_attention(
         case.q,
-        case.batch.pool,
-        case.batch.block_tables,
-        case.batch.kv_lens,
+        batch.pool,
+        batch.block_tables,
+        batch.kv_lens,
         num_sms=8,
-        num_splits=17,
+        num_splits=num_splits,
         workspace=workspace,
         config=SMALL,
     )
-    assert workspace.spans[1].tolist() == [0, 50]
-    assert_close(out, case.expected)
+
+
+@pytest.mark.parametrize(("dtype", "head_dim"), [(torch.float32, 64), (torch.bfloat16, 256)])
+def test_more_than_one_turn_of_the_merge(dtype: torch.dtype, head_dim: int) -> None:
+    """Of its loop over splits and, with five heads of 256, of the one over heads."""
+    tile, num_splits = SMALL.tile_of(dtype.itemsize), 4
+    assert splits_at_once(5, head_dim, dtype.itemsize) < 10
+    case = Case([0, 10 * tile, 0], group=5, kv_heads=1, head_dim=head_dim, dtype=dtype, seed=5)
+    assert_close(case.run(num_splits), case.expected)
+
+
+def in_order(monkeypatch: pytest.MonkeyPatch, order: Callable[[int], Sequence[int]]) -> None:
+    """The interpreter's programs one after the other, as `order` (of their number) says."""
+    original, places = interpreter_builder.set_grid_idx, list[int]()
+
+    def set_grid_idx(x: int, y: int, z: int) -> None:
+        if x == 0:
+            places[:] = order(interpreter_builder.grid_dim[0])
+        original(places[x], y, z)
+
+    monkeypatch.setattr(interpreter_builder, "set_grid_idx", set_grid_idx)
+
+
+@each_seed(range(2), soak=range(2, 40))
+def test_whoever_comes_last_merges_to_the_same_bits(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(seed)
+    lengths = [rng.choice([0, 1, rng.randint(1, 90)]) for _ in range(rng.randint(1, 2))] + [90]
+    case = Case(lengths, group=rng.choice([1, 3, 4]), kv_heads=1, dtype=rng.choice(DTYPES), seed=seed)
+    num_splits = rng.randint(2, 4)
+    expected = case.run(num_splits)
+    assert_close(expected, case.expected)
+    for order in (lambda num: range(num)[::-1], lambda num: rng.sample(range(num), num)):
+        with monkeypatch.context() as patch:
+            in_order(patch, order)
+            assert torch.equal(case.run(num_splits), expected)
+
+
+@pytest.mark.parametrize("shares_workspace", [False, True])
+def test_two_lanes_at_once_need_a_workspace_each(
+    shares_workspace: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After three programs of one lane's launch the other lane's whole launch."""
+    first, second = Case([200, 60], kv_heads=1, seed=1), Case([100, 220, 0], kv_heads=1, seed=2)
+    spaces = [poisoned_workspace(first, 4, batch=3) for _ in range(2)]
+    others, original = list[Tensor](), interpreter_builder.set_grid_idx
+
+    def set_grid_idx(x: int, y: int, z: int) -> None:
+        if x == 3 and not others:
+            grid = interpreter_builder.grid_dim
+            others.append(torch.empty(0))
+            others.append(attend(second, spaces[not shares_workspace], 4))
+            interpreter_builder.set_grid_dim(*grid)
+        original(x, y, z)
+
+    monkeypatch.setattr(interpreter_builder, "set_grid_idx", set_grid_idx)
+    mine = attend(first, spaces[0], 4)
+    errors = [relative_error(mine, first.expected), relative_error(others[1], second.expected)]
+    assert (max(errors) < 1e-5) is not shares_workspace
+
+
+def test_a_launch_that_fails_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused, or by the driver, before any of its programs has run."""
+    case = Case([90, 3])
+    workspace = poisoned_workspace(case, 4)
+    with pytest.raises(SemipdError):
+        attend(case, workspace, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(interpreter_builder, "set_grid_dim", None)
+        with pytest.raises(TypeError):
+            attend(case, workspace, 4)
+    assert not workspace.counters.any()
+    assert_close(attend(case, workspace, 4), case.expected)
 
 
 def test_far_more_items_than_tiles() -> None:
@@ -277,6 +351,7 @@ def test_output_rows_may_lie_apart() -> None:
             num_sms=8,
             num_splits=num_splits,
             out=out,
+            workspace=poisoned_workspace(case, num_splits),
             config=SMALL,
         )
         assert_close(out, case.expected)
@@ -286,20 +361,21 @@ def test_output_rows_may_lie_apart() -> None:
 
 def test_one_workspace_serves_smaller_batches() -> None:
     """As captured graphs of several batch sizes share it, without clearing."""
-    workspace = poisoned_workspace(torch.empty(6, 6, 64), 4)
+    workspace = poisoned_workspace(Case([1]), 4, batch=6)
     for lengths, num_splits in (([90, 3, 0, 40, 41, 7], 4), ([5, 120], 6), ([64], 24), ([1, 2, 3], 2)):
         case = Case(lengths, seed=len(lengths))
-        out = decode_attention(
-            case.q,
-            case.batch.pool,
-            case.batch.block_tables,
-            case.batch.kv_lens,
-            num_sms=8,
-            num_splits=num_splits,
-            workspace=workspace,
-            config=SMALL,
-        )
-        assert_close(out, case.expected)
+        assert_close(attend(case, workspace, num_splits), case.expected)
+        assert not workspace.counters.any()
+
+
+@pytest.mark.parametrize("has_workspace", [False, True])
+def test_without_a_workspace_nothing_is_split(has_workspace: bool) -> None:
+    case = Case([300] * 2, kv_heads=1)
+    batch, out = case.batch, torch.empty_like(case.q)
+    workspace = poisoned_workspace(case, 40) if has_workspace else None
+    arguments = (case.q, batch.pool, batch.block_tables, batch.kv_lens, 0.1, out, 132, None, workspace)
+    (launch,) = launches(*arguments, SMALL, False)
+    assert (launch.num_programs > 2) is has_workspace
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -314,7 +390,7 @@ def smallest_chunk(tiles: Sequence[int], num_items: int) -> int:
 
 def shares(kv_lens: Sequence[int], num_items: int, tile: int) -> list[int]:
     """Slow twin of `share_out`."""
-    tiles = [-(-kv_len // tile) for kv_len in kv_lens]
+    tiles = [max(1, -(-kv_len // tile)) for kv_len in kv_lens]
     chunk = smallest_chunk(tiles, num_items)
     return [-(-t // chunk) for t in tiles]
 
@@ -387,6 +463,16 @@ def test_splits_are_positive_and_bounded_for_any_arguments() -> None:
         assert chosen <= 2 or batch * kv_heads * (chosen - 1) < 4 * 2 * num_sms
 
 
+def test_a_lanes_workspace_holds_every_choice() -> None:
+    """Of any batch up to the largest, on any part of the SMs, with any configuration there is."""
+    rng = random.Random(2)
+    for _ in range(2000):
+        batch, kv_heads, num_sms = rng.randint(1, 300), rng.randint(1, 16), rng.randint(1, 148)
+        rows, sms, programs = rng.randint(1, batch), rng.randint(1, num_sms), rng.choice((1, 2, 3))
+        chosen = choose_num_splits(rows, kv_heads, rng.randint(0, 9000), sms, ctas_per_sm=programs)
+        assert rows * chosen <= most_items(batch, kv_heads, num_sms)
+
+
 @pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_chosen_configurations_are_candidates(arch: int, head_dim: int) -> None:
@@ -455,10 +541,12 @@ def test_refusals() -> None:
     refused("writes", q, pool, tables, lens, out=torch.empty(2, 6, 64, dtype=torch.half))
     refused("writes", q, pool, tables, lens, out=torch.empty(3, 6, 64))
     refused("writes", q, pool, tables, lens, out=torch.empty(2, 64, 6).mT)
+    refused("workspace", q, pool, tables, lens, num_splits=2)
     for small in (
-        decode_workspace(2, 6, 64, 3, CPU),
-        decode_workspace(1, 6, 64, 8, CPU),
-        decode_workspace(2, 4, 64, 4, CPU),
-        decode_workspace(2, 6, 128, 4, CPU),
+        decode_workspace(2, 6, 2, 64, 7, CPU),
+        decode_workspace(1, 6, 2, 64, 8, CPU),
+        decode_workspace(2, 4, 2, 64, 8, CPU),
+        decode_workspace(2, 6, 1, 64, 8, CPU),
+        decode_workspace(2, 6, 2, 128, 8, CPU),
     ):
         refused("workspace", q, pool, tables, lens, num_splits=4, workspace=small)

@@ -39,7 +39,7 @@ def test_decode_attention(num_splits: int | None) -> None:
         q = randn((3, 2, 64), torch.float32, seed=2)
         if is_poisoned:
             poison(batch)
-        workspace = None if num_splits is None else decode_workspace(3, 2, 64, num_splits, q.device)
+        workspace = None if num_splits is None else decode_workspace(3, 2, 1, 64, 3 * num_splits, q.device)
         config = DecodeConfig(tile=32, buffers=2, num_warps=4, ctas_per_sm=2)
         found.append(
             decode_attention(

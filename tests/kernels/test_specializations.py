@@ -11,7 +11,7 @@ import pytest
 import torch
 from kernellib.noop_triton import NoopDriver, noop_triton
 from semipd_kernels.catalog import OPS, aot_cases
-from semipd_kernels.decode_attention import decode_attention
+from semipd_kernels.decode_attention import decode_attention, decode_workspace
 from semipd_kernels.embedding import embedding
 from semipd_kernels.gather_kv import gather_kv
 from semipd_kernels.prefill_attention import plan_prefill, prefill_attention
@@ -74,9 +74,19 @@ def call_decode_attention(count: int) -> None:
     qkv = hidden(count, (HEADS + 2 * KV_HEADS) * DIM).view(count, -1, DIM)
     tables, lens = torch.zeros(count, 3, dtype=torch.int32), columns(count)[Column.POSITION]
     out = hidden(count, HEADS * DIM).view(count, HEADS, DIM)
-    for num_sms in (2, 132):
-        pool = POOLS[count % 2]
-        decode_attention(qkv[:, :HEADS], pool, tables, lens, num_sms=num_sms, scale=0.1, out=out)
+    workspace = decode_workspace(MOST, HEADS, KV_HEADS, DIM, 4 * MOST, out.device)
+    for num_splits in (1, 4):
+        decode_attention(
+            qkv[:, :HEADS],
+            POOLS[count % 2],
+            tables,
+            lens,
+            num_sms=8,
+            scale=0.1,
+            num_splits=num_splits,
+            out=out,
+            workspace=workspace,
+        )
 
 
 def call_prefill_attention(count: int) -> None:

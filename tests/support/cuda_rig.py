@@ -26,7 +26,7 @@ from semipd.devices.cuda.driver.matmul_sms import AimMatmuls, leave_matmuls
 from semipd.devices.cuda.driver.timing_events import EventPool
 from semipd.devices.cuda.lane.lane import CudaLane
 from semipd.devices.cuda.lane.launch_loop import IDLE_BEFORE_CAPTURE_NS, Command, LaunchLoop
-from semipd.devices.cuda.lane.memory import Shared
+from semipd.devices.cuda.lane.memory import LaneMemory, Shared
 from semipd.devices.cuda.rows.size import LaneSize
 from semipd.devices.cuda.sampler.sampler import Sampler, TorchSampler
 from semipd.devices.cuda.split.streams import Lanes
@@ -227,9 +227,10 @@ class Rig:
             self.aim_matmuls,
         )
         names: tuple[LaneName, ...] = ("prefill", "decode")
+        num_sms = self.cuda_lanes.capability.num_sms
         sizes = {
             name: replace(
-                lane_size(name, self.settings, self.config, MAX_MODEL_LEN, self.block_size),
+                lane_size(name, self.settings, self.config, MAX_MODEL_LEN, self.block_size, num_sms),
                 group_layers=self.group_layers,
                 chunk_passes=self.chunk_passes if name == "prefill" else (),
             )
@@ -292,9 +293,12 @@ class Rig:
             assert self.use_pause(), "nothing runs, yet no graph came"
         assert not self.use_pause()
 
+    def memory(self, lane: LaneName) -> LaneMemory:
+        return self.loop.lanes[lane]._work._memory
+
     def activations(self, lane: LaneName) -> list[Tensor]:
         """The memory of the lane's passes."""
-        memory = self.loop.lanes[lane]._work._memory.activations
+        memory = self.memory(lane).activations
         return [getattr(memory, name) for name in memory.__slots__]
 
     def tick(self, inbox: list[Inbound] | None = None) -> bool:

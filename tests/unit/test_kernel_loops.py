@@ -217,3 +217,24 @@ def test_streaming_loops_tell_how_far_they_load_ahead() -> None:
     assert cubin.turn_instructions(sass) == 5
     assert cubin.async_depth(sass.replace("0x2", "0x0")) == 0
     assert cubin.async_depth("DEPBAR.LE SB0, 0x0; EXIT;") is None
+
+
+@pytest.mark.parametrize(
+    ("around", "found"),
+    [
+        (
+            "bar.sync 0; @%p1 {} ; st.shared::cta.b32 [%r1], %r2; bar.sync 0; ld.global.cg.b32 %r3, [%rd1];",
+            True,
+        ),
+        ("st.global.b32 [%rd1], %r1; @%p1 {} ; bar.sync 0;", False),
+        ("bar.sync 0; @%p1 {} ; ld.global.b32 %r3, [%rd1]; bar.sync 0;", False),
+        ("bar.sync 0; st.global.b32 [%rd1], %r1; @%p1 {} ; bar.sync 0;", False),
+        ("bar.sync 0; @%p1 {} ;", False),
+    ],
+)
+def test_counting_is_ordered_by_barriers_and_by_the_atomic_operation(around: str, found: bool) -> None:
+    ordered = "atom.global.gpu.acq_rel.add.u32 %r0, [%rd0], 1"
+    assert ptx.counts_in_order(around.format(ordered)) is found
+    for weaker in ("atom.global.gpu.relaxed.add.u32 %r0, [%rd0], 1", "atom.global.cta.acq_rel.add.u32 %r0"):
+        assert ptx.counts_in_order(around.format(weaker)) is False
+    assert ptx.counts_in_order("bar.sync 0;") is None

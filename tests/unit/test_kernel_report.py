@@ -67,6 +67,8 @@ def test_kept_promises() -> None:
         ({"dependent": True}, "does not wait for the kernel before it"),
         ({"dependent": True, "waits_first": False}, "does not wait for the kernel before it"),
         ({"waits_first": True}, "has griddepcontrol instructions"),
+        ({"counts_arrivals": True}, "counts arrivals without ordering"),
+        ({"counts_arrivals": True, "counts_in_order": False}, "counts arrivals without ordering"),
         ({"error": "does not compile: no"}, "does not compile: no"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -10,11 +10,18 @@ from torch import Tensor
 from semipd.core.errors import SemipdError
 from semipd_kernels.decode_attention.configs import DecodeConfig
 from semipd_kernels.decode_attention.reference import decode_attention_reference
-from semipd_kernels.decode_attention.splits import choose_num_splits
+from semipd_kernels.decode_attention.splits import choose_num_splits, most_items
 from semipd_kernels.dispatch import takes_triton
 from semipd_kernels.launches import Launch, LaunchCache
 
-__all__ = ["DecodeConfig", "DecodeWorkspace", "choose_num_splits", "decode_attention", "decode_workspace"]
+__all__ = [
+    "DecodeConfig",
+    "DecodeWorkspace",
+    "choose_num_splits",
+    "decode_attention",
+    "decode_workspace",
+    "most_items",
+]
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 HEAD_DIMS = (64, 128, 256)
@@ -25,45 +32,38 @@ MAX_GROUP = 64
 
 @dataclass(frozen=True, slots=True)
 class DecodeWorkspace:
-    """Where the splits of one launch leave their results for the merge. Never needs clearing; launches on one
-    stream may share it, also those of different batch sizes.
+    """Where the splits of one launch leave their results until the last of them merges. Launches that run one
+    after the other may share it, also those of different batch sizes; two that may overlap may not. A launch
+    runs whole, or its CUDA context is lost and the workspace with it: so none begins with what another left.
 
     Attributes:
         partial_out: [items, heads, D] float32, items = batch * num_splits.
         partial_lse: [items, heads] float32, log2 of the sum of exponentials.
-        spans: [batch, 2] int32, each sequence's first item and number of items.
+        counters: [batch, kv heads] int32, splits that have arrived. Zero before and after every launch.
     """
 
     partial_out: Tensor
     partial_lse: Tensor
-    spans: Tensor
+    counters: Tensor
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.partial_out, self.partial_lse, self.spans
+        return self.partial_out, self.partial_lse, self.counters
 
 
 def decode_workspace(
-    batch: int, heads: int, head_dim: int, num_splits: int, device: torch.device
+    batch: int, heads: int, kv_heads: int, head_dim: int, num_items: int, device: torch.device
 ) -> DecodeWorkspace:
-    """Room for any launch with these heads, at most `batch` rows and at most batch * num_splits items.
+    """Room for any launch with these heads, at most `batch` rows and at most `num_items` items (`most_items`
+    of a lane, or batch * num_splits).
 
-    4 * batch * num_splits * heads * (head_dim + 1) bytes, and a little.
+    4 * num_items * heads * (head_dim + 1) bytes, and a little.
     """
-    parts = workspace_parts(batch, heads, head_dim, num_splits)
-    return DecodeWorkspace(*(torch.empty(shape, dtype=dtype, device=device) for shape, dtype in parts))
-
-
-def workspace_parts(
-    batch: int, heads: int, head_dim: int, num_splits: int
-) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    """Shapes and dtypes of the tensors of a workspace."""
-    items = batch * num_splits
-    return [
-        ((items, heads, head_dim), torch.float32),
-        ((items, heads), torch.float32),
-        ((batch, 2), torch.int32),
-    ]
+    return DecodeWorkspace(
+        torch.empty(num_items, heads, head_dim, device=device),
+        torch.empty(num_items, heads, device=device),
+        torch.zeros(batch, kv_heads, dtype=torch.int32, device=device),
+    )
 
 
 def decode_attention(
@@ -83,9 +83,9 @@ def decode_attention(
     """softmax(q keys^T * scale) values for each row, over the row's first `kv_lens` tokens; fp32 inside.
 
     Safe in a captured graph: the grid follows from shapes, lengths are read on the device. Memory is
-    allocated only for what is not passed in. Nothing is read from slots beyond a context, nor from table
-    entries beyond its last block. How keys are split depends on all lengths of the batch, so the last bits
-    of a row do too.
+    allocated only for an output that is not passed in. Nothing is read from slots beyond a context, nor from
+    table entries beyond its last block. How keys are split depends on all lengths of the batch, so the last
+    bits of a row do too.
 
     Args:
         q: [B, heads, D] bf16, fp16 or fp32, D 64, 128 or 256; heads of a row contiguous, rows at any stride.
@@ -95,10 +95,10 @@ def decode_attention(
         kv_lens: [B] int32; 0 marks a padded row: its output is zeros.
         num_sms: of the lane the kernel will run on; sizes the work, decides nothing about the result.
         scale: default D ** -0.5.
-        num_splits: from `choose_num_splits`; default its choice for contexts as wide as the tables. With more
-            than 1 a second kernel merges.
+        num_splits: from `choose_num_splits`; default its choice for contexts as wide as the tables, or 1
+            without a workspace.
         out: like q; rows at any stride.
-        workspace: from `decode_workspace`; unused when num_splits is 1.
+        workspace: from `decode_workspace`; unused when num_splits is 1, needed when it is more.
         config: default `configs.choose` for the device, D and num_sms.
         dependent: launch by programmatic dependent launch, see semipd_kernels.dependent; from sm_90.
 
@@ -140,21 +140,30 @@ def _plan(
 _LAUNCHES = LaunchCache(_plan)
 
 
-def check_workspace(workspace: DecodeWorkspace, q: Tensor, num_splits: int) -> None:
+def check_workspace(
+    workspace: DecodeWorkspace | None, q: Tensor, num_kv_heads: int, num_splits: int
+) -> DecodeWorkspace:
     """Raises SemipdError when `num_splits` of every row of `q` do not fit."""
     batch, heads, head_dim = q.shape
-    items = workspace.partial_out.shape[0]
-    if (
-        items < batch * num_splits
-        or workspace.partial_out.shape != (items, heads, head_dim)
-        or workspace.partial_lse.shape != (items, heads)
-        or workspace.spans.shape[0] < batch
-    ):
-        _refuse(
-            f"needs a workspace for {batch} rows of {heads} x {head_dim} and {batch * num_splits} items; got "
-            f"one for {workspace.spans.shape[0]} rows and {list(workspace.partial_out.shape)}. "
-            f"Make it with decode_workspace({batch}, {heads}, {head_dim}, {num_splits}, device)"
-        )
+    if workspace is None or not _holds(workspace, batch * num_splits, (batch, num_kv_heads), q.shape[1:]):
+        got = "none" if workspace is None else str([list(tensor.shape) for tensor in workspace.tensors])
+        made = f"decode_workspace({batch}, {heads}, {num_kv_heads}, {head_dim}, {batch * num_splits}, device)"
+        _refuse(f"needs a workspace for {batch} rows in {num_splits} splits each, {made}; got {got}")
+    return workspace
+
+
+def _holds(
+    workspace: DecodeWorkspace, num_items: int, counters: tuple[int, int], head: Sequence[int]
+) -> bool:
+    items, *rest = workspace.partial_out.shape
+    rows, kv_heads = workspace.counters.shape
+    return (
+        items >= num_items
+        and rest == [*head]
+        and workspace.partial_lse.shape == (items, head[0])
+        and rows >= counters[0]
+        and kv_heads == counters[1]
+    )
 
 
 def _check(
@@ -220,5 +229,5 @@ def _layout(tensor: Tensor) -> str:
     return f"{list(tensor.shape)} {tensor.dtype} strides {tensor.stride()}"
 
 
-def _refuse(sentence: str) -> None:
+def _refuse(sentence: str) -> NoReturn:
     raise SemipdError("unsupported_kernel", f"decode_attention {sentence}.")

@@ -4,8 +4,14 @@ from collections.abc import Iterator
 
 from semipd_kernels.aot import AotCase, dependently
 from semipd_kernels.decode_attention.configs import DecodeConfig, choose
-from semipd_kernels.decode_attention.kernel import decode_attention_kernel, merge_splits_kernel
-from semipd_kernels.decode_attention.launch import MERGE_WARPS, SPLITS_TILE, batch_pad, group_pad
+from semipd_kernels.decode_attention.kernel import decode_attention_kernel
+from semipd_kernels.decode_attention.launch import (
+    batch_pad,
+    group_pad,
+    heads_at_once,
+    most_registers,
+    splits_at_once,
+)
 
 HEAD_DIMS = (64, 128, 256)
 TURN_INSTRUCTIONS = {64: 350, 128: 310, 256: 310}
@@ -18,7 +24,6 @@ def cases() -> Iterator[AotCase]:
     """One group size stands for all that are padded to the same tile; others in the full matrix."""
     for dtype in ITEM_BYTES:
         for head_dim in HEAD_DIMS:
-            yield _merge(dtype, head_dim)
             for config in _configs(head_dim):
                 for split in (True, False):
                     shipped = dtype == "bf16" or head_dim == 128
@@ -32,7 +37,6 @@ def cases() -> Iterator[AotCase]:
             for batch in (256, 1024):
                 yield _case("bf16", head_dim, config, batch=batch)
     yield dependently(_case("bf16", 128, _configs(128)[-1], shipped=True))
-    yield dependently(_merge("bf16", 128))
 
 
 def _configs(head_dim: int) -> list[DecodeConfig]:
@@ -53,8 +57,9 @@ def _case(
     batch: int = 64,
     shipped: bool = False,
 ) -> AotCase:
-    partials, spans = ("*fp32", "*i32") if split else (f"*{dtype}", "*i32")
-    tile = config.tile_of(ITEM_BYTES[dtype])
+    partials = "*fp32" if split else f"*{dtype}"
+    item_bytes = ITEM_BYTES[dtype]
+    tile = config.tile_of(item_bytes)
     return AotCase(
         name=f"decode_attention/{dtype}/d{head_dim}/g{group}/b{block_size}/tile{tile}x{config.buffers}"
         + (f"/split{batch_pad(batch)}" if split else ""),
@@ -67,7 +72,7 @@ def _case(
             "out_ptr": f"*{dtype}",
             "partial_out_ptr": partials,
             "partial_lse_ptr": partials,
-            "spans_ptr": spans,
+            "counters_ptr": "*i32",
             **dict.fromkeys(("q_stride", "out_stride", "table_stride", "batch", "num_items"), "i32"),
             **dict.fromkeys(("num_blocks", "num_kv_heads"), "i32"),
             "scale_log2e": "fp32",
@@ -81,6 +86,8 @@ def _case(
             "BUFFERS": config.buffers,
             "SPLIT": split,
             "BATCH_PAD": batch_pad(batch) if split else 1,
+            "HEADS_AT_ONCE": heads_at_once(group, head_dim) if split else 1,
+            "SPLITS_AT_ONCE": splits_at_once(group, head_dim, item_bytes) if split else 1,
             "DEPENDENT": False,
         },
         aligned=frozenset(
@@ -93,29 +100,13 @@ def _case(
         async_copy=True,
         prefetches=dtype != "fp32",
         max_turn_instructions=TURN_INSTRUCTIONS[head_dim] if dtype != "fp32" else 0,
-        vector_bytes=16,
+        counts_arrivals=split,
+        # In the merge of 32-bit types, two splits a turn, every third load is a log-sum-exp.
+        vector_bytes=0 if dtype == "fp32" and split else 16,
         # An address, saved before the loop and read after it: ptxas prefers 80 or 96 registers for sm_80.
         spills_allowed=8 if dtype == "fp32" else 0,
-    )
-
-
-def _merge(dtype: str, head_dim: int) -> AotCase:
-    return AotCase(
-        name=f"decode_attention/merge/{dtype}/d{head_dim}",
-        kernel=merge_splits_kernel,
-        signature={
-            "kv_lens_ptr": "*i32",
-            "spans_ptr": "*i32",
-            "partial_out_ptr": "*fp32",
-            "partial_lse_ptr": "*fp32",
-            "out_ptr": f"*{dtype}",
-            "out_stride": "i32",
-            "num_heads": "i32",
+        options={
+            "enable_fp_fusion": True,
+            "maxnreg": most_registers(head_dim, config.num_warps, item_bytes),
         },
-        constexprs={"HEAD_DIM": head_dim, "SPLITS_TILE": SPLITS_TILE, "DEPENDENT": False},
-        aligned=frozenset(("partial_out_ptr", "partial_lse_ptr", "out_ptr", "out_stride")),
-        num_warps=MERGE_WARPS,
-        num_stages=1,
-        shipped=dtype == "bf16",
-        vector_bytes=16,
     )

@@ -1,7 +1,7 @@
-"""Split-KV decode attention over the paged pool, and the merge of its partial results.
+"""Split-KV decode attention over the paged pool.
 
 Online softmax as in FlashAttention-2 (arXiv 2307.08691), in base 2; partial results are merged by their
-log-sum-exp as in Flash-Decoding.
+log-sum-exp as in Flash-Decoding, by whichever split of a sequence comes last.
 """
 
 import triton
@@ -18,7 +18,8 @@ def count_items(tiles, chunk):
 
 @triton.jit
 def share_out(kv_lens_ptr, batch, num_items, TILE: tl.constexpr, BATCH_PAD: tl.constexpr):
-    """Splits of every sequence, int32 [BATCH_PAD]: as even as `num_items`, at least 2 * batch, allow.
+    """Splits of every sequence, int32 [BATCH_PAD]: as even as `num_items`, at least 2 * batch, allow. A
+    sequence without keys has one, which writes its zeros.
 
     A split holds at most `chunk` tiles, the smallest number with which the items suffice. It is at least
     total / items, which is enough for a uniform batch, and at most total / (items - batch), because rounding
@@ -26,6 +27,7 @@ def share_out(kv_lens_ptr, batch, num_items, TILE: tl.constexpr, BATCH_PAD: tl.c
     """
     rows = tl.arange(0, BATCH_PAD)
     tiles = (tl.load(kv_lens_ptr + rows, mask=rows < batch, other=0) + TILE - 1) // TILE
+    tiles = tl.maximum(tiles, (rows < batch).to(tl.int32))
     total = tl.sum(tiles)
     spare = num_items - batch
     low = tl.maximum((total + num_items - 1) // num_items, 1)
@@ -79,9 +81,67 @@ def attend(acc, mass, peak, q, keys, values, num_held, scale_log2e, TILE: tl.con
     return acc, mass, new_peak
 
 
+@triton.jit
+def is_last_arrival(counter_ptr, expected):
+    """Of the `expected` programs that count here, whether this one comes last. What any of them stored before
+    is then visible to it, and the counter is zero again.
+
+    The barrier puts the stores of all threads before the one thread's count, which releases them to the whole
+    GPU and acquires those of the programs before it; the count's result comes to the other threads by another
+    barrier. Causality order of the PTX memory model passes through all three.
+    """
+    tl.debug_barrier()
+    is_last = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu") == expected - 1
+    if is_last:
+        tl.store(counter_ptr, 0)
+    return is_last
+
+
+@triton.jit
+def merge_splits(
+    partial_out_ptr,
+    partial_lse_ptr,
+    out_ptr,
+    num_splits,
+    split_stride,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEADS_AT_ONCE: tl.constexpr,
+    SPLITS_AT_ONCE: tl.constexpr,
+):
+    """The heads of one KV head, from their partial results to `out_ptr`. In the order of the splits, whoever
+    does it: so the bits do not depend on who comes last.
+
+    Pointers are to the first head of the first split; `split_stride` is in heads. No load is served by the L1
+    cache, where an older launch's results may lie.
+    """
+    dims = tl.arange(0, HEAD_DIM)
+    for first_head in tl.range(0, GROUP, HEADS_AT_ONCE):
+        heads = first_head + tl.arange(0, HEADS_AT_ONCE)
+        in_group = heads < GROUP
+        peak = tl.full([HEADS_AT_ONCE], float("-inf"), tl.float32)
+        mass = tl.zeros([HEADS_AT_ONCE], tl.float32)
+        acc = tl.zeros([HEADS_AT_ONCE, HEAD_DIM], tl.float32)
+        for start in tl.range(0, num_splits, SPLITS_AT_ONCE):
+            splits = start + tl.arange(0, SPLITS_AT_ONCE)
+            held = (splits < num_splits)[:, None] & in_group[None, :]
+            rows = splits[:, None] * split_stride + heads[None, :]
+            lse = tl.load(partial_lse_ptr + rows, mask=held, other=float("-inf"), cache_modifier=".cg")
+            part_ptrs = partial_out_ptr + rows[:, :, None] * HEAD_DIM + dims[None, None, :]
+            parts = tl.load(part_ptrs, mask=held[:, :, None], other=0.0, cache_modifier=".cg")
+            new_peak = tl.where(in_group, tl.maximum(peak, tl.max(lse, 0)), 0.0)
+            weights = tl.exp2(lse - new_peak[None, :])
+            shrink = tl.exp2(peak - new_peak)
+            mass = mass * shrink + tl.sum(weights, 0)
+            acc = acc * shrink[:, None] + tl.sum(weights[:, :, None] * parts, 0)
+            peak = new_peak
+        merged = (acc / tl.where(in_group, mass, 1.0)[:, None]).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + heads[:, None] * HEAD_DIM + dims[None, :], merged, mask=in_group[:, None])
+
+
 @triton.jit(
     do_not_specialize=["table_stride", "batch", "num_items", "num_blocks", "num_kv_heads"],
-    do_not_specialize_on_alignment=["block_tables_ptr", "kv_lens_ptr", "spans_ptr"],
+    do_not_specialize_on_alignment=["block_tables_ptr", "kv_lens_ptr", "counters_ptr"],
 )
 def decode_attention_kernel(
     q_ptr,
@@ -91,7 +151,7 @@ def decode_attention_kernel(
     out_ptr,
     partial_out_ptr,
     partial_lse_ptr,
-    spans_ptr,
+    counters_ptr,
     q_stride,
     out_stride,
     table_stride,
@@ -108,13 +168,16 @@ def decode_attention_kernel(
     BUFFERS: tl.constexpr,
     SPLIT: tl.constexpr,
     BATCH_PAD: tl.constexpr,
+    HEADS_AT_ONCE: tl.constexpr,
+    SPLITS_AT_ONCE: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     """One program: the query heads of one KV head over one contiguous range of one sequence's keys.
 
     Grid: num_items * num_kv_heads, KV head fastest, so that neighbours read neighbouring tiles of a block.
     With SPLIT an item is one split of some sequence and writes to row `item` of the partial results, or to
-    `out` when its sequence has no other split; else item i is the whole of sequence i.
+    `out` when its sequence has no other split; else item i is the whole of sequence i. The last split of a
+    sequence and KV head that has written its partial result merges them all.
     """
     wait_for_earlier_kernels(DEPENDENT)
     kv_head = tl.program_id(0) % num_kv_heads
@@ -131,9 +194,6 @@ def decode_attention_kernel(
         first = tl.sum(tl.where(before, splits, 0))
         split = item - first
         num_splits = tl.sum(tl.where(tl.arange(0, BATCH_PAD) == seq, splits, 0))
-        if (kv_head == 0) & (split == 0):
-            tl.store(spans_ptr + 2 * seq, first)
-            tl.store(spans_ptr + 2 * seq + 1, num_splits)
 
     kv_len = tl.load(kv_lens_ptr + seq)
     num_tiles = (kv_len + TILE - 1) // TILE
@@ -181,56 +241,25 @@ def decode_attention_kernel(
         acc, mass, peak = attend(acc, mass, peak, q, keys, values, num_held, scale_log2e, TILE)
 
     out = acc / tl.where(mass > 0, mass, 1.0)[:, None]  # without keys: zeros
+    row_out_ptr = out_ptr + seq.to(tl.int64) * out_stride
     if num_splits == 1:
-        out_ptrs = out_ptr + seq.to(tl.int64) * out_stride + row_offsets
-        tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=in_group)
+        tl.store(row_out_ptr + row_offsets, out.to(out_ptr.dtype.element_ty), mask=in_group)
     else:
-        partial = item.to(tl.int64) * (num_kv_heads * GROUP)
+        num_heads = num_kv_heads * GROUP
+        partial = item.to(tl.int64) * num_heads
         tl.store(partial_out_ptr + partial * HEAD_DIM + row_offsets, out, mask=in_group)
         tl.store(partial_lse_ptr + partial + heads, peak + tl.log2(mass), mask=rows < GROUP)
-
-
-@triton.jit(do_not_specialize=["num_heads"], do_not_specialize_on_alignment=["kv_lens_ptr", "spans_ptr"])
-def merge_splits_kernel(
-    kv_lens_ptr,
-    spans_ptr,
-    partial_out_ptr,
-    partial_lse_ptr,
-    out_ptr,
-    out_stride,
-    num_heads,
-    HEAD_DIM: tl.constexpr,
-    SPLITS_TILE: tl.constexpr,
-    DEPENDENT: tl.constexpr,
-):
-    """One program: one head of one sequence. Grid: batch * num_heads, head fastest."""
-    wait_for_earlier_kernels(DEPENDENT)
-    head = tl.program_id(0) % num_heads
-    seq = tl.program_id(0) // num_heads
-    dims = tl.arange(0, HEAD_DIM)
-    out_ptrs = out_ptr + seq.to(tl.int64) * out_stride + head * HEAD_DIM + dims
-    if tl.load(kv_lens_ptr + seq) <= 0:
-        tl.store(out_ptrs, tl.zeros([HEAD_DIM], out_ptr.dtype.element_ty))
-        return
-    first = tl.load(spans_ptr + 2 * seq)
-    num_splits = tl.load(spans_ptr + 2 * seq + 1)
-    if num_splits == 1:
-        return
-
-    peak = float("-inf")
-    mass = 0.0
-    acc = tl.zeros([HEAD_DIM], tl.float32)
-    for start in tl.range(0, num_splits, SPLITS_TILE):
-        splits = start + tl.arange(0, SPLITS_TILE)
-        held = splits < num_splits
-        partials = (first + splits).to(tl.int64) * num_heads + head
-        lse = tl.load(partial_lse_ptr + partials, mask=held, other=float("-inf"))
-        part_ptrs = partial_out_ptr + partials[:, None] * HEAD_DIM + dims[None, :]
-        parts = tl.load(part_ptrs, mask=held[:, None], other=0.0)
-        new_peak = tl.maximum(peak, tl.max(lse, 0))
-        weights = tl.exp2(lse - new_peak)
-        shrink = tl.exp2(peak - new_peak)
-        mass = mass * shrink + tl.sum(weights, 0)
-        acc = acc * shrink + tl.sum(weights[:, None] * parts, 0)
-        peak = new_peak
-    tl.store(out_ptrs, (acc / mass).to(out_ptr.dtype.element_ty))
+        if is_last_arrival(counters_ptr + seq * num_kv_heads + kv_head, num_splits):
+            first_head = kv_head * GROUP
+            first_row = partial - split * num_heads + first_head
+            merge_splits(
+                partial_out_ptr + first_row * HEAD_DIM,
+                partial_lse_ptr + first_row,
+                row_out_ptr + first_head * HEAD_DIM,
+                num_splits,
+                num_heads,
+                GROUP,
+                HEAD_DIM,
+                HEADS_AT_ONCE,
+                SPLITS_AT_ONCE,
+            )

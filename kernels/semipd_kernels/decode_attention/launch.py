@@ -1,4 +1,4 @@
-"""Launch shapes: one program per work item and KV head, then one per sequence and head to merge."""
+"""The launch: one program per work item and KV head."""
 
 import math
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ import torch
 import triton
 from torch import Tensor
 
-from semipd_kernels.decode_attention import DecodeConfig, DecodeWorkspace, check_workspace, workspace_parts
+from semipd_kernels.decode_attention import DecodeConfig, DecodeWorkspace, check_workspace
 from semipd_kernels.decode_attention.configs import choose
-from semipd_kernels.decode_attention.kernel import decode_attention_kernel, merge_splits_kernel
+from semipd_kernels.decode_attention.kernel import decode_attention_kernel
 from semipd_kernels.decode_attention.splits import choose_num_splits
 from semipd_kernels.dependent import dependence
-from semipd_kernels.launches import Launch, Scratch
+from semipd_kernels.launches import Launch
 
 MIN_ROWS = 16
 """Rows of the smallest tensor-core tile; smaller groups are padded, which costs no memory traffic."""
@@ -21,11 +21,20 @@ MIN_ROWS = 16
 MIN_BATCH_PAD = 128
 """One length per thread: a smaller number would only make more variants of the kernel."""
 
-SPLITS_TILE = 32
-"""Partial results merged at once: at D 128 16 KiB, 32 registers of each of 128 threads. Most sequences have
-fewer splits; what is not there is not loaded."""
+MERGED_WIDTH = 1024
+"""Elements of a split that the merge takes at once: eight heads of 128."""
 
-MERGE_WARPS = 4
+MERGED_ELEMENTS = 8192
+"""Of all splits taken at once: 64 registers of each of 128 threads, at a time when the tiles are gone, and
+for four heads of 128 sixteen splits. Few sequences have more; what is not there is not loaded."""
+
+EXACT_SPLITS = 2
+"""Taken at once where 32-bit products, plain multiply-adds, leave no registers (with more they spill)."""
+
+MOST_REGISTERS = {64: 168, 128: 168, 256: 255}
+"""By head dimension, of 16-bit types: with 168 three programs of 4 warps fit an SM. Without a number ptxas
+aims at 128 and computes addresses anew in every tile: 300 instructions instead of 282. At D 256 it keeps to
+168 by itself (Triton 3.9; 181 with 3.6), and told so it needs 330 instructions a tile instead of 286."""
 
 INTERPRETED_ARCH = 90
 
@@ -36,6 +45,25 @@ def group_pad(group: int) -> int:
 
 def batch_pad(batch: int) -> int:
     return max(MIN_BATCH_PAD, int(triton.next_power_of_2(batch)))
+
+
+def heads_at_once(group: int, head_dim: int) -> int:
+    """Of the merge; a power of two."""
+    return min(int(triton.next_power_of_2(group)), MERGED_WIDTH // head_dim)
+
+
+def splits_at_once(group: int, head_dim: int, item_bytes: int) -> int:
+    """Of the merge; a power of two."""
+    if item_bytes == 4:
+        return EXACT_SPLITS
+    return MERGED_ELEMENTS // (heads_at_once(group, head_dim) * head_dim)
+
+
+def most_registers(head_dim: int, num_warps: int, item_bytes: int) -> int | None:
+    """Of a thread, for ptxas. None: as many as it wants."""
+    if item_bytes == 4:
+        return None
+    return MOST_REGISTERS[head_dim] if num_warps <= 4 else 128
 
 
 def launches(
@@ -56,22 +84,20 @@ def launches(
     if config is None:
         config = choose(arch=_arch(q.device), head_dim=head_dim, num_sms=num_sms)
     tile = config.tile_of(q.element_size())
-    if num_splits is None:
+    if workspace is None and num_splits is None:
+        num_splits = 1
+    elif num_splits is None:
         widest = block_tables.shape[1] * block_size
         num_splits = choose_num_splits(
             batch, num_kv_heads, widest, num_sms, tile=tile, ctas_per_sm=config.ctas_per_sm
         )
     split = num_splits > 1
     # Without splits never written: any pointers do.
-    parts: tuple[Tensor | Scratch, ...] = (out, out, kv_lens)
-    if split and workspace is not None:
-        check_workspace(workspace, q, num_splits)
-        parts = workspace.tensors
-    elif split:
-        parts = tuple(Scratch(*part) for part in workspace_parts(batch, num_heads, head_dim, num_splits))
-    partial_out, partial_lse, spans = parts
+    parts: tuple[Tensor, ...] = (out, out, kv_lens)
+    if split:
+        parts = check_workspace(workspace, q, num_kv_heads, num_splits).tensors
     group = num_heads // num_kv_heads
-    tensors = (q, kv_layer, block_tables, kv_lens, out, partial_out, partial_lse, spans)
+    tensors = (q, kv_layer, block_tables, kv_lens, out, *parts)
     strides = (q.stride(0), out.stride(0), block_tables.stride(0))
     sizes = (batch, batch * num_splits, num_blocks, num_kv_heads)
     constants = {
@@ -83,35 +109,16 @@ def launches(
         "BUFFERS": config.buffers,
         "SPLIT": split,
         "BATCH_PAD": batch_pad(batch) if split else 1,
+        "HEADS_AT_ONCE": heads_at_once(group, head_dim) if split else 1,
+        "SPLITS_AT_ONCE": splits_at_once(group, head_dim, q.element_size()) if split else 1,
         "num_warps": config.num_warps,
         "num_stages": 1,  # of loops that do not name their own
+        "maxnreg": most_registers(head_dim, config.num_warps, q.element_size()),
         "enable_fp_fusion": True,
         **dependence(dependent),
     }
     args = (*tensors, *strides, *sizes, scale * math.log2(math.e))
-    attend = Launch(decode_attention_kernel, batch * num_splits * num_kv_heads, args, constants)
-    return [attend, _merge(kv_lens, spans, partial_out, partial_lse, out, dependent)] if split else [attend]
-
-
-def _merge(
-    kv_lens: Tensor,
-    spans: Tensor | Scratch,
-    partial_out: Tensor | Scratch,
-    partial_lse: Tensor | Scratch,
-    out: Tensor,
-    dependent: bool,
-) -> Launch:
-    batch, num_heads, head_dim = out.shape
-    constants = {
-        "HEAD_DIM": head_dim,
-        "SPLITS_TILE": SPLITS_TILE,
-        "num_warps": MERGE_WARPS,
-        "num_stages": 1,
-        "enable_fp_fusion": True,
-        **dependence(dependent),
-    }
-    args = (kv_lens, spans, partial_out, partial_lse, out, out.stride(0), num_heads)
-    return Launch(merge_splits_kernel, batch * num_heads, args, constants)
+    return [Launch(decode_attention_kernel, batch * num_splits * num_kv_heads, args, constants)]
 
 
 def _arch(device: torch.device) -> int:

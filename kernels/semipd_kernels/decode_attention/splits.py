@@ -1,11 +1,14 @@
 """How many splits a batch gets: pure arithmetic, made once per captured graph."""
 
+from semipd_kernels.decode_attention.configs import MAX_CTAS
+
 ITEM_OVERHEAD_TILES = 1
-"""Time of a split beside its tiles, in tiles: filling the pipeline, writing the partial result and reading it
-again in the merge. One tile in flight takes about as long as the latency it hides."""
+"""Time of a split beside its tiles, in tiles: filling the pipeline, writing the partial result, counting it.
+One tile in flight takes about as long as the latency it hides."""
 
 MERGE_TILES = 1
-"""Time of the merge kernel's launch, in tiles (3 us when 132 SMs read 10.9 GB/s per program)."""
+"""Time of the merge by the last split, in tiles: an atomic operation with its fences and reading the partial
+results are three or four waits of up to 1 us (a tile takes 3 us when 132 SMs read 10.9 GB/s per program)."""
 
 MAX_WAVES = 4
 """More splits than fill the device so many times only add overhead."""
@@ -48,3 +51,9 @@ def choose_num_splits(
         return waves * (longest + ITEM_OVERHEAD_TILES) + (MERGE_TILES if splits > 1 else 0)
 
     return min(range(1, most + 1), key=time)
+
+
+def most_items(batch: int, num_kv_heads: int, num_sms: int) -> int:
+    """`choose_num_splits` makes no more items of at most `batch` rows, on at most so many SMs."""
+    programs = num_sms * max(MAX_CTAS.values())
+    return max(2 * batch, -(-MAX_WAVES * programs // num_kv_heads) + batch)

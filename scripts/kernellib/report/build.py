@@ -99,6 +99,7 @@ def compile_case(case: Any, arch: int) -> Facts:
         async_depth=machine.async_depth,
         turn_instructions=machine.turn_instructions,
         waits_first=moves.waits_first,
+        counts_in_order=moves.counts_in_order,
     )
 
 
@@ -119,6 +120,7 @@ def promises(case: Any, arch: int) -> Facts:
         spills_allowed=case.spills_allowed,
         prefetches=case.prefetches,
         max_turn_instructions=case.max_turn_instructions,
+        counts_arrivals=case.counts_arrivals,
     )
 
 

@@ -31,6 +31,7 @@ class Facts:
     dependent: bool = False
     prefetches: bool = False
     max_turn_instructions: int = 0
+    counts_arrivals: bool = False
     error: str = ""
     registers: int = 0
     spill_bytes: int = 0
@@ -43,6 +44,7 @@ class Facts:
     async_depth: int | None = None
     turn_instructions: int = 0
     waits_first: bool | None = None
+    counts_in_order: bool | None = None
 
     @property
     def key(self) -> tuple[str, int]:
@@ -80,6 +82,8 @@ def violations(facts: Facts) -> list[str]:
         broken.append("promises tensor cores, has no mma or wgmma instruction")
     if facts.async_copy and not facts.async_copies:
         broken.append("promises asynchronous copies, has no cp.async in an innermost loop")
+    if facts.counts_arrivals and not facts.counts_in_order:
+        broken.append("counts arrivals without ordering the stores before and the loads after")
     return broken + _slow_loops(facts)
 
 

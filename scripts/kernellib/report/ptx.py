@@ -11,6 +11,7 @@ _LOAD = re.compile(r"\bld(?:\.\w+)*?\.global((?:(?:\.|::)\w+)*)")
 _ASYNC = re.compile(r"\bcp\.async\.c[ag]\.[^,;]*,[^,;]*,\s*(0x[0-9a-fA-F]+|\d+)")
 _BULK = re.compile(r"\bcp\.async\.bulk\.(?!commit|wait)")
 _TOUCHES = re.compile(r"\b(?:bra\b|(?:ld|st|atom|red|cp|prefetch)\.[\w.:]*global)")
+_ORDERING = re.compile(r"\b(?:bar\.sync|atom\.[\w.:]+|(?:ld|st|red|cp)\.[\w.:]*global[\w.:]*)")
 _TENSOR = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
 _VECTOR = re.compile(r"[.:]v(\d+)")
 _ITEM_BITS = re.compile(r"[.:][busf](\d+)$")
@@ -30,12 +31,16 @@ class PtxFacts:
         async_copies: instructions in innermost loops.
         waits_first: whether `griddepcontrol.wait` stands before every branch and every instruction that
             touches global memory; None: there is no griddepcontrol at all.
+        counts_in_order: whether every atomic operation on global memory releases what its program's threads
+            stored and acquires what others did: `acq_rel` at the scope of the GPU, between two barriers with
+            no access to global memory between; None: there is no atomic operation.
     """
 
     loads: tuple[dict[int, int], ...]
     tensor_core_ops: dict[str, int]
     async_copies: int
     waits_first: bool | None = None
+    counts_in_order: bool | None = None
 
 
 def inspect(ptx: str) -> PtxFacts:
@@ -53,6 +58,7 @@ def inspect(ptx: str) -> PtxFacts:
             for instruction in loop
         ),
         waits_first=waits_first(ptx),
+        counts_in_order=counts_in_order(ptx),
     )
 
 
@@ -62,6 +68,17 @@ def waits_first(ptx: str) -> bool | None:
         return None
     wait, touch = ptx.find("griddepcontrol.wait"), _TOUCHES.search(ptx)
     return wait >= 0 and (touch is None or wait < touch.start())
+
+
+def counts_in_order(ptx: str) -> bool | None:
+    """See PtxFacts."""
+    steps = ["", *_ORDERING.findall(ptx), ""]
+    found = [
+        "acq_rel" in step and ".gpu" in step and before == after == "bar.sync"
+        for before, step, after in zip(steps, steps[1:], steps[2:], strict=False)
+        if step.startswith("atom.")
+    ]
+    return all(found) if found else None
 
 
 def load_widths(instructions: Iterable[str]) -> dict[int, int]:

@@ -110,6 +110,9 @@ class CpuOps:
             keys, values = _context(layer_kv, rows.tables[idx], kv_len)
             out[idx] = _attend_one(q[idx : idx + 1], keys, values, heads.attention_scale)
 
+    def decode_workspace(self, max_rows: int, heads: Heads, num_units: int) -> tuple[Tensor, ...]:
+        return ()
+
     def plan_chunks(
         self,
         query_lens: Sequence[int],

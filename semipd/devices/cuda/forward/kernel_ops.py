@@ -3,7 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-from semipd_kernels.decode_attention import decode_attention
+from semipd_kernels.decode_attention import (
+    DecodeWorkspace,
+    decode_attention,
+    decode_workspace,
+    most_items,
+)
 from semipd_kernels.embedding import embedding
 from semipd_kernels.prefill_attention import PaddedSize, PrefillPlan, plan_prefill, prefill_attention
 from semipd_kernels.rms_norm import add_rms_norm, rms_norm
@@ -76,8 +81,16 @@ class KernelOps:
             num_sms=num_units,
             scale=scale,
             out=out,
+            workspace=DecodeWorkspace(*rows.workspace) if rows.workspace else None,
             dependent=self._dependent,
         )
+
+    def decode_workspace(self, max_rows: int, heads: Heads, num_units: int) -> tuple[Tensor, ...]:
+        num_items = most_items(max_rows, heads.num_kv, num_units)
+        device = heads.frequencies.device
+        return decode_workspace(
+            max_rows, heads.num_q, heads.num_kv, heads.head_dim, num_items, device
+        ).tensors
 
     def plan_chunks(
         self,

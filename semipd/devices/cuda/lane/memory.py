@@ -51,6 +51,7 @@ class LaneMemory:
             tokens that it may choose.
         padded: rows of captured passes over chunks; None: there are none.
         context: see ChunkRows; None: attention reads the pool.
+        workspace: see DecodeRows.
     """
 
     state: SlotState
@@ -66,6 +67,7 @@ class LaneMemory:
     sampler: Sampler
     padded: PaddedRows | None = None
     context: Tensor | None = None
+    workspace: tuple[Tensor, ...] = ()
     retired: list[Tensor] = field(default_factory=list)
 
     @classmethod
@@ -77,6 +79,7 @@ class LaneMemory:
         device: torch.device,
         padded: PaddedRows | None = None,
         context: Tensor | None = None,
+        workspace: tuple[Tensor, ...] = (),
     ) -> "LaneMemory":
         num_slots = size.max_num_seqs + 1
         state = SlotState(num_slots, size.max_blocks_per_seq, size.block_size, device)
@@ -102,6 +105,7 @@ class LaneMemory:
             sampler,
             padded,
             context,
+            workspace,
         )
 
     def load_batch(self, slots: Tensor, *, samples: bool) -> None:
@@ -118,7 +122,8 @@ class LaneMemory:
     @property
     def num_bytes(self) -> int:
         rows = (self.slots, self.sampled_slots, self.tokens)
-        tensors = (self.state.flat, self.logits, *rows, self.metadata, self.delta, self.history_tokens)
+        uploads = (self.metadata, self.delta, self.history_tokens)
+        tensors = (self.state.flat, self.logits, *rows, *uploads, *self.workspace)
         rows_bytes = 0 if self.padded is None else self.padded.num_bytes
         context_bytes = 0 if self.context is None else self.context.nbytes
         activations_bytes = self.activations.num_bytes + self.history.counts.nbytes

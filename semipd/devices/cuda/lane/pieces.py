@@ -93,7 +93,7 @@ class LaneWork:
 
         def body() -> None:
             target[:size].copy_(buffer[:size], non_blocking=True)
-            self._bound = layout.bind(target, memory.state, memory.context)
+            self._bound = layout.bind(target, memory.state, memory.context, memory.workspace)
             if not layout.chunks:
                 memory.load_batch(self._bound.decode_slots, samples=layout.is_unfiltered)
 
@@ -129,7 +129,7 @@ class LaneWork:
         """Logits of the batch in `memory.slots`, padded to `bucket`, and its next tokens if nothing more is
         needed than it can do without the host: what a graph captures."""
         memory, network = self._memory, self._shared.network
-        rows = decode_rows(memory.state, memory.slots[:bucket])
+        rows = decode_rows(memory.state, memory.slots[:bucket], memory.workspace)
         activations = memory.activations.first(bucket)
         network.embed(rows, activations)
         network.layers(rows, activations, range(network.num_layers), num_sms)

@@ -70,16 +70,25 @@ class StepLayout:
     def num_rows(self) -> int:
         return len(self.decoding) + sum(chunk.segment.length for chunk in self.chunks)
 
-    def bind(self, memory: Tensor, state: SlotState, context: Tensor | None = None) -> "BoundLayout":
-        """`memory`: int32, where the packer's vectors have gone. `context`: see ChunkRows. Launches on the
-        current stream."""
+    def bind(
+        self,
+        memory: Tensor,
+        state: SlotState,
+        context: Tensor | None = None,
+        workspace: tuple[Tensor, ...] = (),
+    ) -> "BoundLayout":
+        """`memory`: int32, where the packer's vectors have gone. `context`: see ChunkRows; `workspace`: see
+        DecodeRows. Launches on the current stream."""
         view = self.packer.views(memory)
         sampled_slots = view(self._sampled_slots).long()
         stages = self._stages.bind({name: view(number) for name, number in self._stage_vectors.items()})
         targets = view(self._prompt_targets)
         if not self.chunks:
             return BoundLayout(view(self._decode_slots), sampled_slots, stages, targets, None, None)
-        rows = self._load(view, state) if self.padded_size is not None else self._rows(view, state, context)
+        if self.padded_size is not None:
+            rows = self._load(view, state)
+        else:
+            rows = self._rows(view, state, context, workspace)
         return BoundLayout(view(self._decode_slots), sampled_slots, stages, targets, rows, view(self._wanted))
 
     def _load(self, view: Callable[[int], Tensor], state: SlotState) -> StepRows:
@@ -98,7 +107,13 @@ class StepLayout:
         self._query_starts = packer.add(np.cumsum([0, *lengths]))
         self._kv_lens = packer.add([c.end for c in chunks])
 
-    def _rows(self, view: Callable[[int], Tensor], state: SlotState, context: Tensor | None) -> StepRows:
+    def _rows(
+        self,
+        view: Callable[[int], Tensor],
+        state: SlotState,
+        context: Tensor | None,
+        workspace: tuple[Tensor, ...],
+    ) -> StepRows:
         tables = state.tables.index_select(0, view(self._chunk_slots))
         chunks = ChunkRows(
             tables,
@@ -114,7 +129,7 @@ class StepLayout:
         slots = view(self._kv_slots).long()
         if not self.decoding:
             return StepRows(tokens, positions, slots, None, chunks)
-        decode = decode_rows(state, view(self._decode_slots))
+        decode = decode_rows(state, view(self._decode_slots), workspace)
         return StepRows(
             torch.cat((decode.token_ids, tokens)),
             torch.cat((decode.positions, positions)),
@@ -159,7 +174,7 @@ class BoundLayout:
     wanted: Tensor | None
 
 
-def decode_rows(state: SlotState, slots: Tensor) -> StepRows:
+def decode_rows(state: SlotState, slots: Tensor, workspace: tuple[Tensor, ...] = ()) -> StepRows:
     """One row for each of `slots`, int32 [D]: the newest token of its sequence."""
     columns = state.columns.index_select(1, slots)
     tables = state.tables.index_select(0, slots)
@@ -167,4 +182,5 @@ def decode_rows(state: SlotState, slots: Tensor) -> StepRows:
     block_size = state.block_size
     blocks = tables.gather(1, (positions // block_size).long()[:, None]).squeeze(1)
     kv_slots = blocks.long() * block_size + positions % block_size
-    return StepRows(columns[Column.TOKEN], positions, kv_slots, DecodeRows(tables, positions + 1), None)
+    decode = DecodeRows(tables, positions + 1, workspace)
+    return StepRows(columns[Column.TOKEN], positions, kv_slots, decode, None)

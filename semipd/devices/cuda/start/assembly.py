@@ -35,7 +35,12 @@ are the same under every split, since a prefill may move to another one between 
 
 
 def lane_size(
-    lane: LaneName, settings: EngineSettings, config: ModelConfig, max_model_len: int, block_size: int
+    lane: LaneName,
+    settings: EngineSettings,
+    config: ModelConfig,
+    max_model_len: int,
+    block_size: int,
+    most_units: int,
 ) -> LaneSize:
     """The decode lane also runs merged steps, and everything under the one-lane schedulers."""
     merged = max(settings.step_token_budget, settings.merge_tokens, settings.max_num_seqs)
@@ -51,6 +56,7 @@ def lane_size(
         vocab_size=config.vocab_size,
         buckets=batch_buckets(settings.max_num_seqs),
         group_layers=GROUP_LAYERS,
+        most_units=most_units,
         chunk_passes=passes,
         context_tokens=max_model_len if settings.cuda.prefill_attention == "sdpa" else 0,
     )
@@ -71,7 +77,8 @@ def reserve_memory(
     like = torch.empty(0, dtype=TORCH_DTYPES[dtype], device=device)
     activations = Activations.reserve(config, size.max_rows, like)
     padded, context = _padded_rows(size, config, ops, like), _context(size, config, like)
-    return LaneMemory.reserve(size, activations, sampler, device, padded, context)
+    workspace = ops.decode_workspace(size.max_num_seqs, Heads.of(config, like), size.most_units)
+    return LaneMemory.reserve(size, activations, sampler, device, padded, context, workspace)
 
 
 def _context(size: LaneSize, config: ModelConfig, like: torch.Tensor) -> torch.Tensor | None:

@@ -222,6 +222,7 @@ def _pass_of(kernels: KernelSet, kind: Literal["decode", "prefill"], num_sms: in
     from semipd.network.activations import Activations
     from semipd.network.kv_layout import KvLayout
     from semipd.network.network import Network
+    from semipd.network.ops import Heads
 
     class Ops(KernelOps):
         """Products are not Triton's."""
@@ -233,18 +234,20 @@ def _pass_of(kernels: KernelSet, kind: Literal["decode", "prefill"], num_sms: in
     layout = plan_weights(config, kernels.dtype)
     weights = weight_views(layout, torch.empty(layout.total_bytes, dtype=torch.uint8))
     pool = torch.empty(KvLayout.of(config, kernels.block_size).pool_shape(3), dtype=dtype)
-    network = Network(config, weights, pool, Ops(dtype, kernels.arch, dependent=kernels.dependent))
-    sizes = kernels.buckets if kind == "decode" else PROMPT_ROWS
+    ops, decodes = Ops(dtype, kernels.arch, dependent=kernels.dependent), kind == "decode"
+    network = Network(config, weights, pool, ops)
+    sizes = kernels.buckets if decodes else PROMPT_ROWS
+    workspace = ops.decode_workspace(max(sizes), Heads.of(config, pool), num_sms) if decodes else ()
     memory = Activations.reserve(config, max(sizes), pool)
     for size in sizes:
-        rows = _decode(kernels, size) if kind == "decode" else _prompt(network, size, num_sms, kernels)
+        rows = _decode(kernels, size, workspace) if decodes else _prompt(network, size, num_sms, kernels)
         activations = memory.first(size)
         network.embed(rows, activations)
         network.layers(rows, activations, range(NUM_LAYERS), num_sms)
         network.finish(activations, None)
 
 
-def _decode(kernels: KernelSet, batch: int) -> Any:
+def _decode(kernels: KernelSet, batch: int, workspace: Any) -> Any:
     import torch
 
     from semipd.core.plan import blocks_for
@@ -253,7 +256,7 @@ def _decode(kernels: KernelSet, batch: int) -> Any:
 
     blocks = blocks_for(kernels.max_model_len, kernels.block_size)
     state = SlotState(batch + 1, blocks, kernels.block_size, torch.device("cpu"))
-    return decode_rows(state, torch.zeros(batch, dtype=torch.int32))
+    return decode_rows(state, torch.zeros(batch, dtype=torch.int32), workspace)
 
 
 def _prompt(network: Any, num_rows: int, num_sms: int, kernels: KernelSet) -> Any:

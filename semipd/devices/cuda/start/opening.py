@@ -160,6 +160,7 @@ class Opening:
             self._model.config,
             self._model.max_model_len,
             self._model.kv_layout.block_size,
+            self._lanes.capability.num_sms,
         )
 
     def _reserve(self, lane: LaneName) -> LaneMemory:
