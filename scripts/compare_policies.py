@@ -27,7 +27,7 @@ from semipd.sim.cases import Case
 from semipd.sim.policies import parse_policy
 from semipd.sim.worlds import WORLDS
 
-QUICK = ("conv", "mixed")
+QUICK = ("mixed",)
 
 
 def main() -> int:
@@ -106,7 +106,7 @@ def _quick(plan: Plan) -> Plan:
     return replace(
         plan,
         seeds=plan.seeds[:2],
-        window_scale=0.01,
+        window_scale=0.005,
         tuning_scale=1.0,
         budgets=(512, 1024),
         splits=(32, 64),

@@ -74,8 +74,8 @@ def _growing(ttft_ms: float, per_1k_ms: float, tpot_ms: float) -> Targets:
 SCENARIOS: dict[str, Scenario] = {
     scenario.name: scenario
     for scenario in (
-        Scenario("code-loose", CODE, SHAREGPT_SLO, 1.6, 3600.0),
-        Scenario("code", CODE, TIGHT_SLO, 1.8, 3600.0),
+        Scenario("code-loose", CODE, SHAREGPT_SLO, 1.0, 7200.0),
+        Scenario("code", CODE, TIGHT_SLO, 1.0, 7200.0),
         Scenario("conv-loose", CONV, SHAREGPT_SLO, 20.0, 300.0),
         Scenario("conv", CONV, TIGHT_SLO, 20.0, 300.0),
         Scenario("conv-gaps", CONV, Targets(500.0, tpot_ms=25.0, itl_ms=50.0), 19.0, 300.0),

@@ -16,6 +16,10 @@ WHOLE_PROMPTS = 8192
 """Tokens of one step of `prefill-first` and of the prefill instance of `1p1d`: whole prompts, batched."""
 
 
+NOBODY_REFUSED_S = 86_400.0
+"""First come, first served as other engines do it: everybody waits for as long as it takes."""
+
+
 @dataclass(frozen=True, slots=True)
 class PolicySpec:
     """`value`: token budget of `chunked`, decode SMs of `fixed`, 0 for the others. `replicas`: engines of
@@ -78,6 +82,8 @@ def settings_for(spec: PolicySpec, base: EngineSettings, slo: Targets, gpu: Gpu)
         "slo_tpot_ms": slo.tpot_ms,
         "order": spec.order,
     }
+    if spec.order == "fcfs":
+        changes["max_late_s"] = NOBODY_REFUSED_S
     match spec.kind:
         case "prefill-first" | "1p1d":
             changes |= {"scheduler": "prefill-first", "step_token_budget": WHOLE_PROMPTS}

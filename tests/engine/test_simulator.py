@@ -12,6 +12,7 @@ import pytest
 from support.simulated import azure_case, azure_file
 
 import semipd.sim.cases
+from semipd.config.config import default_engine_settings
 from semipd.core.errors import SemipdError
 from semipd.core.messages import StepTokens
 from semipd.core.request import Request, SeqId
@@ -25,7 +26,7 @@ from semipd.sim.cases import Cache, Case, Result, Simulated, build, run_case
 from semipd.sim.disaggregated import LINK_LATENCY_NS, Disaggregated
 from semipd.sim.group import Group
 from semipd.sim.outcomes import Outcome
-from semipd.sim.policies import PolicySpec, parse_policy
+from semipd.sim.policies import PolicySpec, parse_policy, settings_for
 from semipd.sim.simulator import Engine, Ledger, simulate
 from semipd.sim.workloads.classes import ServiceClass
 from semipd.sim.workloads.prompts import request_of
@@ -257,6 +258,17 @@ def test_policies_by_name() -> None:
         with pytest.raises(SemipdError) as refused:
             parse_policy(bad)
         assert refused.value.code == "unknown_policy"
+
+
+def test_a_policy_brings_its_order_and_only_fcfs_refuses_nobody() -> None:
+    base = default_engine_settings(device="sim:h200", model_name="llama-3-8b")
+    made = {
+        text: settings_for(parse_policy(text), base, Targets(500.0, tpot_ms=25.0), GPUS["h200"])
+        for text in ("chunked:512", "chunked:512+cost", "predictive+deadline", "fixed:64+fcfs")
+    }
+    assert [settings.order for settings in made.values()] == ["fcfs", "cost", "deadline", "fcfs"]
+    late_s = base.max_late_s
+    assert [settings.max_late_s for settings in made.values()] == [86_400.0, late_s, late_s, 86_400.0]
 
 
 def test_a_fixed_policy_holds_its_split(tmp_path: Path) -> None:
