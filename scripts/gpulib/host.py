@@ -95,7 +95,7 @@ class Host:
                         if entry is not None:
                             run.logprobs.setdefault(seq, []).append(entry.logprob)
                         outcome = run.outcomes.setdefault(seq, Outcome(now_ns))
-                        outcome.next_token(now_ns) if outcome.first_ns else outcome.first_token(now_ns)
+                        outcome.next_tokens([now_ns]) if outcome.first_ns else outcome.first_token(now_ns)
                         run.tokens.setdefault(seq, []).append(token)
                         run.token_times_ns.setdefault(seq, []).append(now_ns)
                 case Finished(seq, reason):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from semipd.core.errors import Refusal
 from semipd.core.events import Event, FinishReason
@@ -97,8 +97,7 @@ class SetClass(EngineQuestion[ClassAnswer]):
 Inbound = Submit | Cancel | GetStatus | GetPartition | SetPartition | SetSlo | SetClass
 
 
-@dataclass(frozen=True, slots=True)
-class StepTokens:
+class StepTokens(NamedTuple):
     """All tokens of one step. `seqs` names the sequence of each, one that got several as often, in a row.
     `logprobs` is aligned with the tokens, or None when no sequence asked."""
 

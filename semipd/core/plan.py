@@ -46,8 +46,7 @@ class Join:
     block_table: list[int]
 
 
-@dataclass(frozen=True, slots=True)
-class StepPlan:
+class StepPlan(NamedTuple):
     """One step of one lane. Applied in this order: leaves, joins, new_blocks, then one forward pass.
 
     `decode` names residents that advance by one token, or by up to DeviceInfo.max_decode_tokens: each
@@ -80,8 +79,7 @@ class TokenLogprobs(NamedTuple):
     rank: int
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
+class StepResult(NamedTuple):
     """A finished step. `tokens` are ordered as `plan.decode`, then sampling segments in plan order: those of
     each sequence, oldest first; one for a segment. Whatever stands behind a sequence's end is ignored.
 

@@ -11,7 +11,8 @@ runs in the engine process, in tests against the fake device, and under a virtua
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from semipd.core.errors import SemipdError
 from semipd.core.messages import (
@@ -52,8 +53,7 @@ LOOK_AFTER_NS = 500_000_000
 """While a long step runs, it is looked so often whether somebody waits too long."""
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """Result of one tick. `wake_at_ns`: tick again by then even if nothing arrives. `idle`: nothing lives."""
 
     outbox: list[Outbound]
@@ -88,6 +88,7 @@ class Coordinator:
         merge_tokens = min(settings.merge_tokens, info.max_step_tokens or settings.merge_tokens)
         in_force = replace(settings, scheduler=self.policy, merge_tokens=merge_tokens)
         self.control = Control(table, in_force, models or Models(info.num_units))
+        self._can_lose_executors = self.prefill.can_lose_executor or self.decode.can_lose_executor
         self._slow_steps = SlowSteps()
         self._next_step_id = 1
         self._held: Split | None = None
@@ -178,6 +179,8 @@ class Coordinator:
     def _restore_lanes(self, out: Outbox) -> None:
         """A lane that has lost its executor gets its steps back as soon as it has another and their units are
         free. Until then one split holds, so that the other lane goes on with its share."""
+        if not self._can_lose_executors:
+            return
         for state in (self.decode, self.prefill):
             for news in state.worker_news():
                 out.event(worker_changed(state.lane.name, news))
@@ -272,10 +275,12 @@ class Coordinator:
 
     def _may_launch(self, state: LaneState, split: Split) -> bool:
         """Room in the lane, and no unit that a step in flight on the other lane still holds."""
+        if not state.has_room:
+            return False
         units = state.units(split)
         makes_room = state is self.decode and split.prefill_units > 0 and self.device.info.prefill_moves
         held = 0 if makes_room else self._units_of_other(state)
-        return units > 0 and units + held <= self.device.info.num_units and state.has_room
+        return units > 0 and units + held <= self.device.info.num_units
 
     def _units_of_other(self, state: LaneState) -> int:
         """Units that steps in flight on the other lane hold."""

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from semipd.core.plan import Join, StepPlan, StepResult
@@ -50,6 +50,10 @@ class LaneState:
         return len(self._decode_batch), self._context_tokens
 
     @property
+    def can_lose_executor(self) -> bool:
+        return self._worker_lane is not None
+
+    @property
     def has_room(self) -> bool:
         return self.executor == "up" and self.lane.capacity() > 0
 
@@ -82,7 +86,7 @@ class LaneState:
         """Steps in flight of a missing executor will run under another split."""
         assert self.executor == "missing", f"{self.lane.name}: only a lost step can be moved"
         for idx, flight in enumerate(self.inflight):
-            self.inflight[idx] = replace(flight, plan=replace(flight.plan, split=split))
+            self.inflight[idx] = flight._replace(plan=flight.plan._replace(split=split))
 
     def restore(self, sequences: Mapping[SeqId, Sequence], now_ns: int) -> None:
         """Tell a blank executor everything it should know, then launch the steps in flight again.
@@ -97,8 +101,8 @@ class LaneState:
         self.lane.rebuild([_join_of(sequence) for sequence in known.values()])
         self.executor = "up"
         for idx, flight in enumerate(self.inflight):
-            plan = replace(flight.plan, joins=(), leaves=(), new_blocks=())
-            self.inflight[idx] = replace(flight, plan=plan, launched_at_ns=now_ns)
+            plan = flight.plan._replace(joins=(), leaves=(), new_blocks=())
+            self.inflight[idx] = flight._replace(plan=plan, launched_at_ns=now_ns)
             self.lane.launch(plan, now_ns)
 
     def launch(
@@ -112,18 +116,14 @@ class LaneState:
         now_ns: int,
     ) -> None:
         """Turn the choice into a plan: joins for newcomers, new blocks for residents that grew."""
-        new_blocks = tuple((s.seq, (block,)) for s, block in grown if s.seq in self.residents)
-        joins = self._join_decodes(decodes) + self._join([sequence for sequence, _ in chunks])
-        plan = StepPlan(
-            step_id=step_id,
-            split=split,
-            decode=self._decode_batch,
-            segments=tuple(segment for _, segment in chunks),
-            joins=tuple(joins),
-            leaves=tuple(self._leaves),
-            new_blocks=new_blocks,
-        )
-        self._leaves = []
+        residents = self.residents
+        new_blocks = tuple([(s.request.seq, (block,)) for s, block in grown if s.request.seq in residents])
+        joins = self._join_decodes(decodes)
+        if chunks:
+            joins += self._join([sequence for sequence, _ in chunks])
+        segments = tuple([segment for _, segment in chunks])
+        decode, leaves, self._leaves = self._decode_batch, tuple(self._leaves), []
+        plan = StepPlan(step_id, split, decode, segments, tuple(joins), leaves, new_blocks)
         self.inflight.append(Flight(plan, decodes, chunks, self._context_tokens, other_units, now_ns))
         self.lane.launch(plan, now_ns)
 
@@ -148,14 +148,14 @@ class LaneState:
     def record(self, flight: Flight, result: StepResult) -> StepRecord:
         """What partition control learns from a settled step."""
         return StepRecord(
-            lane=self.lane.name,
-            units=self.units(flight.plan.split),
-            other_units=flight.other_units,
-            num_decodes=len(flight.decodes),
-            context_tokens=flight.context_tokens,
-            new_tokens=flight.new_tokens,
-            attended_tokens=flight.attended_tokens,
-            busy_ns=result.busy_ns,
+            self.lane.name,
+            self.units(flight.plan.split),
+            flight.other_units,
+            len(flight.decodes),
+            flight.context_tokens,
+            flight.new_tokens,
+            flight.attended_tokens,
+            result.busy_ns,
         )
 
     def _join_decodes(self, decodes: list[Sequence]) -> list[Join]:

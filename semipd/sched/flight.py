@@ -1,6 +1,6 @@
 """A step in flight, with the sequences it works on."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from semipd.core.plan import Segment, StepPlan
 from semipd.sched.sequence import Sequence
@@ -8,8 +8,7 @@ from semipd.sched.sequence import Sequence
 Chunk = tuple[Sequence, Segment]
 
 
-@dataclass(frozen=True, slots=True)
-class Flight:
+class Flight(NamedTuple):
     """A launched step and the sequences it works on, in the plan's order. `context_tokens`: KV read by the
     decodes; `other_units`: what the other lane held when it was launched."""
 
@@ -27,9 +26,9 @@ class Flight:
     @property
     def new_tokens(self) -> int:
         """Prompt tokens computed by the chunks."""
-        return sum([segment.length for _, segment in self.chunks])
+        return sum([segment.length for _, segment in self.chunks]) if self.chunks else 0
 
     @property
     def attended_tokens(self) -> float:
         """KV read by the chunks, see StepRecord."""
-        return sum([s.length * (s.start + (s.length + 1) / 2) for _, s in self.chunks])
+        return sum([s.length * (s.start + (s.length + 1) / 2) for _, s in self.chunks]) if self.chunks else 0

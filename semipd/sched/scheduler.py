@@ -189,8 +189,9 @@ class Scheduler:
         grown: list[Growth] = []
         num_stalled = 0
         short = [s for s in self.decoding.values() if s.decode_limit <= s.num_scheduled < s.max_computed]
-        for sequence in sorted(short, key=lambda s: s.age_key):
-            self._make_room(sequence, num_stalled, out)
+        for sequence in sorted(short, key=lambda s: s.age_key) if len(short) > 1 else short:
+            if not self.memory.pool.num_free:
+                self._make_room(sequence, num_stalled, out)
             if sequence.phase != "decoding":
                 continue
             if not self.memory.pool.num_free:

@@ -49,7 +49,8 @@ def settle(flight: Flight, result: StepResult, block_size: int, max_decode_token
     _check_whole(flight, result)
     counts = _settle_decodes(flight.decodes, result.tokens, block_size, max_decode_tokens, settled)
     if flight.chunks or counts:
-        each = [counts.get(seq, 1) for seq in flight.plan.decode] + _settle_chunks(flight, result, settled)
+        each = [counts.get(seq, 1) for seq in flight.plan.decode] if counts else [1] * len(flight.decodes)
+        each += _settle_chunks(flight, result, settled)
         settled.tokens = _step_tokens(flight, result, each)
     elif flight.decodes:
         logprobs = None if result.logprobs is None else [run[0] if run else None for run in result.logprobs]
@@ -60,7 +61,9 @@ def settle(flight: Flight, result: StepResult, block_size: int, max_decode_token
 
 def _check_whole(flight: Flight, result: StepResult) -> None:
     """A lane that leaves a sequence out would leave it in flight for ever."""
-    wanted = len(flight.decodes) + sum(segment.sample for _, segment in flight.chunks)
+    wanted = len(flight.decodes)
+    if flight.chunks:
+        wanted += sum([segment.sample for _, segment in flight.chunks])
     found = len(result.tokens), wanted if result.logprobs is None else len(result.logprobs)
     assert found == (wanted, wanted), f"step {result.step_id}: {found} results of {wanted} sequences"
 
@@ -149,7 +152,11 @@ def _take_prompt_logprobs(sequence: Sequence, segment: Segment, result: StepResu
 def _step_tokens(flight: Flight, result: StepResult, counts: list[int]) -> StepTokens | None:
     """The step's tokens that count."""
     logprobs = None if result.logprobs is None else _kept_logprobs(result.logprobs, counts)
-    sampled = [*flight.plan.decode, *(segment.seq for segment in flight.plan.segments if segment.sample)]
+    newcomers = [segment.seq for segment in flight.plan.segments if segment.sample]
+    sampled = (*flight.plan.decode, *newcomers) if newcomers else flight.plan.decode
+    tokens = list(chain.from_iterable(result.tokens))
+    if len(tokens) == counts.count(1) == len(counts):
+        return StepTokens(sampled, tokens, logprobs) if sampled else None
     seqs = tuple(seq for seq, count in zip(sampled, counts, strict=True) for _ in range(count))
     kept = (tokens[:count] for tokens, count in zip(result.tokens, counts, strict=True))
     return StepTokens(seqs, list(chain.from_iterable(kept)), logprobs) if seqs else None

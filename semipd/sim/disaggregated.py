@@ -83,8 +83,7 @@ class Disaggregated:
             arrived.append(Submit(replace(self._requests[seq], emitted=emitted)))
         for message in self.decode.tick(now_ns, arrived).outbox:
             if isinstance(message, StepTokens):
-                for seq in message.seqs:
-                    self._ledger.next_token(seq, now_ns)
+                self._ledger.step(message.seqs, now_ns)
             elif isinstance(message, Finished):
                 self._end(message, now_ns)
 

@@ -86,13 +86,14 @@ class Outcome:
         self.first_ns = self.last_ns = now_ns
         self.tokens = 1
 
-    def next_token(self, now_ns: int) -> None:
-        """One that is not the first. Called for each token of a run: without a target nothing is measured."""
-        self.tokens += 1
+    def next_tokens(self, times_ns: list[int]) -> None:
+        """Those after the first, and when each came; at least one. Without a target nothing is measured."""
+        self.tokens += len(times_ns)
         itl_ms = self.targets.itl_ms
         if itl_ms is not None:
-            self.num_slow_gaps += now_ns - self.last_ns > itl_ms * 1e6
-            self.last_ns = now_ns
+            before_ns = [self.last_ns, *times_ns]
+            self.num_slow_gaps += sum([b - a > itl_ms * 1e6 for a, b in zip(before_ns, times_ns)])  # noqa: B905
+            self.last_ns = times_ns[-1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,8 @@ class Ledger:
     itl_percentile: float = ITL_PERCENTILE
     outcomes: dict[SeqId, Outcome] = field(default_factory=dict)
     num_misses: int = 0
+    _seqs: tuple[SeqId, ...] = ()
+    _times_ns: list[int] = field(default_factory=list)  # of steps that gave a token to each of `_seqs`
 
     @property
     def hopeless(self) -> bool:
@@ -43,10 +45,33 @@ class Ledger:
         outcome.first_token(now_ns)
         self._judge(outcome, outcome.is_late)
 
-    def next_token(self, seq: SeqId, now_ns: int) -> None:
-        self.outcomes[seq].next_token(now_ns)
+    def step(self, seqs: tuple[SeqId, ...], now_ns: int) -> None:
+        """A step's tokens, see StepTokens. Those of a batch that does not change (the same tuple each time)
+        are counted together, when it has changed or somebody needs them."""
+        if seqs is self._seqs:
+            self._times_ns.append(now_ns)
+            return
+        self.count_tokens()
+        outcomes = self.outcomes
+        for seq in seqs:
+            outcome = outcomes[seq]
+            if not outcome.first_ns:
+                self.first_token(seq, now_ns)
+            elif outcome.targets.itl_ms is None:
+                outcome.tokens += 1
+            else:
+                outcome.next_tokens([now_ns])
+        self._seqs = seqs if len(set(seqs)) == len(seqs) else ()
+
+    def count_tokens(self) -> None:
+        """Every outcome is up to date."""
+        times_ns, self._times_ns = self._times_ns, []
+        if times_ns:
+            for seq in self._seqs:
+                self.outcomes[seq].next_tokens(times_ns)
 
     def ended(self, finished: Finished, now_ns: int) -> None:
+        self.count_tokens()
         outcome = self.outcomes[finished.seq]
         assert not outcome.finished_ns, f"seq {finished.seq} ends twice"
         outcome.finished_ns = now_ns
@@ -97,15 +122,9 @@ class Engine:
             self._read(turn.outbox, now_ns)
 
     def _read(self, outbox: list[Outbound], now_ns: int) -> None:
-        outcomes = self._ledger.outcomes
         for message in outbox:
             if type(message) is StepTokens:
-                for seq in message.seqs:
-                    outcome = outcomes[seq]
-                    if outcome.first_ns:
-                        outcome.next_token(now_ns)
-                    else:
-                        self._ledger.first_token(seq, now_ns)
+                self._ledger.step(message.seqs, now_ns)
             elif type(message) is Finished:
                 self._ledger.ended(message, now_ns)
             elif type(message) is Event and self._on_event is not None:
@@ -119,20 +138,20 @@ def simulate(engine: System, arrivals: Iterator[Request], ledger: Ledger) -> boo
     """
     clock = _Clock()
     upcoming = next(arrivals, None)
-    while not ledger.hopeless:
-        if upcoming is None and engine.idle:
-            return True
-        due = [] if upcoming is None else [upcoming.arrival_ns]
-        due += [] if engine.wake_at_ns is None else [engine.wake_at_ns]
-        assert due, "nothing will ever happen, yet requests are waiting"
-        now_ns = clock.move_to(min(due))
+    while not ledger.hopeless and (upcoming is not None or not engine.idle):
+        due_ns = engine.wake_at_ns
+        if upcoming is not None and (due_ns is None or upcoming.arrival_ns < due_ns):
+            due_ns = upcoming.arrival_ns
+        assert due_ns is not None, "nothing will ever happen, yet requests are waiting"
+        now_ns = clock.move_to(due_ns)
         requests: list[Request] = []
         while upcoming is not None and upcoming.arrival_ns <= now_ns:
             ledger.arrived(upcoming)
             requests.append(upcoming)
             upcoming = next(arrivals, None)
         engine.tick(now_ns, requests)
-    return False
+    ledger.count_tokens()
+    return not ledger.hopeless
 
 
 @dataclass(slots=True)

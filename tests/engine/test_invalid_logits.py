@@ -136,7 +136,7 @@ class OnceInvalid(FakeLane):
             return result
         pairs = zip(plan.decode, result.tokens, strict=False)
         tokens = [(-1,) if seq == self.victim else run for seq, run in pairs]
-        return replace(result, tokens=tokens, failed={self.victim: INVALID_LOGITS})
+        return result._replace(tokens=tokens, failed={self.victim: INVALID_LOGITS})
 
 
 def test_the_step_behind_is_dropped_when_it_settles(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """Slow steps on the fake device: a scripted one is told once, with its numbers; noise is not told."""
 
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -146,7 +146,7 @@ def test_a_step_that_ran_under_two_splits_is_not_judged(monkeypatch: pytest.Monk
     serving = Serving(script)
     serving.serve(4000)
     poll = FakeLane.poll
-    monkeypatch.setattr(FakeLane, "poll", lambda *args: [replace(r, mixed=True) for r in poll(*args)])
+    monkeypatch.setattr(FakeLane, "poll", lambda *args: [r._replace(mixed=True) for r in poll(*args)])
     script.stalls["decode"] = [20.0]
     serving.serve(500)
     assert len(script.told) == 1

@@ -82,7 +82,7 @@ class CostModel:
 
     def step(self, work: StepWork, sms: int) -> StepCost:
         """Cost of a step on `sms` SMs with nothing on the others."""
-        chunk_tokens = sum([length for _, length in work.chunks])
+        chunk_tokens = sum([length for _, length in work.chunks]) if work.chunks else 0
         rest = self._without_attention(
             work.decode_rows + chunk_tokens, work.decode_rows + work.sampled_chunks, sms
         )

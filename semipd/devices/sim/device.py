@@ -1,6 +1,7 @@
 """The simulated device: two lanes driven by one clock, real or virtual, that knows their contention."""
 
 import json
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self, TypeVar
@@ -116,25 +117,23 @@ class SimDevice:
 
     def _on_launch(self, lane: SimLane, now_ns: int) -> None:
         self._advance(now_ns)
-        others = self._other(lane).queue
-        if self.profile.kernels.drain_on_switch and lane.queue[-1].switches and others:
-            lane.queue[-1].after = others[-1]
+        if self.profile.kernels.drain_on_switch and lane.queue[-1].switches:
+            others = (self.prefill if lane is self.decode else self.decode).queue
+            lane.queue[-1].after = others[-1] if others else None
         if len(lane.queue) == 1:
             self._start(lane, now_ns)
             self._balance(now_ns)
 
-    def _other(self, lane: SimLane) -> SimLane:
-        return self.prefill if lane is self.decode else self.decode
-
     def _advance(self, now_ns: int) -> None:
         """Let every step that ends by `now_ns` end, in order; each end may start a step and changes the
         other lane's speed."""
-        while self._next_finish_ns is not None and self._next_finish_ns <= now_ns:
-            at_ns = self._next_finish_ns
+        at_ns = self._next_finish_ns
+        while at_ns is not None and at_ns <= now_ns:
             for lane in self._lanes:
                 while lane.queue and lane.queue[0].finish_ns <= at_ns:
                     self._finish(lane, at_ns)
             self._balance(at_ns)
+            at_ns = self._next_finish_ns
 
     def _finish(self, lane: SimLane, at_ns: int) -> None:
         step = lane.queue.popleft()
@@ -143,10 +142,10 @@ class SimDevice:
         lane.finished.append(StepResult.one_each(step.step_id, tokens, busy_ns, logprobs, prompt_logprobs))
         if lane.queue:
             self._start(lane, at_ns)
-        waiting = self._other(lane).queue
-        if waiting and waiting[0].after is step:
-            waiting[0].after = None
-            self._start(self._other(lane), at_ns)
+        other = self.prefill if lane is self.decode else self.decode
+        if other.queue and other.queue[0].after is step:
+            other.queue[0].after = None
+            self._start(other, at_ns)
 
     @staticmethod
     def _start(lane: SimLane, at_ns: int) -> None:
@@ -158,7 +157,8 @@ class SimDevice:
 
     def _balance(self, now_ns: int) -> None:
         """Set both running steps' speeds for what runs beside them from now on."""
-        decode, prefill = _running(self.decode), _running(self.prefill)
+        decode = _running(self.decode.queue)
+        prefill = _running(self.prefill.queue)
         if decode and prefill:
             self._set_speeds(decode, prefill, now_ns)
             self._next_finish_ns = min(decode.finish_ns, prefill.finish_ns)
@@ -182,9 +182,9 @@ class SimDevice:
         step.finish_ns = now_ns + max(1, round(step.left_ns * factor))
 
 
-def _running(lane: SimLane) -> SimStep | None:
-    """The lane's first step, unless it waits for one on the other lane."""
-    return lane.queue[0] if lane.queue and lane.queue[0].finish_ns < NEVER_NS else None
+def _running(queue: deque[SimStep]) -> SimStep | None:
+    """A lane's first step, unless it waits for one on the other lane."""
+    return queue[0] if queue and queue[0].finish_ns < NEVER_NS else None
 
 
 def pool_blocks(profile: Profile, model: SimModel, kv_bytes: int = 0, kv_frac: float = 0.95) -> int:

@@ -98,13 +98,14 @@ class SimLane:
     def _apply(self, plan: StepPlan) -> None:
         """Leaves and joins; then the batch, which is kept while its tuple is the same object."""
         changed = plan.decode is not self._batch.seqs
-        if plan.leaves or plan.joins or changed:
+        if changed:
             self._batch.flush()
-            for seq in plan.leaves:
-                del self.residents[seq]
-            for join in plan.joins:
-                assert join.seq not in self.residents, f"seq {join.seq} joins twice"
-                self.residents[join.seq] = _resident(join)
+        for seq in plan.leaves:
+            del self.residents[seq]
+        for join in plan.joins:
+            assert join.seq not in self.residents, f"seq {join.seq} joins twice"
+            self.residents[join.seq] = _resident(join)
+        if changed:
             self._batch = _DecodeBatch(plan.decode, [self.residents[seq] for seq in plan.decode])
 
     def _cost(self, plan: StepPlan, units: int, switches: bool) -> StepCost:
@@ -113,8 +114,8 @@ class SimLane:
             arrived = [segment.start + segment.length for segment in segments if segment.sample]
             work = StepWork(len(batch.seqs) + len(arrived), batch.context_tokens + sum(arrived))
         else:
-            chunks = tuple([(segment.start, segment.length) for segment in segments])
-            sampled = sum([segment.sample for segment in segments])
+            chunks = tuple([(segment.start, segment.length) for segment in segments]) if segments else ()
+            sampled = sum([segment.sample for segment in segments]) if segments else 0
             work = StepWork(len(batch.seqs), batch.context_tokens, chunks, sampled)
         cost = self.costs.step(work, units)
         if switches:
@@ -140,7 +141,7 @@ class SimLane:
         return tokens, self._logprobs(tokens, wanted), prompt_logprobs or None
 
     def _logprobs(self, tokens: list[int], wanted: list[int | None]) -> list[TokenLogprobs | None] | None:
-        if all(count is None for count in wanted):
+        if wanted.count(None) == len(wanted):
             return None
         return [
             None if count is None else made_up_logprobs(token, count, self.vocab_size)

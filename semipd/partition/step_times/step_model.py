@@ -14,7 +14,7 @@ is not exactly linear in 1/units), and a running one over the last steps (conten
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from operator import add, mul
+from operator import mul
 from typing import Any
 
 from semipd.partition.step_times.nnls import solve_nonnegative
@@ -34,9 +34,11 @@ RUNNING_GAIN = 0.1
 RATIO_LIMITS = (0.2, 5.0)
 """A single step may be held up by anything; it moves the running ratio by no more than this."""
 
-Cell = tuple[int, int, int]
-"""Units, size class of x[1] (factors of 2), size class of x[2] (factors of 4)."""
+Cell = tuple[int, int]
+"""Of one number of units: size class of x[1] (factors of 2), size class of x[2] (factors of 4)."""
 
+Place = tuple[int, int]
+"""Power of 1 / units, index of `Sums`."""
 
 Sums = list[float]
 """Over a cell's steps, each weighed by 1 / t^2: the number of steps, then of x[0] t, x[1] t, ..., then of
@@ -52,18 +54,28 @@ class StepModel:
     num_steps: int = 0
     running_ratio: float = 1.0
     error: float = 0.0  # running mean of |observed / predicted - 1|
-    _cells: dict[Cell, Sums] = field(default_factory=dict)
+    _cells: dict[int, dict[Cell, Sums]] = field(default_factory=dict)  # by units
+    _totals: dict[int, Sums] = field(default_factory=dict)  # of all units without a new step
     _pairs: list[tuple[int, int]] = field(default_factory=list)
     _coefficients: list[float] = field(default_factory=list)
     _ratios: dict[int, float] = field(default_factory=dict)
     _weights: dict[int, float] = field(default_factory=dict)
     _lines: dict[int, list[float]] = field(default_factory=dict)
     _num_fitted: int = 0
+    _gram_places: list[list[Place]] = field(init=False)
+    _target_places: list[Place] = field(init=False)
 
     def __post_init__(self) -> None:
         n = self.num_features
-        self._coefficients = [0.0] * (2 * n if self.scales else n)
+        size = 2 * n if self.scales else n
+        self._coefficients = [0.0] * size
         self._pairs = [(i, j) for i in range(n) for j in range(i, n)]
+        place = {pair: 1 + n + k for k, pair in enumerate(self._pairs)}
+        self._gram_places = [
+            [(i // n + j // n, place[min(i % n, j % n), max(i % n, j % n)]) for j in range(size)]
+            for i in range(size)
+        ]
+        self._target_places = [(i // n, 1 + i % n) for i in range(size)]
 
     @property
     def confident(self) -> bool:
@@ -129,11 +141,15 @@ class StepModel:
         """Returns the weight of its cell before."""
         y = [value / ms for value in x]
         new = [1.0, *y, *[y[i] * y[j] for i, j in self._pairs]]
-        cell = (units, int(x[1]).bit_length(), (int(x[2]).bit_length() + 1) // 2)
-        old = self._cells.get(cell)
+        cell = (int(x[1]).bit_length(), (int(x[2]).bit_length() + 1) // 2)
+        cells = self._cells.get(units)
+        if cells is None:
+            cells = self._cells[units] = {}
+        self._totals.pop(units, None)
+        old = cells.get(cell)
         if old is not None:
             new = [FORGETTING * was + now for was, now in zip(old, new)]  # noqa: B905 (strict costs time here)
-        self._cells[cell] = new
+        cells[cell] = new
         return 0.0 if old is None else old[0]
 
     def _raw_line(self, units: int) -> list[float]:
@@ -150,11 +166,12 @@ class StepModel:
         return self._ratios[min(self._ratios, key=lambda seen: (abs(seen - units), seen))]
 
     def _sums_by_units(self) -> dict[int, Sums]:
-        totals: dict[int, Sums] = {}
-        for (units, _, _), sums in self._cells.items():
-            total = totals.get(units)
-            totals[units] = sums if total is None else list(map(add, total, sums))
-        return totals
+        known = self._totals
+        self._totals = {
+            units: known.get(units) or list(map(sum, zip(*cells.values(), strict=True)))
+            for units, cells in self._cells.items()
+        }
+        return self._totals
 
     def _note_units(self, totals: dict[int, Sums]) -> None:
         """Weight and observed / predicted per number of units, with some belief in the fit."""
@@ -167,37 +184,31 @@ class StepModel:
 
     def _normal_equations(self, totals: dict[int, Sums]) -> tuple[list[list[float]], list[float]]:
         """For c and d together: each sum enters with the powers 0, 1 and 2 of 1 / units."""
-        n = self.num_features
-        size = len(self._coefficients)
-        moments = [[0.0] * (1 + n + len(self._pairs)) for _ in range(3)]
+        moments = [[0.0] * (1 + self.num_features + len(self._pairs)) for _ in range(3)]
         for units, sums in totals.items():
             for power, moment in enumerate(moments):
                 factor = units**-power
                 moments[power] = [m + factor * value for m, value in zip(moment, sums, strict=True)]
-        place = {pair: 1 + n + k for k, pair in enumerate(self._pairs)}
-        gram = [
-            [moments[i // n + j // n][place[min(i % n, j % n), max(i % n, j % n)]] for j in range(size)]
-            for i in range(size)
-        ]
-        return gram, [moments[i // n][1 + i % n] for i in range(size)]
+        gram = [[moments[power][place] for power, place in row] for row in self._gram_places]
+        return gram, [moments[power][place] for power, place in self._target_places]
 
     def to_plain(self) -> list[list[float]]:
         """One row per cell: its key, then its sums."""
-        return [[*cell, *sums] for cell, sums in self._cells.items()]
+        return [[units, *cell, *sums] for units, cells in self._cells.items() for cell, sums in cells.items()]
 
-    def read_plain(self, rows: Any) -> dict[Cell, Sums]:
+    def read_plain(self, rows: Any) -> dict[int, dict[Cell, Sums]]:
         """What `to_plain` gave. Raises ValueError on anything else."""
-        cells: dict[Cell, Sums] = {}
+        cells: dict[int, dict[Cell, Sums]] = {}
         for units, first, second, *sums in _checked(rows, 4 + self.num_features + len(self._pairs)):
             if units < 1 or sums[0] <= 0:
                 raise ValueError(f"a cell for {units} units has weight {sums[0]}")
-            cells[int(units), int(first), int(second)] = sums
+            cells.setdefault(int(units), {})[int(first), int(second)] = sums
         return cells
 
-    def adopt(self, cells: dict[Cell, Sums]) -> None:
+    def adopt(self, cells: dict[int, dict[Cell, Sums]]) -> None:
         """Know these cells, instead of everything learned."""
-        self._cells = cells
-        self.num_steps = int(sum(sums[0] for sums in cells.values()))
+        self._cells, self._totals = cells, {}
+        self.num_steps = int(sum(sums[0] for alike in cells.values() for sums in alike.values()))
         self.fit()
 
 
