@@ -39,6 +39,10 @@ def top() -> int:
     return _run("semipd_top.cli")
 
 
+def plan() -> int:
+    return _run("semipd.plan.command")
+
+
 def _run(module: str) -> int:
     from importlib import import_module
 

@@ -25,7 +25,7 @@ from semipd.sim.outcomes import Figures, figures
 from semipd.sim.policies import Kind, parse_policy, settings_for
 from semipd.sim.simulator import Engine, Ledger, simulate
 from semipd.sim.split_log import SplitLog
-from semipd.sim.workloads.classes import ServiceClass, class_of, one_class
+from semipd.sim.workloads.classes import ServiceClass, class_of, classes_of
 from semipd.sim.workloads.generated import GENERATORS
 from semipd.sim.workloads.prompts import request_of
 from semipd.sim.workloads.traces import Arrival, Trace, read_trace, replay
@@ -44,10 +44,11 @@ class Case:
         rate: requests per second and GPU, which arrive for `window_s`.
         seed: of arrivals, see replay, of generated traces, and of who belongs to which class.
         ttft_ms, ttft_ms_per_1k_tokens, tpot_ms, itl_ms: targets; the engine is told the first and the third.
-        classes: of whom requests are, with targets of their own; (): all have the targets above.
+        classes: of whom requests are, with targets of their own; (): the trace's, with the targets above.
         profile: file of measured values; "": built-in ones.
         bandwidth, contention: scale what the profile and the `world`, one of WORLDS, say.
         kv_frac: share of the free memory for the KV pool.
+        longest: tokens; longer sequences of the trace are left out; 0: none is.
         stop_below: give the run up once the attainment cannot reach it any more; 0: never.
     """
 
@@ -72,6 +73,7 @@ class Case:
     prefill_chunk_tokens: int = 2048
     kv_frac: float = 0.95
     world: str = "default"
+    longest: int = 0
     stop_below: float = 0.0
 
     @property
@@ -135,7 +137,7 @@ def run_case(case: Case) -> Result:
 
 def requests_of(case: Case, trace: Trace, arrivals: Iterable[Arrival], vocab_size: int) -> Iterator[Request]:
     """What the engines are sent, made when it is asked for."""
-    classes = case.classes or one_class(case.slo)
+    classes = case.classes or classes_of(trace, case.slo)
     for arrival in arrivals:
         of = class_of(classes, arrival, case.seed)
         yield request_of(trace, arrival, vocab_size, of.targets, of.name)
@@ -207,7 +209,7 @@ class Cache:
 def trace_of(case: Case) -> Trace:
     """Raises SemipdError: see read_trace; `unknown_workload`."""
     if case.form != GENERATED:
-        return _recorded(case.trace, case.form)
+        return _recorded(case.trace, case.form).up_to(case.longest)
     if case.trace not in GENERATORS:
         message = f"There is no generated workload {case.trace!r}."
         raise SemipdError("unknown_workload", message, f"Choose one of {', '.join(GENERATORS)}.")

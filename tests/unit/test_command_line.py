@@ -10,6 +10,7 @@ import semipd_top.cli
 
 import semipd.commands.client
 import semipd.commands.daemon
+import semipd.plan.command
 from semipd.command_line import exit_codes
 from semipd.command_line.arguments import CommandParser, did_you_mean
 from semipd.command_line.streams import printable
@@ -21,6 +22,7 @@ from semipd.wire.address import connect_error, default_socket_path
 MAINS = {
     "client": semipd.commands.client.main,
     "daemon": semipd.commands.daemon.main,
+    "plan": semipd.plan.command.main,
     "top": semipd_top.cli.main,
 }
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
@@ -58,6 +60,8 @@ def test_version(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         ("daemon", ["strat"], "Did you mean start?"),
         ("daemon", ["status", "--sokcet=x"], "Did you mean --socket?"),
         ("daemon", ["partition", "shwo"], "Did you mean show?"),
+        ("daemon", ["recrod", "x"], "Did you mean record?"),
+        ("plan", ["--modle", "x"], "Did you mean --model?"),
         ("top", ["--onec"], "Did you mean --once?"),
         ("top", ["--completion", "bahs"], "Did you mean bash?"),
     ],
@@ -88,6 +92,13 @@ def test_nothing_is_suggested_when_nothing_is_near() -> None:
         ("daemon", ["stop", "--within"]),
         ("daemon", ["partition", "set", "--prefill"]),
         ("daemon", ["partition", "off", "--for"]),
+        ("daemon", ["record", "x", "--for"]),
+        ("daemon", ["record", "x", "--max-size"]),
+        ("plan", ["--rate"]),
+        ("plan", ["--gpus"]),
+        ("plan", ["--seeds"]),
+        ("plan", ["--slo"]),
+        ("plan", ["--attainment"]),
         ("top", ["--json", "--count"]),
         ("top", ["--json", "--interval"]),
         ("top", ["--json", "--replay", "x", "--speed"]),

@@ -28,7 +28,9 @@ except SystemExit as end:
 pass"""
 
 
-@pytest.mark.parametrize("main", ["semipd.commands.daemon", "semipd.commands.client", "semipd_top.cli"])
+@pytest.mark.parametrize(
+    "main", ["semipd.commands.daemon", "semipd.commands.client", "semipd.plan.command", "semipd_top.cli"]
+)
 def test_help_is_light(main: str) -> None:
     loaded = modules_after(helped(main))
     assert main.partition(".")[0] in loaded

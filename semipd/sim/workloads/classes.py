@@ -3,8 +3,8 @@
 import random
 from dataclasses import dataclass
 
-from semipd.core.slo import DEFAULT_CLASS, Targets
-from semipd.sim.workloads.traces import Arrival
+from semipd.core.slo import DEFAULT_CLASS, NO_TARGETS, Targets
+from semipd.sim.workloads.traces import Arrival, Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +35,16 @@ def class_of(classes: tuple[ServiceClass, ...], arrival: Arrival, seed: int) -> 
 def one_class(targets: Targets) -> tuple[ServiceClass, ...]:
     """Everybody is measured by the same."""
     return (ServiceClass(DEFAULT_CLASS, targets, 1.0),)
+
+
+def classes_of(trace: Trace, slo: Targets | None) -> tuple[ServiceClass, ...]:
+    """Those of the trace's requests. `slo`: in place of the targets of every class that has some; of all, if
+    none has. None: the trace's own targets hold."""
+    if not trace.classes:
+        return one_class(slo or NO_TARGETS)
+    used = {row.service_class for row in trace.rows}
+    found = {name: targets for name, targets in trace.classes.items() if name in used}
+    if slo is not None:
+        targeted = {name for name, targets in found.items() if targets != NO_TARGETS} or used
+        found |= dict.fromkeys(targeted, slo)
+    return tuple(ServiceClass(name, targets) for name, targets in found.items())

@@ -57,6 +57,11 @@ class Trace:
         """The same with those that were not served: what somebody wanted."""
         return self.recorded_rate * (1.0 + self.num_unserved / len(self.rows))
 
+    def up_to(self, longest: int) -> "Trace":
+        """Without sequences of more tokens, prompt and output together; 0: all of it."""
+        rows = tuple(row for row in self.rows if row.prompt_tokens + row.output_tokens <= longest)
+        return replace(self, rows=rows) if longest else self
+
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
