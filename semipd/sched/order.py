@@ -76,6 +76,7 @@ class Prompt:
             last looked up.
         cost_ns: predicted when that was last renewed.
         is_answering: it has given tokens before.
+        stays_behind: it had begun to answer from the background: it does not come to the foreground.
         latest_ns: a first token after that is refused rather than awaited (`shed_late`); None: it waits.
         is_begun: it has its blocks.
         is_queued: it stands in a queue.
@@ -90,6 +91,7 @@ class Prompt:
     prior_tokens: int = 0
     cost_ns: int = 0
     is_answering: bool = False
+    stays_behind: bool = False
     latest_ns: int | None = None
     is_begun: bool = field(default=False, init=False)
     is_queued: bool = field(default=False, init=False)
@@ -105,7 +107,7 @@ class Prompt:
 
 def rank_of(prompt: Prompt, order: OrderName) -> Rank | None:
     """Sorts the foreground; unique. None: it belongs to the background."""
-    if prompt.due_ns is None:
+    if prompt.due_ns is None or prompt.stays_behind:
         return None
     if prompt.is_answering:
         return 0, prompt.arrival_ns, prompt.seq

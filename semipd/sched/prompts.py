@@ -38,17 +38,19 @@ class Prompts:
         self._pace = ASSUMED_PACE
 
     def add(self, sequence: Sequence) -> None:
-        """It waits. Without a target, or when it has run from the background before, it stays there."""
+        """It waits."""
+        is_answering = bool(sequence.first_token_ns or sequence.request.emitted)
         prior_tokens = self._cached_tokens(sequence)
         new_tokens = len(sequence.tokens) - prior_tokens
         sequence.queued = Prompt(
             sequence.seq,
             sequence.request.arrival_ns,
-            None if sequence.in_background else sequence.due_ns(new_tokens),
+            sequence.due_ns(new_tokens),
             new_tokens,
             prior_tokens,
             self._pace.cost_ns(new_tokens, prior_tokens),
-            is_answering=bool(sequence.first_token_ns or sequence.request.emitted),
+            is_answering,
+            stays_behind=is_answering and sequence.in_background,
         )
         self._note_latest(sequence, sequence.queued)
         self.queue.add(sequence.queued)

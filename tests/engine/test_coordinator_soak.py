@@ -1,7 +1,7 @@
 """Random load on a small pool: integrity every turn, no block lost, tokens equal an undisturbed run."""
 
 import random
-from typing import cast
+from typing import cast, get_args
 
 import pytest
 from support.fake_engine import RANDOM_VOCAB, Run, random_request
@@ -10,7 +10,7 @@ from semipd.config.config import default_engine_settings
 from semipd.core.messages import Cancel, Inbound, SetPartition, SetSlo, Submit
 from semipd.core.plan import blocks_for
 from semipd.core.request import Request, SeqId
-from semipd.core.settings import SchedulerName
+from semipd.core.settings import OrderName, SchedulerName
 from semipd.core.split import PartitionMode, Split
 from semipd.devices.fake import FakeDevice
 
@@ -51,6 +51,7 @@ def soak(
     settings = default_engine_settings(
         device="fake",
         scheduler=policy,
+        order=get_args(OrderName)[seed % 3],
         max_num_seqs=rng.choice([2, 8, 32]),
         prefill_chunk_tokens=rng.choice([5, 32, 128]),
         step_token_budget=rng.choice([40, 128]),

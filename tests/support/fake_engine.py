@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic
 
 from typing_extensions import TypeVar
@@ -13,6 +13,7 @@ from semipd.core.plan import TokenLogprobs
 from semipd.core.request import Request, SeqId
 from semipd.core.sampling import SamplingParams
 from semipd.core.settings import EngineSettings
+from semipd.core.slo import Targets
 from semipd.devices.fake import FakeDevice, expected_tokens
 from semipd.devices.sim.device import SimDevice
 from semipd.engine.coordinator import Coordinator
@@ -92,15 +93,18 @@ def submit(seq: int, prompt: list[int], **kwargs: Any) -> Submit:
 
 
 def random_request(rng: random.Random, seq: int, now_ns: int) -> Request:
-    """Shared prefixes are common, some prompts are long, some requests stop early."""
+    """Shared prefixes are common, some prompts are long, some requests stop early; some have a target for
+    their first token, which they may miss."""
     prefix = [rng.randint(0, 2)] * rng.choice([0, 16, 32, 48])
     prompt = prefix + [rng.randint(0, 3) for _ in range(rng.choice([1, 5, 17, 60]))]
     stop = (rng.randrange(RANDOM_VOCAB),) if rng.random() < 0.5 else ()
     max_tokens = rng.choice([1, 4, 20, 60])
-    return request(
+    found = request(
         seq, prompt, max_tokens=max_tokens, arrival_ns=now_ns, seed=rng.getrandbits(64), stop_token_ids=stop,
         min_tokens=rng.choice([0, 0, min(3, max_tokens)]),
     )  # fmt: skip
+    choose = random.Random(seq).choice
+    return replace(found, targets=Targets(choose([None, 1.0, 8.0, 1000.0]), choose([0.0, 100.0])))
 
 
 __all__ = ["RANDOM_VOCAB", "Cancel", "Run", "random_request", "request", "submit"]
