@@ -9,7 +9,7 @@ from semipd_top.sources.contract import Gone, Item, Operator
 from support.top_state import CHANGE, NOW_S, NUM_UNITS, POSSIBLE, SLO, partition_document
 
 from semipd.core.errors import SemipdError
-from semipd.core.state.partition import ChangeAnswer, PartitionDocument, SloDocument, SloTargets
+from semipd.core.state.partition import ChangeAnswer, PartitionDocument, SloAnswer
 from semipd.core.state.requests import RequestRow
 
 
@@ -45,11 +45,14 @@ class RecordingOperator:
         await self._note("clear_partition", fields)
         return _answer({"mode": "auto"})
 
-    async def set_slo(self, **fields: Any) -> SloDocument:
+    async def set_slo(self, **fields: Any) -> SloAnswer:
         await self._note("set_slo", fields)
-        targets = SLO["targets"]
-        changed = {name: value for name, value in fields.items() if name in targets}
-        return {**SLO, "targets": cast(SloTargets, {**targets, **changed})}
+        targets, name = SLO["targets"], fields.get("service_class")
+        changed = {key: value for key, value in fields.items() if key in targets}
+        if name is not None:
+            none = {"ttft_ms": 0.0, "ttft_ms_per_1k_tokens": 0.0, "tpot_ms": 0.0, "itl_ms": 0.0}
+            return cast(SloAnswer, {**SLO, "classes": {name: {"targets": none | changed}}})
+        return cast(SloAnswer, {**SLO, "targets": {**targets, **changed}})
 
     async def requests(
         self, *, state: str | None = None, limit: int | None = None, request_id: str | None = None

@@ -1,6 +1,7 @@
 """Dialogs: the safe choice has the focus, previews change nothing, deeds are exactly what was typed."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from semipd_top.screen.dialogs.base import Dialog
@@ -179,7 +180,7 @@ async def test_targets_are_tried_on_the_requests_at_hand() -> None:
     rows = [finished(seq, ttft_ms=100.0 * seq) for seq in (4, 3, 2, 1)]
     async with dashboard(seen(state(), rows)) as board:
         await board.slo()
-        await board.sees("4 of 4 finished requests at hand, of the last 60 s, would have met both")
+        await board.sees("4 of 4 finished requests at hand, of the last 60 s, would have met all")
         await board.type("ttft_ms", "250")
         await board.sees("2 of 4 finished requests at hand")
         await board.type("ttft_ms", "fast")
@@ -201,6 +202,29 @@ async def test_only_changed_targets_are_sent() -> None:
         wish = {"ttft_ms": 300.0, "window_s": 30.0, "reason": "evening peak"}
         assert board.person.deeds == [("set_slo", wish)]
         assert board.notices == ["Targets: TTFT 300 ms, TPOT 50 ms, from now on."]
+
+
+async def test_targets_of_another_class() -> None:
+    mine = {"ttft_ms": 300.0, "ttft_ms_per_1k_tokens": 0.0, "tpot_ms": 0.0, "itl_ms": 40.0}
+    unknown = {"p50": None, "p90": None, "p99": None}
+    none: dict[str, Any] = {"requests": 0, "attainment": None, "goodput_rps": 0.0}
+    none |= {"ttft_ms": unknown, "tpot_ms": unknown, "itl_ms": unknown}
+    classes = {"default": none | {"targets": mine}, "chat": none | {"targets": mine}}
+    rows = [finished(1, service_class="chat", ttft_ms=250.0, tpot_ms=20.0, itl_ms=50.0), finished(2)]
+    async with dashboard(seen(state({"slo.classes": classes}), rows)) as board:
+        await board.slo()
+        await board.type("service_class", "chap")
+        await board.sees("There is no class 'chap'; there are default, chat.")
+        await board.type("service_class", "chat")
+        await board.sees("0 of 1 finished requests at hand, of the last 60 s, would have met all")
+        await board.type("itl_ms", "60")
+        await board.sees("1 of 1 finished requests at hand")
+        await board.type("ttft_ms", "0")
+        await board.apply()
+        await board.closed()
+        wish = {"ttft_ms": 0.0, "itl_ms": 60.0, "service_class": "chat", "reason": ""}
+        assert board.person.deeds == [("set_slo", wish)]
+        assert board.notices == ["Targets of chat: ITL 60 ms, from now on."]
 
 
 async def test_unchanged_targets_are_not_sent() -> None:

@@ -11,7 +11,7 @@ from support.top_state import finished, request
 
 ROWS = [
     request(5, ttft_ms=None, tpot_ms=None, state="waiting", queue_ms=None, prefill_ms=None, blocks=0),
-    request(4, ttft_ms=300.0, priority="batch", key="evaluation"),
+    request(4, ttft_ms=300.0, priority="batch", service_class="batch", key="evaluation"),
     finished(3, ttft_ms=100.0),
     finished(2, ttft_ms=None, finish_reason="error", error_code="engine_failed"),
     finished(1, ttft_ms=200.0, finish_reason="length"),

@@ -18,7 +18,7 @@ from support.seeds import each_seed
 from support.top_state import CHANGE, NOW_S, finished, request
 
 from semipd.core.errors import SemipdError
-from semipd.core.state.partition import ChangeAnswer, SloTargets
+from semipd.core.state.partition import ChangeAnswer, SloTargets, TargetsDocument
 from semipd.core.state.requests import RequestRow
 
 
@@ -115,7 +115,9 @@ def test_a_preview_without_predictions_says_so() -> None:
     assert all("no prediction yet" in plain(spans) for spans in shown[-2:])
 
 
-def slow_preview(rows: list[RequestRow], ttft_ms: float, tpot_ms: float, window_s: float) -> tuple[int, int]:
+def slow_preview(
+    rows: list[RequestRow], ttft_ms: float, tpot_ms: float, itl_ms: float, window_s: float
+) -> tuple[int, int]:
     met = judged = 0
     for row in rows:
         if row["state"] != "finished" or row["finish_reason"] == "cancelled":
@@ -124,7 +126,8 @@ def slow_preview(rows: list[RequestRow], ttft_ms: float, tpot_ms: float, window_
             continue
         judged += 1
         if row["error_code"] is None and row["ttft_ms"] is not None and row["ttft_ms"] <= ttft_ms:
-            met += row["tpot_ms"] is None or row["tpot_ms"] <= tpot_ms
+            is_slow = itl_ms and row["itl_ms"] is not None and row["itl_ms"] > itl_ms
+            met += (row["tpot_ms"] is None or row["tpot_ms"] <= tpot_ms) and not is_slow
     return met, judged
 
 
@@ -143,12 +146,20 @@ def test_targets_are_tried_on_the_requests_at_hand(seed: int) -> None:
                 age_ms=rng.random() * 5000,
                 ttft_ms=rng.choice((None, 100.0, 300.0, rng.random() * 600)),
                 tpot_ms=rng.choice((None, 30.0, 50.0, rng.random() * 80)),
+                itl_ms=rng.choice((None, 70.0, rng.random() * 200)),
             )
             if rng.random() < 0.8
             else request(seq)
         )
-    met, judged = slow_preview(rows, 300.0, 50.0, 60.0)
-    shown = plain(slo_preview(rows, 300.0, 50.0, NOW_S, 60.0))
+    itl_ms = rng.choice((0.0, 70.0))
+    met, judged = slow_preview(rows, 300.0, 50.0, itl_ms, 60.0)
+    targets: TargetsDocument = {
+        "ttft_ms": 300.0,
+        "ttft_ms_per_1k_tokens": 0.0,
+        "tpot_ms": 50.0,
+        "itl_ms": itl_ms,
+    }
+    shown = plain(slo_preview(rows, targets, NOW_S, 60.0))
     if judged:
         assert shown.startswith(f"{met} of {judged} finished requests at hand, of the last 60 s")
     else:

@@ -20,6 +20,7 @@ from support.top_state import (
     HOLDER,
     NOW_S,
     event,
+    finished,
     later,
     seen,
     state,
@@ -262,9 +263,58 @@ def test_slo_says_what_is_missed_at_which_percentile() -> None:
     shown = "\n".join(map(plain, lines))
     assert "p90 over 60 s" in shown
     assert "TTFT     120    380    640   ≤ 500 ✔ kept" in shown
-    assert "96 % of 140 met both, goodput 2.2/s" in shown
+    assert "96 % of 140 met all, goodput 2.2/s" in shown
     late = show(slo_panel, {"slo.ttft_ms.p90": 501.0}, (60, 8))
     assert "≤ 500 ✘ missed" in late
+
+
+NO_TARGETS = {"ttft_ms": 0.0, "ttft_ms_per_1k_tokens": 0.0, "tpot_ms": 0.0, "itl_ms": 0.0}
+
+
+def levels(requests: int, attainment: float | None, **targets: float) -> dict[str, Any]:
+    values = {"p50": 100.0, "p90": 310.0, "p99": 900.0}
+    facts: dict[str, Any] = {"requests": requests, "attainment": attainment, "goodput_rps": 1.0}
+    facts |= {"targets": NO_TARGETS | targets}
+    return facts | dict.fromkeys(("ttft_ms", "tpot_ms", "itl_ms"), values)
+
+
+def test_slo_shows_classes_when_there_are_several() -> None:
+    """A class `batch` that nobody uses is none; what has no target is not held against one."""
+    idle = {"default": levels(140, 0.96, ttft_ms=500.0), "batch": levels(0, None)}
+    assert "batch" not in show(slo_panel, {"slo.classes": idle}, (60, 8))
+    classes = idle | {"batch": levels(12, 1.0), "chat": levels(9, 0.5, ttft_ms=300.0, itl_ms=400.0)}
+    lines = slo_panel(picture_of(seen(state({"slo.classes": classes}))), 60, 9)
+    shown = [plain(spans).rstrip() for spans in lines]
+    assert shown[1:5] == [
+        "p90, ms       met    of  TTFT  TPOT   ITL",
+        "default      96 %   140   310   310   310",
+        "batch       100 %    12   310   310   310",
+        "chat         50 %     9   310   310   310",
+    ]
+    styles = [[span.style for span in spans if span.text.strip()] for spans in lines[2:5]]
+    assert styles == [
+        ["", "ok", "", "", "dim", "dim"],
+        ["", "ok", "", "dim", "dim", "dim"],
+        ["", "bad", "", "bad", "dim", ""],
+    ]
+    many = {f"c{idx}": levels(idx, 1.0) for idx in range(9)}
+    assert "and 7 more classes" in show(slo_panel, {"slo.classes": many}, (60, 6))
+
+
+def test_the_classes_targets_explain_what_is_late() -> None:
+    rows = [
+        finished(1, ttft_ms=900.0, queue_ms=100.0, prefill_ms=200.0),
+        finished(2, ttft_ms=400.0, targets={**NO_TARGETS, "ttft_ms": 300.0, "ttft_ms_per_1k_tokens": 200.0}),
+        finished(3, ttft_ms=9e5, targets=NO_TARGETS),
+    ]
+    classes = {"default": levels(2, 0.5), "chat": levels(1, 1.0)}
+    lines = slo_panel(picture_of(seen(state({"slo.classes": classes}), rows)), 60, 9)
+    assert any("1 late: queued 100 ms, prefill 200 ms" in plain(spans) for spans in lines)
+
+
+def test_an_inter_token_target_has_a_row() -> None:
+    shown = show(slo_panel, {"slo.targets.itl_ms": 60.0}, (60, 9))
+    assert "ITL     40.0   61.0   95.0    ≤ 60 ✘ missed" in shown
 
 
 @pytest.mark.parametrize(

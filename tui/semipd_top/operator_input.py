@@ -4,9 +4,10 @@ import re
 from collections.abc import Sequence
 
 from semipd.core.errors import SemipdError
-from semipd.core.state.partition import ChangeAnswer, Forecast, SloTargets
+from semipd.core.state.partition import ChangeAnswer, Forecast, SloTargets, TargetsDocument
 from semipd.core.state.requests import RequestRow
 from semipd_top.panels.split import DECODE, MERGED, PREFILL
+from semipd_top.picture.why import is_late, is_slow
 from semipd_top.text.charts import bar
 from semipd_top.text.lines import Line, Span, Style, line
 from semipd_top.text.numbers import duration, latency
@@ -30,14 +31,15 @@ def parse_expiry(text: str) -> float | None:
     return float(found[1]) * _SECONDS[found[2]]
 
 
-def parse_number(name: str, text: str) -> float:
+def parse_number(name: str, text: str, *, or_zero: bool = False) -> float:
     """Raises SemipdError(`invalid_value`)."""
     try:
         value = float(text)
     except ValueError:
         value = float("nan")
-    if not value > 0 or value == float("inf"):
-        raise SemipdError("invalid_value", f"{name}: {text!r:.40} is no number above 0.", param=name)
+    if not (value > 0 or (or_zero and value == 0)) or value == float("inf"):
+        above = "0 or more" if or_zero else "above 0"
+        raise SemipdError("invalid_value", f"{name}: {text!r:.40} is no number {above}.", param=name)
     return value
 
 
@@ -92,17 +94,15 @@ def _predicted(word: str, value_ms: float | None, target_ms: float) -> list[Span
     return [Span(f"{word} {latency(value_ms):>8} ", style), Span(f"(≤ {target_ms:g})  ", "dim")]
 
 
-def slo_preview(
-    rows: Sequence[RequestRow], ttft_ms: float, tpot_ms: float, now_s: float, window_s: float
-) -> Line:
+def slo_preview(rows: Sequence[RequestRow], targets: TargetsDocument, now_s: float, window_s: float) -> Line:
     """How many of the finished requests at hand would have met these targets."""
     judged = [row for row in rows if _is_judged(row) and now_s - _ended_s(row) <= window_s]
     if not judged:
         return line(Span("No finished request at hand to try these targets on.", "dim"))
-    num_met = sum(_meets(row, ttft_ms, tpot_ms) for row in judged)
+    num_met = sum(_meets(row, targets) for row in judged)
     return line(
         Span(f"{num_met} of {len(judged)}", "strong"),
-        f" finished requests at hand, of the last {duration(window_s)}, would have met both",
+        f" finished requests at hand, of the last {duration(window_s)}, would have met all",
     )
 
 
@@ -114,8 +114,7 @@ def _ended_s(row: RequestRow) -> float:
     return float(row["arrived_at_s"]) + float(row["age_ms"]) / 1e3
 
 
-def _meets(row: RequestRow, ttft_ms: float, tpot_ms: float) -> bool:
+def _meets(row: RequestRow, targets: TargetsDocument) -> bool:
     """A request of one token has no TPOT and passes it."""
-    first, between = row["ttft_ms"], row["tpot_ms"]
-    in_time = first is not None and first <= ttft_ms and (between is None or between <= tpot_ms)
-    return bool(in_time) and not row["error_code"]
+    has_answer = row["ttft_ms"] is not None and not row["error_code"]
+    return has_answer and not is_late(row, targets) and not is_slow(row, targets)

@@ -44,6 +44,8 @@ FIRST_DAY = (
 """Long prompts move the split, reports fill the KV pool, the rush overloads."""
 
 DRAIN_FOR_S = 14.0
+DOCUMENTS = "documents"
+"""The service class of long prompts."""
 
 
 class Draft(NamedTuple):
@@ -118,7 +120,7 @@ class DemoLoad:
         service_class = DEFAULT_CLASS
         match sort:
             case "documents":
-                key, most = "search", 1024
+                key, service_class, most = "search", DOCUMENTS, 1024
                 prompt, output = self._around(10_000, 0.35), self._around(350, 0.5)
             case "reports":
                 key, service_class, shared, most, patience_s = "reports", BATCH_CLASS, 512, 4096, math.inf

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from semipd.core.request import CancelResult
-from semipd.core.state.partition import ChangeAnswer, PartitionDocument, SloDocument
+from semipd.core.state.partition import ChangeAnswer, PartitionDocument, SloAnswer
 from semipd.core.state.requests import RequestRow
 from semipd.daemon.operators import partition
 from semipd.daemon.operators.actions import OperatorAction, parsed_body
@@ -38,10 +38,10 @@ class DemoOperator:
         body = _read(OperatorAction, fields)
         return self._done(await partition.clear_override(self._state, body, ACTOR))
 
-    async def slo(self) -> SloDocument:
+    async def slo(self) -> SloAnswer:
         return over_the_wire(await partition.slo(self._state))
 
-    async def set_slo(self, **fields: Any) -> SloDocument:
+    async def set_slo(self, **fields: Any) -> SloAnswer:
         return self._done(await partition.update_slo(self._state, _read(SloUpdate, fields), ACTOR))
 
     async def requests(self, **fields: Any) -> list[RequestRow]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from semipd.config.classes import ClassConfig
 from semipd.config.config import Config
 from semipd.config.sections import (
     AdmissionConfig,
@@ -16,6 +17,7 @@ from semipd.config.sections import (
     SupervisionConfig,
 )
 from semipd.core.messages import SetPartition
+from semipd.core.slo import BATCH_CLASS
 from semipd.core.state.requests import RequestRow
 from semipd.daemon.engine.ready import EngineReady
 from semipd.daemon.history.vitals import SAMPLE_INTERVAL_S
@@ -27,7 +29,7 @@ from semipd.daemon.state.snapshot import state_frame
 from semipd.sim.demo.clients import Clients
 from semipd.sim.demo.device import Sensors
 from semipd.sim.demo.engine import DemoEngine
-from semipd.sim.demo.load import DRAIN_FOR_S, DemoLoad, Incident
+from semipd.sim.demo.load import DOCUMENTS, DRAIN_FOR_S, DemoLoad, Incident
 from semipd.sim.demo.timeline import Timeline
 from semipd.sim.simulator import MAX_TICKS_AT_ONE_TIME
 from semipd.wire.client_protocol import StateFrame
@@ -45,6 +47,10 @@ CONFIG = Config(
     engine=EngineConfig(device="sim:h200", max_num_seqs=64, prefill_chunk_tokens=1024),
     kv=KvConfig(bytes=40 * 2**30),
     slo=SloConfig(ttft_ms=1500.0, tpot_ms=50.0),
+    classes={
+        BATCH_CLASS: ClassConfig(),
+        DOCUMENTS: ClassConfig(ttft_ms=1500.0, ttft_ms_per_1k_tokens=300.0, tpot_ms=60.0, itl_ms=150.0),
+    },
     admission=AdmissionConfig(max_waiting_requests=96, max_waiting_tokens=250_000),
     limits=LimitsConfig(max_unread_tokens=128),
     supervision=SupervisionConfig(backoff_s=1.0),

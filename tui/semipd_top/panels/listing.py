@@ -47,6 +47,11 @@ def shown_state(row: RequestRow) -> str:
     return "background" if row["state"] == "waiting" and row["in_background"] else row["state"]
 
 
+def _class(row: RequestRow) -> str:
+    """A daemon of before knows priorities only."""
+    return row.get("service_class", row["priority"])
+
+
 def _state(row: RequestRow) -> Span:
     state = shown_state(row)
     if state != "finished":
@@ -72,10 +77,10 @@ FIELDS: tuple[Field, ...] = (
     _column("blocks", 6, lambda row: row["blocks"]),
     _column("preempted", 9, lambda row: row["preemptions"], wide=True),
     Field(
-        "priority",
+        "class",
         11,
-        lambda row: row["priority"],
-        lambda row: Span(row["priority"]),
+        lambda row: _class(row),
+        lambda row: Span(f"{_class(row):.11}"),
         wide=True,
         numeric=False,
     ),
@@ -143,7 +148,7 @@ def _searchable(row: RequestRow) -> str:
         shown_state(row),
         row["finish_reason"],
         row["error_code"],
-        row["priority"],
+        _class(row),
         row["key"],
     )
     return " ".join(filter(None, named)).lower()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypedDict
 
 from semipd.core.events import EventRow
+from semipd.core.slo import DEFAULT_CLASS
 from semipd.core.split import Units
 from semipd.core.state.daemon import StateDocument
 from semipd.core.state.partition import SharedSplit
@@ -130,11 +131,19 @@ def _partition_changed(data: Data) -> str:
     return f"{data['mode']}{split}{limit}, by {data['actor']}{_because(data)}"
 
 
+_TARGETS = {"ttft_ms": "TTFT", "ttft_ms_per_1k_tokens": "per 1k tokens", "tpot_ms": "TPOT", "itl_ms": "ITL"}
+
+
 def _slo_changed(data: Data) -> str:
-    return (
-        f"TTFT {data['ttft_ms']:g} ms, TPOT {data['tpot_ms']:g} ms at p{data['percentile']:g} over "
-        f"{duration(data['window_s'])}, by {data['actor']}{_because(data)}"
-    )
+    """Of the class `default` also how it is measured. A daemon of before knew two targets of one class."""
+    name = data.get("service_class", DEFAULT_CLASS)
+    targets = [f"{word} {data[key]:g} ms" for key, word in _TARGETS.items() if data.get(key)]
+    shown = ", ".join(targets) or "no targets"
+    if name == DEFAULT_CLASS:
+        shown += f" at p{data['percentile']:g} over {duration(data['window_s'])}"
+    else:
+        shown = f"{name}: {shown}"
+    return f"{shown}, by {data['actor']}{_because(data)}"
 
 
 def _split_changed(data: Data) -> str:

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from semipd.core.state.partition import ChangeAnswer, PartitionDocument, SloDocument
+from semipd.core.state.partition import ChangeAnswer, PartitionDocument, SloAnswer
 from semipd.core.state.requests import RequestRow
 from semipd.wire.client_protocol import StateFrame
 
@@ -46,7 +46,7 @@ class Operator(Protocol):
 
     async def clear_partition(self, **fields: Any) -> ChangeAnswer: ...
 
-    async def set_slo(self, **fields: Any) -> SloDocument: ...
+    async def set_slo(self, **fields: Any) -> SloAnswer: ...
 
     async def requests(
         self, *, state: str | None = None, limit: int | None = None, request_id: str | None = None

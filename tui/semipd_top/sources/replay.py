@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from semipd.core.errors import SemipdError
 from semipd.core.events import EventRow
-from semipd.core.state.partition import ChangeAnswer, PartitionDocument, SloDocument
+from semipd.core.state.partition import ChangeAnswer, PartitionDocument, SloAnswer
 from semipd.core.state.requests import RequestRow
 from semipd_top.sources.contract import Gone, Item, Operator, Seen
 from semipd_top.sources.recording import Recording
@@ -201,7 +201,7 @@ class _Past:
     async def clear_partition(self, **fields: Any) -> ChangeAnswer:
         _refuse("This is a recording: no override can be ended.")
 
-    async def set_slo(self, **fields: Any) -> SloDocument:
+    async def set_slo(self, **fields: Any) -> SloAnswer:
         _refuse("This is a recording: targets cannot be changed.")
 
     async def cancel_request(self, request_id: str) -> str:
