@@ -286,10 +286,10 @@ def test_slo_shows_classes_when_there_are_several() -> None:
     lines = slo_panel(picture_of(seen(state({"slo.classes": classes}))), 60, 9)
     shown = [plain(spans).rstrip() for spans in lines]
     assert shown[1:5] == [
-        "p90, ms       met    of  TTFT  TPOT   ITL",
-        "default      96 %   140   310   310   310",
-        "batch       100 %    12   310   310   310",
-        "chat         50 %     9   310   310   310",
+        "p90, ms      met   of  TTFT  TPOT   ITL",
+        "default     96 %  140   310   310   310",
+        "batch      100 %   12   310   310   310",
+        "chat        50 %    9   310   310   310",
     ]
     styles = [[span.style for span in spans if span.text.strip()] for spans in lines[2:5]]
     assert styles == [

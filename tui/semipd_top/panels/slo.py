@@ -43,7 +43,7 @@ def _class_table(slo: SloState, names: list[str], room: int) -> list[Line]:
     """A row for each class: attainment, and latencies at the judged percentile. The last one says what there
     was no room for."""
     judged, wanted = judged_at(slo["targets"]["percentile"]), slo["targets"]["percentile"] / 100
-    rows = [line(Span(f"{judged + ', ms':10}{'met':>7}{'of':>6}{'TTFT':>6}{'TPOT':>6}{'ITL':>6}", "dim"))]
+    rows = [line(Span(f"{judged + ', ms':10}{'met':>6}{'of':>5}{'TTFT':>6}{'TPOT':>6}{'ITL':>6}", "dim"))]
     rows += [_class_row(name, slo["classes"][name], judged, wanted) for name in names]
     if len(rows) <= max(room, 2):
         return rows
@@ -57,8 +57,8 @@ def _class_row(name: str, levels: ClassLevels, judged: Percentile, wanted: float
     kept: Style = "" if frac is None else "ok" if frac >= wanted else "bad"
     cells = [
         Span(f"{name:<10.10}"),
-        Span(f"{percent(frac):>7}", kept),
-        Span(f"{count(levels['requests']):>6}"),
+        Span(f"{percent(frac):>6}", kept),
+        Span(f"{count(levels['requests']):>5}"),
     ]
     for key, _ in (*NAMES, ITL):
         value, target_ms = levels[key][judged], targets[key]
