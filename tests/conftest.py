@@ -5,6 +5,7 @@ import atexit
 import os
 import signal
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 
@@ -23,3 +24,15 @@ FIRST = ("test_terminal.py", "test_worker_restart_cpu.py", "test_resume_cpu.py",
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in FIRST)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """Signals are left as they were: the next test's children would inherit what is ignored or held."""
+    yield
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    handler = signal.getsignal(signal.SIGINT)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert not held, f"{item.nodeid} leaves signals held: {held}"
+    assert handler is signal.default_int_handler, f"{item.nodeid} leaves SIGINT to {handler}"

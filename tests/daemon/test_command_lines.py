@@ -249,7 +249,10 @@ def test_ctrl_c_at_every_moment(daemon: DaemonProcess) -> None:
             os.close(reader)
             time.sleep(0.01 + 0.01 * idx)
             process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=LIMIT_S)
+            try:
+                _, said = process.communicate(timeout=LIMIT_S)
+            finally:
+                process.kill()
         return process.returncode, said
 
     with ThreadPoolExecutor(2) as pool:
