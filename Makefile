@@ -3,11 +3,14 @@
 # TORCH_INDEX=URL   an extra package index for torch, such as PyTorch's index of CPU builds
 # TRITON=3.6.0      the Triton that test-triton runs on; a newer one has its own environment beside it
 # WORKERS=3         processes that run the tests
+# MODEL=NAME        what `make start` serves; smollm2, which is fetched first, unless ARGS name a model or a
+#                   configuration; where it cannot be fetched, demo is served
 # ARGS="..."        more arguments for semipd-daemon start
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+MODEL ?= $(if $(findstring --model,$(ARGS))$(findstring --config,$(ARGS))$(SEMIPD_MODEL__NAME),,smollm2)
 WORKERS ?= 3
 NODE_CACHE ?= $(HOME)/.cache/semipd-node
 TORCH_INDEX ?=
@@ -29,7 +32,10 @@ export PYTHONDONTWRITEBYTECODE :=
 .PHONY: start test test-triton check lint soak clean
 
 start: $(VENV)/.installed
-	@exec $(BIN)/semipd-daemon start $(ARGS)
+	@model='$(MODEL)'; if [ "$$model" = smollm2 ] && ! $(BIN)/semipd-daemon fetch smollm2 >/dev/null; then \
+		echo "SmolLM2 could not be fetched; serving the bundled demo model instead, which writes stories."; \
+		model=demo; \
+	fi; exec $(BIN)/semipd-daemon start $${model:+--model "$$model"} $(ARGS)
 
 # The test of OpenAI's Node client runs where npm can fetch it, and says why it is skipped elsewhere.
 test: $(VENV)/.installed-dev

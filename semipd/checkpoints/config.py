@@ -7,7 +7,7 @@ from pathlib import Path
 from semipd.checkpoints.config_keys import unhonoured
 from semipd.checkpoints.families import FAMILIES, Family, answer
 from semipd.checkpoints.fields import Fields
-from semipd.checkpoints.gguf.config_json import ROTATES_NEIGHBOURS, config_json, is_gguf
+from semipd.checkpoints.gguf.config_json import ROTATES_NEIGHBOURS, config_json, is_gguf, is_quantized
 from semipd.checkpoints.gguf.header import GgufHeader
 from semipd.checkpoints.rope_config import parse_rope
 from semipd.core.errors import SemipdError
@@ -29,12 +29,14 @@ def load_model_config(model_dir: str | Path, max_model_len: int = 0) -> ModelCon
             `unsupported_model`, or `invalid_value` when `max_model_len` exceeds the checkpoint's context.
     """
     path = Path(model_dir)
-    fields = Fields(config_json(GgufHeader.read(path)), path) if is_gguf(path) else _read_config(path)
+    header = GgufHeader.read(path) if is_gguf(path) else None
+    fields = _read_config(path) if header is None else Fields(config_json(header), path)
     family = _family(fields)
     _refuse_unsupported(fields)
     config = _dense_config(fields, family)
-    if is_gguf(path) and family.name in ROTATES_NEIGHBOURS:
-        config = replace(config, interleaved_rope=True)
+    if header is not None:
+        neighbours = family.name in ROTATES_NEIGHBOURS
+        config = replace(config, interleaved_rope=neighbours, is_quantized=is_quantized(header))
     _refuse_unhonoured(fields, config, family)
     _check_context(fields, config, family, max_model_len)
     return config

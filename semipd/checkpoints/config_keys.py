@@ -54,7 +54,7 @@ HARMLESS = _names(
     forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens
     begin_suppress_tokens
     model_max_length max_sequence_length max_seq_len max_seq_length seq_length n_ctx n_positions
-    torch_compile save_safetensors
+    torch_compile save_safetensors is_llama_config
     """
 )
 """Generation defaults count where generation_config.json has them; limits of length, where

@@ -21,6 +21,7 @@ from semipd.command_line.completion import add_completion_command
 from semipd.command_line.exit_codes import exit_code_of
 from semipd.command_line.run import run_command
 from semipd.command_line.streams import print_in_utf8
+from semipd.commands.fetch import add_fetch_command
 from semipd.commands.operators import add_drain_command, add_partition_commands, duration
 from semipd.commands.record import add_record_command
 from semipd.commands.status_text import drain_text, status_lines
@@ -117,6 +118,7 @@ def _parser() -> CommandParser:
     add_partition_commands(commands, lambda parser: _add_options(parser, ["--socket"]), _reachable_socket)
     add_record_command(commands, lambda parser: _add_options(parser, ["--socket"]), _reachable_socket)
 
+    add_fetch_command(commands)
     config = commands.add_parser("config", help="print the resolved configuration as TOML")
     _add_options(config, _FLAGS)
     config.add_argument(

@@ -206,7 +206,7 @@ class SupervisionConfig:
 class ServedModelConfig:
     name: str = option(
         "demo",
-        'Model to serve: "demo" (bundled), a folder, a file of GGUF, or a Hugging Face name.',
+        'Model to serve: "demo" (bundled), "smollm2" (fetched), a folder, a GGUF file, or a hub name.',
         required=True,
     )
     served_model_name: str = option("", "Name that clients use for the model; empty: model.name.")

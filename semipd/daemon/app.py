@@ -26,7 +26,7 @@ from semipd.daemon.host.log_file import LogFile
 from semipd.daemon.host.process_limits import ConnectionRoom, raise_file_limit
 from semipd.daemon.host.sd_notify import EXTENSION, Notifier
 from semipd.daemon.host.terminal import Terminal
-from semipd.daemon.model.files import DEMO_NAME, ModelFiles
+from semipd.daemon.model.files import DEMO_FOLDER, DEMO_NAME, ModelFiles
 from semipd.daemon.requests.generation import GenerationService
 from semipd.daemon.requests.options import EngineLimits
 from semipd.daemon.requests.rules import RequestRules
@@ -103,6 +103,8 @@ class Daemon:
         self._config = config
         self._on_ready = on_ready
         self._stop = asyncio.Event()
+        # the demo model writes stories
+        self._answers_questions = files.chat_template is not None and files.folder != DEMO_FOLDER
         settings = config.engine_settings(files.folder)
         self._supervisor = Supervisor(settings, spawn, config.supervision)
         self._supervisor.on_ready.append(self._engine_is_ready)
@@ -189,7 +191,10 @@ class Daemon:
 
     def _begin(self, port: int) -> None:
         config = self._config
-        text = _announcement(config.server.host, port, config.socket_path, config.served_model_name)
+        host, model = config.server.host, config.served_model_name
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        curl = (_chat_curl if self._answers_questions else _completion_curl)(address, model)
+        text = f"semipd serves {model} at {address}\nsocket {config.socket_path}\ntry: {curl}\n"
         self._announce(text)
         self._notifier.say(READY="1")
         freeze_heap()
@@ -270,9 +275,16 @@ class Daemon:
             await asyncio.wait([working, stop])
 
 
-def _announcement(host: str, port: int, socket_path: Path, model: str) -> str:
-    """What a person needs to try it."""
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+def _completion_curl(address: str, model: str) -> str:
     body = f'{{"model": "{model}", "prompt": "Once upon a time", "max_tokens": 64, "stream": true}}'
-    curl = f"curl -N {url}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
-    return f"semipd serves {model} at {url}\nsocket {socket_path}\ntry: {curl}\n"
+    return _curl(f"{address}/v1/completions", body)
+
+
+def _chat_curl(address: str, model: str) -> str:
+    question = '[{"role": "user", "content": "What is the capital of France?"}]'
+    body = f'{{"model": "{model}", "messages": {question}, "max_tokens": 64, "temperature": 0}}'
+    return _curl(f"{address}/v1/chat/completions", body)
+
+
+def _curl(url: str, body: str) -> str:
+    return f"curl -N {url} -H 'Content-Type: application/json' -d {shlex.quote(body)}"

@@ -53,6 +53,7 @@ class ModelConfig:
         qk_norm: RMSNorm over each query and key head before RoPE (Qwen3).
         dtype: of the checkpoint.
         interleaved_rope: the checkpoint rotates neighbouring dimensions (0, 1), (2, 3), ... of a head.
+        is_quantized: its numbers have fewer than 16 bits, and are dequantised when they are loaded.
     """
 
     family: str
@@ -73,6 +74,7 @@ class ModelConfig:
     qk_norm: bool
     dtype: DTypeName
     interleaved_rope: bool = False
+    is_quantized: bool = False
 
     @property
     def q_width(self) -> int:

@@ -13,6 +13,7 @@ from support.gguf_files import write_gguf
 from support.tiny_models import tiny_checkpoint
 
 from semipd.checkpoints.config import load_model_config
+from semipd.checkpoints.dtypes import BF16_FLAGS, resolve_dtype
 from semipd.checkpoints.gguf.config_json import llama3_divisors
 from semipd.checkpoints.gguf.header import KINDS, GgufHeader
 from semipd.checkpoints.layout import plan_weights
@@ -69,7 +70,9 @@ def test_numbers_of_fewer_bits(kind: str, tmp_path_factory: Folders, tmp_path: P
     written = loaded(folder)
     # a number is off by half a step of its block's largest, whose scale is rounded too
     assert (ours - written).abs().max() <= steps.get(kind, 1 / 7) * 1.1 * written.abs().max()
-    assert load_model_config(path).dtype == ("float16" if kind == "F16" else "bfloat16")
+    config = load_model_config(path)
+    assert config.dtype == ("float16" if kind == "F16" else "bfloat16")
+    assert resolve_dtype("auto", config, BF16_FLAGS) == ("bfloat16" if kind in ("F16", "BF16") else "float32")
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K"])

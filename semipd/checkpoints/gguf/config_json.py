@@ -45,7 +45,7 @@ _OF_SCALING = {
     "finetuned": "finetuned",
 }
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
-_SIXTEEN_BITS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 
 LOW_FREQ_FACTOR, HIGH_FREQ_FACTOR = 1.0, 4.0
 """Of every Llama 3; the file has only what follows from them."""
@@ -113,12 +113,20 @@ def _vocab_size(header: GgufHeader) -> int:
     return table.shape[0]
 
 
+def is_quantized(header: GgufHeader) -> bool:
+    return _usual_kind(header) not in _DTYPES
+
+
 def _dtype(header: GgufHeader) -> str:
-    """What most of its numbers are; quantised ones have no more than 16 bits of their own."""
+    return _DTYPES.get(_usual_kind(header), "bfloat16")
+
+
+def _usual_kind(header: GgufHeader) -> str:
+    """What most of its numbers are."""
     sizes: Counter[str] = Counter()
     for info in header.tensors.values():
         sizes[info.kind.name] += math.prod(info.shape)
-    return _SIXTEEN_BITS.get(sizes.most_common(1)[0][0], "bfloat16")
+    return sizes.most_common(1)[0][0]
 
 
 def _end_ids(header: GgufHeader) -> list[int]:

@@ -21,6 +21,7 @@ from semipd.daemon.model.documents import (
 )
 from semipd.daemon.model.generation_keys import warn_of_unread
 from semipd.daemon.model.hub import download
+from semipd.daemon.model.ready_models import READY_MODELS, ReadyModel, fetched
 from semipd.daemon.model.tokenizer import Tokenizer
 
 DEMO_NAME = "demo"
@@ -67,8 +68,8 @@ class ModelFiles:
 
     @classmethod
     def open(cls, name: str) -> "ModelFiles":
-        """`name`: "demo", an existing folder or file of GGUF, or a Hugging Face name, downloaded with its
-        progress on stderr.
+        """`name`: "demo", that of a fetched model, an existing folder or file of GGUF, or a Hugging Face name,
+        downloaded with its progress on stderr.
 
         Blocking (reads files, may download). Raises SemipdError: `model_not_found`,
         `model_download_failed`, `invalid_checkpoint`, `tokenizer_missing`, `invalid_tokenizer`,
@@ -107,6 +108,8 @@ def _local_folder(name: str) -> Path | None:
             message = f"The bundled demo model is missing from this installation ({DEMO_FOLDER})."
             raise SemipdError("model_not_found", message, "Install semipd again, or name another model.")
         return DEMO_FOLDER
+    if name in READY_MODELS:
+        return _fetched(READY_MODELS[name])
     path = Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
     try:
         if path.is_dir():
@@ -131,6 +134,15 @@ def _local_folder(name: str) -> Path | None:
             param="model.name",
         )
     return None
+
+
+def _fetched(model: ReadyModel) -> Path:
+    path = fetched(model)
+    if path is None:
+        message = f"{model.title} has not been fetched yet, and starting downloads nothing by this name."
+        hint = f"Run semipd-daemon fetch {model.name} first."
+        raise SemipdError("model_not_found", message, hint, param="model.name")
+    return path
 
 
 def _looks_like_path(name: str) -> bool:
