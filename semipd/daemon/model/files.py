@@ -68,8 +68,8 @@ class ModelFiles:
 
     @classmethod
     def open(cls, name: str) -> "ModelFiles":
-        """`name`: "demo", that of a fetched model, an existing folder or file of GGUF, or a Hugging Face name,
-        downloaded with its progress on stderr.
+        """`name`: "demo", that of a fetched model, an existing folder or file of GGUF, or a Hugging Face
+        name, downloaded with progress on stderr.
 
         Blocking (reads files, may download). Raises SemipdError: `model_not_found`,
         `model_download_failed`, `invalid_checkpoint`, `tokenizer_missing`, `invalid_tokenizer`,

