@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         buckets=batch_buckets(options.max_num_seqs),
         max_model_len=options.max_model_len or config.max_position_embeddings,
         block_size=options.kv_block_size,
+        dependent=options.dependent_launch,
+        prefill_attention=options.prefill_attention,
     )
     began_s = time.monotonic()
     compile_all(kernels, options.processes, _say)
@@ -64,6 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-model-len", type=int, default=0, help="0: the model's own")
     parser.add_argument(
         "--kv-block-size", type=int, default=default.cuda.kv_block_size, choices=KV_BLOCK_SIZES
+    )
+    parser.add_argument(
+        "--prefill-attention", default=default.cuda.prefill_attention, choices=("triton", "sdpa")
+    )
+    parser.add_argument(
+        "--dependent-launch", action="store_true", default=default.cuda.dependent_launch, help="from sm_90 on"
     )
     parser.add_argument("--arch", type=int, default=90, help="compute capability, 90 for Hopper")
     parser.add_argument("--num-sms", type=int, default=132, help="of the GPU: lanes of all its sizes")

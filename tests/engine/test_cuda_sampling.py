@@ -26,6 +26,10 @@ class CountingSampler:
     sampler: Sampler
     num_full: int = 0
 
+    @property
+    def num_bytes(self) -> int:
+        return self.sampler.num_bytes
+
     def sample(
         self, logits: Tensor, slots: Tensor, stages: Stages, state: SlotState, history: TokenHistory
     ) -> Tensor:

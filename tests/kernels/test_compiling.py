@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import warm_cache
 from gpulib.models import LLAMA_3_8B
 from kernellib.noop_triton import noop_triton
 from semipd_kernels.sampling.aot import cases as sampling_cases
 
 from semipd.devices.cuda.start import compiling
-from semipd.devices.cuda.start.compiling import Job, KernelSet, _sample, jobs, lane_sizes
+from semipd.devices.cuda.start.compiling import Job, KernelSet, _pass_of, _sample, jobs, lane_sizes
 
 TINY = replace(
     LLAMA_3_8B,
@@ -116,6 +117,23 @@ def test_every_lane_is_compiled_for() -> None:
     several = KernelSet(TINY, "bfloat16", 90, (16, 64, 132), (1, 2), 128, 16)
     wanted = {Job("prefill", sms) for sms in (16, 64, 132)} | {Job("decode", sms) for sms in (16, 64, 132)}
     assert set(jobs(several)) == {Job("sampling"), *wanted}
+
+
+def test_for_torchs_attention_the_copy_of_a_context_is_compiled_instead_of_ours() -> None:
+    with noop_triton() as noop:
+        _pass_of(replace(KERNELS, prefill_attention="sdpa"), "prefill", 16)
+        assert {"gather_kv_kernel", "rope_write_kernel"} <= set(noop.compiled)
+        assert not [name for name in noop.compiled if "prefill_attention" in name]
+
+
+def test_the_script_compiles_what_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[KernelSet]()
+    monkeypatch.setattr(warm_cache, "compile_all", lambda kernels, *_: asked.append(kernels))
+    options = ("--prefill-attention", "sdpa", "--dependent-launch", "--sms", "64", "--kv-block-size", "64")
+    warm_cache.main(options)
+    warm_cache.main([])
+    sets = [(each.prefill_attention, each.dependent, each.block_size) for each in asked]
+    assert sets == [("sdpa", True, 64), ("triton", False, 16)]
 
 
 def test_sampling_is_compiled_whole() -> None:

@@ -12,11 +12,12 @@ from semipd.steps.sizing import num_kv_blocks
 GIB = 2**30
 
 H200 = GpuMemoryDemand(
-    total_bytes=140 * GIB,
-    free_bytes=122 * GIB,
+    total_bytes=141 * GIB,
+    free_bytes=123 * GIB,
     weights_bytes=15 * GIB,
     buffers_bytes=2 * GIB,
     graphs_bytes=GIB,
+    transients_bytes=GIB,
     reserve_bytes=GIB,
     block_size=16,
     block_bytes=2 * 2**20,
@@ -46,14 +47,15 @@ def test_the_rows_add_up_to_the_device() -> None:
 
 def test_the_table_in_words() -> None:
     assert H200.table(num_kv_blocks(H200)).splitlines() == [
-        "  weights      15.00 GiB",
-        "  buffers       2.00 GiB",
-        "  graphs        1.00 GiB  estimate",
-        "  kv_pool     108.00 GiB  55296 blocks of 16 tokens, 2097152 bytes each",
-        "  reserve       1.00 GiB",
-        "  others        1.00 GiB  CUDA context, libraries, other processes",
-        "  free         12.00 GiB",
-        "  total       140.00 GiB",
+        "  weights       15.00 GiB",
+        "  buffers        2.00 GiB",
+        "  graphs         1.00 GiB  estimate",
+        "  transients     1.00 GiB  steps with log-probabilities, at their largest",
+        "  kv_pool      108.00 GiB  55296 blocks of 16 tokens, 2097152 bytes each",
+        "  reserve        1.00 GiB",
+        "  others         1.00 GiB  CUDA context, libraries, other processes",
+        "  free          12.00 GiB",
+        "  total        141.00 GiB",
     ]
 
 
@@ -66,7 +68,8 @@ def random_demand(rng: random.Random) -> GpuMemoryDemand:
         free_bytes=free,
         weights_bytes=weights,
         buffers_bytes=buffers,
-        graphs_bytes=rng.randrange(30),
+        graphs_bytes=rng.randrange(20),
+        transients_bytes=rng.randrange(10),
         reserve_bytes=rng.randrange(30),
         block_bytes=rng.randrange(1, 12),
         kv_bytes=rng.choice([0, 0, rng.randrange(1, 200)]),
@@ -121,9 +124,9 @@ def follow(hint: str, demand: GpuMemoryDemand) -> bool:
 
 def test_the_refusal_shows_the_numbers_and_the_settings() -> None:
     with pytest.raises(SemipdError) as raised:
-        num_kv_blocks(replace(H200, free_bytes=10 * GIB, kv_bytes=20 * GIB))
+        num_kv_blocks(replace(H200, free_bytes=11 * GIB, kv_bytes=20 * GIB))
     text = str(raised.value)
     assert f"kv_bytes {20 * GIB}, max_model_len 8192" in text
-    assert "kv_pool      20.00 GiB" in text
-    assert "free        -12.00 GiB" in text
+    assert "kv_pool       20.00 GiB" in text
+    assert "free         -12.00 GiB" in text
     assert "or max_model_len" not in text  # shorter sequences do not make 20 GiB fit

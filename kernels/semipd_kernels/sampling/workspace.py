@@ -53,3 +53,7 @@ class SamplingWorkspace:
         self.mass_1, self.mass_2 = (empty(*sums, dtype=torch.int64) for _ in range(2))
         self.interval = empty(num_rows, 4, dtype=torch.int64)
         self.candidates = empty(num_rows, shape.CANDIDATES, dtype=torch.int32)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(getattr(self, name).nbytes for name in SamplingMemory._fields)

@@ -127,4 +127,5 @@ class LaneMemory:
         rows_bytes = 0 if self.padded is None else self.padded.num_bytes
         context_bytes = 0 if self.context is None else self.context.nbytes
         activations_bytes = self.activations.num_bytes + self.history.counts.nbytes
-        return sum(t.nbytes for t in tensors) + activations_bytes + rows_bytes + context_bytes
+        sampler_bytes = self.sampler.num_bytes
+        return sum(t.nbytes for t in tensors) + activations_bytes + rows_bytes + context_bytes + sampler_bytes

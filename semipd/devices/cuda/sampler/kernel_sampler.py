@@ -19,6 +19,10 @@ class KernelSampler:
         num_slots = size.max_num_seqs + 1
         self._workspace = SamplingWorkspace(size.max_num_seqs, size.vocab_size, num_slots, device)
 
+    @property
+    def num_bytes(self) -> int:
+        return self._workspace.num_bytes
+
     def sample(
         self, logits: Tensor, slots: Tensor, stages: Stages, state: SlotState, history: TokenHistory
     ) -> Tensor:

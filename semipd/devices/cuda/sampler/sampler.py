@@ -14,7 +14,10 @@ from semipd.sampling.stages import Stages
 
 
 class Sampler(Protocol):
-    """Of one lane."""
+    """Of one lane. `num_bytes`: of the device memory that it works in."""
+
+    @property
+    def num_bytes(self) -> int: ...
 
     def sample(
         self, logits: Tensor, slots: Tensor, stages: Stages, state: SlotState, history: TokenHistory
@@ -35,6 +38,8 @@ class Sampler(Protocol):
 
 class TorchSampler:
     """The sampler of semipd.sampling. On a GPU top-p waits for the device, see nucleus."""
+
+    num_bytes = 0
 
     def sample(
         self, logits: Tensor, slots: Tensor, stages: Stages, state: SlotState, history: TokenHistory

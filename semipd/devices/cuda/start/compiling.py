@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from semipd.checkpoints.progress import Report
-from semipd.core.settings import CudaSettings
+from semipd.core.settings import CudaSettings, PrefillAttention
 from semipd.devices.cuda.split.green_contexts import decode_group_counts
 from semipd.devices.cuda.split.streams import Lanes
 from semipd.devices.cuda.start.model import DeviceModel
@@ -54,6 +54,7 @@ class KernelSet:
         buckets: batch sizes of decode steps.
         max_model_len, block_size: in tokens.
         dependent: launches are programmatic dependent ones.
+        prefill_attention: see CudaSettings; for `sdpa` our part of it is the copy of a context.
     """
 
     config: ModelConfig
@@ -64,6 +65,7 @@ class KernelSet:
     max_model_len: int
     block_size: int
     dependent: bool = False
+    prefill_attention: PrefillAttention = "triton"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ def kernel_set(
         model.max_model_len,
         model.kv_layout.block_size,
         settings.dependent_launch,
+        settings.prefill_attention,
     )
 
 
@@ -218,23 +221,16 @@ def _pass_of(kernels: KernelSet, kind: Literal["decode", "prefill"], num_sms: in
 
     from semipd.checkpoints.layout import plan_weights
     from semipd.checkpoints.weights import TORCH_DTYPES, weight_views
-    from semipd.devices.cuda.forward.kernel_ops import KernelOps
     from semipd.network.activations import Activations
     from semipd.network.kv_layout import KvLayout
     from semipd.network.network import Network
     from semipd.network.ops import Heads
 
-    class Ops(KernelOps):
-        """Products are not Triton's."""
-
-        def linear(self, x: Any, weight: Any, bias: Any, out: Any) -> Any:
-            return out
-
     config, dtype = replace(kernels.config, num_layers=NUM_LAYERS), TORCH_DTYPES[kernels.dtype]
     layout = plan_weights(config, kernels.dtype)
     weights = weight_views(layout, torch.empty(layout.total_bytes, dtype=torch.uint8))
     pool = torch.empty(KvLayout.of(config, kernels.block_size).pool_shape(3), dtype=dtype)
-    ops, decodes = Ops(dtype, kernels.arch, dependent=kernels.dependent), kind == "decode"
+    ops, decodes = _launching_ops(kernels), kind == "decode"
     network = Network(config, weights, pool, ops)
     sizes = kernels.buckets if decodes else PROMPT_ROWS
     workspace = ops.decode_workspace(max(sizes), Heads.of(config, pool), num_sms) if decodes else ()
@@ -245,6 +241,29 @@ def _pass_of(kernels: KernelSet, kind: Literal["decode", "prefill"], num_sms: in
         network.embed(rows, activations)
         network.layers(rows, activations, range(NUM_LAYERS), num_sms)
         network.finish(activations, None)
+
+
+def _launching_ops(kernels: KernelSet) -> Any:
+    """What is not Triton's is left out: products, and torch's attention."""
+    from semipd_kernels.gather_kv import gather_kv
+
+    from semipd.checkpoints.weights import TORCH_DTYPES
+    from semipd.devices.cuda.forward.kernel_ops import KernelOps
+    from semipd.devices.cuda.forward.sdpa_ops import SdpaOps
+
+    class Ops(KernelOps):
+        def linear(self, x: Any, weight: Any, bias: Any, out: Any) -> Any:
+            return out
+
+    class CopyingOps(Ops, SdpaOps):
+        def prefill_attention(
+            self, qkv: Any, heads: Any, layer_kv: Any, chunks: Any, num_units: int, out: Any
+        ) -> None:
+            room = chunks.tables.shape[1] * layer_kv.shape[3]
+            gather_kv(layer_kv, chunks.tables[0], min(chunks.host_kv_lens[0], room), chunks.context)
+
+    ops = CopyingOps if kernels.prefill_attention == "sdpa" else Ops
+    return ops(TORCH_DTYPES[kernels.dtype], kernels.arch, dependent=kernels.dependent)
 
 
 def _decode(kernels: KernelSet, batch: int, workspace: Any) -> Any:
@@ -262,6 +281,7 @@ def _decode(kernels: KernelSet, batch: int, workspace: Any) -> Any:
 def _prompt(network: Any, num_rows: int, num_sms: int, kernels: KernelSet) -> Any:
     import torch
 
+    from semipd.checkpoints.weights import TORCH_DTYPES
     from semipd.core.plan import blocks_for
     from semipd.network.rows import ChunkRows, StepRows
 
@@ -270,7 +290,9 @@ def _prompt(network: Any, num_rows: int, num_sms: int, kernels: KernelSet) -> An
     ints = torch.zeros(num_rows, dtype=torch.int32)
     starts, lens = torch.tensor([0, num_rows], dtype=torch.int32), torch.tensor([num_rows], dtype=torch.int32)
     work = torch.from_numpy(plan.work)
-    chunks = ChunkRows(tables, starts, lens, work, plan, [num_rows], [num_rows])
+    config, dtype = kernels.config, TORCH_DTYPES[kernels.dtype]
+    context = torch.empty(2, config.num_kv_heads, num_rows, config.head_dim, dtype=dtype)
+    chunks = ChunkRows(tables, starts, lens, work, plan, [num_rows], [num_rows], context)
     return StepRows(ints, ints, ints.long(), None, chunks)
 
 

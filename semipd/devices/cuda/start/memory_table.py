@@ -14,6 +14,7 @@ class GpuMemoryDemand(KvDemand):
     total_bytes, free_bytes: of the device, all processes counted, after weights and buffers were allocated.
     weights_bytes, buffers_bytes: allocated: one copy of the weights, both lanes' working memory.
     graphs_bytes: what capturing the decode graphs will take.
+    transients_bytes: what the largest steps of both lanes allocate for themselves, where no graph runs them.
     reserve_bytes: stays free, for libraries and the allocator while serving.
     """
 
@@ -22,11 +23,12 @@ class GpuMemoryDemand(KvDemand):
     weights_bytes: int
     buffers_bytes: int
     graphs_bytes: int
+    transients_bytes: int
     reserve_bytes: int
 
     @property
     def left_bytes(self) -> int:
-        return self.free_bytes - self.graphs_bytes - self.reserve_bytes
+        return self.free_bytes - self.graphs_bytes - self.transients_bytes - self.reserve_bytes
 
     def rows(self, num_blocks: int) -> dict[str, int]:
         """Bytes by purpose, for DeviceInfo.memory; they add up to the device's memory. `free` is negative
@@ -37,6 +39,7 @@ class GpuMemoryDemand(KvDemand):
             "weights": self.weights_bytes,
             "buffers": self.buffers_bytes,
             "graphs": self.graphs_bytes,
+            "transients": self.transients_bytes,
             "kv_pool": pool_bytes,
             "reserve": self.reserve_bytes,
             "others": self.total_bytes - self.free_bytes - allocated,
@@ -46,12 +49,13 @@ class GpuMemoryDemand(KvDemand):
     def table(self, num_blocks: int) -> str:
         notes = {
             "graphs": "estimate",
+            "transients": "steps with log-probabilities, at their largest",
             "kv_pool": f"{num_blocks} blocks of {self.block_size} tokens, {self.block_bytes} bytes each",
             "others": "CUDA context, libraries, other processes",
         }
         rows = {**self.rows(num_blocks), "total": self.total_bytes}
         lines = [
-            f"  {name:<9}{num_bytes / _GIB:>9.2f} GiB  {notes.get(name, '')}".rstrip()
+            f"  {name:<10}{num_bytes / _GIB:>9.2f} GiB  {notes.get(name, '')}".rstrip()
             for name, num_bytes in rows.items()
         ]
         return "\n".join(lines)

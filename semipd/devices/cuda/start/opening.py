@@ -44,6 +44,7 @@ from semipd.devices.cuda.start.memory_table import DEFAULT_KV_FRACTION, GpuMemor
 from semipd.devices.cuda.start.model import ModelSource
 from semipd.devices.cuda.start.nvml import Nvml
 from semipd.devices.cuda.start.platform import Platform
+from semipd.devices.cuda.start.transients import transients_bytes
 from semipd.network.config import ITEM_BYTES
 from semipd.network.network import Network
 from semipd.steps.failures import check_trial
@@ -241,6 +242,7 @@ class Opening:
             weights_bytes=model.layout.total_bytes,
             buffers_bytes=sum(memory.num_bytes for memory in self._memories.values()),
             graphs_bytes=graphs_bytes,
+            transients_bytes=transients_bytes(self._sizes.values(), model.config, model.dtype),
             reserve_bytes=RESERVE_BYTES + self._attended_bytes(),
             block_size=model.kv_layout.block_size,
             block_bytes=model.kv_layout.block_bytes(model.dtype),
