@@ -336,6 +336,8 @@ EVENTS: dict[str, dict[str, Any]] = {
         events.ARRIVED({"prompt_tokens": 1000, "max_tokens": 400}),
         events.QUEUED({"prompt_tokens": 1000}),
         events.ADMITTED({"cached_tokens": 256, "tokens": 1000}),
+        events.TO_BACKGROUND({"reason": "late", "expected_start_ms": 4200.0}),
+        events.FROM_BACKGROUND({}),
         events.FIRST_TOKEN({}),
         events.FIRST_BYTE({"ttft_ms": 244.0}),
         events.PREEMPTED({"tokens_lost": 640, "blocks": 40}),

@@ -19,6 +19,8 @@ WORDS = {
     "arrived": "1.0k prompt tokens, at most 400 of output",
     "queued": "1.0k prompt tokens",
     "admitted": "256 of 1.0k tokens found as a prefix",
+    "to_background": "would be late, to be begun in 4200 ms",
+    "from_background": "can be in time after all",
     "first_token": "the engine's first token",
     "first_byte": "left the daemon, TTFT 244 ms",
     "preempted": "gave up 40 blocks, 640 tokens to compute again",
@@ -50,6 +52,12 @@ def test_every_documented_kind_has_words() -> None:
         ("partition_changed", {"mode": "off", "granted": [], "expires_s": 0.0}, "off, by ann"),
         ("partition_changed", {"reason": ""}, "fixed 72+60 for 10 min, by ann (pid 4121)"),
         ("drain_changed", {"limit_s": None, "state": "serving"}, "serving, 3 awaited, by ann"),
+        ("to_background", {"reason": "no_target", "expected_start_ms": None}, "has no target"),
+        (
+            "slo_changed",
+            {"service_class": "chat", "itl_ms": 40.0, "tpot_ms": 0.0},
+            "chat: TTFT 300 ms, ITL 40 ms, by ann",
+        ),
         ("worker_died", {"signal": "", "how": "exit code 3"}, "worker, pid 77: exit code 3"),
     ],
 )
