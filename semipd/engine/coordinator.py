@@ -211,7 +211,7 @@ class Coordinator:
 
     def _order(self, out: Outbox) -> None:
         """Decide in which order prompts come next."""
-        if self.scheduler.queue.plan_is_due(out.now_ns):
+        if self.scheduler.planning.is_due(out.now_ns):
             self._ordered_at_ns = out.now_ns
             batch = self.decode.batch if self.scheduler.decoding else (0, 0)
             pace = prompt_pace(self.policy, self.settings, self.control, batch)

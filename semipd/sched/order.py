@@ -81,6 +81,7 @@ class Prompt:
         is_begun: it has its blocks.
         is_queued: it stands in a queue.
         in_background: see the module. Stays as it was when it left the queue.
+        expected_start_ns: when it will be begun, as the last forecast says; 0: there was none.
         rank: of the foreground; None: it cannot come there (any more).
     """
 
@@ -94,6 +95,7 @@ class Prompt:
     stays_behind: bool = False
     latest_ns: int | None = None
     is_begun: bool = field(default=False, init=False)
+    expected_start_ns: int = field(default=0, init=False)
     is_queued: bool = field(default=False, init=False)
     in_background: bool = field(default=False, init=False)
     rank: Rank | None = field(default=None, init=False)
@@ -146,45 +148,34 @@ def foreground_factor(*, has_background: bool) -> float:
     return BACKGROUND_EVERY / (BACKGROUND_EVERY - 1) if has_background else 1.0
 
 
-class Forecast(NamedTuple):
-    """What is predicted of the prompts in a queue, if nobody else comes.
-
-    Attributes:
-        first_tokens_ns: of those that stay, in the order of service.
-        shed: who would have the first token after `latest_ns`, each with the time when all that was there
-            before it will be done: who comes again then waits for none of it.
-    """
-
-    first_tokens_ns: list[tuple[Prompt, int]]
-    shed: list[tuple[Prompt, int]]
-
-
 def forecast(
     foreground: Iterable[Prompt], background: Sequence[Prompt], pace: Pace, start_ns: float
-) -> Forecast:
-    """Who waits for how long, and who has to be refused so that nobody waits too long. The background has its
-    share of the steps while the foreground lasts, and all of them from then on. Who is refused takes no time
-    from those behind, but those who are told to come again are told so one after the other. While step times
-    are not known, only what is too late already counts."""
-    scale = 1.0 if pace.is_known else 0.0
-    told: list[tuple[Prompt, int]] = []
+) -> list[tuple[Prompt, int]]:
+    """Note when each prompt will be begun if nobody else comes, and find who would have the first token after
+    `latest_ns`, so that the others wait less. Each of those comes with the time when all that was there
+    before it will be done: who comes again then waits for none of it.
+
+    The background has its share of the steps while the foreground lasts, and all of them from then on. While
+    step times are not known, only what is too late already counts."""
+    per_token_ns, per_pair_ns = (pace.ns_per_token, pace.ns_per_pair) if pace.is_known else (0.0, 0.0)
+    stretch = foreground_factor(has_background=bool(background))
     shed: list[tuple[Prompt, int]] = []
-    factor = foreground_factor(has_background=bool(background))
-    shed_ns = done_ns = front_ns = 0.0
+    front_ns = back_ns = shed_ns = 0.0
     for prompt in chain(foreground, background):
-        cost_ns = scale * pace.cost_ns(prompt.new_tokens, prompt.prior_tokens)
+        new_tokens = prompt.new_tokens  # Pace.cost_ns, without a call: this runs for everybody who waits
+        cost_ns = new_tokens * (per_token_ns + per_pair_ns * (prompt.prior_tokens + (new_tokens + 1) / 2))
         if prompt.in_background:
-            own_ns = done_ns + cost_ns
-            end_ns = start_ns + min(own_ns * BACKGROUND_EVERY, front_ns / factor + own_ns)
+            done_ns = back_ns + cost_ns
+            end_ns = start_ns + min(done_ns * BACKGROUND_EVERY, front_ns + done_ns)
         else:
-            end_ns = start_ns + front_ns + factor * cost_ns
+            end_ns = start_ns + stretch * (front_ns + cost_ns)
         if prompt.latest_ns is not None and end_ns > prompt.latest_ns and not prompt.is_begun:
             shed_ns += cost_ns
-            shed.append((prompt, int(start_ns + front_ns / factor + done_ns + shed_ns)))
+            shed.append((prompt, int(start_ns + front_ns + back_ns + shed_ns)))
             continue
-        told.append((prompt, int(end_ns)))
+        prompt.expected_start_ns = int(end_ns - cost_ns)
         if prompt.in_background:
-            done_ns += cost_ns
+            back_ns += cost_ns
         else:
-            front_ns += factor * cost_ns
-    return Forecast(told, shed)
+            front_ns += cost_ns
+    return shed

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from semipd.core.errors import SemipdError
-from semipd.core.events import FROM_BACKGROUND, TO_BACKGROUND
+from semipd.core.events import FROM_BACKGROUND, TO_BACKGROUND, Told
 from semipd.core.messages import ExpectedStarts
 from semipd.core.request import SeqId
 from semipd.sched.order import Pace, Prompt
@@ -21,6 +21,9 @@ from semipd.sched.sequence import Sequence
 FORECAST_PAUSE_NS = 100_000_000
 TELL_EVERY_NS = 1_000_000_000
 """When those in the background will be begun changes all the time; the daemon is told so often."""
+
+MANY = 128
+"""Prompts. A plan and a forecast for a thousand take some tenths of a millisecond each."""
 
 MIN_RETRY_S, MAX_RETRY_S = 1.0, 60.0
 
@@ -35,11 +38,20 @@ class Plan(NamedTuple):
 
 
 class Planning:
+    """A plan and a forecast are made in one turn when few wait, else in turns one after the other: no turn
+    pays for both."""
+
     def __init__(self, prompts: Prompts, max_late_ns: int) -> None:
         self._prompts = prompts
+        self._queue = prompts.queue
         self._max_late_ns = max_late_ns
         self._forecast_due_ns = 0
         self._tell_due_ns = 0
+        self._moved: list[Prompt] = []
+        """Whose coming and going is told with the next forecast."""
+
+    def is_due(self, now_ns: int) -> bool:
+        return len(self._queue) > 0 and (now_ns >= self._forecast_due_ns or self._queue.plan_is_due(now_ns))
 
     def plan(
         self,
@@ -51,42 +63,41 @@ class Planning:
     ) -> Plan:
         """Renew what the order rests on, and decide. `busy_ns`: see PromptQueue.plan."""
         now_ns = out.now_ns
-        moved = self._prompts.plan(sequences, begun, pace, busy_ns, now_ns)
-        if not any(prompt.in_background for prompt in moved) and now_ns < self._forecast_due_ns:
-            self._tell_moved(moved, sequences, {}, out)
-            return Plan(bool(moved), [])
-        self._forecast_due_ns = now_ns + FORECAST_PAUSE_NS
-        forecast = self._prompts.queue.forecast(now_ns, pace, busy_ns)
-        starts_ns = {
-            prompt.seq: max(end_ns - prompt.cost_ns, now_ns)
-            for prompt, end_ns in forecast.first_tokens_ns
-            if prompt.in_background and not prompt.is_begun
-        }
-        shed = {prompt.seq for prompt, _ in forecast.shed}
-        self._tell_moved([prompt for prompt in moved if prompt.seq not in shed], sequences, starts_ns, out)
-        if starts_ns and now_ns >= self._tell_due_ns:
-            self._tell_due_ns = now_ns + TELL_EVERY_NS
-            out.send(ExpectedStarts(tuple(starts_ns), tuple(starts_ns.values())))
-        refused = [
-            (sequences[prompt.seq], self._late(prompt, drained_ns, now_ns))
-            for prompt, drained_ns in forecast.shed
-        ]
-        return Plan(bool(moved or refused), refused)
+        is_owed, has_changed = bool(self._moved), False
+        if self._queue.plan_is_due(now_ns) and not is_owed:
+            moved = self._prompts.plan(sequences, begun, pace, busy_ns, now_ns)
+            self._moved, has_changed = moved, bool(moved)
+            if any(prompt.in_background for prompt in moved):
+                self._forecast_due_ns = now_ns
+            if len(self._queue) > MANY:
+                return Plan(has_changed, [])
+        if not self._moved and now_ns < self._forecast_due_ns:
+            return Plan(has_changed, [])
+        refused = self._forecast(sequences, pace, busy_ns, out)
+        return Plan(has_changed or bool(refused), refused)
 
-    @staticmethod
-    def _tell_moved(
-        moved: Iterable[Prompt],
-        sequences: Mapping[SeqId, Sequence],
-        starts_ns: Mapping[SeqId, int],
-        out: Outbox,
-    ) -> None:
-        for prompt in moved:
-            told = FROM_BACKGROUND({})
-            if prompt.in_background:
-                start_ns = starts_ns.get(prompt.seq)
-                expected_ms = None if start_ns is None else (start_ns - out.now_ns) / 1e6
-                told = TO_BACKGROUND({"reason": "late", "expected_start_ms": expected_ms})
-            out.event(told, sequences[prompt.seq])
+    def _forecast(
+        self, sequences: Mapping[SeqId, Sequence], pace: Pace, busy_ns: float, out: Outbox
+    ) -> Refused:
+        now_ns = out.now_ns
+        self._forecast_due_ns = now_ns + FORECAST_PAUSE_NS
+        shed = self._queue.forecast(now_ns, pace, busy_ns)
+        refused = [
+            (sequences[prompt.seq], self._late(prompt, drained_ns, now_ns)) for prompt, drained_ns in shed
+        ]
+        gone = {prompt.seq for prompt, _ in shed}
+        for prompt in self._moved:
+            if prompt.is_queued and prompt.seq not in gone:
+                out.event(_moved(prompt, now_ns), sequences[prompt.seq])
+        self._moved = []
+        if now_ns >= self._tell_due_ns and self._queue.num_background:
+            self._tell_due_ns = now_ns + TELL_EVERY_NS
+            waiting = [prompt for prompt in self._queue.waiting_in_background() if prompt.seq not in gone]
+            out.send(ExpectedStarts(
+                tuple([prompt.seq for prompt in waiting]),
+                tuple([max(prompt.expected_start_ns, now_ns) for prompt in waiting]),
+            ))  # fmt: skip
+        return refused
 
     def _late(self, prompt: Prompt, drained_ns: int, now_ns: int) -> SemipdError:
         assert prompt.due_ns is not None, f"{prompt} has no target, and is late"
@@ -100,3 +111,10 @@ class Planning:
             "Send the request again later, to another server, or with accept_late to wait in the background.",
             retry_after_s=retry_s,
         )
+
+
+def _moved(prompt: Prompt, now_ns: int) -> Told:
+    if not prompt.in_background:
+        return FROM_BACKGROUND({})
+    expected_ms = max(prompt.expected_start_ns - now_ns, 0) / 1e6
+    return TO_BACKGROUND({"reason": "late", "expected_start_ms": expected_ms})

@@ -10,7 +10,6 @@ from semipd.sched.order import (
     BACKGROUND_EVERY,
     LAMBDA_INVERSE,
     RETURN_FACTOR,
-    Forecast,
     Pace,
     Prompt,
     Rank,
@@ -146,6 +145,9 @@ class PromptQueue:
         moved = self._pass_over(now_ns)
         return moved + self._rearrange(now_ns + busy_ns, pace) if pace.is_known else moved
 
+    def waiting_in_background(self) -> list[Prompt]:
+        return [prompt for prompt in self._background if not prompt.is_begun]
+
     def oldest_arrival_ns(self) -> int | None:
         """Of those that wait."""
         return min((p.arrival_ns for p in self.all() if not p.is_begun), default=None)
@@ -154,8 +156,8 @@ class PromptQueue:
         yield from self._foreground()
         yield from self._background
 
-    def forecast(self, now_ns: int, pace: Pace, busy_ns: float) -> Forecast:
-        """See sched.order.forecast; changes nothing."""
+    def forecast(self, now_ns: int, pace: Pace, busy_ns: float) -> list[tuple[Prompt, int]]:
+        """See sched.order.forecast."""
         return forecast(self._foreground(), self._background, pace, now_ns + busy_ns)
 
     def _foreground(self) -> Iterator[Prompt]:

@@ -48,7 +48,7 @@ class Scheduler:
         assert limits.max_decode_tokens <= limits.block_size, "a decode may need a block more, never two"
         self.memory = KVMemory(limits.num_blocks, limits.block_size)
         self._prompts = Prompts(order, limits.max_late_ns, self.cached_tokens)
-        self._planning = Planning(self._prompts, limits.max_late_ns)
+        self.planning = Planning(self._prompts, limits.max_late_ns)
         self.queue = self._prompts.queue
         self.prefilling: list[Sequence] = []
         self.decoding: dict[SeqId, Sequence] = {}
@@ -241,7 +241,7 @@ class Scheduler:
 
     def plan(self, pace: Pace, busy_ns: float, out: Outbox) -> None:
         """See sched.planning."""
-        plan = self._planning.plan(self.sequences, self.prefilling, pace, busy_ns, out)
+        plan = self.planning.plan(self.sequences, self.prefilling, pace, busy_ns, out)
         for sequence, error in plan.refused:
             out.event(refused(error), sequence)
             self.fail(sequence, error, out)

@@ -15,16 +15,18 @@ from semipd.core.settings import OrderName, SchedulerName
 from semipd.core.slo import NO_TARGETS, Targets
 from semipd.core.split import LaneName
 from semipd.devices.fake import FakeDevice
+from semipd.sched import planning
 from semipd.wire.engine_link import outbound_from_wire, outbound_to_wire
 
 MS = 1_000_000
 TTFT_MS = 100.0
-CASES: list[tuple[SchedulerName, OrderName]] = [
-    ("semipd", "deadline"),
-    ("chunked", "deadline"),
-    ("prefill-first", "deadline"),
-    ("chunked", "fcfs"),
-    ("chunked", "cost"),
+CASES: list[tuple[SchedulerName, OrderName, int]] = [
+    ("semipd", "deadline", planning.MANY),
+    ("semipd", "deadline", 5),
+    ("chunked", "deadline", planning.MANY),
+    ("prefill-first", "deadline", planning.MANY),
+    ("chunked", "fcfs", planning.MANY),
+    ("chunked", "cost", 5),
 ]
 
 
@@ -56,12 +58,13 @@ def kinds(run: Run) -> Counter[str]:
     return Counter(event.kind for event in run.events)
 
 
-@pytest.mark.parametrize(("scheduler", "order"), CASES)
+@pytest.mark.parametrize(("scheduler", "order", "many"), CASES)
 def test_a_burst_is_told_at_once_how_many_of_it_are_too_many(
-    scheduler: SchedulerName, order: OrderName
+    scheduler: SchedulerName, order: OrderName, many: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Forty prompts of 50 ms each, due after 100 ms: those that would come 500 ms later than that are refused
     within the first few steps. Who stays gets an answer by then."""
+    monkeypatch.setattr(planning, "MANY", many)
     run = late_run(scheduler, order)
     burst = [timely(seq, run) for seq in range(100, 140)]
     began_ns = run.now_ns

@@ -14,6 +14,7 @@ from semipd.core.request import Request
 from semipd.core.settings import SchedulerName
 from semipd.core.slo import NO_TARGETS, Targets
 from semipd.devices.fake import FakeDevice, FakeLane
+from semipd.engine.work import work_at_hand
 from semipd.sched.order import BACKGROUND_EVERY
 from semipd.wire.engine_link import request_from_wire, request_to_wire
 
@@ -133,3 +134,16 @@ def test_a_target_for_the_first_token_grows_with_what_is_not_cached() -> None:
     assert growing.due_ns(7_000_000, 500) == 407_000_000
     assert NO_TARGETS.ttft_limit_ms(16000) == math.inf
     assert NO_TARGETS.due_ns(7, 16000) is None
+
+
+def test_policies_see_prompts_in_the_order_in_which_they_will_be_computed() -> None:
+    run = Run(FakeDevice(), default_engine_settings(device="fake", max_num_seqs=1))
+    running = timely(1, [1], arrival_ns=1, ttft_ms=1.0, max_tokens=50)
+    prompts = [timely(2, [2], arrival_ns=2), timely(3, [3] * 40, arrival_ns=3, ttft_ms=500)]
+    run.tick([Submit(r) for r in (request(4, [4], arrival_ns=0), *prompts, running)])
+    c = run.coordinator
+    work = work_at_hand(c.scheduler, c.prefill, c.control.models, run.now_ns)
+    assert work.seqs == (3, 2, 4)
+    assert [prompt.new_tokens for prompt in work.prompts] == [40, 1, 1]
+    run.drain()
+    assert events(run, "admitted") == [1, 3, 2, 4]

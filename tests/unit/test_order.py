@@ -247,24 +247,29 @@ def test_plans_become_rarer_the_more_prompts_wait_and_look_only_so_far() -> None
     assert (hopeless.in_background, behind.in_background) == (True, False)
 
 
+def forecast_ms(foreground: Sequence[Prompt], background: Sequence[Prompt]) -> list[int]:
+    """Milliseconds until each has its first token."""
+    assert not forecast(foreground, background, PACE, 0.0)
+    return [(one.expected_start_ns + one.cost_ns) // TOKEN_NS for one in (*foreground, *background)]
+
+
 def test_the_background_ends_with_its_share_or_when_the_foreground_is_through() -> None:
-    front = prompt(9, 270)
     background = [prompt(seq, tokens, due_ms=None) for seq, tokens in ((1, 10), (2, 5), (3, 1000))]
     for one in background:
         one.in_background = True
-    told = forecast([front], background, PACE, 0.0).first_tokens_ns
-    assert [(one.seq, at_ns // TOKEN_NS) for one, at_ns in told] == [(9, 300), (1, 100), (2, 150), (3, 1285)]
+    assert forecast_ms([prompt(9, 270)], background) == [300, 100, 150, 1285]
+    assert forecast_ms([prompt(9, 270)], []) == [270]
 
 
 def test_who_would_wait_too_long_is_shed_and_takes_no_time_from_those_behind() -> None:
     waiting = [prompt(1, 100), prompt(2, 50), prompt(3, 30), prompt(4, 60)]
     for one, latest_ms in zip(waiting, (None, 120, 130, 150), strict=True):
         one.latest_ns = None if latest_ms is None else latest_ms * TOKEN_NS
-    told = forecast(waiting, [], PACE, 0.0)
-    assert [(one.seq, at_ns // TOKEN_NS) for one, at_ns in told.first_tokens_ns] == [(1, 100), (3, 130)]
-    assert [(one.seq, at_ns // TOKEN_NS) for one, at_ns in told.shed] == [(2, 150), (4, 240)]
+    shed = forecast(waiting, [], PACE, 0.0)
+    assert [(one.seq, at_ns // TOKEN_NS) for one, at_ns in shed] == [(2, 150), (4, 240)]
+    assert waiting[2].expected_start_ns == 100 * TOKEN_NS, "3 does not wait for 2"
     waiting[1].is_begun = True
-    assert [one.seq for one, _ in forecast(waiting, [], PACE, 0.0).shed] == [3, 4], "what is begun stays"
+    assert [one.seq for one, _ in forecast(waiting, [], PACE, 0.0)] == [3, 4], "what is begun stays"
     unknown = PACE._replace(is_known=False)
-    assert not forecast(waiting, [], unknown, 120.0 * TOKEN_NS).shed
-    assert [one.seq for one, _ in forecast(waiting, [], unknown, 140.0 * TOKEN_NS).shed] == [3]
+    assert not forecast(waiting, [], unknown, 120.0 * TOKEN_NS)
+    assert [one.seq for one, _ in forecast(waiting, [], unknown, 140.0 * TOKEN_NS)] == [3]
