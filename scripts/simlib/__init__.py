@@ -1,1 +1,1 @@
-"""Shared parts of the scripts that compare policies in simulation: figures, plots."""
+"""Shared parts of the comparison of policies in simulation: scenarios, plan, searches, tables, plots."""

@@ -79,6 +79,8 @@ def _overload(plt: Any, made: Comparison) -> Any:
             )
         axis.set_title(scenario, fontsize="small")
         axis.set_ylim(bottom=0)
+    for axis in axes.flat[len(plan.scenarios) :]:
+        axis.set_visible(False)
     axes[0][0].set_ylabel("goodput, requests/s and GPU (simulated)")
     axes[-1][0].set_xlabel(f"load relative to the capacity of tuned {BASELINE}")
     axes[0][0].legend(fontsize="xx-small")

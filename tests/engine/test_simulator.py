@@ -31,6 +31,7 @@ from semipd.sim.simulator import Engine, Ledger, simulate
 from semipd.sim.workloads.classes import ServiceClass
 from semipd.sim.workloads.prompts import request_of
 from semipd.sim.workloads.traces import Arrival, Row, Trace, read_trace, replay
+from semipd.sim.worlds import WORLDS
 
 ROOT = Path(__file__).parents[2]
 POLICIES = ["prefill-first", "chunked:256", "fixed:64", "paper", "predictive", "1p1d", "2*predictive"]
@@ -195,6 +196,45 @@ def test_more_contention_or_less_bandwidth_is_slower(tmp_path: Path) -> None:
     assert run_case(replace(case, contention=0.0)).figures.mean_e2e_ms < plain
     assert run_case(replace(case, bandwidth=0.7)).figures.mean_e2e_ms > plain * 1.1
     assert run_case(replace(case, bandwidth=1.3)).figures.mean_e2e_ms < plain
+
+
+SLOWER, SAME, FASTER = 1, 0, -1
+WORLD_EFFECTS = {  # on two lanes, on one
+    "prefill^0.9": (FASTER, SAME),
+    "prefill^0.8": (FASTER, SAME),
+    "contention 30 %": (SLOWER, SAME),
+    "chunked attention": (SLOWER, SLOWER),
+    "host 2 ms": (SAME, SLOWER),
+    "host 5 ms": (SAME, SLOWER),
+    "drain": (SLOWER, SAME),
+    "less KV": (SAME, SAME),
+    "bandwidth -30 %": (SLOWER, SLOWER),
+    "bandwidth +30 %": (FASTER, FASTER),
+}
+
+
+@pytest.mark.parametrize("policy", ["fixed:64", "chunked:256"])
+def test_worlds_change_engines_as_they_say(tmp_path: Path, policy: str) -> None:
+    case = azure_case(tmp_path, policy, rate=14.0, window_s=2.0, prefill_chunk_tokens=256)
+    plain_ms = run_case(case).figures.mean_e2e_ms
+    found = {}
+    for world in WORLD_EFFECTS:
+        changed_ms = run_case(replace(case, world=world)).figures.mean_e2e_ms
+        found[world] = (changed_ms > plain_ms) - (changed_ms < plain_ms)
+    assert found == {world: effect[policy != "fixed:64"] for world, effect in WORLD_EFFECTS.items()}
+    assert set(WORLD_EFFECTS) == set(WORLDS) - {"default"}
+
+
+def test_two_lanes_have_less_kv_where_they_cost_some(tmp_path: Path) -> None:
+    blocks = {}
+    for policy in ("fixed:64", "predictive", "chunked:512", "prefill-first"):
+        for world in ("default", "less KV"):
+            system, _ = build(azure_case(tmp_path, policy, world=world), Ledger(), lambda event: None)
+            blocks[policy, world] = system.coordinators[0].device.info.num_blocks
+    for policy in ("fixed:64", "predictive"):
+        assert blocks[policy, "less KV"] == pytest.approx(0.94 * blocks[policy, "default"], rel=1e-3)
+    for policy in ("chunked:512", "prefill-first"):
+        assert blocks[policy, "less KV"] == blocks[policy, "default"]
 
 
 def test_disaggregation_pays_for_the_transfer(tmp_path: Path) -> None:
