@@ -15,6 +15,11 @@ FAR_APART = 0.1
 """Difference between the halves of a window beyond which single bursts decide what it says."""
 
 
+MOST_TAIL_GROWTH = 2.0
+"""The order may make the tail of those served so many times longer where first come, first served is within
+its capacity."""
+
+
 def tables(made: Comparison) -> dict[str, str]:
     """The tables that the comparison has something for."""
     found = {
@@ -193,22 +198,53 @@ def claims(made: Comparison) -> str:
         lines += (
             [_claim(made, ours, same, divided, "never below 1.1 where dividing is right")] if divided else []
         )
+    lines += [_overload_claim(made, ours, load) for load in made.plan.loads if load > 1.0]
+    lines += [_price_claim(made, ours)] if 1.0 in made.plan.loads else []
     return "\n".join(lines)
+
+
+def _overload_claim(made: Comparison, ours: str, load: float) -> str:
+    rows = {
+        scenario: ratios(made.goodput(scenario, ours, load), made.goodput(scenario, BASELINE, load))
+        for scenario in made.plan.scenarios
+    }
+    return f"* goodput at {load:g} times the capacity of `{BASELINE}`: {_summary(ours, BASELINE, rows)}"
+
+
+def _price_claim(made: Comparison, ours: str) -> str:
+    """The tail's growth, seed by seed."""
+    grown = {}
+    for scenario in made.plan.scenarios:
+        tails = [
+            [run.figures.ttft_ms.get("p99", 0.0) for run in made.runs_at(scenario, column, 1.0)]
+            for column in (ours, BASELINE)
+        ]
+        grown[scenario] = ratios(*tails)
+    over = [s for s, row in grown.items() if row is not None and geometric(row).mean > MOST_TAIL_GROWTH]
+    return (
+        f"* p99 TTFT of served requests at the capacity of `{BASELINE}`: {_summary(ours, BASELINE, grown)}. "
+        f"Aim: at most {MOST_TAIL_GROWTH:g}x; above it: {', '.join(over) or 'nowhere'}"
+    )
+
+
+def _summary(ours: str, theirs: str, rows: dict[str, list[float] | None]) -> str:
+    """Mean, lowest and highest ratio over the scenarios that have one."""
+    known = {scenario: geometric(row) for scenario, row in rows.items() if row is not None}
+    if not known:
+        return f"`{ours}` and `{theirs}` have no scenario in common"
+    lowest, highest = (pick(known, key=lambda s: known[s].mean) for pick in (min, max))
+    overall = geometric(mean_ratios(rows.values()))
+    left_out = [scenario for scenario in rows if scenario not in known]
+    return (
+        f"`{ours}` over `{theirs}`, {len(known)} scenarios: geometric mean {overall.as_ratio()}; lowest "
+        f"{known[lowest].as_ratio()} ({lowest}), highest {known[highest].as_ratio()} ({highest})"
+        + (f"; left out, as one of them keeps nothing: {', '.join(left_out)}" if left_out else "")
+    )
 
 
 def _claim(made: Comparison, ours: str, theirs: str, scenarios: tuple[str, ...], aim: str) -> str:
     rows = {s: ratios(made.capacity[s, ours], made.capacity[s, theirs]) for s in scenarios}
-    known = {s: geometric(row) for s, row in rows.items() if row is not None}
-    if not known:
-        return f"* `{ours}` over `{theirs}`: no scenario on which both keep the targets"
-    overall = geometric(mean_ratios(rows.values()))
-    lowest = min(known, key=lambda scenario: known[scenario].mean)
-    left_out = f"; left out, as one of them keeps nothing: {', '.join(s for s in rows if s not in known)}"
-    return (
-        f"* `{ours}` over `{theirs}`, {len(known)} scenarios: geometric mean {overall.as_ratio()}; "
-        f"lowest {known[lowest].as_ratio()} ({lowest}). Aim: {aim}"
-        + (left_out if len(known) < len(rows) else "")
-    )
+    return f"* capacity: {_summary(ours, theirs, rows)}. Aim: {aim}"
 
 
 def _by_scenario(

@@ -245,8 +245,16 @@ def test_tables_say_what_was_found(tmp_path: Path) -> None:
     assert "9.00 (1.12x)" in found["overload"]
     assert "10 / 200 / 400 (2.00x; 4.0% late, 3.0% refused)" in found["latency"]
     assert "| conv | 300 | 100 | 90.0% | 88.0% | 2.0% |" in found["windows"]
-    assert "`predictive+deadline` over `chunked`, 2 scenarios: geometric mean 1.43x" in found["claims"]
-    assert found["claims"].count("70b") == 1
+    assert (
+        "capacity: `predictive+deadline` over `chunked`, 2 scenarios: geometric mean 1.43x" in found["claims"]
+    )
+    assert "goodput at 1.5 times the capacity of `chunked`: `predictive+deadline` over" in found["claims"]
+    assert "geometric mean 1.25x" in found["claims"]
+    assert "geometric mean 3.00x" in found["claims"]
+    assert found["claims"].endswith("Aim: at most 2x; above it: conv, 70b")
+    for run in made.runs["conv", "predictive+deadline"]:
+        run.figures.ttft_ms["p99"] = 190.0
+    assert tables(made)["claims"].endswith("above it: 70b")
     assert "classes" not in found
     assert "worlds" not in found
     made.worlds = {("drain", "conv", "chunked"): 4.0, ("drain", "conv", "predictive"): 5.0}
