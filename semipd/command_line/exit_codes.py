@@ -45,7 +45,7 @@ EXITS = (
     Exit(
         NO_PERMISSION,
         "permission denied, by the system or by the daemon",
-        ("operator_required", "peer_not_allowed", "permission_denied"),
+        ("class_not_allowed", "operator_required", "peer_not_allowed", "permission_denied"),
     ),
     Exit(TIMED_OUT, "no answer in time", ("daemon_silent", "deadline_exceeded", "stop_timeout")),
     Exit(

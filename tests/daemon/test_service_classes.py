@@ -17,6 +17,8 @@ from semipd.core.slo import NO_TARGETS, Targets
 from semipd.daemon.access.callers import OPERATOR, Caller
 from semipd.daemon.access.classes import Service, ServiceClasses
 from semipd.daemon.requests.schema import SamplingOptions
+from semipd.daemon.servers.routes import ROUTES
+from semipd.daemon.web.openapi import document
 
 CHAT = {"classes.chat.ttft_ms": 300, "classes.chat.itl_ms": 40}
 CHAT_TARGETS = Targets(300, 0.0, None, 40)
@@ -111,6 +113,14 @@ async def test_every_door_takes_them_and_the_engine_hears(tmp_path: Path) -> Non
         r'^semipd:slo_target_seconds\{service_class="(\w+)",slo="(\w+)"\}', metrics.decode(), re.M
     )
     assert targets == [("default", "ttft"), ("default", "tpot"), ("chat", "ttft"), ("chat", "itl")]
+
+
+def test_the_header_is_published_where_tokens_are_generated() -> None:
+    paths: dict[str, Any] = document(ROUTES, "0")["paths"]
+    for path, methods in paths.items():
+        for shown in methods.values():
+            names = [one["name"] for one in shown.get("parameters", ()) if one["in"] == "header"]
+            assert names == (["X-Semipd-Class"] if path in BOTH else []), path
 
 
 @pytest.mark.parametrize(

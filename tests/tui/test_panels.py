@@ -312,6 +312,21 @@ def test_the_classes_targets_explain_what_is_late() -> None:
     assert any("1 late: queued 100 ms, prefill 200 ms" in plain(spans) for spans in lines)
 
 
+def test_a_daemon_of_before_knows_no_classes() -> None:
+    older = state()
+    for name in ("classes", "itl_ms"):
+        del older["slo"][name]
+    for name in ("itl_ms", "itl_percentile", "ttft_ms_per_1k_tokens"):
+        del older["slo"]["targets"][name]
+    rows = [finished(1, ttft_ms=9000.0)]
+    for name in ("itl_ms", "targets", "service_class"):
+        del rows[0][name]  # type: ignore[misc]
+    older["slo"]["ttft_ms"] = {"p50": 600.0, "p90": 700.0, "p99": 900.0}
+    shown = "\n".join(map(plain, slo_panel(picture_of(seen(older, rows)), 60, 9)))
+    assert "≤ 500 ✘ missed" in shown
+    assert "1 late" in shown
+
+
 def test_an_inter_token_target_has_a_row() -> None:
     shown = show(slo_panel, {"slo.targets.itl_ms": 60.0}, (60, 9))
     assert "ITL     40.0   61.0   95.0    ≤ 60 ✘ missed" in shown

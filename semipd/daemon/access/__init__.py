@@ -1,1 +1,1 @@
-"""Who may ask for what: keys, peers, addresses, host names, rates, priorities."""
+"""Who may ask for what: keys, peers, addresses, host names, rates, service classes."""

@@ -6,6 +6,7 @@ from typing import Any, TypedDict
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from semipd.daemon.access.classes import CLASS_HEADER
 from semipd.daemon.web.answer_schemas import AnswerSchemas, Schema
 from semipd.daemon.web.error_types import ErrorAnswer
 from semipd.daemon.web.routes import Route
@@ -58,6 +59,14 @@ def document(routes: Iterable[Route[Any]], version: str) -> OpenApi:
     }
 
 
+_CLASS: Schema = {
+    "name": CLASS_HEADER,
+    "in": "header",
+    "description": "Service class of the request; slo.class in the body counts before it.",
+    "schema": {"type": "string"},
+}
+
+
 def _describe(route: Route[Any], answers: AnswerSchemas, body: Schema | None) -> Schema:
     content: Schema = {}
     if route.answer is not None:
@@ -77,11 +86,14 @@ def _describe(route: Route[Any], answers: AnswerSchemas, body: Schema | None) ->
             },
         },
     }
-    if route.parameters:
-        shown["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-            for name in route.parameters
-        ]
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in route.parameters
+    ]
+    if route.generates:
+        parameters.append(_CLASS)
+    if parameters:
+        shown["parameters"] = parameters
     if body is not None:
         content = {"application/json": {"schema": body}}
         shown["requestBody"] = {"required": route.needs_body, "content": content}
