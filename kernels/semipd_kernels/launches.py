@@ -15,8 +15,9 @@ and launches that a profiler has hooked itself into go the ordinary way.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -40,7 +41,8 @@ class Launch:
     """`kernel[(num_programs,)](*args, **constants)`.
 
     Attributes:
-        args: its run-time arguments in order. Tensors are those the operation was given, or views of one.
+        args: its run-time arguments in order. Tensors are those the operation was given, or views of one;
+            Triton's `TensorDescriptor` (for TMA) is of one of them.
         constants: its `tl.constexpr` arguments, and options such as `num_warps`.
     """
 
@@ -126,6 +128,36 @@ def _all_repeated(
     return tuple(repeats)
 
 
+class _Descriptor(NamedTuple):
+    """A tensor descriptor of the operation's tensor number `idx`."""
+
+    idx: int
+    descriptor: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _At:
+    """As much of a tensor as Triton's launchers ask for when they encode its descriptor."""
+
+    address: int
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+def _mover(descriptor: Any) -> Callable[[int], Any]:
+    """The same descriptor of memory at another address: each layer's pool has one. Encoding it is the
+    launcher's, at every launch: a graph keeps the encoded one among the kernel's arguments."""
+
+    @lru_cache(MAX_CLASSES)
+    def at(address: int) -> Any:
+        moved = copy(descriptor)
+        moved.base = _At(address)
+        return moved
+
+    return at
+
+
 class _Address(NamedTuple):
     """Of the operation's tensor number `idx`, `offset` bytes behind its first element."""
 
@@ -135,19 +167,32 @@ class _Address(NamedTuple):
 
 def _arguments(launch: Launch, tensors: tuple[Tensor, ...]) -> list[Any] | None:
     """All of the kernel's, in order, addresses in the place of tensors. None: one is of another kind."""
-    if not all(isinstance(argument, Tensor | int | float) for argument in launch.args):
-        return None
-    values = [_address(arg, tensors) if isinstance(arg, Tensor) else arg for arg in launch.args]
+    values = [_place(argument, tensors) for argument in launch.args]
     names = launch.kernel.arg_names[len(values) :]
     return None if None in values else [*values, *(launch.constants[name] for name in names)]
 
 
+def _place(argument: Any, tensors: tuple[Tensor, ...]) -> Any:
+    """What stands for it between two launches; None: nothing does."""
+    if isinstance(argument, Tensor):
+        return _address(argument, tensors)
+    if isinstance(argument, _triton_descriptor()):
+        found = _address(argument.base, tensors)
+        return _Descriptor(found.idx, argument) if found is not None and not found.offset else None
+    return argument if isinstance(argument, int | float) else None
+
+
 def _repeat(num_programs: int, compiled: Any, arguments: Sequence[Any], num_tensors: int) -> Repeat:
-    """All that is done each time is to index (addresses of tensors, values, addresses of views)."""
-    values = tuple(None if isinstance(argument, _Address) else argument for argument in arguments)
+    """All that is done each time is to index (addresses of tensors, values, those of views, descriptors)."""
+    places = (_Address, _Descriptor)
+    values = tuple(None if isinstance(argument, places) else argument for argument in arguments)
     views = [argument for argument in arguments if isinstance(argument, _Address) and argument.offset]
+    described = [argument for argument in arguments if isinstance(argument, _Descriptor)]
+    movers = [(argument.idx, _mover(argument.descriptor)) for argument in described]
 
     def place(number: int, argument: Any) -> int:
+        if isinstance(argument, _Descriptor):
+            return num_tensors + len(values) + len(views) + described.index(argument)
         if not isinstance(argument, _Address):
             return num_tensors + number
         return num_tensors + len(values) + views.index(argument) if argument.offset else argument.idx
@@ -159,6 +204,8 @@ def _repeat(num_programs: int, compiled: Any, arguments: Sequence[Any], num_tens
         pool = addresses + values
         if views:
             pool += tuple([addresses[idx] + offset for idx, offset in views])
+        if movers:
+            pool += tuple([at(addresses[idx]) for idx, at in movers])
         # Not a copy of the function's handle: Triton unloads it with the last reference to the kernel.
         run(num_programs, 1, 1, stream, compiled.function, metadata, None, None, None, *pick(pool))
 
@@ -190,6 +237,13 @@ def _triton() -> tuple[Any, Any]:
     from triton.runtime import driver
 
     return driver, knobs.runtime
+
+
+@cache
+def _triton_descriptor() -> Any:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor
 
 
 @cache

@@ -68,10 +68,17 @@ class NoopDriver:
     def _launcher(self, name: str, key: str) -> Any:
         def launch(x: int, y: int, z: int, stream: int, function: Any, packed: Any, *rest: Any) -> None:
             if self.records:
-                args = tuple(arg.data_ptr() if isinstance(arg, Tensor) else arg for arg in rest[3:])
+                args = tuple(map(_seen, rest[3:]))
                 self.launched.append(Launched(name, key, (x, y, z), stream, args))
 
         return launch
+
+
+def _seen(argument: Any) -> Any:
+    """Tensors and descriptors by their addresses."""
+    if hasattr(argument, "block_shape"):
+        return argument.base.data_ptr(), *argument.shape, *argument.strides, *argument.block_shape
+    return argument.data_ptr() if isinstance(argument, Tensor) else argument
 
 
 @contextmanager

@@ -34,7 +34,13 @@ from semipd.config.sections import (
     SupervisionConfig,
 )
 from semipd.core.errors import SemipdError
-from semipd.core.settings import PREFILL_GRAPH_FILL, PREFILL_GRAPH_ROWS, CudaSettings, EngineSettings
+from semipd.core.settings import (
+    PREFILL_GRAPH_FILL,
+    PREFILL_GRAPH_ROWS,
+    TMA_BLOCK_SIZE,
+    CudaSettings,
+    EngineSettings,
+)
 from semipd.wire.address import default_socket_path
 
 ENV_PREFIX = "SEMIPD__"
@@ -216,6 +222,7 @@ def load_config(
     check_keys(classes, has_callers=bool(config.auth.keys_file or config.socket.group))
     _check_cuda(config)
     _check_prefill_graphs(config)
+    _check_tma_loads(config)
     return config
 
 
@@ -255,6 +262,18 @@ def _check_prefill_graphs(config: Config) -> None:
         f"Leave cuda.prefill_graphs out, or change {key}.",
         param="cuda.prefill_graphs",
     )
+
+
+def _check_tma_loads(config: Config) -> None:
+    """A box of 16 tokens is no tile."""
+    if config.cuda.tma_loads and config.cuda.kv_block_size < TMA_BLOCK_SIZE:
+        raise SemipdError(
+            "conflicting_options",
+            f"cuda.tma_loads ({config.origin('cuda.tma_loads')}) loads blocks of {TMA_BLOCK_SIZE} tokens; "
+            f"cuda.kv_block_size is {config.cuda.kv_block_size} ({config.origin('cuda.kv_block_size')}).",
+            f"Set cuda.kv_block_size to {TMA_BLOCK_SIZE}, or leave cuda.tma_loads out.",
+            param="cuda.tma_loads",
+        )
 
 
 def default_engine_settings(**changes: Any) -> EngineSettings:

@@ -278,6 +278,9 @@ class CudaConfig:
         False, "Replay prefill steps of 192 to 2048 tokens as CUDA graphs where they fit; not yet measured."
     )
     kv_block_size: int = option(16, "Tokens per KV block; 64 is not yet measured.", choices=KV_BLOCK_SIZES)
+    tma_loads: bool = option(
+        False, "Decode attention loads tiles by TMA; needs kv_block_size 64 and Hopper; not yet measured."
+    )
     prefill_attention: PrefillAttention = option(
         "triton",
         "What computes attention of prompts; sdpa: torch, from a copy of each context; not yet measured.",

@@ -16,7 +16,8 @@ OrderName = Literal["fcfs", "cost", "deadline"]
 
 PrefillAttention = Literal["triton", "sdpa"]
 
-KV_BLOCK_SIZES = (16, 64)
+TMA_BLOCK_SIZE = 64
+KV_BLOCK_SIZES = (16, TMA_BLOCK_SIZE)
 """Of the CUDA device."""
 
 
@@ -36,6 +37,7 @@ class CudaSettings:
         dependent_launch: small kernels and decode attention are launched by programmatic dependent launch.
         prefill_graphs: groups of layers of a prefill are captured as graphs.
         kv_block_size: tokens per KV block, one of KV_BLOCK_SIZES.
+        tma_loads: decode attention loads tiles by the tensor memory accelerator; with blocks of 64 tokens.
         prefill_attention: "triton": the kernels of semipd_kernels; "sdpa": torch's, see
             devices.cuda.forward.sdpa_ops.
     """
@@ -44,6 +46,7 @@ class CudaSettings:
     dependent_launch: bool
     prefill_graphs: bool
     kv_block_size: int
+    tma_loads: bool
     prefill_attention: PrefillAttention
 
 

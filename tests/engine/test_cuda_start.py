@@ -22,7 +22,7 @@ from semipd.devices.cuda.start import compiling, opening
 from semipd.devices.cuda.start.compiling import KernelSet
 from semipd.devices.cuda.start.device import CudaDevice
 from semipd.devices.cuda.start.model import cuda_dtype
-from semipd.devices.cuda.start.platform import can_launch_dependently
+from semipd.devices.cuda.start.platform import can_launch_dependently, can_load_by_tma
 
 
 def test_a_model_that_never_has_logits_is_refused() -> None:
@@ -55,6 +55,16 @@ def test_kernels_are_launched_dependently_where_it_is_wanted(arch: int, wanted: 
     pytest.importorskip("triton")
     settings = replace(DEFAULTS.cuda, dependent_launch=wanted)
     assert can_launch_dependently(settings, arch) == wanted
+
+
+def test_tma_that_is_not_to_be_had_is_refused() -> None:
+    settings = replace(DEFAULTS.cuda, tma_loads=True)
+    assert can_load_by_tma(settings, "bfloat16", 90)
+    assert not can_load_by_tma(DEFAULTS.cuda, "float32", 80)
+    with pytest.raises(SemipdError, match=r"the GPU has 8\.6, the model's type is float16"):
+        can_load_by_tma(settings, "float16", 86)
+    with pytest.raises(SemipdError, match=r"the GPU has 9\.0, the model's type is float32"):
+        can_load_by_tma(settings, "float32", 90)
 
 
 def test_dependent_launches_that_are_not_to_be_had_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

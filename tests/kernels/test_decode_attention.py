@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,14 @@ class Case:
             scale=head_dim**-0.5 if scale is None else scale,
         )
 
-    def run(self, num_splits: int | None, config: DecodeConfig | None = SMALL, num_sms: int = 8) -> Tensor:
+    def run(
+        self,
+        num_splits: int | None,
+        config: DecodeConfig | None = SMALL,
+        num_sms: int = 8,
+        *,
+        tma: bool = False,
+    ) -> Tensor:
         """Attend with every output and every byte of workspace poisoned."""
         out = Guarded(self.q.shape, self.q.dtype)
         workspace = None if num_splits is None else poisoned_workspace(self, num_splits)
@@ -108,6 +116,7 @@ class Case:
             out=out.tensor,
             workspace=workspace,
             config=config,
+            tma=tma,
         )
         assert returned is out.tensor
         out.check()
@@ -249,6 +258,18 @@ def test_more_than_one_turn_of_the_merge(dtype: torch.dtype, head_dim: int) -> N
     assert_close(case.run(num_splits), case.expected)
 
 
+@pytest.mark.parametrize(("head_dim", "block_size"), [(64, 64), (128, 64), (256, 64), (128, 128)])
+def test_tiles_by_tma(head_dim: int, block_size: int) -> None:
+    """Behind a context lies NaN, which is read and counts for nothing: the same bits as by addresses."""
+    lengths = [0, 1, block_size, 2 * block_size + 7, 190]
+    case = Case(lengths, head_dim=head_dim, block_size=block_size, kv_heads=2, dtype=torch.bfloat16, seed=3)
+    for num_splits in (1, 3):
+        config = replace(choose(arch=90, head_dim=head_dim, num_sms=132), tile=min(64, 64 * 128 // head_dim))
+        found = case.run(num_splits, config=config, tma=True)
+        assert_close(found, case.expected)
+        assert torch.equal(found, case.run(num_splits, config=config))
+
+
 def in_order(monkeypatch: pytest.MonkeyPatch, order: Callable[[int], Sequence[int]]) -> None:
     """The interpreter's programs one after the other, as `order` (of their number) says."""
     original, places = interpreter_builder.set_grid_idx, list[int]()
@@ -374,7 +395,7 @@ def test_without_a_workspace_nothing_is_split(has_workspace: bool) -> None:
     batch, out = case.batch, torch.empty_like(case.q)
     workspace = poisoned_workspace(case, 40) if has_workspace else None
     arguments = (case.q, batch.pool, batch.block_tables, batch.kv_lens, 0.1, out, 132, None, workspace)
-    (launch,) = launches(*arguments, SMALL, False)
+    (launch,) = launches(*arguments, SMALL, False, False)
     assert (launch.num_programs > 2) is has_workspace
 
 
@@ -541,6 +562,8 @@ def test_refusals() -> None:
     refused("writes", q, pool, tables, lens, out=torch.empty(2, 6, 64, dtype=torch.half))
     refused("writes", q, pool, tables, lens, out=torch.empty(3, 6, 64))
     refused("writes", q, pool, tables, lens, out=torch.empty(2, 64, 6).mT)
+    refused("for TMA", q, pool, tables, lens, tma=True)
+    refused("for TMA", q.half(), pool.half(), tables, lens, tma=True)
     refused("workspace", q, pool, tables, lens, num_splits=2)
     for small in (
         decode_workspace(2, 6, 2, 64, 7, CPU),

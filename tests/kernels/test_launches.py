@@ -266,6 +266,20 @@ def test_a_view_moves_with_what_it_is_a_view_of(noop: NoopDriver) -> None:
         assert noop.launched[-1].args[:4] == expected
 
 
+def test_a_descriptor_moves_with_the_tensor_it_describes(
+    noop: NoopDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As layer after layer comes with a pool of its own. The launcher encodes what it gets."""
+    entered, q = entries(monkeypatch), torch.zeros(2, 4, 64, dtype=torch.bfloat16)
+    tables, lens, out = torch.zeros(2, 3).int(), torch.zeros(2).int(), torch.empty_like(q)
+    pools = [torch.zeros(2, 4, 2, 64, 64, dtype=torch.bfloat16) for _ in range(3)]
+    for pool in (*pools, *pools):
+        decode_attention(q, pool, tables, lens, num_sms=8, out=out, tma=True)
+        rows = 2 * 4 * 2 * 64
+        assert noop.launched[-1].args[1:3] == (pool.data_ptr(), (pool.data_ptr(), rows, 64, 64, 1, 64, 64))
+    assert len(entered) == 1
+
+
 @pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}, {"top_p": 0.9, "top_k": 5}, {"temperature": 0.0}])
 def test_sampling_repeats_all_its_launches(
     filters: dict[str, float], noop: NoopDriver, monkeypatch: pytest.MonkeyPatch

@@ -118,6 +118,13 @@ def test_prefill_graphs_that_no_step_would_fill_are_refused(tmp_path: Path, line
     assert load_config(write(tmp_path, text.format("engine.prefill_chunk_tokens = 192"))).cuda.prefill_graphs
 
 
+def test_tma_needs_large_blocks(tmp_path: Path) -> None:
+    text = '[engine]\ndevice = "cuda"\n[cuda]\ntma_loads = true\nkv_block_size = {}\n'
+    with pytest.raises(SemipdError, match=r"cuda\.tma_loads .* blocks of 64 tokens; .*size is 16 \(file"):
+        load_config(write(tmp_path, text.format(16)))
+    assert load_config(write(tmp_path, text.format(64))).engine_settings("").cuda.tma_loads
+
+
 def test_numbers_to_choose_from(tmp_path: Path) -> None:
     gpu = '[engine]\ndevice = "cuda"\n[cuda]\n'
     with pytest.raises(SemipdError, match=r"cuda\.kv_block_size must be one of 16, 64; got 32"):

@@ -217,6 +217,17 @@ def test_streaming_loops_tell_how_far_they_load_ahead() -> None:
     assert cubin.turn_instructions(sass) == 5
     assert cubin.async_depth(sass.replace("0x2", "0x0")) == 0
     assert cubin.async_depth("DEPBAR.LE SB0, 0x0; EXIT;") is None
+    filling = ".L_9: LDGSTS [R1]; DEPBAR.LE SB0, 0x0; @P0 BRA `(.L_9); "
+    assert cubin.async_depth(filling + sass) == 2, "a loop that multiplies nothing only fills the pipeline"
+    assert cubin.async_depth(filling) == 0
+
+
+def test_turns_that_load_by_tma_are_counted_with_their_waits() -> None:
+    wait = (
+        ".L_2: IMAD.U32 R24, RZ, RZ, UR5; SYNCS.PHASECHK.TRANS64.TRYWAIT P2, [UR10], R24; @!P2 BRA `(.L_2);"
+    )
+    sass = f".L_1: UTMALDG.2D [UR8], [UR24]; {wait} HMMA R1; @P0 BRA `(.L_1); EXIT;"
+    assert cubin.turn_instructions(sass) == 6
 
 
 @pytest.mark.parametrize(

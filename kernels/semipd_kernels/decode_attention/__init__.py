@@ -26,6 +26,7 @@ __all__ = [
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 HEAD_DIMS = (64, 128, 256)
 MIN_BLOCK_SIZE = 16
+TMA_BLOCK_SIZE = 64
 MAX_GROUP = 64
 """Query heads per KV head: one tile of rows."""
 
@@ -79,6 +80,7 @@ def decode_attention(
     workspace: DecodeWorkspace | None = None,
     config: DecodeConfig | None = None,
     dependent: bool = False,
+    tma: bool = False,
 ) -> Tensor:
     """softmax(q keys^T * scale) values for each row, over the row's first `kv_lens` tokens; fp32 inside.
 
@@ -101,6 +103,8 @@ def decode_attention(
         workspace: from `decode_workspace`; unused when num_splits is 1, needed when it is more.
         config: default `configs.choose` for the device, D and num_sms.
         dependent: launch by programmatic dependent launch, see semipd_kernels.dependent; from sm_90.
+        tma: tiles are loaded by the tensor memory accelerator, from sm_90; 16-bit types, blocks of at least
+            TMA_BLOCK_SIZE tokens. Then slots beyond a context are read, and what they hold has no effect.
 
     Returns:
         `out`, or a new contiguous tensor.
@@ -114,9 +118,9 @@ def decode_attention(
     tensors = (q, kv_layer, block_tables, kv_lens, out)
     if takes_triton(q):
         parts = () if workspace is None else workspace.tensors
-        _LAUNCHES.run((*tensors, *parts), scale, num_sms, num_splits, config, dependent)
+        _LAUNCHES.run((*tensors, *parts), scale, num_sms, num_splits, config, dependent, tma)
         return out
-    _check(*tensors, num_sms, num_splits)
+    _check(*tensors, num_sms, num_splits, tma)
     decode_attention_reference(q, kv_layer, block_tables, kv_lens, scale, out)
     return out
 
@@ -127,13 +131,13 @@ def _plan(
     """`rest`: the tensors of the workspace, if there is one, then what follows them in `run`."""
     from semipd_kernels.decode_attention.launch import launches
 
-    *parts, scale, num_sms, num_splits, config, dependent = rest
-    _check(q, kv_layer, block_tables, kv_lens, out, num_sms, num_splits)
+    *parts, scale, num_sms, num_splits, config, dependent, tma = rest
+    _check(q, kv_layer, block_tables, kv_lens, out, num_sms, num_splits, tma)
     workspace = DecodeWorkspace(*parts) if parts else None
     if not q.shape[0]:
         return ()
     return launches(
-        q, kv_layer, block_tables, kv_lens, scale, out, num_sms, num_splits, workspace, config, dependent
+        q, kv_layer, block_tables, kv_lens, scale, out, num_sms, num_splits, workspace, config, dependent, tma
     )
 
 
@@ -174,8 +178,11 @@ def _check(
     out: Tensor,
     num_sms: int,
     num_splits: int | None,
+    tma: bool,
 ) -> None:
     _check_query(q, kv_layer)
+    if tma:
+        _check_tma(kv_layer)
     _check_batch(q, block_tables, kv_lens)
     if num_sms < 1 or (num_splits is not None and num_splits < 1):
         _refuse(f"needs at least one SM and one split; got num_sms {num_sms}, num_splits {num_splits}")
@@ -208,6 +215,15 @@ def _check_query(q: Tensor, kv_layer: Tensor) -> None:
     group, rest = divmod(q.shape[1], num_kv_heads)
     if rest or not 1 <= group <= MAX_GROUP:
         _refuse(f"needs 1 to {MAX_GROUP} whole query heads per kv head; got {q.shape[1]} for {num_kv_heads}")
+
+
+def _check_tma(kv_layer: Tensor) -> None:
+    num_rows = kv_layer.numel() // kv_layer.shape[4]
+    if kv_layer.element_size() != 2 or kv_layer.shape[3] < TMA_BLOCK_SIZE or num_rows >= 2**31:
+        _refuse(
+            f"needs for TMA a pool of a 16-bit type in blocks of at least {TMA_BLOCK_SIZE} tokens, under "
+            f"2^31 rows of tokens and heads; got {_layout(kv_layer)}"
+        )
 
 
 def _check_batch(q: Tensor, block_tables: Tensor, kv_lens: Tensor) -> None:

@@ -1,8 +1,10 @@
 """What the report compiles."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from semipd_kernels.aot import AotCase, dependently
+from semipd_kernels.aot import TARGETS, AotCase, dependently
+from semipd_kernels.decode_attention import TMA_BLOCK_SIZE
 from semipd_kernels.decode_attention.configs import DecodeConfig, choose
 from semipd_kernels.decode_attention.kernel import decode_attention_kernel
 from semipd_kernels.decode_attention.launch import (
@@ -36,6 +38,10 @@ def cases() -> Iterator[AotCase]:
                 yield _case("bf16", head_dim, config, group=group)
             for batch in (256, 1024):
                 yield _case("bf16", head_dim, config, batch=batch)
+    for head_dim in HEAD_DIMS:
+        config = _configs(head_dim)[-1]
+        config = replace(config, tile=min(config.tile, TMA_BLOCK_SIZE))
+        yield _case("bf16", head_dim, config, block_size=TMA_BLOCK_SIZE, tma=True, shipped=head_dim == 128)
     yield dependently(_case("bf16", 128, _configs(128)[-1], shipped=True))
 
 
@@ -55,6 +61,7 @@ def _case(
     block_size: int = 16,
     group: int = 4,
     batch: int = 64,
+    tma: bool = False,
     shipped: bool = False,
 ) -> AotCase:
     partials = "*fp32" if split else f"*{dtype}"
@@ -62,11 +69,13 @@ def _case(
     tile = config.tile_of(item_bytes)
     return AotCase(
         name=f"decode_attention/{dtype}/d{head_dim}/g{group}/b{block_size}/tile{tile}x{config.buffers}"
-        + (f"/split{batch_pad(batch)}" if split else ""),
+        + (f"/split{batch_pad(batch)}" if split else "")
+        + ("/tma" if tma else ""),
         kernel=decode_attention_kernel,
         signature={
             "q_ptr": f"*{dtype}",
             "kv_ptr": f"*{dtype}",
+            "kv_rows": f"tensordesc<{dtype}[{tile}, {head_dim}]>" if tma else f"*{dtype}",
             "block_tables_ptr": "*i32",
             "kv_lens_ptr": "*i32",
             "out_ptr": f"*{dtype}",
@@ -84,6 +93,7 @@ def _case(
             "BLOCK_SIZE": block_size,
             "TILE": tile,
             "BUFFERS": config.buffers,
+            "TMA": tma,
             "SPLIT": split,
             "BATCH_PAD": batch_pad(batch) if split else 1,
             "HEADS_AT_ONCE": heads_at_once(group, head_dim) if split else 1,
@@ -95,10 +105,11 @@ def _case(
         ),
         num_warps=config.num_warps,
         num_stages=1,
+        targets=(90,) if tma else TARGETS,
         shipped=shipped,
         tensor_cores=dtype != "fp32",  # fp32 is for exactness: its products are plain multiply-adds
         async_copy=True,
-        prefetches=dtype != "fp32",
+        prefetches=dtype != "fp32" and not tma,  # barriers in memory do not tell how far it loads ahead
         max_turn_instructions=TURN_INSTRUCTIONS[head_dim] if dtype != "fp32" else 0,
         counts_arrivals=split,
         # In the merge of 32-bit types, two splits a turn, every third load is a log-sum-exp.

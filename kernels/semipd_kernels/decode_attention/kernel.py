@@ -146,6 +146,7 @@ def merge_splits(
 def decode_attention_kernel(
     q_ptr,
     kv_ptr,
+    kv_rows,
     block_tables_ptr,
     kv_lens_ptr,
     out_ptr,
@@ -166,6 +167,7 @@ def decode_attention_kernel(
     BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
     BUFFERS: tl.constexpr,
+    TMA: tl.constexpr,
     SPLIT: tl.constexpr,
     BATCH_PAD: tl.constexpr,
     HEADS_AT_ONCE: tl.constexpr,
@@ -178,6 +180,10 @@ def decode_attention_kernel(
     With SPLIT an item is one split of some sequence and writes to row `item` of the partial results, or to
     `out` when its sequence has no other split; else item i is the whole of sequence i. The last split of a
     sequence and KV head that has written its partial result merges them all.
+
+    `kv_rows`: with TMA a tensor descriptor of the pool as a matrix of token rows, in boxes of [TILE,
+    HEAD_DIM]; a tile lies in one block, and what the last one holds behind a context counts for nothing.
+    Without TMA any pointer.
     """
     wait_for_earlier_kernels(DEPENDENT)
     kv_head = tl.program_id(0) % num_kv_heads
@@ -216,6 +222,7 @@ def decode_attention_kernel(
     slots = (tl.arange(0, TILE) % BLOCK_SIZE)[:, None]
     keys_ptr = kv_ptr + kv_head.to(tl.int64) * (BLOCK_SIZE * HEAD_DIM) + slots * HEAD_DIM + dims[None, :]
     values_ptr = keys_ptr + num_blocks.to(tl.int64) * block_stride
+    rows_per_block, first_row = num_kv_heads * BLOCK_SIZE, kv_head * BLOCK_SIZE
     peak = tl.full([GROUP_PAD], float("-inf"), tl.float32)
     mass = tl.zeros([GROUP_PAD], tl.float32)
     acc = tl.zeros([GROUP_PAD, HEAD_DIM], tl.float32)
@@ -224,20 +231,30 @@ def decode_attention_kernel(
     # From 0, not from `start`: with a start known only at run time Triton 3.9 forgets that the rows of keys
     # are aligned, and loads single elements. One stage computes, so these many keep BUFFERS tiles.
     for done in tl.range(0, size_whole, TILE, num_stages=BUFFERS + 1):
-        offsets = tile_offsets(blocks, start + done, block_stride, TILE, BLOCK_SIZE, HEAD_DIM)
+        held_blocks = blocks
         ahead = tl.minimum(done + TILE, size_whole - TILE)
         blocks = table_entries(table, start + ahead, TILE, TILE, BLOCK_SIZE)
-        keys, values = tl.load(keys_ptr + offsets), tl.load(values_ptr + offsets)
+        if TMA:
+            row = first_row + held_blocks * rows_per_block + (start + done) % BLOCK_SIZE
+            keys, values = kv_rows.load([row, 0]), kv_rows.load([row + num_blocks * rows_per_block, 0])
+        else:
+            offsets = tile_offsets(held_blocks, start + done, block_stride, TILE, BLOCK_SIZE, HEAD_DIM)
+            keys, values = tl.load(keys_ptr + offsets), tl.load(values_ptr + offsets)
         acc, mass, peak = attend(acc, mass, peak, q, keys, values, TILE, scale_log2e, TILE)
     # One turn at most if peeled. Else block ids are loads that loads depend on: the pipeliner gives the two
     # levels half of the stages each.
     for done in tl.range(size_whole, size, TILE, num_stages=1 if PEELED else 2 * BUFFERS + 2):
         num_held = size - done
         blocks = table_entries(table, start + done, num_held, TILE, BLOCK_SIZE)
-        offsets = tile_offsets(blocks, start + done, block_stride, TILE, BLOCK_SIZE, HEAD_DIM)
         held = (tl.arange(0, TILE) < num_held)[:, None]
-        keys = tl.load(keys_ptr + offsets, mask=held, other=0.0)
-        values = tl.load(values_ptr + offsets, mask=held, other=0.0)
+        if TMA:
+            row = first_row + blocks * rows_per_block + (start + done) % BLOCK_SIZE
+            keys, values = kv_rows.load([row, 0]), kv_rows.load([row + num_blocks * rows_per_block, 0])
+            values = tl.where(held, values, 0.0)
+        else:
+            offsets = tile_offsets(blocks, start + done, block_stride, TILE, BLOCK_SIZE, HEAD_DIM)
+            keys = tl.load(keys_ptr + offsets, mask=held, other=0.0)
+            values = tl.load(values_ptr + offsets, mask=held, other=0.0)
         acc, mass, peak = attend(acc, mass, peak, q, keys, values, num_held, scale_log2e, TILE)
 
     out = acc / tl.where(mass > 0, mass, 1.0)[:, None]  # without keys: zeros
@@ -251,10 +268,10 @@ def decode_attention_kernel(
         tl.store(partial_lse_ptr + partial + heads, peak + tl.log2(mass), mask=rows < GROUP)
         if is_last_arrival(counters_ptr + seq * num_kv_heads + kv_head, num_splits):
             first_head = kv_head * GROUP
-            first_row = partial - split * num_heads + first_head
+            first_partial = partial - split * num_heads + first_head
             merge_splits(
-                partial_out_ptr + first_row * HEAD_DIM,
-                partial_lse_ptr + first_row,
+                partial_out_ptr + first_partial * HEAD_DIM,
+                partial_lse_ptr + first_partial,
                 row_out_ptr + first_head * HEAD_DIM,
                 num_splits,
                 num_heads,

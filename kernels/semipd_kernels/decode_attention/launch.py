@@ -7,6 +7,7 @@ from functools import cache
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from semipd_kernels.decode_attention import DecodeConfig, DecodeWorkspace, check_workspace
 from semipd_kernels.decode_attention.configs import choose
@@ -66,6 +67,13 @@ def most_registers(head_dim: int, num_warps: int, item_bytes: int) -> int | None
     return MOST_REGISTERS[head_dim] if num_warps <= 4 else 128
 
 
+def rows_of(kv_layer: Tensor, tile: int) -> TensorDescriptor:
+    """The pool as a matrix of token rows, in boxes of `tile` rows of one block."""
+    head_dim = kv_layer.shape[4]
+    rows = kv_layer.numel() // head_dim
+    return TensorDescriptor(kv_layer, [rows, head_dim], [head_dim, 1], [tile, head_dim])
+
+
 def launches(
     q: Tensor,
     kv_layer: Tensor,
@@ -78,12 +86,15 @@ def launches(
     workspace: DecodeWorkspace | None,
     config: DecodeConfig | None,
     dependent: bool,
+    tma: bool,
 ) -> Sequence[Launch]:
     batch, num_heads, head_dim = q.shape
     _, num_blocks, num_kv_heads, block_size, _ = kv_layer.shape
     if config is None:
         config = choose(arch=_arch(q.device), head_dim=head_dim, num_sms=num_sms)
     tile = config.tile_of(q.element_size())
+    if tma:
+        tile = min(tile, block_size)
     if workspace is None and num_splits is None:
         num_splits = 1
     elif num_splits is None:
@@ -97,7 +108,8 @@ def launches(
     if split:
         parts = check_workspace(workspace, q, num_kv_heads, num_splits).tensors
     group = num_heads // num_kv_heads
-    tensors = (q, kv_layer, block_tables, kv_lens, out, *parts)
+    kv_rows = rows_of(kv_layer, tile) if tma else kv_layer
+    tensors = (q, kv_layer, kv_rows, block_tables, kv_lens, out, *parts)
     strides = (q.stride(0), out.stride(0), block_tables.stride(0))
     sizes = (batch, batch * num_splits, num_blocks, num_kv_heads)
     constants = {
@@ -107,6 +119,7 @@ def launches(
         "BLOCK_SIZE": block_size,
         "TILE": tile,
         "BUFFERS": config.buffers,
+        "TMA": tma,
         "SPLIT": split,
         "BATCH_PAD": batch_pad(batch) if split else 1,
         "HEADS_AT_ONCE": heads_at_once(group, head_dim) if split else 1,

@@ -11,7 +11,7 @@ from kernellib.report.loops import UnclearFlowError, innermost_loops
 
 TOOL_LIMIT_S = 120
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
-_COPY = re.compile(r"\bLDGSTS\b")
+_COPY = re.compile(r"\b(?:LDGSTS|UTMALDG)\b")
 _DEPBAR = re.compile(r"(?<!\.)\bDEPBAR\.LE SB0, (0x[0-9a-f]+)")
 _TENSOR = re.compile(r"\b(?:HMMA|HGMMA)\b")
 _LOCAL = re.compile(r"\b(?:LDL|STL)(\.\w+)*\b")
@@ -25,9 +25,10 @@ class CubinFacts:
         spill_bytes: stack of one thread. Triton's kernels have no arrays and no calls, so it holds spills.
         spills_in_loops: instructions of innermost loops that load or store them; None when the machine code
             does not tell its loops.
-        async_depth: groups of asynchronous copies that may be under way when an innermost loop with copies
-            goes on after its wait, the least of all; 0: it waits for loads of its own turn. None without
-            such a loop, or unknown.
+        async_depth: groups of asynchronous copies that may be under way when a streaming loop goes on after
+            its wait, the least of all; 0: it waits for loads of its own turn. None without such a loop, or
+            unknown. Streaming: innermost loops with asynchronous copies, and with tensor-core instructions if
+            any of them has some: another one only fills the pipeline for the next item.
         turn_instructions: of the innermost loops with tensor-core instructions and asynchronous copies,
             the fewest in one turn; those with masks have more. 0 without such a loop.
     """
@@ -69,23 +70,18 @@ def spills_in_loops(sass: str) -> int | None:
 
 
 def async_depth(sass: str) -> int | None:
-    waits = [
-        int(wait[1], 16)
-        for loop in _loops(sass) or []
-        if any(_COPY.search(instruction) for instruction in loop)
-        for wait in map(_DEPBAR.search, loop)
-        if wait
-    ]
-    return min(waits, default=None)
+    copying = [loop for loop in _loops(sass) or [] if any(map(_COPY.search, loop))]
+    waits = [map(_DEPBAR.search, loop) for loop in _multiplying(copying) or copying]
+    return min((int(wait[1], 16) for loop in waits for wait in loop if wait), default=None)
 
 
 def turn_instructions(sass: str) -> int:
-    streaming = [
-        len(loop)
-        for loop in _loops(sass) or []
-        if any(map(_COPY.search, loop)) and any(map(_TENSOR.search, loop))
-    ]
-    return min(streaming, default=0)
+    copying = [loop for loop in _loops(sass) or [] if any(map(_COPY.search, loop))]
+    return min(map(len, _multiplying(copying)), default=0)
+
+
+def _multiplying(loops: list[list[str]]) -> list[list[str]]:
+    return [loop for loop in loops if any(map(_TENSOR.search, loop))]
 
 
 @lru_cache(maxsize=1)

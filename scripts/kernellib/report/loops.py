@@ -12,7 +12,7 @@ _BRANCH = re.compile(r"^(?:bra|BRA)\b[^;]*?`?\(?([.$\w]+)\)?\s*;")
 _JUMP = re.compile(r"\b(?:bra|BRA|brx|BRX|JMP|JMX)\b")
 _INSTRUCTION = re.compile(r"^(?:@!?%?\w+\s+)?[A-Za-z]")
 _WAIT = re.compile(r"^(?:mbarrier\.(?:try|test)_wait|SYNCS\.PHASECHK)\b")
-_IDLE = re.compile(r"^(?:nanosleep|NANOSLEEP|NOP)\b")
+_IDLE = re.compile(r"^(?:nanosleep|NANOSLEEP|NOP|MOV|IMAD\.(?:MOV|U32))\b")
 _ENDS = re.compile(r"^(?:ret|exit|trap|EXIT|RET)\b")
 
 

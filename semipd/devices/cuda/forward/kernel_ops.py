@@ -28,12 +28,14 @@ class KernelOps:
         dtype: of weights and KV.
         arch: compute capability, e.g. 90.
         dependent: launch kernels by programmatic dependent launch (see semipd_kernels.dependent).
+        tma: decode attention loads by TMA (see semipd_kernels.decode_attention).
     """
 
-    def __init__(self, dtype: torch.dtype, arch: int, *, dependent: bool = False) -> None:
+    def __init__(self, dtype: torch.dtype, arch: int, *, dependent: bool = False, tma: bool = False) -> None:
         self._dtype = dtype
         self._arch = arch
         self._dependent = dependent
+        self._tma = tma
 
     def embed(self, token_ids: Tensor, table: Tensor, out: Tensor) -> Tensor:
         embedding(token_ids, table, out, dependent=self._dependent)
@@ -83,6 +85,7 @@ class KernelOps:
             out=out,
             workspace=DecodeWorkspace(*rows.workspace) if rows.workspace else None,
             dependent=self._dependent,
+            tma=self._tma,
         )
 
     def decode_workspace(self, max_rows: int, heads: Heads, num_units: int) -> tuple[Tensor, ...]:

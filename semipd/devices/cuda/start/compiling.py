@@ -55,6 +55,7 @@ class KernelSet:
         max_model_len, block_size: in tokens.
         dependent: launches are programmatic dependent ones.
         prefill_attention: see CudaSettings; for `sdpa` our part of it is the copy of a context.
+        tma: decode attention loads by TMA.
     """
 
     config: ModelConfig
@@ -66,6 +67,7 @@ class KernelSet:
     block_size: int
     dependent: bool = False
     prefill_attention: PrefillAttention = "triton"
+    tma: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,7 @@ def kernel_set(
         model.kv_layout.block_size,
         settings.dependent_launch,
         settings.prefill_attention,
+        settings.tma_loads,
     )
 
 
@@ -263,7 +266,8 @@ def _launching_ops(kernels: KernelSet) -> Any:
             gather_kv(layer_kv, chunks.tables[0], min(chunks.host_kv_lens[0], room), chunks.context)
 
     ops = CopyingOps if kernels.prefill_attention == "sdpa" else Ops
-    return ops(TORCH_DTYPES[kernels.dtype], kernels.arch, dependent=kernels.dependent)
+    dtype = TORCH_DTYPES[kernels.dtype]
+    return ops(dtype, kernels.arch, dependent=kernels.dependent, tma=kernels.tma)
 
 
 def _decode(kernels: KernelSet, batch: int, workspace: Any) -> Any:

@@ -16,10 +16,12 @@ from semipd.devices.cuda.rows.size import LaneSize
 from semipd.devices.cuda.rows.staging import Staging
 from semipd.devices.cuda.sampler.sampler import Sampler, TorchSampler
 from semipd.devices.cuda.start.model import DeviceModel
+from semipd.network.config import DTypeName
 from semipd.network.ops import Ops
 from semipd.network.ops_torch import TorchOps
 
 _OLDEST_ARCH = 80
+_OLDEST_TMA_ARCH = 90
 
 OpsOf = Callable[[DeviceModel, CudaSettings], Ops]
 
@@ -61,10 +63,11 @@ def real_platform() -> Platform:
 
     def ops_of(model: DeviceModel, settings: CudaSettings) -> Ops:
         dtype, dependent = TORCH_DTYPES[model.dtype], can_launch_dependently(settings, arch)
+        tma = can_load_by_tma(settings, model.dtype, arch)
         if settings.prefill_attention == "triton":
-            return KernelOps(dtype, arch, dependent=dependent)
+            return KernelOps(dtype, arch, dependent=dependent, tma=tma)
         check_sdpa(model.config, dtype, device)
-        return SdpaOps(dtype, arch, dependent=dependent)
+        return SdpaOps(dtype, arch, dependent=dependent, tma=tma)
 
     return replace(
         _platform(driver, device, ops_of, lambda size: KernelSampler(size, device)), kernel_arch=arch
@@ -84,6 +87,19 @@ def can_launch_dependently(settings: CudaSettings, arch: int) -> bool:
             param="cuda.dependent_launch",
         )
     return settings.dependent_launch
+
+
+def can_load_by_tma(settings: CudaSettings, dtype: DTypeName, arch: int) -> bool:
+    """Whether it is wanted. Raises SemipdError(`unsupported_gpu`): wanted and not possible."""
+    if settings.tma_loads and (arch < _OLDEST_TMA_ARCH or dtype == "float32"):
+        raise SemipdError(
+            "unsupported_gpu",
+            f"cuda.tma_loads is on, but it takes compute capability 9.0 and a 16-bit type; the GPU has "
+            f"{arch // 10}.{arch % 10}, the model's type is {dtype}.",
+            "Set cuda.tma_loads to false.",
+            param="cuda.tma_loads",
+        )
+    return settings.tma_loads
 
 
 def plain_platform() -> Platform:
