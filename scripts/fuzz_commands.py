@@ -1,4 +1,4 @@
-"""Runs semipd-daemon, semipd-client and semipd-top with arguments, environments and terminals nobody chooses.
+"""Runs our four commands with arguments, environments and terminals nobody chooses.
 
     python scripts/fuzz_commands.py [--cases 2000] [--seed 1] [--case INDEX]
 

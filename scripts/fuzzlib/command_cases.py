@@ -1,4 +1,4 @@
-"""Command lines, environments and terminals for semipd-daemon, semipd-client and semipd-top, from a seed."""
+"""Command lines, environments and terminals for our four commands, from a seed."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from fuzzlib.command_words import (
     TIMES,
 )
 
-Command = Literal["daemon", "client", "top"]
+Command = Literal["daemon", "client", "plan", "top"]
 Stream = Literal["pipe", "closed", "full", "null", "left", "terminal"]
 
 GOOD = "daemon"
@@ -53,11 +53,10 @@ class _Maker:
 
     def case(self) -> Case:
         rng = self._rng
-        command: Command = rng.choice(("daemon", "client", "client", "top"))
+        command: Command = rng.choice(("daemon", "daemon", "client", "client", "plan", "top", "top"))
         place = rng.choice([GOOD] * len(self._places) + sorted(self._places))
-        arguments, is_endless = {"daemon": self._daemon, "client": self._client, "top": self._top}[command](
-            place
-        )
+        made = {"daemon": self._daemon, "client": self._client, "plan": self._plan, "top": self._top}
+        arguments, is_endless = made[command](place)
         if self._chance(0.08):
             arguments.insert(rng.randrange(len(arguments) + 1), rng.choice(MISTYPED))
         stdin, stdout, stderr = self._streams()
@@ -186,6 +185,26 @@ class _Maker:
         )
         return [*what, *mode, *more], True
 
+    def _plan(self, _place: str) -> tuple[list[str], bool]:
+        """No file is a trace that is long enough: it must fail."""
+        rng = self._rng
+        names = ("h200", "h100", "x", "", "\u202e")
+        options = self._options(
+            ("--format", ("azure", "mooncake", "recorded", "sharegpt", "x")),
+            ("--rate", NUMBERS),
+            ("--slo", ("500/25", "500/25/50", "1/", *NUMBERS)),
+            ("--attainment", NUMBERS),
+            ("--gpus", ("1..4", "4..1", "..", *NUMBERS)),
+            ("--policies", ("predictive", "chunked", "fixed:64+cost", "x", "")),
+            ("--profile", (self._file(),)),
+            ("--json", (self._own_file(), "-")),
+            ("--png", (self._own_file(),)),
+            ("--completion", ("bash", "zsh", "csh")),
+            most=5,
+        )
+        needed = ["--trace", self._file(), "--gpu", rng.choice(names), "--model", "llama-3-8b"]
+        return [*needed, *options], False
+
     def _daemon(self, place: str) -> tuple[list[str], bool]:
         rng = self._rng
         common = [("--config", (self._file(),)), ("--set", SETS)]
@@ -203,6 +222,7 @@ class _Maker:
                 "drain",
                 "partition",
                 "slo",
+                "record",
                 "completion",
                 "--help",
                 "--version",
@@ -224,6 +244,9 @@ class _Maker:
             )
             return [verb, "--model", "/nonexistent/model", "--socket", self._places["missing"], *more], False
         where = self._where(place)
+        if verb == "record":
+            file = rng.choice((self._own_file(), f"{self._own_file()}.new", "-", "-"))
+            return [verb, file, *where, *self._options(("--for", TIMES), ("--max-size", NUMBERS))], True
         if verb == "status":
             return [verb, *where, *self._options(*common, ("--json", ()))], False
         if verb == "slo":

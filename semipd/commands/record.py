@@ -79,8 +79,7 @@ def _record(arguments: argparse.Namespace, socket: Path) -> int:
                 asyncio.run(recorder.run())
         finally:
             recorder.progress.clear()
-    summary = f"{recorder.ended}: {recorder.progress.summary()}"
-    print(summary, file=sys.stderr)
+    recorder.progress.tell(f"{recorder.ended}: {recorder.progress.summary()}\n")
     return INTERRUPTED if recorder.was_forced else DONE
 
 
@@ -232,11 +231,16 @@ class Progress:
         now_s = time.monotonic()
         if sys.stderr.isatty() and (more or now_s - self._shown_s >= PROGRESS_EVERY_S):
             self._shown_s, self._is_shown = now_s, True
-            print(f"\r\x1b[K{self.summary()}{more}", end="", file=sys.stderr, flush=True)
+            self.tell(f"\r\x1b[K{self.summary()}{more}")
 
     def clear(self) -> None:
         if self._is_shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            self.tell("\r\x1b[K")
+
+    def tell(self, text: str) -> None:
+        """A terminal that has gone ends no recording."""
+        with suppress(OSError):
+            print(text, end="", file=sys.stderr, flush=True)
 
 
 def _size(num_bytes: int) -> str:

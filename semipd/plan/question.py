@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from semipd.config.config import default_engine_settings
 from semipd.core.errors import SemipdError
 from semipd.core.slo import NO_TARGETS, Targets
 from semipd.devices.sim.device import BLOCK_SIZE, known_gpu, known_model, pool_blocks, split_table
 from semipd.devices.sim.models import MODELS, SimModel
 from semipd.devices.sim.profile import Profile, load_profile
 from semipd.sim.cases import Case
-from semipd.sim.policies import parse_policy
+from semipd.sim.policies import parse_policy, settings_for
 from semipd.sim.workloads.classes import classes_of
 from semipd.sim.workloads.traces import Trace, form_of, read_trace
 
@@ -168,11 +169,18 @@ def _family(name: str, gpus: Sequence[str], order: str) -> Family:
         [f"{kind}:{value}{behind}" for value in _middle_first(values)] if values else [f"{kind}{behind}"]
     )
     for member in members:
-        spec = parse_policy(member)
-        if spec.replicas > 1 or spec.kind == "1p1d":
-            message = f"{name!r} is no policy of one GPU."
-            raise SemipdError("unknown_policy", message, "How many GPUs is said by --gpus.")
+        _check(member, gpus)
     return Family(name, tuple(members))
+
+
+def _check(policy: str, gpus: Sequence[str]) -> None:
+    """Raises SemipdError(`unknown_policy`, `impossible_split`)."""
+    spec = parse_policy(policy)
+    if spec.replicas > 1 or spec.kind == "1p1d":
+        message = f"{policy!r} is no policy of one GPU."
+        raise SemipdError("unknown_policy", message, "How many GPUs is said by --gpus.")
+    for gpu in gpus:
+        settings_for(spec, default_engine_settings(), NO_TARGETS, known_gpu(gpu))
 
 
 def _splits(gpus: Sequence[str]) -> tuple[int, ...]:

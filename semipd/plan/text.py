@@ -128,7 +128,11 @@ def _number(value: float | None) -> str:
 
 
 def _ms(found: Mapping[str, float]) -> str:
-    return f"{found['p50']:.3g}/{found['p99']:.3g} ms" if found else "-"
+    return (
+        "/".join(f"{value:,.{1 if value < 100 else 0}f}" for value in found.values()) + " ms"
+        if found
+        else "-"
+    )
 
 
 def _split(row: Carried) -> str:

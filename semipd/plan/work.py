@@ -1,7 +1,6 @@
 """One simulation after another, in a process of its own: the rates a GPU carries, and what N of them make of
 a rate."""
 
-import os
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,7 +56,6 @@ def begin(parent_pid: int) -> None:
     """Of every process: it ends with its parent, which alone is told of Ctrl-C."""
     die_with_parent(parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(1)
 
 
 def carries(case: Case, members: Sequence[str], near_rate: float, judge: Judge) -> Found:

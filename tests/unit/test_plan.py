@@ -63,6 +63,7 @@ def question(folder: Path, **changes: Any) -> Question:
         (["--policies", "magic"], ["unknown_policy", "predictive"]),
         (["--policies", "2*predictive"], ["unknown_policy", "--gpus"]),
         (["--policies", "1p1d"], ["unknown_policy", "--gpus"]),
+        (["--policies", "fixed:63"], ["impossible_split", "64"]),
         (["--attainment", "99"], ["trace_too_short", "300 requests", "2000 or more", "20 may miss"]),
         (["--format", "zip"], ["unknown_option", "azure", "recorded"]),
         (["--slo", "500"], ["TTFT/TPOT"]),
