@@ -9,12 +9,23 @@ from semipd.checkpoints.families import FAMILIES, Family, answer
 from semipd.checkpoints.fields import Fields
 from semipd.checkpoints.gguf.config_json import ROTATES_NEIGHBOURS, config_json, is_gguf, is_quantized
 from semipd.checkpoints.gguf.header import GgufHeader
+from semipd.checkpoints.quantization import quantization
 from semipd.checkpoints.rope_config import parse_rope
+from semipd.checkpoints.shards import usual_dtype
 from semipd.core.errors import SemipdError
 from semipd.network.config import ITEM_BYTES, DTypeName, ModelConfig
 from semipd.system.json_file import UnusableJson, read_json_object
 
 MAX_LAYERS = 4096
+
+_SPELLINGS = {
+    "auto": "",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "float": "float32",
+}
 
 
 def load_model_config(model_dir: str | Path, max_model_len: int = 0) -> ModelConfig:
@@ -64,6 +75,10 @@ def _family(fields: Fields) -> Family:
         for name in names:
             if isinstance(name, str) and name in FAMILIES:
                 return _agreed(fields, name)
+    if not names:
+        for name, family in FAMILIES.items():
+            if fields.data.get("model_type") == family.name:
+                return _agreed(fields, name)
     shown = ", ".join(map(str, names)) if isinstance(names, list) and names else "none"
     raise SemipdError(
         "unsupported_architecture",
@@ -107,16 +122,13 @@ def _refuse_unhonoured(fields: Fields, config: ModelConfig, family: Family) -> N
 
 def _refuse_unsupported(fields: Fields) -> None:
     """What would change the arithmetic and is not implemented is refused, never ignored."""
-    for key in ("quantization_config", "compression_config", "quantization"):
-        quantization = fields.data.get(key)
-        if quantization:
-            method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else quantization
-            raise SemipdError(
-                "unsupported_model",
-                f"{fields.path} is quantized ({key}: {method}).",
-                "Use the checkpoint's unquantized (bfloat16, float16 or float32) release.",
-            )
-    activation = fields.data.get("hidden_act", "silu")
+    if said := quantization(fields):
+        raise SemipdError(
+            "unsupported_model",
+            f"{said[0]} says that the weights are quantized ({said[1]}).",
+            "Use the checkpoint's unquantized (bfloat16, float16 or float32) release.",
+        )
+    activation = fields.data.get("hidden_act") or "silu"
     if activation not in ("silu", "swish"):
         raise SemipdError(
             "unsupported_model",
@@ -154,16 +166,22 @@ def _dense_config(fields: Fields, family: Family) -> ModelConfig:
             f"num_attention_heads ({config.num_heads}) must be a multiple of "
             f"num_key_value_heads ({config.num_kv_heads})"
         )
+    if hidden_size % num_heads and fields.data.get("head_dim") is None and family.head_dim is None:
+        raise fields.corrupt(
+            f"hidden_size ({hidden_size}) must be a multiple of num_attention_heads ({num_heads}) where "
+            "head_dim is missing"
+        )
     if config.head_dim % 2:
         raise fields.corrupt(f"head_dim {config.head_dim} is odd, which rotary positions exclude")
     return config
 
 
 def _checkpoint_dtype(fields: Fields) -> DTypeName:
-    first, second = (fields.text(key).removeprefix("torch.") for key in ("dtype", "torch_dtype"))
+    """Where the file does not say, that of the tensors, as far as they are there."""
+    first, second = (_dtype_name(fields.text(key)) for key in ("dtype", "torch_dtype"))
     if first and second and first != second:
         raise fields.corrupt(f"dtype is {first!r:.100}, torch_dtype {second!r:.100}")
-    name = first or second or "float32"
+    name = first or second or usual_dtype(fields.path.parent) or "float32"
     if name not in ITEM_BYTES:
         raise SemipdError(
             "unsupported_model",
@@ -171,6 +189,12 @@ def _checkpoint_dtype(fields: Fields) -> DTypeName:
             "Use a bfloat16, float16 or float32 release of the checkpoint.",
         )
     return name
+
+
+def _dtype_name(said: str) -> str:
+    """Empty: the file leaves it to the tensors."""
+    name = said.removeprefix("torch.")
+    return _SPELLINGS.get(name, name)
 
 
 def _check_context(fields: Fields, config: ModelConfig, family: Family, max_model_len: int) -> None:

@@ -2,7 +2,9 @@
 
 import errno
 import json
+import math
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ MAX_HEAD_BYTES = 100_000_000
 """As the safetensors library has it."""
 
 _LENGTH_BYTES = 8
+_TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _MAX_SHOWN = 80
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -112,6 +115,22 @@ def _fault(path: Path) -> str:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "has no head of safetensors"
     return "" if num_bytes == end_bytes else f"has {num_bytes} bytes instead of {end_bytes}"
+
+
+def usual_dtype(model_dir: Path) -> str:
+    """Of most numbers in the first file of safetensors, as torch calls it; empty where none can be read."""
+    paths = sorted(model_dir.glob("*.safetensors"))
+    try:
+        with paths[0].open("rb") as file:
+            head_bytes = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            tensors = json.loads(file.read(min(head_bytes, MAX_HEAD_BYTES)))
+        sizes: Counter[str] = Counter()
+        for name, about in tensors.items():
+            if name != "__metadata__":
+                sizes[str(about["dtype"])] += math.prod(about["shape"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return ""  # whoever reads the tensors says what is wrong
+    return _TORCH_NAMES.get(sizes.most_common(1)[0][0], "") if sizes else ""
 
 
 def _data_bytes(head: bytes) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 from semipd.checkpoints.gguf.config_json import is_gguf
 from semipd.checkpoints.gguf.header import GgufHeader
 from semipd.checkpoints.layout import WeightsLayout
+from semipd.checkpoints.quantization import QUANTIZED_TENSORS
 from semipd.checkpoints.shards import find_shards
 from semipd.core.errors import SemipdError
 from semipd.network.config import DTypeName, ModelConfig
@@ -161,6 +162,12 @@ def _read_file(
                 path, f"the index promises {_some(expected - names)}, which the file does not hold"
             )
         unknown = {name for name in names - wanted.keys() if not is_harmless(name, config)}
+        if quantized := sorted(name for name in unknown if name.endswith(QUANTIZED_TENSORS)):
+            raise SemipdError(
+                "unsupported_model",
+                f"{path} holds quantized weights, e.g. {quantized[0]}.",
+                "Use the checkpoint's unquantized (bfloat16, float16 or float32) release.",
+            )
         if unknown:
             raise _corrupt(
                 path, f"{len(unknown)} tensors fit no {config.family} model, e.g. {_some(unknown)}"

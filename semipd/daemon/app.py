@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from semipd.checkpoints.config import load_model_config
 from semipd.checkpoints.shards import check_weight_files
 from semipd.command_line.streams import flush
 from semipd.config.config import Config
@@ -70,8 +71,11 @@ def run(
         if pid_file is not None and (stale := stack.enter_context(claim_pid_file(pid_file))) is not None:
             log.warning("the daemon before, pid %d, left its pid file %s behind", stale, pid_file)
         is_simulated = config.engine.device.startswith("sim:")
-        files = ModelFiles.open(DEMO_NAME if is_simulated else config.model.name)
-        if not is_simulated and config.engine.device not in WEIGHTLESS:
+        if is_simulated or config.engine.device in WEIGHTLESS:
+            files = ModelFiles.open(DEMO_NAME if is_simulated else config.model.name)
+        else:
+            max_model_len = config.model.max_model_len
+            files = ModelFiles.open(config.model.name, lambda model: load_model_config(model, max_model_len))
             check_weight_files(files.folder)
         runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
         notifier = stack.enter_context(closing(Notifier.from_environment(os.environ)))

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,20 +67,23 @@ class ModelFiles:
     tokenizer_info: Mapping[str, Any]
 
     @classmethod
-    def open(cls, name: str) -> "ModelFiles":
+    def open(cls, name: str, check: Callable[[Path], object] = lambda _folder: None) -> "ModelFiles":
         """`name`: "demo", that of a fetched model, an existing folder or file of GGUF, or a Hugging Face
-        name, downloaded with progress on stderr.
+        name, downloaded with progress on stderr. `check` sees the folder before its weights are fetched.
 
         Blocking (reads files, may download). Raises SemipdError: `model_not_found`,
-        `model_download_failed`, `invalid_checkpoint`, `tokenizer_missing`, `invalid_tokenizer`,
-        `invalid_chat_template`.
+        `model_download_failed`, what `check` raises, `invalid_checkpoint`, `tokenizer_missing`,
+        `invalid_tokenizer`, `invalid_chat_template`.
         """
         folder = _local_folder(name)
         if folder is None:
-            # the small files first: a missing tokenizer should not be found after gigabytes of weights
+            # the small files first: what they can tell should not be found after gigabytes of weights
             folder = download(name, weights=False)
+            check(folder)
             tokenizer_file(folder, name)
             folder = download(name, weights=True)
+        else:
+            check(folder)
         return cls._read(name, folder)
 
     @classmethod
