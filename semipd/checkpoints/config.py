@@ -75,7 +75,7 @@ def _family(fields: Fields) -> Family:
         for name in names:
             if isinstance(name, str) and name in FAMILIES:
                 return _agreed(fields, name)
-    if not names:
+    if names is None or names == []:
         for name, family in FAMILIES.items():
             if fields.data.get("model_type") == family.name:
                 return _agreed(fields, name)
@@ -128,7 +128,7 @@ def _refuse_unsupported(fields: Fields) -> None:
             f"{said[0]} says that the weights are quantized ({said[1]}).",
             "Use the checkpoint's unquantized (bfloat16, float16 or float32) release.",
         )
-    activation = fields.data.get("hidden_act") or "silu"
+    activation = fields.data.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise SemipdError(
             "unsupported_model",

@@ -246,7 +246,7 @@ OTHERS: dict[str, list[Any]] = {
     "dtype": [16, ["bfloat16"], "int4"],
     "auto_map": [[1], "x"],
     "quantization_config": ["awq", [1], 4],
-    "architectures": ["LlamaForCausalLM", [5], {}, None],
+    "architectures": ["LlamaForCausalLM", [5], {}],
 }
 
 
