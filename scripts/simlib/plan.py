@@ -66,7 +66,7 @@ class Plan:
     loads: tuple[float, ...] = LOADS
     step: float = 0.02
     window_scale: float = 1.0
-    tuning_scale: float = 0.34
+    tuning_scale: float = 0.5
     budgets: tuple[int, ...] = ()
     splits: tuple[int, ...] = ()
     worlds: tuple[str, ...] = ()

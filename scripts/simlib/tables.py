@@ -89,20 +89,23 @@ def overload(made: Comparison) -> str:
 
 def latency(made: Comparison) -> str:
     """What serving so many costs the others: time to the first token, and the fate of those left behind."""
+    parts = []
+    for load in made.plan.loads:
 
-    def cell(scenario: str, column: str) -> str:
-        ours, theirs = made.runs_at(scenario, column, 1.0), made.runs_at(scenario, BASELINE, 1.0)
-        if not ours:
-            return LOST
-        p50, p99, most = (_ttft_ms(ours, name) for name in ("p50", "p99", "max"))
-        ratio = p99 / _ttft_ms(theirs, "p99")
-        return f"{p50:.0f} / {p99:.0f} / {most:.0f} ({ratio:.2f}x; {_fate(ours)})"
+        def cell(scenario: str, column: str, load: float = load) -> str:
+            ours, theirs = (made.runs_at(scenario, of, load) for of in (column, BASELINE))
+            if not ours:
+                return LOST
+            p50, p99, most = (_ttft_ms(ours, name) for name in ("p50", "p99", "max"))
+            ratio = p99 / _ttft_ms(theirs, "p99")
+            return f"{p50:.0f} / {p99:.0f} / {most:.0f} ({ratio:.2f}x; {_fate(ours)})"
 
-    head = (
-        f"TTFT of served requests at the capacity of tuned `{BASELINE}`, ms: p50 / p99 / max (p99 over "
-        f"`{BASELINE}`'s; share served late, share refused):"
-    )
-    return _by_scenario(made, head, cell) if 1.0 in made.plan.loads else ""
+        head = (
+            f"TTFT of served requests at {load:g} times the capacity of tuned `{BASELINE}`, ms: p50 / p99 / "
+            f"max (p99 over `{BASELINE}`'s there; share served late, share refused):"
+        )
+        parts.append(_by_scenario(made, head, cell))
+    return "\n\n".join(parts)
 
 
 def classes(made: Comparison) -> str:
