@@ -56,7 +56,7 @@ _UNFILTERED = Stages(
     max_top_k=0,
     top_p=None,
     min_p=True,
-    filters=0,
+    filters=False,
 )
 
 

@@ -85,8 +85,7 @@ class Stages:
         (repetition penalty) and `outputs` (frequency or presence penalty) say what some of them have.
     adjusted: int64, rows that have edits or stand in `counted`; None: no row.
     drawn: rows with a temperature; None: no row. Then `max_top_k` (0: off in every row), `top_p` (those of
-        the drawn rows that have one) and `min_p` say what cuts, and `filters` how many of top-k and top-p a
-        row combines at most.
+        the drawn rows that have one) and `min_p` say what cuts, and `filters` whether top-k or top-p does.
     """
 
     edits: Edits | None
@@ -99,7 +98,7 @@ class Stages:
     max_top_k: int
     top_p: RowSet | None
     min_p: bool
-    filters: int
+    filters: bool
 
     @property
     def adjusts(self) -> bool:
@@ -132,7 +131,7 @@ class StagePlan:
         self._top_p = self._row_set("top_p", [i for i, p in enumerate(drawn) if p.top_p < 1.0], len(drawn))
         self._max_top_k = max((p.top_k for p in drawn if p.top_k < vocab_size), default=0)
         self._min_p = any(p.min_p > 0.0 for p in drawn)
-        self._filters = max([(p.top_k > 0) + (p.top_p < 1.0) for p in drawn], default=0)
+        self._filters = any(p.top_k > 0 or p.top_p < 1.0 for p in drawn)
 
     @property
     def is_unfiltered(self) -> bool:

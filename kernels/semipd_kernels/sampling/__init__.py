@@ -80,13 +80,13 @@ def _plan(
     """`rest`: as `sample` gives it."""
     from semipd_kernels.sampling.launch import launches
 
-    *tensors, num_rows, vocab_size, num_slots, draws, num_filters = rest
+    *tensors, num_rows, vocab_size, num_slots, draws, cuts = rest
     edits, by_row, parts = tensors[:4], tensors[4 : 4 + len(ROW_FIELDS)], tensors[4 + len(ROW_FIELDS) :]
     rows, work = RowParams(*by_row), SamplingMemory(*parts)
     _check(logits, rows, slots, counts, out, num_rows, vocab_size, num_slots)
     if not len(logits):
         return ()
-    return list(launches(logits, rows, used, tuple(edits), counts, work, out, draws, num_filters))
+    return list(launches(logits, rows, used, tuple(edits), counts, work, out, draws, cuts))
 
 
 _LAUNCHES = LaunchCache(_plan)

@@ -21,15 +21,16 @@ def launches(
     work: SamplingMemory,
     out: Tensor,
     draws: bool,
-    num_filters: int,
+    cuts: bool,
 ) -> Iterator[Launch]:
-    """`used`: slots, see `sampling.used_slots`. `num_filters`: see Stages.filters."""
+    """`used`: slots, see `sampling.used_slots`. `draws`, `cuts`: whether any row is drawn, and whether any of
+    them is cut by top-k or top-p."""
     vocab_size, tiles = logits.shape[1], shape.num_tiles(logits.shape[1])
     yield _adjust(logits, rows, used, edits, counts, work)
     if not draws:
         yield _pick(logits, rows, used, work, out)
         return
-    if num_filters:
+    if cuts:
         yield from _cut(logits, rows, used, work)
     source = (logits, work.adjusted, used, rows.temperature, rows.min_p)
     sums = (work.limits, work.tile_mass, work.tile_ties)

@@ -5,11 +5,11 @@ TILE = 4096
 of 151,936 is 38 programs a row.
 
 Why not one program per row: one SM streams 20 GB/s from device memory and at most 110 from L2, so 0.6 MB take
-6 to 30 us a pass, and a filtered draw makes up to 7 passes: 40 to 200 us, whatever the batch, while a decode
+6 to 30 us a pass, and a filtered draw makes up to 5 passes: 30 to 150 us, whatever the batch, while a decode
 step of a small model on an H200 takes 1 to 4 ms. Tiles bring a pass near the cost of a launch, 2 us, for few
 rows; 64 rows are 39 MB, which stay in L2: 10 us a pass on 48 SMs. Estimates, not measured."""
 NUM_WARPS = 8
-"""Distances, masses and bins of a tile are in registers at once: with 4 warps 220 a thread, too many."""
+"""Distances and masses of a tile are in registers at once: with 4 warps too many for a thread."""
 EDITS = 128
 """Edits looked at together; few rows have more."""
 

@@ -1,1 +1,1 @@
-"""Where top-k and top-p end: histograms over tiles of the vocabulary, then an interval for each row."""
+"""Where top-k and top-p end: sums of tiles below a few distances, then the exact one for each row."""
