@@ -1,5 +1,6 @@
 """Where Triton's interpreter computes something else than a GPU."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,22 +38,22 @@ def patch_language_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     original, patched = interpreter._patch_lang, set[int]()
 
-    class Launch:
-        """Of the kernel itself, whose call patches first; restored at its end."""
+    class Scope:
+        """Of a kernel's launch, whose call patches first and restores at its end; a test may launch another
+        kernel within it. Scopes of device functions are never restored."""
 
-        def __init__(self, scope: Any) -> None:
-            self.scope = scope
+        def __init__(self, forgotten: set[int], restore: Callable[[], None]) -> None:
+            self.forgotten, self.undo = forgotten, restore
 
         def restore(self) -> None:
-            patched.clear()
-            self.scope.restore()
+            patched.difference_update(self.forgotten)
+            self.undo()
 
-    def patch(fn: Any) -> Any:
-        module, is_launch = id(fn.__globals__), not patched
+    def patch(fn: Any) -> Scope:
+        module, is_outermost = id(fn.__globals__), not patched
         if module in patched:
-            return None
+            return Scope(set(), lambda: None)
         patched.add(module)
-        scope = original(fn)
-        return Launch(scope) if is_launch else scope
+        return Scope(patched if is_outermost else {module}, original(fn).restore)
 
     monkeypatch.setattr(interpreter, "_patch_lang", patch)
