@@ -49,9 +49,6 @@ from semipd.sched.outbox import Outbox
 from semipd.sched.scheduler import Growth, Scheduler
 from semipd.sched.sequence import Sequence
 
-LOOK_AFTER_NS = 500_000_000
-"""While a long step runs, it is looked so often whether somebody waits too long."""
-
 
 class Turn(NamedTuple):
     """Result of one tick. `wake_at_ns`: tick again by then even if nothing arrives. `idle`: nothing lives."""
@@ -92,7 +89,6 @@ class Coordinator:
         self._slow_steps = SlowSteps()
         self._next_step_id = 1
         self._held: Split | None = None
-        self._ordered_at_ns = 0
 
     def tick(self, now_ns: int, inbox: Iterable[Inbound] = ()) -> Turn:
         """One turn of the loop. Never blocks. Raises LaneFailed when a lane cannot go on."""
@@ -103,12 +99,12 @@ class Coordinator:
         self._expire(out)
         self._order(out)
         self._launch(out)
-        return Turn(out.messages, self._wake_at_ns(), self.scheduler.idle)
+        return Turn(out.messages, self._wake_at_ns(now_ns), self.scheduler.idle)
 
-    def _wake_at_ns(self) -> int | None:
+    def _wake_at_ns(self, now_ns: int) -> int | None:
         device_ns, control_ns = self.device.wake_at_ns(), self.control.wake_at_ns
         if device_ns is not None and self.scheduler.queue.num_waiting:
-            device_ns = min(device_ns, self._ordered_at_ns + LOOK_AFTER_NS)
+            device_ns = min(device_ns, self.scheduler.planning.wake_at_ns(now_ns))
         if device_ns is None or control_ns is None:
             return control_ns if device_ns is None else device_ns
         return min(device_ns, control_ns)
@@ -212,7 +208,6 @@ class Coordinator:
     def _order(self, out: Outbox) -> None:
         """Decide in which order prompts come next."""
         if self.scheduler.planning.is_due(out.now_ns):
-            self._ordered_at_ns = out.now_ns
             batch = self.decode.batch if self.scheduler.decoding else (0, 0)
             pace = prompt_pace(self.policy, self.settings, self.control, batch)
             self.scheduler.plan(pace, busy_ns((self.decode, self.prefill), pace, out.now_ns), out)

@@ -22,6 +22,8 @@ FORECAST_PAUSE_NS = 100_000_000
 TELL_EVERY_NS = 1_000_000_000
 """When those in the background will be begun changes all the time; the daemon is told so often."""
 
+SOON_NS, LOOK_AFTER_NS = 1_000_000, 500_000_000
+
 MANY = 128
 """Prompts. A plan and a forecast for a thousand take some tenths of a millisecond each."""
 
@@ -47,11 +49,20 @@ class Planning:
         self._max_late_ns = max_late_ns
         self._forecast_due_ns = 0
         self._tell_due_ns = 0
+        self._has_planned = False  # since the last forecast
         self._moved: list[Prompt] = []
         """Whose coming and going is told with the next forecast."""
 
     def is_due(self, now_ns: int) -> bool:
         return len(self._queue) > 0 and (now_ns >= self._forecast_due_ns or self._queue.plan_is_due(now_ns))
+
+    def wake_at_ns(self, now_ns: int) -> int:
+        """While a long step runs: when somebody may have to be told something."""
+        if self._has_planned and self._owes_forecast(now_ns):
+            return now_ns + SOON_NS
+        if self._queue.has_newcomers:
+            return max(self._queue.plan_due_ns, now_ns + SOON_NS)
+        return now_ns + LOOK_AFTER_NS
 
     def plan(
         self,
@@ -63,24 +74,28 @@ class Planning:
     ) -> Plan:
         """Renew what the order rests on, and decide. `busy_ns`: see PromptQueue.plan."""
         now_ns = out.now_ns
-        is_owed, has_changed = bool(self._moved), False
-        if self._queue.plan_is_due(now_ns) and not is_owed:
+        is_forecasts_turn = self._has_planned and self._owes_forecast(now_ns)
+        has_changed = False
+        if self._queue.plan_is_due(now_ns) and not is_forecasts_turn:
             moved = self._prompts.plan(sequences, begun, pace, busy_ns, now_ns)
-            self._moved, has_changed = moved, bool(moved)
-            if any(prompt.in_background for prompt in moved):
-                self._forecast_due_ns = now_ns
+            self._moved += moved
+            self._has_planned, has_changed = True, bool(moved)
             if len(self._queue) > MANY:
                 return Plan(has_changed, [])
-        if not self._moved and now_ns < self._forecast_due_ns:
+        if not self._owes_forecast(now_ns):
             return Plan(has_changed, [])
         refused = self._forecast(sequences, pace, busy_ns, out)
         return Plan(has_changed or bool(refused), refused)
+
+    def _owes_forecast(self, now_ns: int) -> bool:
+        return bool(self._moved) or now_ns >= self._forecast_due_ns
 
     def _forecast(
         self, sequences: Mapping[SeqId, Sequence], pace: Pace, busy_ns: float, out: Outbox
     ) -> Refused:
         now_ns = out.now_ns
         self._forecast_due_ns = now_ns + FORECAST_PAUSE_NS
+        self._has_planned = False
         shed = self._queue.forecast(now_ns, pace, busy_ns)
         refused = [
             (sequences[prompt.seq], self._late(prompt, drained_ns, now_ns)) for prompt, drained_ns in shed

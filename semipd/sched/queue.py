@@ -37,11 +37,15 @@ _age_key = attrgetter("age_key")
 class PromptQueue:
     """Attributes:
     num_begun, num_waiting: prompts that have their blocks, and that have not.
+    plan_due_ns: when the next plan is due.
+    has_newcomers: somebody has come since the last one.
     """
 
     def __init__(self, order: OrderName) -> None:
         self.num_begun = 0
         self.num_waiting = 0
+        self.plan_due_ns = 0
+        self.has_newcomers = False
         self._order: OrderName = order
         self._ranked: list[tuple[Rank, Prompt]] = []
         """By rank: the foreground, and those of the background that may come back."""
@@ -49,7 +53,6 @@ class PromptQueue:
         """By age."""
         self._lookups: deque[Prompt] = deque()
         """Waiting ones, by the time when their prefix was last looked up; and some that have gone."""
-        self._plan_due_ns = 0
         self._num_steps = 0  # since the background's last turn
         self._num_refused_turns = 0
 
@@ -70,7 +73,7 @@ class PromptQueue:
             self._to_background(prompt)
         else:
             insort(self._ranked, (prompt.rank, prompt))
-        prompt.is_queued = True
+        prompt.is_queued = self.has_newcomers = True
         self.num_waiting += 1
         self._lookups.append(prompt)
 
@@ -134,12 +137,13 @@ class PromptQueue:
             self._num_steps = 0
 
     def plan_is_due(self, now_ns: int) -> bool:
-        return now_ns >= self._plan_due_ns and len(self) > 0
+        return now_ns >= self.plan_due_ns and len(self) > 0
 
     def plan(self, now_ns: int, pace: Pace, busy_ns: float) -> list[Prompt]:
         """Decide anew who is in the background, after `renew`. `busy_ns`: until the next step with prompts
         may begin. Returns those who have come there, or back."""
-        self._plan_due_ns = now_ns + PLAN_PAUSE_NS + PLAN_PAUSE_PER_PROMPT_NS * len(self)
+        self.plan_due_ns = now_ns + PLAN_PAUSE_NS + PLAN_PAUSE_PER_PROMPT_NS * len(self)
+        self.has_newcomers = False
         if self._order != "deadline":
             return []
         moved = self._pass_over(now_ns)
