@@ -169,17 +169,26 @@ async def test_headers_and_keys_are_checked_before_the_body(tmp_path: Path) -> N
 
 
 async def test_refusals_are_misses_of_the_class_they_were_meant_for(tmp_path: Path) -> None:
-    settings = CHAT | {"admission.max_waiting_requests": 1, "classes.gold.ttft_ms": 5}
+    """When the queue is full, only header and key are known; what the body names, when it was read."""
+    settings = CHAT | {"admission.max_waiting_requests": 8, "admission.batch_share": 0.25}
     async with running(tmp_path, settings=settings) as daemon:
-        services = daemon.services
-        with services.enter(Service(), 1):
-            for body in ({"slo": {"class": "chat"}}, {}):
-                status, _, _ = await daemon.post({"prompt": [97], "max_tokens": 1} | body)
-                assert status == 503
+        services, body = daemon.services, {"prompt": [97], "max_tokens": 1}
+
+        async def refused(named: str | None, **more: Any) -> None:
+            headers = {"X-Semipd-Class": named} if named else {}
+            url = daemon.url + BOTH[0]
+            async with daemon.http.post(url, json=body | more, headers=headers) as response:
+                assert response.status == 503
+
+        with services.enter(Service("batch"), 1), services.enter(Service("batch"), 1):
+            await refused(None, slo={"class": "batch"})
+            with services.enter(Service(), 4), services.enter(Service(), 2):
+                await refused("chat")
+                await refused(None, slo={"class": "chat"})
         state = services.slo.snapshot(services.classes.targets)
     judged = {name: levels["requests"] for name, levels in state["classes"].items()}
-    assert sum(judged.values()) == state["requests"] == 2
-    assert judged["gold"] == judged["batch"] == 0
+    assert judged == {"default": 1, "batch": 1, "chat": 1}
+    assert (state["requests"], state["attainment"]) == (3, 0.0)
 
 
 async def test_the_command_says_what_the_body_says(
