@@ -39,9 +39,10 @@ class BlockPool:
     def allocate(self, count: int) -> list[int]:
         """Take `count` blocks; the caller has checked `num_free` and must drop what an index knew of them."""
         assert count <= len(self._free), f"{count} blocks asked, {len(self._free)} free"
-        blocks = [self._free.popitem(last=False)[0] for _ in range(count)]
+        counts, pop_first = self._counts, self._free.popitem
+        blocks = [pop_first(last=False)[0] for _ in range(count)]
         for block in blocks:
-            self._counts[block] = 1
+            counts[block] = 1
         return blocks
 
     def share(self, blocks: Iterable[int]) -> None:

@@ -78,9 +78,8 @@ class PrefixIndex:
             tokens, blocks = tokens[num_joined * size :], blocks[num_joined:]
         run.tokens += tokens
         run.blocks += blocks
-        for block in blocks:
-            self._check_unknown(block)
-            self._by_block[block] = run
+        assert self._by_block.keys().isdisjoint(blocks), f"some of the blocks {blocks} are indexed already"
+        self._by_block.update(dict.fromkeys(blocks, run))
         if is_new and blocks:
             self._hang(run)
 
@@ -173,7 +172,7 @@ class PrefixIndex:
         """Add the first blocks to the entries that have their content. Returns how many have joined."""
         found = self._follow(run.namespace if run.parent is None else run.parent, tokens, len(tokens))
         for entry, block in zip(found, blocks, strict=False):
-            self._check_unknown(block)
+            assert block not in self._by_block, f"block {block} is indexed already"
             entry.blocks.append(block)
             self._by_block[block] = run.parent = entry
         return len(found)
@@ -183,9 +182,6 @@ class PrefixIndex:
         self._known[run.key(run.tokens[: self.block_size])] = run
         if run.parent is not None:
             run.parent.num_children += 1
-
-    def _check_unknown(self, block: int) -> None:
-        assert block not in self._by_block, f"block {block} is indexed already"
 
     def _shorten(self, run: PrefixRun, block: int) -> None:
         last = run.blocks.pop()

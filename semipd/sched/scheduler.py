@@ -190,8 +190,7 @@ class Scheduler:
         num_stalled = 0
         short = [s for s in self.decoding.values() if s.decode_limit <= s.num_scheduled < s.max_computed]
         for sequence in sorted(short, key=lambda s: s.age_key) if len(short) > 1 else short:
-            if not self.memory.pool.num_free:
-                self._make_room(sequence, num_stalled, out)
+            self._make_room(sequence, num_stalled, out)
             if sequence.phase != "decoding":
                 continue
             if not self.memory.pool.num_free:
@@ -263,6 +262,8 @@ class Scheduler:
         find the prefixes computed until then. Nobody is placed past one that found no room.
         """
         chunks: list[Chunk] = []
+        if not self.queue:
+            return chunks
         may_place, was_turn = True, self.queue.is_backgrounds_turn
         for prompt in self.queue.in_order():
             sequence = self.sequences[prompt.seq]

@@ -139,7 +139,7 @@ class SimDevice:
         step = lane.queue.popleft()
         tokens, logprobs, prompt_logprobs = step.contents
         busy_ns = at_ns - step.start_ns
-        lane.finished.append(StepResult.one_each(step.step_id, tokens, busy_ns, logprobs, prompt_logprobs))
+        lane.finished.append(StepResult(step.step_id, tokens, busy_ns, logprobs, prompt_logprobs))
         if lane.queue:
             self._start(lane, at_ns)
         other = self.prefill if lane is self.decode else self.decode

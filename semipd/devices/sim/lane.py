@@ -8,7 +8,7 @@ from semipd.core.plan import Join, Segment, StepPlan, StepResult, TokenLogprobs
 from semipd.core.request import SeqId
 from semipd.core.split import LaneName
 from semipd.devices.sim.cost import CostModel, StepCost, StepWork
-from semipd.devices.sim.tokens import TABLE_SIZE, made_up_logprobs, token_table, walk_start
+from semipd.devices.sim.tokens import TABLE_SIZE, TokenRun, made_up_logprobs, token_runs, walk_start
 
 NEVER_NS = 2**62
 """When a step ends that has not begun."""
@@ -24,9 +24,9 @@ class SimResident:
     num_alternatives: int | None
     allowed: tuple[int, ...] = ()
 
-    def choose(self, token: int) -> int:
-        """`token`, or one of the allowed tokens in its place."""
-        return self.allowed[token % len(self.allowed)] if self.allowed else token
+    def choose(self, run: TokenRun) -> TokenRun:
+        """`run`, or one of the allowed tokens in its place."""
+        return (self.allowed[run[0] % len(self.allowed)],) if self.allowed else run
 
 
 @dataclass(slots=True, eq=False)
@@ -46,8 +46,10 @@ class SimStep:
     finish_ns: int = NEVER_NS
 
 
-Contents = tuple[list[int], list[TokenLogprobs | None] | None, dict[SeqId, list[TokenLogprobs]] | None]
-"""Tokens, log-probabilities and prompt log-probabilities of a step's result."""
+Logprobs = list[tuple[TokenLogprobs, ...] | None]
+
+Contents = tuple[list[TokenRun], Logprobs | None, dict[SeqId, list[TokenLogprobs]] | None]
+"""Tokens, log-probabilities and prompt log-probabilities, as in StepResult."""
 
 
 @dataclass(slots=True, eq=False)
@@ -123,7 +125,8 @@ class SimLane:
         return cost
 
     def _contents(self, plan: StepPlan) -> Contents:
-        tokens = self._batch.advance(token_table(self.vocab_size))
+        runs = token_runs(self.vocab_size)
+        tokens = self._batch.advance(runs)
         wanted = self._batch.num_alternatives
         if not plan.segments and not wanted:
             return tokens, None, None
@@ -134,18 +137,17 @@ class SimLane:
             if segment.prompt_logprobs is not None:
                 prompt_logprobs[segment.seq] = self._prompt_logprobs(resident, segment)
             if segment.sample:
-                made_up = token_table(self.vocab_size)[(resident.walk + resident.position) % TABLE_SIZE]
-                tokens.append(resident.choose(made_up))
+                tokens.append(resident.choose(runs[(resident.walk + resident.position) % TABLE_SIZE]))
                 resident.position += 1
                 wanted.append(resident.num_alternatives)
         return tokens, self._logprobs(tokens, wanted), prompt_logprobs or None
 
-    def _logprobs(self, tokens: list[int], wanted: list[int | None]) -> list[TokenLogprobs | None] | None:
+    def _logprobs(self, tokens: list[TokenRun], wanted: list[int | None]) -> Logprobs | None:
         if wanted.count(None) == len(wanted):
             return None
         return [
-            None if count is None else made_up_logprobs(token, count, self.vocab_size)
-            for token, count in zip(tokens, wanted, strict=True)
+            None if count is None else (made_up_logprobs(token, count, self.vocab_size),)
+            for (token,), count in zip(tokens, wanted, strict=True)
         ]
 
     def _prompt_logprobs(self, resident: SimResident, segment: Segment) -> list[TokenLogprobs]:
@@ -172,10 +174,10 @@ class _DecodeBatch:
         """KV tokens that the next step reads."""
         return self._base_tokens + self._num_steps * len(self.seqs)
 
-    def advance(self, table: tuple[int, ...]) -> list[int]:
+    def advance(self, runs: tuple[TokenRun, ...]) -> list[TokenRun]:
         steps = self._num_steps
         self._num_steps += 1
-        tokens = [table[(walk + steps) % TABLE_SIZE] for walk in self._walks]
+        tokens = [runs[(walk + steps) % TABLE_SIZE] for walk in self._walks]
         for idx, resident in self._restricted:
             tokens[idx] = resident.choose(tokens[idx])
         return tokens

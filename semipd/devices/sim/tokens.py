@@ -6,6 +6,9 @@ from functools import cache
 from semipd.core.plan import TokenLogprobs
 
 TABLE_SIZE = 4096
+TokenRun = tuple[int]
+"""The one token that a step of this device gives a sequence."""
+
 _MASK64 = 2**64 - 1
 
 
@@ -13,6 +16,12 @@ _MASK64 = 2**64 - 1
 def token_table(vocab_size: int) -> tuple[int, ...]:
     """TABLE_SIZE token ids in an order without pattern; a text is a walk through it."""
     return tuple(_mix(idx) % vocab_size for idx in range(TABLE_SIZE))
+
+
+@cache
+def token_runs(vocab_size: int) -> tuple[TokenRun, ...]:
+    """Each of `token_table` as a step's result has it."""
+    return tuple((token,) for token in token_table(vocab_size))
 
 
 def walk_start(seed: int) -> int:

@@ -188,7 +188,7 @@ class StepModel:
         for units, sums in totals.items():
             for power, moment in enumerate(moments):
                 factor = units**-power
-                moments[power] = [m + factor * value for m, value in zip(moment, sums, strict=True)]
+                moments[power] = [m + factor * value for m, value in zip(moment, sums)]  # noqa: B905 (as above)
         gram = [[moments[power][place] for power, place in row] for row in self._gram_places]
         return gram, [moments[power][place] for power, place in self._target_places]
 
