@@ -101,7 +101,7 @@ def latency(made: Comparison) -> str:
             return f"{p50:.0f} / {p99:.0f} / {most:.0f} ({ratio:.2f}x; {_fate(ours)})"
 
         head = (
-            f"TTFT of served requests at {load:g} times the capacity of tuned `{BASELINE}`, ms: p50 / p99 / "
+            f"TTFT of served requests at {load:g} x the capacity of tuned `{BASELINE}`, ms: p50 / p99 / "
             f"max (p99 over `{BASELINE}`'s there; share served late, share refused):"
         )
         parts.append(_by_scenario(made, head, cell))
@@ -239,7 +239,8 @@ def _summary(ours: str, theirs: str, rows: dict[str, list[float] | None]) -> str
     overall = geometric(mean_ratios(rows.values()))
     left_out = [scenario for scenario in rows if scenario not in known]
     return (
-        f"`{ours}` over `{theirs}`, {len(known)} scenarios: geometric mean {overall.as_ratio()}; lowest "
+        f"`{ours}` over `{theirs}` ({len(known)} of {len(rows)} scenarios): geometric mean "
+        f"{overall.as_ratio()}; lowest "
         f"{known[lowest].as_ratio()} ({lowest}), highest {known[highest].as_ratio()} ({highest})"
         + (f"; left out, as one of them keeps nothing: {', '.join(left_out)}" if left_out else "")
     )

@@ -246,7 +246,8 @@ def test_tables_say_what_was_found(tmp_path: Path) -> None:
     assert "10 / 200 / 400 (2.00x; 4.0% late, 3.0% refused)" in found["latency"]
     assert "| conv | 300 | 100 | 90.0% | 88.0% | 2.0% |" in found["windows"]
     assert (
-        "capacity: `predictive+deadline` over `chunked`, 2 scenarios: geometric mean 1.43x" in found["claims"]
+        "capacity: `predictive+deadline` over `chunked` (2 of 2 scenarios): geometric mean 1.43x"
+        in found["claims"]
     )
     assert "goodput at 1.5 times the capacity of `chunked`: `predictive+deadline` over" in found["claims"]
     assert "geometric mean 1.25x" in found["claims"]
