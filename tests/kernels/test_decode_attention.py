@@ -235,7 +235,7 @@ def test_random_batches(seed: int) -> None:
         assert_close(case.run(num_splits, num_sms=rng.randint(1, 16)), case.expected)
 
 
-def attend(case: Case, workspace: DecodeWorkspace, num_splits: int) -> Tensor:
+def attend(case: Case, workspace: DecodeWorkspace, num_splits: int, out: Tensor | None = None) -> Tensor:
     batch = case.batch
     return decode_attention(
         case.q,
@@ -245,6 +245,7 @@ def attend(case: Case, workspace: DecodeWorkspace, num_splits: int) -> Tensor:
         num_sms=8,
         num_splits=num_splits,
         workspace=workspace,
+        out=out,
         config=SMALL,
     )
 
@@ -300,22 +301,18 @@ def test_whoever_comes_last_merges_to_the_same_bits(seed: int, monkeypatch: pyte
 def test_two_lanes_at_once_need_a_workspace_each(
     shares_workspace: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After three programs of one lane's launch the other lane's whole launch."""
+    """Three programs of one lane's launch, the other lane's whole launch, the rest of the first."""
     first, second = Case([200, 60], kv_heads=1, seed=1), Case([100, 220, 0], kv_heads=1, seed=2)
     spaces = [poisoned_workspace(first, 4, batch=3) for _ in range(2)]
-    others, original = list[Tensor](), interpreter_builder.set_grid_idx
-
-    def set_grid_idx(x: int, y: int, z: int) -> None:
-        if x == 3 and not others:
-            grid = interpreter_builder.grid_dim
-            others.append(torch.empty(0))
-            others.append(attend(second, spaces[not shares_workspace], 4))
-            interpreter_builder.set_grid_dim(*grid)
-        original(x, y, z)
-
-    monkeypatch.setattr(interpreter_builder, "set_grid_idx", set_grid_idx)
-    mine = attend(first, spaces[0], 4)
-    errors = [relative_error(mine, first.expected), relative_error(others[1], second.expected)]
+    out, idle = torch.full_like(first.q, torch.nan), 7  # 17 tiles in 8 items: none is left for the last
+    with monkeypatch.context() as patch:
+        in_order(patch, lambda num: [0, 1, 2] + [idle] * (num - 3))
+        attend(first, spaces[0], 4, out)
+    other = attend(second, spaces[not shares_workspace], 4)
+    with monkeypatch.context() as patch:
+        in_order(patch, lambda num: [idle] * 3 + [*range(3, num)])
+        attend(first, spaces[0], 4, out)
+    errors = [relative_error(out, first.expected), relative_error(other, second.expected)]
     assert (max(errors) < 1e-5) is not shares_workspace
 
 
