@@ -35,6 +35,7 @@ def _draw_fleets(axes: Any, answer: Answer) -> None:
         own = [one for one in answer.fleets if (one.gpu, one.policy) == (row.gpu, row.policy)]
         known = sorted((one.num_gpus, min(a or 0.0 for a in one.attainments)) for one in own)
         axes.plot([num for num, _ in known], [share for _, share in known], marker="o", label=_name(row))
+    axes.set_xticks(sorted({row.num_gpus for row in answer.fleets}))
     axes.axhline(answer.question.wanted, linestyle="--", linewidth=1)
     axes.set_xlabel(f"GPUs for {answer.question.rate:.4g} requests/s")
     axes.set_ylabel("share within targets, worst seed; 0: given up")

@@ -1,21 +1,27 @@
 """The capacity planner without its simulations: what it refuses, whom it judges, what it says."""
 
+import asyncio
 import json
+import random
 import sys
+from concurrent.futures import BrokenExecutor, Executor, Future
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.seeds import each_seed
 from support.simulated import azure_file
 
 from semipd.core.errors import SemipdError
 from semipd.core.slo import NO_TARGETS, Targets
-from semipd.plan import command
+from semipd.plan import command, planning
 from semipd.plan.answer import Answer, Carried, Fleet
 from semipd.plan.question import Question, base_case, enough_requests, families, usable_rows, with_targets
 from semipd.plan.text import answer_lines
-from semipd.plan.work import Judge, split_shares
+from semipd.plan.work import Found, Judge, split_shares
+from semipd.sim.cases import Case, Result
 from semipd.sim.outcomes import ClassFigures, Outcome, figures
+from semipd.sim.policies import parse_policy
 from semipd.sim.workloads.traces import Row, Trace
 
 MANY = [(idx * 0.1, 30 + idx % 900, 1 + idx % 60) for idx in range(300)]
@@ -223,6 +229,59 @@ def test_one_seed_has_no_interval_and_none_that_keeps_targets_is_said(tmp_path: 
     text = "\n".join(answer_lines(found))
     assert "3 are not enough" in text
     assert found.to_json()["carries"][0]["rate"] == {"mean": 4.0, "low": None, "high": None}
+
+
+class AtOnce(Executor):
+    """Does the work when it is given it."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+@each_seed(range(40))
+def test_the_least_number_of_gpus_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Against trying all numbers; what several carry is not so many times what one does."""
+    chance = random.Random(seed)
+    alone, rate, pooled = chance.uniform(1, 20), chance.uniform(1, 100), chance.uniform(0.5, 1.5)
+    low = chance.randint(1, 12)
+    counts = range(low, low + chance.randint(1, 12))
+    tried: list[int] = []
+
+    def keeps(num_gpus: int) -> bool:
+        return rate / num_gpus <= alone * (pooled if num_gpus > 1 else 1.0)
+
+    def carries(case: Case, members: tuple[str, ...], near_rate: float, judge: Judge) -> Found:
+        return Found(members[0], alone, alone * 1.04, None)
+
+    def simulated(case: Case, policy: str, at_rate: float, judge: Judge) -> Result:
+        num_gpus = parse_policy(policy).num_gpus
+        assert at_rate * num_gpus == pytest.approx(rate)
+        tried.append(num_gpus)
+        return Result(figures([], 1.0, complete=keeps(num_gpus)), 0.0, 0.0, 0, 0, 0, {})
+
+    monkeypatch.setattr(planning, "carries", carries)
+    monkeypatch.setattr(planning, "simulated", simulated)
+    found = Answer(question(tmp_path, rate=rate, counts=counts, seeds=(1, 2)))
+    asyncio.run(planning.Planner(found, AtOnce(), lambda _line: None).run())
+    assert found.is_complete
+    enough = [num_gpus for num_gpus in counts if keeps(num_gpus)]
+    assert found.needed("h200", "predictive+deadline") == min(enough, default=None)
+    assert set(tried) <= set(counts)
+    assert [tried.count(num_gpus) for num_gpus in set(tried)] == [2] * len(set(tried)), "once with each seed"
+
+
+def test_a_process_that_dies_is_an_answer(tmp_path: Path) -> None:
+    class Broken(Executor):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
+            raise BrokenExecutor
+
+    with pytest.raises(SemipdError) as died:
+        asyncio.run(planning.Planner(answer(tmp_path), Broken(), lambda _line: None).run())
+    assert died.value.code == "simulation_died"
 
 
 def test_splits_that_held_hardly_are_left_out() -> None:
