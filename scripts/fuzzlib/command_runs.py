@@ -19,8 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
-from fuzzlib.command_cases import Case, make_case
+from fuzzlib.command_cases import Case, Command, make_case
 from semipd.command_line.exit_codes import EXITS, INTERRUPTED, TERMINATED
 from semipd.system.children import kill_group
 
@@ -52,7 +53,7 @@ def run_cases(
 ) -> dict[str, Tally]:
     """`places`: sockets by what is there. Writes below `folder`."""
     files = odd_files(folder / "files")
-    tallies = {command: Tally() for command in ("daemon", "client", "top")}
+    tallies = {command: Tally() for command in get_args(Command)}
 
     def run(idx: int) -> tuple[int, Case, int | None, bytes, float]:
         case = make_case(seed, idx, places, files)
