@@ -122,6 +122,34 @@ def test_nobody_waits_longer_than_the_setting_says_whatever_was_predicted() -> N
     assert 3 in run.tokens
 
 
+def test_who_comes_just_after_a_plan_is_looked_at_as_soon_as_another_may_be_made() -> None:
+    """Whatever runs for how long."""
+    settings = default_engine_settings(device="fake", prefill_chunk_tokens=50)
+    run = Run(FakeDevice(latency=lambda lane, plan: 10_000 * MS), settings)
+    coordinator = run.coordinator
+    coordinator.tick(0, [Submit(timely(seq, run)) for seq in (1, 2)])
+    assert coordinator.tick(MS).wake_at_ns == 501 * MS
+    wake_at_ns = coordinator.tick(2 * MS, [Submit(timely(3, run))]).wake_at_ns
+    assert wake_at_ns is not None
+    assert wake_at_ns <= 6 * MS
+
+
+def test_plans_that_are_due_all_the_time_put_no_forecast_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that is always late, with more requests than one turn pays for."""
+    monkeypatch.setattr(planning, "MANY", 5)
+    run = Run(FakeDevice(latency=lambda lane, plan: 10_000 * MS), default_engine_settings(
+        device="fake", max_late_s=0.5, prefill_chunk_tokens=20,
+    ))  # fmt: skip
+    run.coordinator.tick(0, [Submit(timely(seq, run, tokens=20)) for seq in range(1, 20)])
+    told = [
+        message
+        for now_ms in range(50, 900, 50)
+        for message in run.coordinator.tick(now_ms * MS).outbox
+        if isinstance(message, Finished)
+    ]
+    assert [message.code for message in told] == ["late"] * 18
+
+
 def test_a_late_answer_keeps_its_time_to_come_again_over_the_link() -> None:
     sent = Finished(SeqId(1), "error", code="late", message="m", hint="h", retry_after_s=7.5)
     assert outbound_from_wire(msgpack.unpackb(msgpack.packb(outbound_to_wire(sent)))) == sent

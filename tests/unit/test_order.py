@@ -183,6 +183,20 @@ def test_in_the_background_who_is_late_goes_before_who_has_no_target_and_is_not_
     assert served(queue_of("deadline", [late, *patient], 2_000_000)) == [4, 2, 1, 3]
 
 
+@pytest.mark.parametrize(("tokens", "comes_back"), [(80, True), (85, False)])
+def test_who_is_in_the_background_needs_some_room_to_spare_to_come_back(
+    tokens: int, comes_back: bool
+) -> None:
+    first, other = prompt(1, 100, due_ms=100), prompt(2, tokens, due_ms=101)
+    queue = queue_of("deadline", [first, other])
+    assert not other.in_background
+    assert first.in_background
+    queue.remove(other)
+    first.new_tokens = tokens
+    queue.plan(0, PACE, 0.0)
+    assert first.in_background != comes_back
+
+
 def test_nobody_is_given_up_by_step_times_that_are_not_known() -> None:
     late = prompt(1, 500, due_ms=100)
     queue = queue_of("deadline", [])
@@ -197,8 +211,10 @@ def test_nobody_is_given_up_by_step_times_that_are_not_known() -> None:
 def test_who_was_answering_comes_first_and_who_has_no_target_last(order: OrderName) -> None:
     resumed = prompt(3, 90, arrival_ns=7, due_ms=1)
     resumed.is_answering = True
-    queue = queue_of(order, [prompt(1, 5, due_ms=None), prompt(2, 5, arrival_ns=9), resumed])
-    assert served(queue) == [3, 2, 1]
+    behind = prompt(4, 90, arrival_ns=8)
+    behind.is_answering = behind.stays_behind = True
+    queue = queue_of(order, [prompt(1, 5, due_ms=None), prompt(2, 5, arrival_ns=9), resumed, behind])
+    assert served(queue) == [3, 2, 4, 1]
 
 
 @pytest.mark.parametrize("order", ORDERS)
