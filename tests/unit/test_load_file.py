@@ -1,8 +1,11 @@
 """The file of a recorded load: written in whole lines, read up to a cut, and what is no such file refused."""
 
 import errno
+import io
 import json
 import os
+import sys
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +13,7 @@ import pytest
 from benchlib.load import traces as bench_traces
 
 from semipd.commands.load_writer import LoadWriter
-from semipd.commands.record import size
+from semipd.commands.record import Progress, size
 from semipd.core.errors import SemipdError
 from semipd.core.slo import Targets
 from semipd.core.state.load import LoadFacts, RecordedRequest
@@ -82,7 +85,10 @@ def test_a_cut_file_is_readable_up_to_the_cut(tmp_path: Path) -> None:
     rows = read_load(tmp_path / "whole").rows
     header = whole.index(b"\n") + 1
     path = tmp_path / "cut"
-    for length in range(len(whole) + 1):
+    ends = {at + more for at, byte in enumerate(whole) if byte == ord("\n") for more in (0, 1, 2)}
+    for length in sorted(ends | set(range(0, len(whole), 11))):
+        if length > len(whole):
+            continue
         path.write_bytes(whole[:length])
         if length < header - 1:
             with pytest.raises(SemipdError) as refused:
@@ -184,6 +190,39 @@ def test_a_recording_is_never_overwritten_and_its_owners_alone(tmp_path: Path) -
     with pytest.raises(SemipdError) as refused:
         recorded(path)
     assert refused.value.code == "file_exists"
+
+
+def test_progress_is_for_terminals_and_ends_no_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        has_gone = False
+
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, text: str) -> int:
+            if self.has_gone:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().write(text)
+
+    terminal, pipe = Terminal(), io.StringIO()
+    with LoadWriter(tmp_path / "load", 2**20, time.time) as writer:
+        writer.begin(FACTS)
+        writer.frame(LoadFrame(None, [request(1001.0, 64, 1, [5])], lost=3))
+        progress = Progress(writer)
+        monkeypatch.setattr(sys, "stderr", pipe)
+        progress.show("; waiting")
+        progress.clear()
+        assert pipe.getvalue() == ""
+        monkeypatch.setattr(sys, "stderr", terminal)
+        progress.show("")
+        progress.show("")
+        assert terminal.getvalue().startswith("\r\x1b[K1 requests, 3 lost in 0:0")
+        assert terminal.getvalue().count("requests") == 1, "once a second"
+        terminal.has_gone = True
+        progress.show("; waiting")
+        progress.clear()
 
 
 def test_sizes() -> None:
