@@ -135,6 +135,17 @@ async def test_targets_change_what_is_judged_and_decided() -> None:
     assert by_kind(after.events)["slo_changed"][0]["data"]["tpot_ms"] == 1.0
 
 
+async def test_targets_of_a_class_change_what_is_judged() -> None:
+    demo = world()
+    demo.advance(60.0)
+    answer = await demo.operator.set_slo(service_class="documents", ttft_ms=0.001, ttft_ms_per_1k_tokens=0.0)
+    assert answer["classes"]["documents"]["targets"]["ttft_ms"] == 0.001
+    after = demo.advance(1.0).frame
+    levels = after.state["slo"]["classes"]["documents"]
+    assert (levels["requests"] > 0, levels["attainment"]) == (True, 0.0)
+    assert by_kind(after.events)["slo_changed"][0]["data"]["service_class"] == "documents"
+
+
 async def test_cancelling() -> None:
     demo = world()
     demo.advance(60.0)
