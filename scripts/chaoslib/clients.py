@@ -16,6 +16,7 @@ from semipd.core.errors import SemipdError
 
 REFUSALS = {
     "overloaded",
+    "late",
     "rate_limited",
     "too_many_connections",
     "engine_not_ready",
