@@ -137,7 +137,7 @@ async def test_targets_change_what_is_judged_and_decided() -> None:
 
 async def test_targets_of_a_class_change_what_is_judged() -> None:
     demo = world()
-    demo.advance(60.0)
+    demo.advance(100.0)
     answer = await demo.operator.set_slo(service_class="documents", ttft_ms=0.001, ttft_ms_per_1k_tokens=0.0)
     assert answer["classes"]["documents"]["targets"]["ttft_ms"] == 0.001
     after = demo.advance(1.0).frame
