@@ -65,6 +65,7 @@ def _failed(items: list[Item]) -> list[Item]:
     assert isinstance(last, Seen)
     engine: EngineState = {
         "state": "failed",
+        "pid": None,
         "phase": None,
         "attempt": 5,
         "backoff_left_s": None,

@@ -93,6 +93,7 @@ _PARTITION: PartitionState = {
 
 _ENGINE: EngineState = {
     "state": "ready",
+    "pid": 4242,
     "phase": None,
     "attempt": None,
     "backoff_left_s": None,

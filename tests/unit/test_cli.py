@@ -110,6 +110,7 @@ READY = {
     "backoff_left_s": None,
     "why": None,
     "hint": None,
+    "pid": 4242,
     "restarts": 0,
 }
 

@@ -52,10 +52,11 @@ class StartPhase(TypedDict):
 
 
 class EngineState(TypedDict):
-    """`phase` while one starts, `why` and `attempt` while it is replaced, `why` and `hint` when it was given
-    up."""
+    """`pid` of the process there is; `phase` while one starts, `why` and `attempt` while it is replaced,
+    `why` and `hint` when it was given up."""
 
     state: EngineStage
+    pid: int | None
     phase: StartPhase | None
     attempt: int | None
     backoff_left_s: float | None

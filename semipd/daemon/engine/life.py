@@ -78,6 +78,11 @@ class EngineLife(ABC):
     def timeline(self) -> list[PhaseTime]:
         """Of the last start."""
 
+    @property
+    @abstractmethod
+    def pid(self) -> int | None:
+        """Of the engine process; None: there is none."""
+
     @abstractmethod
     def _phase(self) -> StartPhase | None:
         """What a start is busy with."""
@@ -110,6 +115,7 @@ class EngineLife(ABC):
         why = self.failure or (self.outage.why if self.outage else None)
         return {
             "state": self.state,
+            "pid": self.pid,
             "phase": self._phase(),
             "attempt": self.outage.attempt if self.outage else None,
             "backoff_left_s": self._backoff_left_s(),

@@ -176,6 +176,10 @@ class Supervisor(EngineLife):
         """When the engine last answered a question (time.monotonic)."""
         return self._run.last_answer_s if self._run is not None else None
 
+    @property
+    def pid(self) -> int | None:
+        return None if self._run is None else self._run.pid
+
     def _phase(self) -> StartPhase | None:
         if self._run is None or self.state not in ("starting", "restarting") or self._backoff_left_s():
             return None

@@ -184,6 +184,10 @@ class DemoEngine(EngineLife):
     def _factor(self) -> float:
         return WARM_FACTOR if self.ready is not None else 1.0
 
+    @property
+    def pid(self) -> int | None:
+        return None
+
     def _phase(self) -> StartPhase | None:
         if self.state == "ready" or self._backoff_left_s():
             return None
