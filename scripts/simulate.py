@@ -12,6 +12,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from simlib.compiled import is_compiled
+
 from semipd.core.errors import SemipdError
 from semipd.sim.cases import Case, Result, run_case
 from semipd.sim.outcomes import PERCENTILES
@@ -77,8 +79,9 @@ def report(case: Case, result: Result) -> list[str]:
         lines.append(f"{name:<13}{''.join(f'{values.get(column, 0.0):11.2f}' for column in columns)}")
     if result.split_held_s:
         lines.append(f"split        {result.split_changes} changes; held " + _held(result.split_held_s))
+    steps = f"{result.num_steps} steps{', compiled' if is_compiled() else ''}"
     lines.append(
-        f"simulated in {result.wall_s:.1f} s ({result.cpu_s:.1f} s of one core, {result.num_steps} steps; an "
+        f"simulated in {result.wall_s:.1f} s ({result.cpu_s:.1f} s of one core, {steps}; an "
         f"hour at this rate: {result.cpu_s * HOUR_S / case.window_s:.0f} s)"
     )
     return lines

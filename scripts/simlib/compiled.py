@@ -9,8 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mypy.version
-
 COMPILED = (
     "memory/*.py",
     "sched/*.py",
@@ -70,6 +68,8 @@ def is_compiled() -> bool:
 
 def _digest(package: Path) -> str:
     """Of everything the copy depends on."""
+    import mypy.version  # only who compiles needs it
+
     digest = hashlib.sha256(f"{COMPILED} {mypy.version.__version__} {sys.version}".encode())
     for path in sorted(package.rglob("*.py")):
         digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
