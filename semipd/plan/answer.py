@@ -7,7 +7,7 @@ from typing import Any
 
 from semipd import __version__
 from semipd.plan.question import Question
-from semipd.plan.work import Found, split_shares
+from semipd.plan.work import STEP, Found, split_shares
 from semipd.sim.statistics import Interval, interval
 
 FORMAT = "semipd plan"
@@ -110,6 +110,7 @@ class Answer:
                 "gpu_counts": [question.counts.start, question.counts.stop - 1],
                 "seeds": list(question.seeds),
                 "window_s": case.window_s,
+                "rate_step": STEP,
             },
             "carries": [asdict(row) | {"rate": _bounds(row.rate)} for row in self.carried],
             "fleets": [asdict(row) for row in self.fleets],

@@ -60,7 +60,27 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--version", action="version", version=f"semipd-plan {__version__}")
     parser.add_argument("--completion", choices=SHELLS, help="print a shell's completion script")
-    load = parser.add_argument_group("the load")
+    _add_load(parser.add_argument_group("the load"))
+    _add_servers(parser.add_argument_group("what serves it"))
+    how = parser.add_argument_group("how closely")
+    how.add_argument("--seeds", type=whole_number(1, 10), default=3, metavar="N", help="default: 3")
+    how.add_argument(
+        "--window",
+        type=number(10.0, 86400.0),
+        default=180.0,
+        metavar="S",
+        help="seconds of arrivals in each simulation, at least; default: 180",
+    )
+    how.add_argument(
+        "--jobs", type=whole_number(1, 256), metavar="N", help="processes; default: one for each core"
+    )
+    out = parser.add_argument_group("the answer")
+    out.add_argument("--json", type=Path, metavar="FILE", help="as JSON; -: to standard output, alone")
+    out.add_argument("--png", type=Path, metavar="FILE", help="as a picture; needs matplotlib")
+    return parser
+
+
+def _add_load(load: argparse._ArgumentGroup) -> None:
     load.add_argument(
         "--trace", type=Path, metavar="FILE", help="of `semipd-daemon record`, or a public trace (needed)"
     )
@@ -78,7 +98,9 @@ def _parser() -> CommandParser:
         metavar="PCT",
         help="of the requests must keep their targets, 50 to 99.9; default: 90",
     )
-    what = parser.add_argument_group("what serves it")
+
+
+def _add_servers(what: argparse._ArgumentGroup) -> None:
     what.add_argument("--gpu", nargs="+", metavar="NAME", help="h200, h100, a100 (needed)")
     what.add_argument("--model", metavar="NAME", help="such as llama-3-8b (needed)")
     what.add_argument("--profile", type=Path, metavar="FILE", help="measured values, see docs/policies.md")
@@ -97,22 +119,6 @@ def _parser() -> CommandParser:
         help="predictive, paper, prefill-first, chunked[:TOKENS], fixed[:DECODE_SMS], each perhaps with "
         "+fcfs, +cost or +deadline; default: predictive chunked; what has no number is tuned",
     )
-    how = parser.add_argument_group("how closely")
-    how.add_argument("--seeds", type=whole_number(1, 10), default=3, metavar="N", help="default: 3")
-    how.add_argument(
-        "--window",
-        type=number(10.0, 86400.0),
-        default=180.0,
-        metavar="S",
-        help="seconds of arrivals in each simulation, at least; default: 180",
-    )
-    how.add_argument(
-        "--jobs", type=whole_number(1, 256), metavar="N", help="processes; default: one for each core"
-    )
-    out = parser.add_argument_group("the answer")
-    out.add_argument("--json", type=Path, metavar="FILE", help="as JSON; -: to standard output, alone")
-    out.add_argument("--png", type=Path, metavar="FILE", help="as a picture; needs matplotlib")
-    return parser
 
 
 def _targets(text: str) -> Targets:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from semipd.plan.answer import Answer, Carried, Fleet
 from semipd.plan.question import Question, percent
+from semipd.plan.work import STEP
 from semipd.sim.statistics import Interval
 
 
@@ -39,7 +40,8 @@ def _head(question: Question) -> list[str]:
     recorded = f", {trace.recorded_rate:.3g} requests/s as recorded" if trace.recorded_rate else ""
     lines = [
         f"Simulated, not measured: {case.model}, {case.profile or 'built-in'} profile, seeds "
-        f"{question.seeds[0]} to {question.seeds[-1]}, {case.window_s:g} s of arrivals each or longer.",
+        f"{question.seeds[0]} to {question.seeds[-1]}, {case.window_s:g} s of arrivals each or longer, "
+        f"rates to {STEP:.0%}.",
         f"{trace.name}: {len(rows)} requests{recorded}, {prompt:.0f} prompt and {output:.0f} output tokens "
         f"on average; targets (TTFT/TPOT) {targets}.",
     ]

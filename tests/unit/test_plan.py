@@ -189,6 +189,7 @@ def test_the_answer_says_what_it_is_made_of(tmp_path: Path) -> None:
     text = "\n".join(answer_lines(found))
     said = (
         "Simulated, not measured: llama-3-8b, built-in profile, seeds 1 to 3, 60 s",
+        "rates to 4%",
         "targets (TTFT/TPOT) 500/25 ms",
         "90 % within targets",
         "11 [8.52, 13.5]",
