@@ -245,8 +245,7 @@ class _Maker:
             return [verb, "--model", "/nonexistent/model", "--socket", self._places["missing"], *more], False
         where = self._where(place)
         if verb == "record":
-            file = rng.choice((self._own_file(), f"{self._own_file()}.new", "-", "-"))
-            return [verb, file, *where, *self._options(("--for", TIMES), ("--max-size", NUMBERS))], True
+            return self._record(where), True
         if verb == "status":
             return [verb, *where, *self._options(*common, ("--json", ()))], False
         if verb == "slo":
@@ -266,6 +265,10 @@ class _Maker:
             *words,
             *self._options(("--now", ()) if verb == "stop" else ("--wait", ())),
         ], False
+
+    def _record(self, where: Sequence[str]) -> list[str]:
+        file = self._rng.choice((self._own_file(), f"{self._own_file()}.new", "-", "-"))
+        return ["record", file, *where, *self._options(("--for", TIMES), ("--max-size", NUMBERS))]
 
     def _partition(self, where: Sequence[str]) -> list[str]:
         action = self._rng.choice(("show", "set", "off", "auto", "shwo"))
