@@ -228,10 +228,18 @@ class Coordinator:
             self._launch_without_a_lane(self._held, prefill_busy, out)
             return
         choice = self.control.choose(out.now_ns, prefill_busy, decode_busy, self._work_getter(out))
-        if choice.merged_tokens:
+        if not self._has_units(self.decode, choice.split):
+            self._decode_beside_prefill(out)
+        elif choice.merged_tokens:
             self._launch_merged(choice.merged_tokens, out)
-            return
-        self._launch_apart(choice.split, prefill_busy, out)
+        else:
+            self._launch_apart(choice.split, prefill_busy, out)
+
+    def _decode_beside_prefill(self, out: Outbox) -> None:
+        """Until the prefill lane's step ends, decode goes on under the split of the step launched last:
+        streams shall not stand still for the time of a chunk whenever the split changes."""
+        if self.scheduler.decoding and self._may_launch(self.decode, self.split):
+            self._launch_step(self.decode, self.split, *self.scheduler.take_decodes(out), [], out)
 
     def _launch_without_a_lane(self, split: Split, prefill_busy: bool, out: Outbox) -> None:
         """Prompts do not wait for a prefill lane that has lost no chunk: the decode lane takes them too."""
@@ -269,13 +277,13 @@ class Coordinator:
             self._launch_step(self.decode, self.device.info.solo_decode, decodes, grown, chunks, out)
 
     def _may_launch(self, state: LaneState, split: Split) -> bool:
-        """Room in the lane, and no unit that a step in flight on the other lane still holds."""
-        if not state.has_room:
-            return False
-        units = state.units(split)
+        return state.has_room and state.units(split) > 0 and self._has_units(state, split)
+
+    def _has_units(self, state: LaneState, split: Split) -> bool:
+        """No step in flight on the other lane holds a unit that this one would have."""
         makes_room = state is self.decode and split.prefill_units > 0 and self.device.info.prefill_moves
         held = 0 if makes_room else self._units_of_other(state)
-        return units > 0 and units + held <= self.device.info.num_units
+        return state.units(split) + held <= self.device.info.num_units
 
     def _units_of_other(self, state: LaneState) -> int:
         """Units that steps in flight on the other lane hold."""

@@ -75,6 +75,7 @@ class Deciding:
             joining_tokens=work.joining_tokens,
             prompts=work.prompts,
             busy_prefill_ms=work.busy_prefill_ms,
+            streams=work.streams,
             prefill_duty=self.duty,
             chunk_tokens=self._settings.prefill_chunk_tokens,
             merge_tokens=self._settings.merge_tokens,

@@ -3,6 +3,7 @@
 Times are milliseconds unless the name says otherwise; "units" are SMs or cores (`SplitTable.unit`).
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -38,12 +39,34 @@ class StepRecord(NamedTuple):
 
 
 class WaitingPrompt(NamedTuple):
-    """A prompt whose first token is still to come: tokens to compute, tokens before them (computed or
-    found as a prefix), and how long ago it arrived."""
+    """A prompt with tokens to compute.
+
+    Attributes:
+        prior_tokens: before those: computed, or found as a prefix.
+        age_ms: since it arrived.
+        due_ms: until its first token is due, negative when it is late; infinite when nothing is lost by
+            waiting: no target, the token has come already, or the order computes it in the background.
+    """
 
     new_tokens: int
     prior_tokens: int
     age_ms: float
+    due_ms: float = math.inf
+
+
+class Streams(NamedTuple):
+    """Requests that decode and share targets; a list has one entry per request.
+
+    Attributes:
+        tpot_ms: mean time per token; None: no target.
+        itl_ms: most time between two tokens; None: no target.
+        slacks_ms: rising: by how much each is ahead of its due time, first token + tokens since x `tpot_ms`
+            (by how much behind, where negative); zeros without `tpot_ms`.
+    """
+
+    tpot_ms: float | None
+    itl_ms: float | None
+    slacks_ms: tuple[float, ...]
 
 
 class Observed(NamedTuple):
@@ -123,6 +146,7 @@ class Work(NamedTuple):
     prompts: tuple[WaitingPrompt, ...]
     seqs: tuple[SeqId, ...]
     busy_prefill_ms: float
+    streams: tuple[Streams, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +162,7 @@ class Snapshot:
         prompts: in the order in which they will be computed: those begun, then the waiting ones. A long
             queue is cut: see engine.work.
         busy_prefill_ms: what is left of the prefill step in flight, as predicted.
+        streams: what decodes and has targets for its gaps.
         prefill_duty: share of the decode lane's busy time in which the prefill lane was busy too, over
             the last seconds; 1 when unknown.
         chunk_tokens: most prompt tokens in one prefill step.
@@ -156,6 +181,7 @@ class Snapshot:
     joining_tokens: int = 0
     prompts: tuple[WaitingPrompt, ...] = ()
     busy_prefill_ms: float = 0.0
+    streams: tuple[Streams, ...] = ()
     prefill_duty: float = 1.0
     chunk_tokens: int = 512
     merge_tokens: int = 0

@@ -251,7 +251,7 @@ SIMULATING_FILES = (
     "policies",
     "cases",
 )
-OWN_FILES = {"paper": ("paper.py",), "predictive": ("predictive.py", "forecast.py")}
+OWN_FILES = {"paper": ("paper.py",), "predictive": ("predictive.py", "forecast.py", "gaps.py")}
 """Of `partition/policies`: they decide nothing under any other policy."""
 
 

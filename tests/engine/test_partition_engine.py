@@ -1,6 +1,7 @@
 """Partition control inside the coordinator, on the fake device: units move, tokens never change."""
 
 import random
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -57,8 +58,8 @@ class Load:
             max_tokens=output,
             arrival_ns=self.run.now_ns,
         )
-        self.requests[r.seq] = r
-        return Submit(r)
+        self.requests[r.seq] = replace(r, targets=self.run.coordinator.control.slo.targets)
+        return Submit(self.requests[r.seq])
 
     def keep(self, until_ns: int, decoding: int, prompt: int, waiting: int = 2) -> None:
         while self.run.now_ns < until_ns:
@@ -76,7 +77,7 @@ class Load:
 
 def test_units_follow_a_changing_load_and_events_show_it() -> None:
     """Tight TPOT: with one sequence few units suffice, with forty they do not, and back."""
-    run = Run(FakeDevice(latency=narrow_decode), settings(slo_tpot_ms=6.0, slo_ttft_ms=5000.0), check=False)
+    run = Run(FakeDevice(latency=narrow_decode), settings(slo_tpot_ms=6.0, slo_ttft_ms=30.0), check=False)
     load = Load(run)
     load.keep(2_000 * MS, decoding=1, prompt=60)
     light = run.coordinator.control.status(run.now_ns)["shared"]["split"]
@@ -90,7 +91,7 @@ def test_units_follow_a_changing_load_and_events_show_it() -> None:
     assert {tuple(light), tuple(heavy), tuple(again)} <= set(seen)
     changes = [e for e in run.events if e.kind == "split_changed"]
     by_policy = [e for e in changes if e.data["rule"] == "policy predictive"]
-    assert any("decode" in str(e.data["reason"]) and "units" in str(e.data["reason"]) for e in by_policy)
+    assert any("streams use" in str(e.data["reason"]) for e in by_policy)
     assert all(cast(float, e.data["switch_ms"]) >= 0 for e in changes)
     status = run.coordinator.control.full_status(run.now_ns)
     assert status["switch_ms"]["count"] == len(changes)
@@ -119,6 +120,32 @@ def test_merged_steps_replace_the_split_when_both_targets_are_easy() -> None:
     load.keep(2_500 * MS, decoding=4, prompt=50)
     assert control.status(run.now_ns)["shared"]["merged_tokens"] == 0, "a merged step is too slow now"
     load.check()
+
+
+@pytest.mark.parametrize(
+    "change", [SetPartition(1, "off", "ann"), SetPartition(1, "fixed", "ann", decode_units=12)]
+)
+def test_streams_go_on_beside_a_long_chunk_when_the_split_changes(change: SetPartition) -> None:
+    """The units that decode shall have are held by a step of 800 ms: until it ends it keeps those it has."""
+    run = Run(
+        FakeDevice(
+            latency=lambda lane, plan: (800 if lane == "prefill" and plan.segments[0].length > 50 else 2) * MS
+        ),
+        settings(partition_mode="fixed", prefill_units=8),
+        check=False,
+    )
+    run.tick([Submit(request(1, [7] * 5, max_tokens=900))])
+    while not run.coordinator.scheduler.decoding:
+        run.tick()
+    run.tick([Submit(request(2, [9] * 60, max_tokens=5))])
+    while not run.coordinator.prefill.inflight:
+        run.tick()
+    run.tick([change])
+    before, began_ns = run.coordinator.decode.num_steps, run.now_ns
+    while run.coordinator.prefill.inflight:
+        run.tick()
+    assert run.now_ns - began_ns > 700 * MS
+    assert run.coordinator.decode.num_steps - before > 300
 
 
 def test_an_override_takes_effect_between_two_steps_and_expires() -> None:

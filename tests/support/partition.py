@@ -5,7 +5,7 @@ from typing import Any
 
 from semipd.core.slo import Slo
 from semipd.core.split import Split
-from semipd.partition.interface import Line, Snapshot, WaitingPrompt
+from semipd.partition.interface import Line, Snapshot, Streams, WaitingPrompt
 from semipd.partition.table import SplitTable
 
 NUM_UNITS = 16
@@ -45,6 +45,7 @@ class KnownTimes:
 
 
 def snapshot(**fields: Any) -> Snapshot:
+    """Every sequence that decodes is exactly in time unless `streams` says otherwise."""
     base = Snapshot(
         now_ns=0,
         table=TABLE,
@@ -55,11 +56,17 @@ def snapshot(**fields: Any) -> Snapshot:
         context_tokens=1000,
         chunk_tokens=100,
     )
-    return replace(base, **fields)
+    found = replace(base, **fields)
+    return found if "streams" in fields else replace(found, streams=streams(found.num_decodes))
 
 
 def prompts(*lengths: int, age_ms: float = 0.0) -> tuple[WaitingPrompt, ...]:
-    return tuple(WaitingPrompt(length, 0, age_ms) for length in lengths)
+    """Due when they are as old as the SLO's target."""
+    return tuple(WaitingPrompt(length, 0, age_ms, SLO.ttft_ms - age_ms) for length in lengths)
+
+
+def streams(num: int, slack_ms: float = 0.0, itl_ms: float | None = None) -> tuple[Streams, ...]:
+    return (Streams(SLO.tpot_ms, itl_ms, (slack_ms,) * num),)
 
 
 SLO = Slo(ttft_ms=500.0, tpot_ms=20.0, percentile=90.0, window_s=60.0)
