@@ -15,6 +15,15 @@ from semipd.daemon.model.files import DEMO_FOLDER
 
 HEAD = json.dumps({"__metadata__": {"a": "b"}, "x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}})
 WHOLE = len(HEAD).to_bytes(8, "little") + HEAD.encode() + bytes(8)
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 400,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+}
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
 
 
@@ -66,6 +75,7 @@ def test_refused_before_the_engine_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = model_folder(tmp_path / "model")
+    (folder / "config.json").write_text(json.dumps(LLAMA))
     spoil(folder)
     monkeypatch.setattr("semipd.daemon.app.Daemon", lambda *_: pytest.fail("the daemon goes on"))
     where = ["--socket", str(tmp_path / "s.sock"), "--port", "0"]

@@ -176,7 +176,8 @@ def test_the_answer_names_what_to_look_at() -> None:
     assert plain.hint.startswith("Look at the checkpoint and engine.dtype (float16")
     assert tuned.hint.startswith("Look at repetition_penalty 0.001, logit_bias (2 tokens), then at the check")
     events = [(e.kind, e.data.get("reason")) for e in run.events if e.seq == 1]
-    assert events == [("queued", None), ("admitted", None), ("finished", "error")]
+    waits = ("to_background", "no_target")
+    assert events == [("queued", None), waits, ("admitted", None), ("finished", "error")]
 
 
 def test_allowed_tokens_are_all_that_is_chosen() -> None:
