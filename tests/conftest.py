@@ -17,6 +17,8 @@ os.environ["XDG_STATE_HOME"] = _state.name
 
 # A shell starts background jobs with SIGINT ignored, and children would inherit that: no Ctrl-C for them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# nohup does the same with SIGHUP
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 FIRST = ("test_terminal.py", "test_worker_restart_cpu.py", "test_resume_cpu.py", "test_cpu_device.py")
 """Files that take longest: begun last, one of them would run alone at the end."""
